@@ -1,0 +1,116 @@
+"""Whether the teacher is the trained network that it is taken for."""
+
+import math
+
+from audits.checks import Verdict, audit, failed, passed, undecided
+from audits.events import Trace
+
+DOUBT = 1e-3
+"Probability under which the observed number of right answers is taken to contradict a rate."
+
+
+@audit(
+    "KD104",
+    severity="error",
+    phase="static",
+    mend="load with strict=True and raise when the checkpoint is missing; never go on with a teacher not loaded",
+)
+def teacher_provenance(trace: Trace) -> Verdict:
+    """The teacher that answers is the checkpoint that was meant, whole.
+
+    Fails when not every parameter and buffer of the teacher is bitwise the declared checkpoint's at the moment the
+    watch begins; no route of loading matters, only what is there.
+    """
+    if trace.teacher is None:
+        return undecided("no-teacher-seen", "no teacher was declared", "teacher=")
+    found = trace.provenance
+    if found is None:
+        return undecided(
+            "intent-unknown",
+            "which weights the teacher should hold was not declared",
+            "teacher_weights=torch.load(path)",
+        )
+    share = found.equal / max(1, found.total)
+    if not found.differing:
+        return passed("the teacher is the declared checkpoint, bitwise", {"loaded_fraction": 1.0})
+    return failed(
+        f"only {share:.1%} of the teacher's numbers are those of the declared checkpoint; "
+        f"{len(found.differing)} tensors differ, first {found.differing[0]}",
+        {"loaded_fraction": share, "differing": found.differing[:10], "differing_count": len(found.differing)},
+        trace.declared_at,
+    )
+
+
+def _log_tail(hits: int, n: int, rate: float) -> float:
+    """Return P(X <= hits) for X binomial(n, rate); exact, in logarithms, since scipy may not be at hand here."""
+    if hits >= n:
+        return 1.0
+    terms = [
+        math.lgamma(n + 1)
+        - math.lgamma(k + 1)
+        - math.lgamma(n - k + 1)
+        + k * math.log(rate)
+        + (n - k) * math.log1p(-rate)
+        for k in range(hits + 1)
+    ]
+    top = max(terms)
+    return min(1.0, math.exp(top) * math.fsum(math.exp(t - top) for t in terms))
+
+
+def at_most(hits: int, n: int, rate: float) -> float:
+    """Return the probability of at most `hits` right answers out of n if each is right with probability `rate`."""
+    return _log_tail(hits, n, rate)
+
+
+def at_least(hits: int, n: int, rate: float) -> float:
+    """Return the probability of at least `hits` right answers out of n if each is right with probability `rate`."""
+    return _log_tail(n - hits, n, 1 - rate)
+
+
+@audit(
+    "KD303",
+    severity="error",
+    phase="burn-in",
+    follows="KD104",
+    mend="check the teacher's loading and the preprocessing of what it is fed",
+)
+def teacher_above_chance(trace: Trace) -> Verdict:
+    """A teacher knows more than the commonest label.
+
+    With c the share of the commonest label seen and the threshold c + min(c, (1 - c) / 10): fails when the observed
+    accuracy would have a probability below 0.001 at the threshold, passes when it is as surely above.
+    """
+    if trace.teacher is None:
+        return undecided("no-teacher-seen", "no teacher was declared", "teacher=")
+    if trace.hits is None:
+        return undecided("intent-unknown", "the labels of the batches were not shown", "w.labels(y) in the loop")
+    right, n = int(trace.hits.right), int(trace.hits.by_class.sum())
+    chance = int(trace.hits.by_class.max()) / n
+    threshold = chance + min(chance, (1 - chance) / 10)
+    observed = {"accuracy": right / n, "labels": n, "chance": chance, "threshold": threshold}
+    if threshold >= 1:
+        return undecided("out-of-scope", "all labels seen are the same", observed=observed)
+    if at_most(right, n, threshold) < DOUBT:
+        return failed(
+            f"the teacher is right on {right / n:.1%} of {n} labels, and the commonest label alone on {chance:.1%}",
+            observed,
+            trace.declared_at,
+        )
+    if at_least(right, n, threshold) < DOUBT:
+        return passed(f"the teacher is right on {right / n:.1%} of {n} labels, chance {chance:.1%}", observed)
+    return undecided(
+        "too-few-labels",
+        f"{right} of {n} right decides nothing against {threshold:.1%}; at this rate about "
+        f"{_labels_needed(right / n, threshold)} labels would",
+        "burn_in= (more steps)",
+        observed,
+    )
+
+
+def _labels_needed(rate: float, threshold: float) -> str:
+    for power in range(4, 21):
+        n = 2**power
+        hits = round(rate * n)
+        if at_most(hits, n, threshold) < DOUBT or at_least(hits, n, threshold) < DOUBT:
+            return str(n)
+    return "more than a million"

@@ -1,0 +1,114 @@
+"""What was declared of a training and what was seen of it: the only things that a check may read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+Where = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Declared intent: gradients are clipped to `max_norm`, over all parameters at once or group by group."""
+
+    max_norm: float
+    scope: Literal["global", "per_group"] = "global"
+
+
+@dataclass
+class ClipCall:
+    """One call of a torch clip function."""
+
+    kind: Literal["norm", "value"]
+    ids: frozenset[int]
+    "Of the parameters it was handed that had a gradient."
+    bound: float
+    where: Where | None
+    norms: tuple[Tensor, Tensor] | None = None
+    "The norm that the caller clipped by, and the 2-norm of the same gradients, before clipping."
+
+
+@dataclass
+class Step:
+    """One update by a watched optimizer."""
+
+    number: int
+    "Counted from 1."
+    stepped: list[nn.Parameter]
+    "The optimizer's parameters that had a gradient. Strong references: ids alone are reused after collection."
+    clips: list[ClipCall]
+    "Since the step before."
+    touched: list[bool] | None
+    "By parameter of `stepped`: whether its gradient was written to after accumulation. None: backward was not seen."
+    scaled: bool
+    "Whether a GradScaler took part."
+    norm: Tensor
+    "2-norm over the gradients of `stepped`, as the optimizer got them."
+    where: Where | None
+
+
+@dataclass(frozen=True)
+class Spatial:
+    """One call of a convolution or pooling module."""
+
+    name: str
+    kind: Literal["conv", "pool"]
+    kernel: int
+    stride: int
+    input_size: tuple[int, int]
+    output_size: tuple[int, int]
+
+
+@dataclass
+class Forward:
+    """The first forward of a declared network."""
+
+    input_size: tuple[int, int] | None = None
+    "Height and width; None if the input is no batch of images."
+    spatial: list[Spatial] = field(default_factory=list)
+    complete: bool = False
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """How much of the teacher equalled the declared checkpoint when the watch began."""
+
+    equal: int
+    "Numbers of parameters and buffers that are bitwise those of the checkpoint."
+    total: int
+    differing: list[str]
+    "Names of the tensors that are not."
+
+
+@dataclass
+class Hits:
+    """The teacher's answers against the labels, counted on the device."""
+
+    right: Tensor
+    by_class: Tensor
+
+
+@dataclass
+class Trace:
+    """A training as the audits saw it."""
+
+    student: nn.Module
+    teacher: nn.Module | None
+    clip: Clip | None
+    names: Mapping[int, str]
+    "Of each known parameter, by id."
+    declared_at: Where | None
+    steps: list[Step] = field(default_factory=list)
+    forwards: dict[str, Forward] = field(default_factory=dict)
+    "By role."
+    provenance: Provenance | None = None
+    hits: Hits | None = None
+
+    broken: str | None = None
+    "What went wrong in watching itself; from then on nothing was seen."
+
+    def name(self, param: nn.Parameter) -> str:
+        """Return a parameter's dotted name, or its shape if it belongs to no declared module."""
+        return self.names.get(id(param), f"unnamed parameter of shape {tuple(param.shape)}")

@@ -1,0 +1,117 @@
+"""Seeing what torch is asked to do, and leaving torch as it was found.
+
+The names patched are module attributes that torch looks up at call time, so a function that the user imported
+before (``from torch.nn.utils import clip_grad_norm_``) is seen as well: it calls the inner
+``_clip_grads_with_norm_`` through the module.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.nn.utils import clip_grad
+
+from audits.events import ClipCall, Where
+
+_NOT_THE_USERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+
+
+def call_site() -> Where | None:
+    """Return file and line of the innermost frame that is neither torch's nor the audits' own."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if not name.startswith(_NOT_THE_USERS) and not name.startswith("<") and "contextlib" not in name:
+            path = Path(name)
+            if path.is_relative_to(Path.cwd()):
+                path = path.relative_to(Path.cwd())
+            return {"file": str(path), "line": frame.f_lineno}
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
+
+
+@contextmanager
+def patched(owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+    """Replace ``owner.name`` by ``wrap(original)`` for as long as the block lives; nothing if there is no such name."""
+    original = owner.__dict__.get(name)
+    if original is None:
+        yield
+        return
+    setattr(owner, name, wrap(original))
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
+def _as_list(parameters: Any) -> list[nn.Parameter]:
+    return [cast(nn.Parameter, parameters)] if isinstance(parameters, torch.Tensor) else list(parameters)
+
+
+@contextmanager
+def clip_log(record: Callable[[ClipCall], None], wanted: Callable[[], bool]) -> Iterator[None]:
+    """Tell `record` of each call of torch's clip functions while `wanted()`."""
+    depth = 0
+
+    def seen(kind: str, parameters: Any, bound: float, total_norm: Any = None) -> list[nn.Parameter]:
+        params = _as_list(parameters)  # a generator is spent by looking at it, so the list goes on in its place
+        if depth == 1 and wanted():
+            grads = [p.grad for p in params if p.grad is not None]
+            norms = None
+            if kind == "norm" and grads:
+                norms = (torch.as_tensor(total_norm).detach(), nn.utils.get_total_norm(grads).detach())
+            ids = frozenset(id(p) for p in params if p.grad is not None)
+            record(ClipCall("norm" if kind == "norm" else "value", ids, float(bound), call_site(), norms))
+        return params
+
+    def wrap(kind: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        def wrapper(original: Callable[..., Any]) -> Callable[..., Any]:
+            def call(parameters: Any, bound: float, *args: Any, **kwargs: Any) -> Any:
+                nonlocal depth
+                depth += 1
+                try:
+                    total = args[0] if args else kwargs.get("total_norm")
+                    return original(seen(kind, parameters, bound, total), bound, *args, **kwargs)
+                finally:
+                    depth -= 1
+
+            # The keyword names of torch's functions, so that calls by keyword still work.
+            def by_keyword(*args: Any, **kwargs: Any) -> Any:
+                names = ("parameters", "max_norm" if kind == "norm" else "clip_value")
+                values = list(args)
+                for name in names[len(values) :]:
+                    values.append(kwargs.pop(name))
+                return call(*values, **kwargs)
+
+            return by_keyword
+
+        return wrapper
+
+    with (
+        patched(clip_grad, "_clip_grads_with_norm_", wrap("norm")),
+        patched(clip_grad, "clip_grads_with_norm_", wrap("norm")),
+        patched(nn.utils, "clip_grads_with_norm_", wrap("norm")),
+        patched(clip_grad, "clip_grad_value_", wrap("value")),
+        patched(nn.utils, "clip_grad_value_", wrap("value")),
+    ):
+        yield
+
+
+@contextmanager
+def after(owner: Any, name: str, then: Callable[..., None]) -> Iterator[None]:
+    """Call `then` with the same arguments after each return of ``owner.name``."""
+
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            result = original(*args, **kwargs)
+            then(*args, **kwargs)
+            return result
+
+        return call
+
+    with patched(owner, name, wrap):
+        yield

@@ -1,0 +1,287 @@
+"""From a preset and the options of the command line to the list of trials: teachers first, each training once."""
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib import resources
+from typing import Any
+
+from harness import faults
+from harness.faults import Fault
+from harness.spec import Spec, TeacherRef, field_names
+from kd.errors import InputError, unknown
+from kd.methods import METHODS, MethodSettings
+from kd.models import ARCHITECTURES
+from kd.recipe import Recipe
+
+PRESETS = ("quick", "cifar10", "paper")
+TEACHER_SEED = 0
+"One teacher for all students of a pair, as in the paper: the spread over seeds holds no teacher variance."
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What was declared before the run about how to decide."""
+
+    metric: str = "test_accuracy"
+    margin_pp: float = 0.5
+    "Differences smaller than this do not matter, in percentage points."
+    alpha: float = 0.05
+
+    def __post_init__(self) -> None:
+        if self.metric != "test_accuracy":
+            raise unknown("metric", self.metric, ["test_accuracy"], "decision")
+        if not self.margin_pp > 0 or not 0 < self.alpha < 1:
+            raise InputError("decision: margin_pp must be positive and alpha between 0 and 1")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A study's settings, as read from its TOML file and changed by options."""
+
+    name: str
+    dataset: str
+    pairs: tuple[str, ...]
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    decision: Decision
+    recipe: Recipe
+    teacher: Mapping[str, Any]
+    "What the teachers' recipe has otherwise."
+    method: Mapping[str, Mapping[str, Any]]
+    pair: Mapping[str, Mapping[str, Mapping[str, Any]]]
+
+    def settings(self, pair: str, method: str) -> MethodSettings:
+        """Return a method's settings for a pair."""
+        return MethodSettings(**{**self.method.get(method, {}), **self.pair.get(pair, {}).get(method, {})})
+
+    @property
+    def teacher_recipe(self) -> Recipe:
+        """The recipe that teachers are trained by."""
+        return replace(self.recipe, **self.teacher)
+
+
+def load_preset(name: str) -> Preset:
+    """Read one of the presets; every key is checked."""
+    if name not in PRESETS:
+        raise unknown("preset", name, PRESETS)
+    return parse_preset(name, (resources.files("harness.presets") / f"{name}.toml").read_text())
+
+
+def parse_preset(name: str, text: str) -> Preset:
+    """Read a preset's TOML text strictly: an unknown key, pair, method or type is an InputError that names it."""
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"preset {name}: not TOML: {error}") from error
+    where = f"preset {name}"
+    _keys(raw, ["study", "decision", "recipe", "teacher", "method", "pair"], where)
+    study = raw.get("study", {})
+    _keys(study, ["dataset", "pairs", "methods", "seeds"], f"{where}, [study]")
+    _keys(raw.get("decision", {}), field_names(Decision), f"{where}, [decision]")
+    for part in ("recipe", "teacher"):
+        _keys(raw.get(part, {}), Recipe.names(), f"{where}, [{part}]")
+    by_pair = raw.get("pair", {})
+    for pair, table in [("", raw.get("method", {})), *by_pair.items()]:
+        if pair:
+            split_pair(pair)
+        for method, settings in table.items():
+            _known_method(method)
+            _keys(settings, METHODS[method].settings, f"{where}, [{f'pair.{pair}' if pair else 'method'}.{method}]")
+    try:
+        return Preset(
+            name,
+            study["dataset"],
+            tuple(study["pairs"]),
+            tuple(study["methods"]),
+            parse_seeds(study["seeds"]),
+            Decision(**raw.get("decision", {})),
+            Recipe(**raw.get("recipe", {})),
+            raw.get("teacher", {}),
+            raw.get("method", {}),
+            by_pair,
+        )
+    except KeyError as error:
+        raise InputError(f"{where}, [study]: {error.args[0]} is missing") from error
+    except TypeError as error:
+        raise InputError(f"{where}: a value is of the wrong type ({error})") from error
+
+
+def _keys(found: Mapping[str, Any], known: Iterable[str], where: str) -> None:
+    known = list(known)
+    for key in found:
+        if key not in known:
+            raise unknown("key", key, known, where)
+
+
+def _known_method(method: str) -> None:
+    if method not in METHODS:
+        raise unknown("method", method, METHODS)
+
+
+def split_pair(pair: str) -> tuple[str, str]:
+    """Return teacher and student of a pair written teacher-student, e.g. r50-r18."""
+    parts = pair.split("-")
+    if len(parts) != 2 or not set(parts) <= set(ARCHITECTURES):
+        pairs = [f"{t}-{s}" for t in ARCHITECTURES for s in ARCHITECTURES]
+        raise unknown("pair", pair, pairs, "a pair is teacher-student")
+    return parts[0], parts[1]
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Read seeds written as numbers and ranges: "0-2", "0,3,5-7"."""
+    seeds: set[int] = set()
+    for part in str(text).split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
+            raise InputError(f"seeds {text!r} are no range; write them as 0-2 or 0,3,5-7")
+        seeds.update(range(int(first), int(last or first) + 1))
+    if len(seeds) > 1000:
+        raise InputError(f"seeds {text!r} are {len(seeds)} seeds; more than 1000 is surely a slip")
+    return tuple(sorted(seeds))
+
+
+@dataclass(frozen=True, order=True)
+class Arm:
+    """One cell of a study: a fault (or none), a pair and a method, over all seeds."""
+
+    fault: str | None
+    pair: str
+    method: str
+
+    @property
+    def variant(self) -> str:
+        """corrected or bugged."""
+        return "corrected" if self.fault is None else "bugged"
+
+    @property
+    def label(self) -> str:
+        """The arm in a few words: the fault's name, or corrected."""
+        return self.fault or "corrected"
+
+
+@dataclass
+class Plan:
+    """The trials of a study."""
+
+    study: str
+    "Name of the study's folder; two settings that could not be compared have two names."
+    preset: Preset
+    trials: dict[str, Spec] = field(default_factory=dict)
+    "By key; a teacher stands before its students."
+    arms: dict[Arm, dict[int, str]] = field(default_factory=dict)
+    "Keys by seed."
+    teachers: dict[tuple[str, str | None], str] = field(default_factory=dict)
+    "Keys by architecture and fault."
+    skipped: list[tuple[str, str, str]] = field(default_factory=list)
+    "Fault, method and reason, where a fault of a whole variant does not apply."
+
+    def needs(self, key: str) -> str | None:
+        """Return the key of the trial that must be done first."""
+        teacher = self.trials[key].teacher
+        return teacher.key if teacher is not None and teacher.key in self.trials else None
+
+    def add(self, spec: Spec) -> str:
+        """Enter a trial, once however many arms share it."""
+        self.trials.setdefault(spec.key, spec)
+        return spec.key
+
+
+def make_plan(
+    preset: Preset,
+    variants: Sequence[str | None],
+    *,
+    named_fault: bool,
+    dataset: str,
+    data_digest: str,
+    device: str,
+    threads: int,
+    teacher_sha256: str | None = None,
+) -> Plan:
+    """Lay out the trials of a study.
+
+    `variants` are the faults of the arms, None for the corrected one. A fault that does not apply to a method is an
+    InputError if it was named (`named_fault`), else skipped and listed.
+    """
+    original = load_preset(preset.name) if preset.name in PRESETS else preset
+    plan = Plan(_study_name(preset, original, dataset, device, teacher_sha256), preset)
+    applied: set[str] = set()
+    for name in variants:
+        fault = faults.get(name) if name is not None else None
+        for pair in preset.pairs:
+            teacher_arch, student_arch = split_pair(pair)
+            for method in preset.methods:
+                _known_method(method)
+                if fault is not None and (why := _why_not(fault, method, teacher_sha256)):
+                    if (fault.name, method, why) not in plan.skipped:
+                        plan.skipped.append((fault.name, method, why))
+                    continue
+                if fault is not None:
+                    applied.add(fault.name)
+
+                def spec(
+                    arch: str,
+                    method: str,
+                    seed: int,
+                    recipe: Recipe,
+                    teacher: TeacherRef | None,
+                    fault: Fault | None,
+                    pair: str = pair,
+                ) -> Spec:
+                    return Spec(
+                        dataset=dataset,
+                        data_digest=data_digest,
+                        arch=arch,
+                        method=method,
+                        settings=preset.settings(pair, method),
+                        recipe=recipe,
+                        teacher=teacher,
+                        fault=fault.name if fault else None,
+                        fault_digest=fault.digest if fault else None,
+                        seed=seed,
+                        threads=threads,
+                        device=device,
+                    )  # fmt: skip
+
+                teacher = None
+                if METHODS[method].needs_teacher and teacher_sha256 is not None:
+                    teacher = TeacherRef(teacher_arch, f"sha256:{teacher_sha256}")
+                elif METHODS[method].needs_teacher:
+                    its_fault = fault if fault is not None and fault.scope == "both" else None
+                    key = plan.add(spec(teacher_arch, "baseline", TEACHER_SEED, preset.teacher_recipe, None, its_fault))
+                    plan.teachers[teacher_arch, its_fault.name if its_fault else None] = key
+                    teacher = TeacherRef(teacher_arch, key)
+                plan.arms[Arm(name, pair, method)] = {
+                    seed: plan.add(spec(student_arch, method, seed, preset.recipe, teacher, fault))
+                    for seed in preset.seeds
+                }
+    missing = {name for name in variants if name is not None} - applied
+    if named_fault and missing:
+        reasons = "; ".join(f"{fault}: {why}" for fault, _, why in plan.skipped if fault in missing)
+        raise InputError(f"the fault named applies to none of the methods asked for ({reasons})")
+    return plan
+
+
+def _why_not(fault: Fault, method: str, teacher_sha256: str | None) -> str | None:
+    if teacher_sha256 is not None and fault.scope == "both" and METHODS[method].needs_teacher:
+        return "the fault is in the teacher's training too, and the teacher was brought along trained"
+    return fault.why_not(method)
+
+
+def _study_name(preset: Preset, original: Preset, dataset: str, device: str, teacher_sha256: str | None) -> str:
+    """Return preset and data set, and a digest of what the options changed of how a trial is trained."""
+    changed = {
+        name: value
+        for name, value in asdict(preset.recipe).items()
+        if value != getattr(original.recipe, name)
+    }  # fmt: skip
+    if teacher_sha256 is not None:
+        changed["teacher"] = teacher_sha256
+    if device != "cpu":
+        changed["device"] = device
+    name = f"{preset.name}-{dataset}"
+    if changed:
+        name += "-" + hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:6]
+    return name

@@ -1,0 +1,1 @@
+"""The settings that come with kdbench, one TOML file a preset."""

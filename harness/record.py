@@ -1,0 +1,202 @@
+"""The typed record of a trial on disk, from which every table, report and mirror can be made again.
+
+spec.json            what decides the numbers
+curve.jsonl          one line an epoch
+result.json          written last and atomically: a folder without it is an unfinished trial
+student.safetensors  weights of the selected epoch
+method.safetensors   its projectors, where the method has any
+log.txt              what the process printed
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from harness.spec import Spec
+from kd.errors import InputError
+
+Status = Literal["finished", "failed", "diverged", "interrupted"]
+FINAL: tuple[Status, ...] = ("finished", "diverged")
+"What is not tried again: a failure may have been the machine's, a divergence is a result."
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The selected epoch's scores; accuracies in percent."""
+
+    test_accuracy: float
+    val_accuracy: float
+    per_class: list[float | None]
+    "Test accuracy by class."
+    agreement: float | None = None
+    "Share of test images on which student and teacher name the same class."
+    kl_t1: float | None = None
+    "Mean KL(teacher || student) on test at temperature 1, in nats."
+    kl_t4: float | None = None
+
+
+@dataclass(frozen=True)
+class FaultStory:
+    """How far a fault got."""
+
+    name: str
+    seam: str
+    calls: int
+    "How often its seam was asked."
+    reached: bool
+    revealed: list[str]
+    "Ids of the audits that failed."
+    diverged_at: int | str | None = None
+    "First epoch whose weights differ from the corrected twin's; `undecidable` on a device without determinism."
+    dormant: bool | None = None
+    "Whether the weights never differed; null while no corrected twin is there to compare with."
+
+
+@dataclass(frozen=True)
+class TeacherRecord:
+    """Where the teacher came from, and what it is worth on the validation split."""
+
+    arch: str
+    file: str | None
+    sha256: str | None
+    loaded_fraction: float
+    val_accuracy: float
+    floor: float
+    "Accuracy that a trained teacher exceeds: the commonest label's share, and a margin."
+    above_floor: bool
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a trial."""
+
+    key: str
+    status: Status
+    reason: str | None = None
+    "Why it did not finish."
+    selected_epoch: int | None = None
+    metrics: Metrics | None = None
+    findings: list[dict[str, Any]] = field(default_factory=list)
+    fault: FaultStory | None = None
+    teacher: TeacherRecord | None = None
+    environment: dict[str, Any] = field(default_factory=dict)
+    times: dict[str, float | str] = field(default_factory=dict)
+    peak_memory_mb: float | None = None
+    schema: str = "kdbench.trial/1"
+
+    @property
+    def roots(self) -> list[str]:
+        """Ids of the failed audits of severity error that follow from no other."""
+        return sorted(f["id"] for f in self._failed() if f["consequence_of"] is None)
+
+    @property
+    def consequences(self) -> list[str]:
+        """Ids of the failed audits of severity error that follow from another's failure."""
+        return sorted(f["id"] for f in self._failed() if f["consequence_of"] is not None)
+
+    @property
+    def broken(self) -> list[str]:
+        """Ids of the audits that could not do their work."""
+        return sorted(f["id"] for f in self.findings if f["status"] == "error")
+
+    def _failed(self) -> list[dict[str, Any]]:
+        return [f for f in self.findings if f["status"] == "fail" and f["severity"] == "error"]
+
+
+def finite(value: Any) -> Any:
+    """Replace numbers that JSON cannot hold by None, at any depth."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    return value
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a file so that a reader, or a crash at any moment, finds the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A trial's folder."""
+
+    path: Path
+
+    @property
+    def key(self) -> str:
+        """The trial's name."""
+        return self.path.name
+
+    @property
+    def student(self) -> Path:
+        """The selected weights."""
+        return self.path / "student.safetensors"
+
+    def write_spec(self, spec: Spec) -> None:
+        """Make the folder and put the spec in it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.path / "spec.json", spec.to_json())
+
+    def spec(self) -> Spec:
+        """Read the spec; InputError if it is not one, or not this folder's."""
+        try:
+            spec = Spec.from_json((self.path / "spec.json").read_text())
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{self.path}: no spec.json can be read ({error})") from error
+        if spec.key != self.key:
+            raise InputError(f"{self.path}: spec.json belongs to trial {spec.key}; it was edited or moved")
+        return spec
+
+    def result(self) -> Result | None:
+        """Read the result; None for an unfinished trial."""
+        path = self.path / "result.json"
+        if not path.is_file():
+            return None
+        try:
+            raw = json.loads(path.read_text())
+            raw["metrics"] = Metrics(**raw["metrics"]) if raw["metrics"] else None
+            raw["fault"] = FaultStory(**raw["fault"]) if raw["fault"] else None
+            raw["teacher"] = TeacherRecord(**raw["teacher"]) if raw["teacher"] else None
+            return Result(**raw)
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{path} is not a trial's result ({error}); delete it and run again") from error
+
+    def write_result(self, result: Result) -> None:
+        """Commit the result."""
+        text = json.dumps(finite(asdict(result)), indent=2, sort_keys=True, allow_nan=False) + "\n"
+        write_atomic(self.path / "result.json", text)
+
+    def curve(self) -> list[dict[str, Any]]:
+        """Read the epochs so far; a line that is being written is left out."""
+        path = self.path / "curve.jsonl"
+        if not path.is_file():
+            return []
+        return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """A study's folder under the runs folder."""
+
+    path: Path
+
+    def trial(self, key: str) -> Folder:
+        """Return a trial's folder."""
+        return Folder(self.path / "trials" / key)
+
+    def trials(self) -> Iterator[Folder]:
+        """Return the trials' folders, by key."""
+        for path in sorted((self.path / "trials").glob("*/spec.json")):
+            yield Folder(path.parent)

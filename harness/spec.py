@@ -1,0 +1,86 @@
+"""What decides a trial's numbers, and nothing else; its digest is the trial's name."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from kd import NUMERICS
+from kd.errors import InputError
+from kd.methods import MethodSettings
+from kd.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class TeacherRef:
+    """The teacher of a student's trial."""
+
+    arch: str
+    key: str
+    "Of the trial that trains it, or ``sha256:`` and the hash of a checkpoint that was brought along."
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One training, completely: two equal specs give bitwise equal weights on a CPU."""
+
+    dataset: str
+    data_digest: str
+    arch: str
+    method: str
+    settings: MethodSettings
+    recipe: Recipe
+    teacher: TeacherRef | None
+    fault: str | None
+    fault_digest: str | None
+    seed: int
+    threads: int
+    "Of the processor: sums in another order have other last bits."
+    device: str
+    "Kind of device: cpu or cuda."
+    numerics: int = NUMERICS
+
+    @property
+    def key(self) -> str:
+        """Name of the trial: a digest of everything above."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+
+    def to_json(self) -> str:
+        """Return the spec as JSON text, the same for equal specs."""
+        return json.dumps(asdict(self), indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Spec":
+        """Read what :meth:`to_json` wrote; anything missing or unknown is an error."""
+        try:
+            raw = json.loads(text)
+            raw["settings"] = MethodSettings(**raw["settings"])
+            raw["recipe"] = Recipe(**raw["recipe"])
+            raw["teacher"] = None if raw["teacher"] is None else TeacherRef(**raw["teacher"])
+            return cls(**raw)
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise InputError(f"not a trial's spec: {error}") from error
+
+    def differences(self, other: "Spec") -> dict[str, tuple[Any, Any]]:
+        """Return what differs between two specs, by dotted name."""
+        mine, theirs = _flat(asdict(self)), _flat(asdict(other))
+        return {
+            name: (mine.get(name), theirs.get(name))
+            for name in sorted(mine.keys() | theirs.keys())
+            if mine.get(name) != theirs.get(name)
+        }
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, item in value.items():
+        if isinstance(item, dict):
+            flat.update(_flat(item, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = item
+    return flat
+
+
+def field_names(kind: type) -> list[str]:
+    """Return the names of a dataclass's fields."""
+    return [field.name for field in fields(kind)]

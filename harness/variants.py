@@ -1,0 +1,13 @@
+"""Which faults make up a variant of a study."""
+
+VARIANTS: dict[str, tuple[str | None, ...]] = {
+    "corrected": (None,),
+    "bugged": ("projector-unclipped", "imagenet-stem", "random-teacher"),
+    "both": (None, "projector-unclipped", "imagenet-stem", "random-teacher"),
+}
+"By variant: its arms, each one fault (None: the canonical procedure)."
+
+
+def variant_of(fault: str | None) -> str:
+    """Return the variant that an arm belongs to."""
+    return "corrected" if fault is None else "bugged"

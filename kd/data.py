@@ -1,0 +1,294 @@
+"""Image-classification data sets as tensors that lie on the device, and the batched crop and flip over them.
+
+Every data set, whatever its source, becomes one :class:`Dataset` of uint8 pixels: decoded once, kept as one
+tensor file in a cache folder, and identified by a digest of its content.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kd.errors import InputError, unknown
+from kd.streams import stream
+
+SIZE = 32
+"Height and width of every image in pixels; images of another size are resized to it on decoding."
+
+# Raised by hand when a data set's decoding changes, so that no stale cache file is used.
+_CACHE_VERSION = 1
+
+# CIFAR-10 train set: mean and standard deviation over all pixels of each channel. The paper's text prints
+# (.2023, .1994, .2010), the mean of per-image deviations; its second version's code uses these.
+_CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
+_CIFAR10_STD = (0.2470, 0.2435, 0.2616)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Labelled images: pixels uint8 (N, H, W, 3), labels int64 (N,), the first `n_train` of them the train set."""
+
+    name: str
+    pixels: Tensor
+    labels: Tensor
+    n_train: int
+    classes: tuple[str, ...]
+    digest: str
+    "SHA-256 over pixels, labels, train count and class names."
+
+    @property
+    def train_ids(self) -> Tensor:
+        """Ids of the train set's images."""
+        return torch.arange(self.n_train)
+
+    @property
+    def test_ids(self) -> Tensor:
+        """Ids of the test set's images."""
+        return torch.arange(self.n_train, len(self.labels))
+
+
+def _dataset(name: str, pixels: Tensor, labels: Tensor, n_train: int, classes: Sequence[str]) -> Dataset:
+    digest = hashlib.sha256()
+    digest.update(np.ascontiguousarray(pixels.numpy()).data)
+    digest.update(labels.numpy().data)
+    digest.update(repr((n_train, tuple(classes))).encode())
+    return Dataset(name, pixels, labels, n_train, tuple(classes), digest.hexdigest())
+
+
+def cache_folder() -> Path:
+    """Return the folder of decoded data sets: $KDBENCH_CACHE, or kdbench in the user's cache folder."""
+    if own := os.environ.get("KDBENCH_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kdbench"
+
+
+def save(dataset: Dataset, path: Path) -> None:
+    """Write a data set as one tensor file, atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    meta = {"name": dataset.name, "n_train": str(dataset.n_train), "classes": "\n".join(dataset.classes)}
+    safetensors.torch.save_file({"pixels": dataset.pixels, "labels": dataset.labels}, temporary, meta)
+    temporary.replace(path)
+
+
+def load_file(path: Path) -> Dataset:
+    """Read a tensor file written by :func:`save`; its digest is computed afresh from what was read."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            meta = file.metadata()
+            pixels, labels = file.get_tensor("pixels"), file.get_tensor("labels")
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InputError(f"data file {path} cannot be read ({error}); delete it and it is made anew") from error
+    return _dataset(meta["name"], pixels, labels, int(meta["n_train"]), meta["classes"].split("\n"))
+
+
+def prepare(name: str, root: Path | None, cache: Path) -> Path:
+    """Return the tensor file of a data set, decoding it first if the cache does not hold it.
+
+    `name` is "digits", "cifar10", "cifar100" or "folder"; `root` is where CIFAR's archives lie (default: the
+    cache) or the folder's root (`train/CLASS/*`, `test/CLASS/*`). Raises InputError with what is missing,
+    from where, and where to put it.
+    """
+    if name not in SOURCES:
+        raise unknown("data set", name, SOURCES)
+    if name == "folder" and root is None:
+        raise InputError("data set 'folder' needs --data DIR with train/CLASS/* and test/CLASS/* images")
+    if name == "digits" and root is not None:
+        raise InputError(
+            "data set 'digits' is built in and takes no --data; for images of your own: --dataset folder --data DIR"
+        )
+    listing = _listing(root) if name == "folder" and root is not None else []
+    key = hashlib.sha256(repr((_CACHE_VERSION, SIZE, name, listing)).encode()).hexdigest()[:16]
+    label = _folder_name(root) if name == "folder" and root is not None else name
+    path = cache / "datasets" / f"{label}-{key}.safetensors"
+    if not path.is_file():
+        save(SOURCES[name](root, cache), path)
+    return path
+
+
+def _digits(root: Path | None, cache: Path) -> Dataset:
+    """scikit-learn's 1,797 real handwritten digits, enlarged from 8x8 to 32x32 and cut 520/1,277 once and for all."""
+    from sklearn.datasets import load_digits  # 1.5 s, and only needed here
+
+    data = load_digits()
+    images = torch.from_numpy(data.images).float().div(16).mul(255)[:, None]
+    images = F.interpolate(images, size=(SIZE, SIZE), mode="bilinear", align_corners=False)
+    pixels = images.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).expand(-1, -1, -1, 3)
+    order = torch.randperm(len(pixels), generator=stream(0, "digits/order"))
+    labels = torch.from_numpy(data.target).long()
+    return _dataset("digits", pixels[order].contiguous(), labels[order], 520, [str(d) for d in range(10)])
+
+
+def _cifar(name: str) -> Callable[[Path | None, Path], Dataset]:
+    def load(root: Path | None, cache: Path) -> Dataset:
+        from torchvision import datasets
+
+        kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+        place = root or cache / "torchvision"
+        try:
+            parts = [kind(str(place), train=train, download=True) for train in (True, False)]
+        except (OSError, RuntimeError) as error:
+            raise InputError(
+                f"{name} is not in {place} and could not be downloaded ({error}). Fetch {kind.filename} from "
+                f"{kind.url} into that folder, or name the folder that holds it with --data DIR"
+            ) from error
+        pixels = torch.from_numpy(np.concatenate([part.data for part in parts]))
+        labels = torch.tensor([label for part in parts for label in part.targets])
+        return _dataset(name, pixels, labels, len(parts[0].targets), parts[0].classes)
+
+    return load
+
+
+def _folder_name(root: Path) -> str:
+    return f"folder-{root.resolve().name}"
+
+
+def _listing(root: Path) -> list[tuple[str, int, int]]:
+    """Return path, size and time of each image below `root`: what tells whether the folder is still the same."""
+    return [
+        (path.relative_to(root).as_posix(), stat.st_size, stat.st_mtime_ns)
+        for images in _folder_images(root).values()
+        for path in (p for files in images.values() for p in files)
+        for stat in (path.stat(),)
+    ]
+
+
+def _folder_images(root: Path) -> dict[str, dict[str, list[Path]]]:
+    """Return the image files by part (train, test) and class, or raise InputError for a folder that is no data set."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    if not root.is_dir():
+        raise InputError(f"data folder {root} does not exist")
+    found: dict[str, dict[str, list[Path]]] = {}
+    for part in ("train", "test"):
+        if not (root / part).is_dir():
+            raise InputError(f"data folder {root} has no {part}/ in it; images belong in {root / part}/CLASS/")
+        found[part] = {
+            folder.name: sorted(p for p in folder.iterdir() if p.suffix.lower() in IMG_EXTENSIONS)
+            for folder in sorted((root / part).iterdir())
+            if folder.is_dir() and not folder.name.startswith(".")
+        }
+        if not any(found[part].values()):
+            raise InputError(
+                f"{root / part} holds no images ({', '.join(IMG_EXTENSIONS)}); they belong in {root / part}/CLASS/"
+            )
+        for label, files in found[part].items():
+            if not files:
+                raise InputError(f"{root / part / label} holds no images ({', '.join(IMG_EXTENSIONS)})")
+    train, test = set(found["train"]), set(found["test"])
+    if train != test:
+        differing = ", ".join(sorted(train ^ test)[:5])
+        raise InputError(f"{root}: train and test do not have the same classes; only in one of them: {differing}")
+    if len(train) < 2:
+        raise InputError(f"{root} has one class, {next(iter(train))}; a classifier needs at least two")
+    return found
+
+
+def _decode(path: Path) -> np.ndarray:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            rgb = image.convert("RGB")
+    except Exception as error:  # Pillow raises many kinds; each means that this file is no image
+        raise InputError(f"{path} cannot be read as an image ({error}); mend or remove it") from error
+    if rgb.size != (SIZE, SIZE):
+        rgb = rgb.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+    return np.asarray(rgb)
+
+
+def _folder(root: Path | None, cache: Path) -> Dataset:
+    assert root is not None
+    found = _folder_images(root)
+    classes = sorted(found["train"])
+    files = [
+        (path, classes.index(label)) for part in ("train", "test") for label in classes for path in found[part][label]
+    ]
+    with ThreadPoolExecutor() as pool:
+        pixels = torch.from_numpy(np.stack(list(pool.map(_decode, (path for path, _ in files)))))
+    n_train = sum(len(images) for images in found["train"].values())
+    return _dataset(_folder_name(root), pixels, torch.tensor([label for _, label in files]), n_train, classes)
+
+
+SOURCES: dict[str, Callable[[Path | None, Path], Dataset]] = {
+    "digits": _digits,
+    "cifar10": _cifar("cifar10"),
+    "cifar100": _cifar("cifar100"),
+    "folder": _folder,
+}
+
+
+class Crops(NamedTuple):
+    """One draw of augmentation for n images: offsets into the padded image (n,), and whether to mirror it (n,)."""
+
+    top: Tensor
+    left: Tensor
+    flip: Tensor
+
+    def batch(self, rows: slice) -> "Crops":
+        """Return the draws of one batch."""
+        return Crops(self.top[rows], self.left[rows], self.flip[rows])
+
+
+def draw_crops(n: int, padding: int, flip: bool, generator: torch.Generator) -> Crops:
+    """Draw offsets in 0..2 x padding and fair flips for n images (paper, 4.1)."""
+    top, left = torch.randint(0, 2 * padding + 1, (2, n), generator=generator)
+    coin = torch.randint(0, 2, (n,), generator=generator).bool()
+    return Crops(top, left, coin if flip else torch.zeros_like(coin))
+
+
+def statistics(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation over all pixels of each channel, in 0..1, of uint8 images (N, H, W, 3)."""
+    flat = pixels.reshape(-1, 3).double() / 255
+    return flat.mean(0).float(), flat.std(0, correction=0).float()
+
+
+class Pool:
+    """A data set on the device: all images padded once, read by id.
+
+    Images are kept height, width, channel, so that reading a crop is one gather and its result is laid out
+    channels-last without a copy.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        padding: int,
+        device: torch.device,
+        normalise: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        self.padding = padding
+        self.padded = F.pad(dataset.pixels, (0, 0, padding, padding, padding, padding)).to(device)
+        self.labels = dataset.labels.to(device)
+        self.device = device
+        self.mean, self.std = normalise or (torch.tensor(_CIFAR10_MEAN), torch.tensor(_CIFAR10_STD))
+        if (self.std <= 0).any():
+            raise InputError(f"data set {dataset.name}: a colour channel is constant over the whole train split")
+        self._offset = (self.mean * 255).to(device)
+        self._scale = (1 / (self.std * 255)).to(device)
+        self._span = torch.arange(SIZE, device=device)
+
+    def crop(self, ids: Tensor, crops: Crops) -> Tensor:
+        """Return the normalised crops (B, 3, H, W), channels-last, of the images with these ids."""
+        rows = crops.top[:, None] + self._span
+        across = torch.where(crops.flip[:, None], SIZE - 1 - self._span, self._span)
+        columns = crops.left[:, None] + across
+        return self._normalise(self.padded[ids[:, None, None], rows[:, :, None], columns[:, None, :]])
+
+    def centre(self, ids: Tensor) -> Tensor:
+        """Return the normalised images themselves (B, 3, H, W), channels-last."""
+        p = self.padding
+        return self._normalise(self.padded[ids, p : p + SIZE, p : p + SIZE])
+
+    def _normalise(self, pixels: Tensor) -> Tensor:
+        return ((pixels.float() - self._offset) * self._scale).permute(0, 3, 1, 2)

@@ -1,0 +1,61 @@
+"""The numbers of a training; the decisions stand in :mod:`kd.procedure`."""
+
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
+
+from kd.errors import InputError
+
+Precision = Literal["fp32", "bf16", "fp16"]
+Schedule = Literal["epoch", "step"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything numeric about a training that is not the method's own; defaults are the paper's (4.1)."""
+
+    epochs: int = 100
+    batch_size: int = 128
+    base_width: int = 64
+    "Channels of the first stage; 64 is the ResNet of the literature."
+    lr: float = 0.1
+    lr_min: float = 1e-4
+    warmup: float = 0.0
+    "Share of the steps over which the learning rate rises linearly to `lr`."
+    schedule: Schedule = "epoch"
+    "Whether the cosine moves once an epoch (the paper) or every step."
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    max_norm: float = 1.0
+    "Bound on the gradient's norm over everything the optimizer moves."
+    crop_padding: int = 4
+    flip: bool = True
+    train_size: int = 45_000
+    "Images trained on, out of the train set; what is left after `val_size` is not used."
+    val_size: int = 5_000
+    split_seed: int = 1234
+    "Seed of the train/validation split; one for all trials, so all of them see the same split."
+    test_stride: int = 1
+    "Every n-th test image is scored; 1 scores all of them."
+    normalisation: Literal["cifar10", "train"] = "train"
+    "Pixel statistics: CIFAR-10's published per-pixel ones, or those of the train split."
+    precision: Precision = "fp32"
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "base_width", "train_size", "val_size", "test_stride"):
+            if getattr(self, name) < 1:
+                raise InputError(f"recipe: {name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("lr", "max_norm"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise InputError(f"recipe: {name} is {getattr(self, name)}; it must be a positive, finite number")
+        if not 0 <= self.warmup < 1:
+            raise InputError(f"recipe: warmup is {self.warmup}; it is a share of the steps, from 0 to below 1")
+        if self.crop_padding < 0:
+            raise InputError(f"recipe: crop_padding is {self.crop_padding}; it must not be negative")
+        for name, kind in (("precision", Precision), ("schedule", Schedule)):
+            if getattr(self, name) not in get_args(kind):
+                raise InputError(f"recipe: {name} is {getattr(self, name)!r}; it is one of {', '.join(get_args(kind))}")
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """Return the names of the fields, in order."""
+        return [field.name for field in fields(cls)]

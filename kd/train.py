@@ -1,0 +1,278 @@
+"""The one training loop. It asks the `Procedure` every question that it has, and never tests a flag."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kd import methods
+from kd.data import SIZE, Dataset, Pool, draw_crops, statistics
+from kd.errors import InputError
+from kd.evaluate import accuracy, logits_of
+from kd.methods import MethodSettings
+from kd.models import build
+from kd.procedure import Procedure, Split
+from kd.recipe import Recipe
+from kd.teacher import Provenance
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Which network teaches, and where its trained weights lie."""
+
+    arch: str
+    checkpoint: Path
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch of training showed; all of it is a function of the trial's spec."""
+
+    epoch: int
+    lr: float
+    "Learning rate of the epoch's last step."
+    loss: dict[str, float]
+    "Mean over the steps of each term before weighting, and of the weighted total."
+    train_accuracy: float
+    "In percent, over the augmented batches as they were trained on."
+    val_accuracy: float
+    grad_norms: dict[str, dict[str, float]]
+    "By group (student, projectors, all): mean and maximum over the steps, before clipping."
+    clipped_share: float
+    "Share of the steps whose norm over all groups exceeded the recipe's bound."
+    digest: str
+    "Of the weights of student and projectors after the epoch."
+
+    @property
+    def finite(self) -> bool:
+        """Whether the loss stayed a number."""
+        return all(value - value == 0 for value in self.loss.values())
+
+
+@dataclass
+class Training:
+    """Everything that one training holds. Make it with :func:`prepare`, run it with :func:`epochs`."""
+
+    recipe: Recipe
+    procedure: Procedure
+    settings: MethodSettings
+    seed: int
+    pool: Pool
+    split: Split
+    student: nn.Module
+    teacher: nn.Module | None
+    method: nn.Module
+    provenance: Provenance | None
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    val_scores: list[float] = field(default_factory=list)
+    best: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    "Weights of the selected epoch, by module (student, method)."
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in the train split; what does not fill a batch is left for another epoch's order."""
+        return len(self.split.train) // self.recipe.batch_size
+
+    def restore_selected(self) -> int:
+        """Load the selected epoch's weights into student and method; return that epoch, counted from 1."""
+        self.student.load_state_dict(self.best["student"])
+        self.method.load_state_dict(self.best["method"])
+        return self.procedure.select(self.val_scores, ()) + 1
+
+    def batches(self, ids: Tensor, size: int = 500) -> Sequence[Tensor]:
+        """Return ids in pieces for scoring, on the training's device."""
+        return ids.to(self.pool.device).split(size)
+
+
+def prepare(
+    dataset: Dataset,
+    arch: str,
+    teacher: Teacher | None,
+    method: str,
+    settings: MethodSettings,
+    recipe: Recipe,
+    procedure: Procedure,
+    seed: int,
+    device: torch.device,
+) -> Training:
+    """Build models, projectors, optimizer and data for one training; the teacher is loaded here.
+
+    Raises InputError when the recipe does not fit the data or the teacher's checkpoint does not fit its network.
+    """
+    ask = procedure
+    split = ask.split(dataset.train_ids, dataset.test_ids, recipe, ask.stream(recipe.split_seed, "split"))
+    if len(split.train) < recipe.batch_size:
+        raise InputError(
+            f"recipe: batch_size {recipe.batch_size} is larger than the train split of {len(split.train)} images"
+        )
+    normalise = None if recipe.normalisation == "cifar10" else statistics(dataset.pixels[split.train])
+    pool = Pool(dataset, recipe.crop_padding, device, normalise)
+
+    stem, classes = ask.stem(SIZE), len(dataset.classes)
+    student = build(arch, stem, classes, recipe.base_width, ask.stream(seed, "student/init"))
+    teacher_net, provenance, teacher_channels = None, None, student.channels
+    if teacher is not None:
+        teacher_net = build(teacher.arch, stem, classes, recipe.base_width, ask.stream(seed, "teacher/init"))
+        provenance = ask.load_teacher(teacher_net, teacher.checkpoint, teacher.sha256)
+        teacher_channels = teacher_net.channels
+    projectors = ask.stream(seed, "projectors/init")
+    module = methods.METHODS[method].build(student.channels, teacher_channels, settings, ask, projectors)
+
+    # Layout before the optimizer is built: moving a module afterwards can leave its parameters behind.
+    for net in (student, teacher_net, module):
+        if net is not None:
+            net.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.SGD(
+        ask.trainable(student, module, teacher_net),
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        nesterov=recipe.momentum > 0,
+        fused=True,
+    )
+    scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
+    return Training(
+        recipe,
+        procedure,
+        settings,
+        seed,
+        pool,
+        split,
+        student,
+        teacher_net,
+        module,
+        provenance,
+        optimizer,
+        scaler,
+    )
+
+
+def epochs(training: Training, on_batch: Callable[[Tensor], None] | None = None) -> Iterator[Epoch]:
+    """Train, yielding what each epoch showed; `on_batch` is told each batch's labels before its update.
+
+    Nothing in an epoch waits for the device: sums stay there and are read once at the epoch's end.
+    """
+    t, ask, recipe = training, training.procedure, training.recipe
+    n, size = t.steps_per_epoch * recipe.batch_size, recipe.batch_size
+    autocast = torch.autocast(
+        t.pool.device.type,
+        dtype=torch.float16 if recipe.precision == "fp16" else torch.bfloat16,
+        enabled=recipe.precision != "fp32",
+    )
+    update = _Update(t)
+    for number in range(recipe.epochs):
+        ask.set_modes(t.student, t.teacher, t.method)
+        shuffled = t.split.train[torch.randperm(len(t.split.train), generator=ask.stream(t.seed, f"order/{number}"))]
+        ids = shuffled[:n].to(t.pool.device)
+        draws = draw_crops(n, recipe.crop_padding, recipe.flip, ask.stream(t.seed, f"crops/{number}"))
+        crops = type(draws)(*(draw.to(t.pool.device) for draw in draws))
+        sums = torch.zeros(4, device=t.pool.device)
+        lr = 0.0
+        for step in range(t.steps_per_epoch):
+            rows = slice(step * size, (step + 1) * size)
+            labels = t.pool.labels[ids[rows]]
+            lr = ask.learning_rate(recipe, number * t.steps_per_epoch + step, t.steps_per_epoch)
+            for group in t.optimizer.param_groups:
+                group["lr"] = lr
+            images = ask.views(t.pool, ids[rows], crops.batch(rows))
+            target = None
+            if t.teacher is not None:
+                with autocast:  # a block of its own: autocast caches weight casts for as long as a block lives
+                    target = ask.teacher_answer(t.teacher, images.teacher)
+            with autocast:
+                answer = t.student(images.student)
+                ce = F.cross_entropy(answer.logits.float(), labels)
+                kd = torch.zeros_like(ce) if target is None else t.method(answer, target)
+                loss = ask.combine(ce, kd, t.settings.ce_weight, t.settings.kd_weight)
+            if on_batch is not None:
+                on_batch(labels)
+            update(loss)
+            right = (answer.logits.detach().argmax(1) == labels).sum()
+            sums += torch.stack([ce.detach(), kd.detach(), loss.detach(), right.float()])
+        ce_sum, kd_sum, total, right_sum = (sums.double() / t.steps_per_epoch).tolist()
+        loss_means = (
+            {"ce": ce_sum, "kd": kd_sum, "total": total} if t.teacher is not None else {"ce": ce_sum, "total": total}
+        )
+        val = t.split.val
+        logits = logits_of(t.student, t.batches(val), t.pool.centre)
+        t.val_scores.append(accuracy(logits, t.pool.labels[val.to(t.pool.device)]))
+        if ask.select(t.val_scores, ()) == number:
+            t.best = {"student": _copy(t.student), "method": _copy(t.method)}
+        norms, clipped_share = update.read()
+        yield Epoch(
+            epoch=number + 1,
+            lr=lr,
+            loss=loss_means,
+            train_accuracy=100 * right_sum / size,
+            val_accuracy=t.val_scores[-1],
+            grad_norms=norms,
+            clipped_share=clipped_share,
+            digest=weight_digest(t.student, t.method),
+        )
+
+
+class _Update:
+    """The verbs of one update, done in the order that the procedure says; and the norms seen on the way."""
+
+    def __init__(self, training: Training) -> None:
+        self.t = training
+        self.groups = {
+            "student": [*training.student.parameters()],
+            "projectors": [*training.method.parameters()],
+        }
+        self.groups = {name: params for name, params in self.groups.items() if params}
+        self.seen: list[Tensor] = []
+
+    def __call__(self, loss: Tensor) -> None:
+        for verb in self.t.procedure.order():
+            getattr(self, verb)(loss)
+
+    def zero(self, loss: Tensor) -> None:
+        self.t.optimizer.zero_grad(set_to_none=True)
+
+    def backward(self, loss: Tensor) -> None:
+        self.t.scaler.scale(loss).backward()
+
+    def unscale(self, loss: Tensor) -> None:
+        self.t.scaler.unscale_(self.t.optimizer)
+
+    def clip(self, loss: Tensor) -> None:
+        norms = [
+            nn.utils.get_total_norm([p.grad for p in params if p.grad is not None]) for params in self.groups.values()
+        ]
+        self.seen.append(torch.stack([norm.to(self.t.pool.device) for norm in norms]))
+        nn.utils.clip_grad_norm_(self.t.procedure.clipped(self.t.student, self.t.method), self.t.recipe.max_norm)
+
+    def step(self, loss: Tensor) -> None:
+        self.t.scaler.step(self.t.optimizer)
+        self.t.scaler.update()
+
+    def read(self) -> tuple[dict[str, dict[str, float]], float]:
+        """Return mean and maximum of each group's norm since the last reading, and the share of clipped steps."""
+        seen = torch.stack(self.seen).double()
+        self.seen.clear()
+        columns = torch.cat([seen, seen.square().sum(1, keepdim=True).sqrt()], dim=1)
+        clipped = (columns[:, -1] > self.t.recipe.max_norm).double().mean().item()
+        names = [*self.groups, "all"]
+        means, tops = columns.mean(0).tolist(), columns.amax(0).tolist()
+        return {name: {"mean": m, "max": top} for name, m, top in zip(names, means, tops, strict=True)}, clipped
+
+
+def _copy(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def weight_digest(*modules: nn.Module) -> str:
+    """Return a digest of all parameters and buffers, equal only if they are bitwise equal."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, value in module.state_dict().items():
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
