@@ -170,7 +170,7 @@ class Plan:
     "Name of the study's folder; two settings that could not be compared have two names."
     preset: Preset
     trials: dict[str, Spec] = field(default_factory=dict)
-    "By key; a teacher stands before its students."
+    "By key, each training once however many arms share it."
     arms: dict[Arm, dict[int, str]] = field(default_factory=dict)
     "Keys by seed."
     teachers: dict[tuple[str, str | None], str] = field(default_factory=dict)
@@ -189,99 +189,95 @@ class Plan:
         return spec.key
 
 
-def make_plan(
-    preset: Preset,
-    variants: Sequence[str | None],
-    *,
-    named_fault: bool,
-    dataset: str,
-    data_digest: str,
-    device: str,
-    threads: int,
-    teacher_sha256: str | None = None,
-) -> Plan:
+@dataclass(frozen=True)
+class Ground:
+    """What all trials of a study stand on."""
+
+    dataset: str
+    data_digest: str
+    device: str
+    "Kind of device: cpu or cuda."
+    threads: int = 1
+    teacher_sha256: str | None = None
+    "Of the checkpoint that was brought along, if any: then no teacher is trained."
+
+
+def make_plan(preset: Preset, variants: Sequence[str | None], ground: Ground, *, named_fault: bool = False) -> Plan:
     """Lay out the trials of a study.
 
-    `variants` are the faults of the arms, None for the corrected one. A fault that does not apply to a method is an
-    InputError if it was named (`named_fault`), else skipped and listed.
+    `variants` are the faults of the arms, None for the corrected one. Where a fault does not apply to a method, that
+    arm is skipped and listed; if it was named (`named_fault`) and applies to none, that is an InputError.
     """
-    original = load_preset(preset.name) if preset.name in PRESETS else preset
-    plan = Plan(_study_name(preset, original, dataset, device, teacher_sha256), preset)
-    applied: set[str] = set()
+    plan = Plan(_study_name(preset, ground), preset)
     for name in variants:
         fault = faults.get(name) if name is not None else None
         for pair in preset.pairs:
-            teacher_arch, student_arch = split_pair(pair)
             for method in preset.methods:
                 _known_method(method)
-                if fault is not None and (why := _why_not(fault, method, teacher_sha256)):
+                if fault is not None and (why := _why_not(fault, method, ground)):
                     if (fault.name, method, why) not in plan.skipped:
                         plan.skipped.append((fault.name, method, why))
                     continue
-                if fault is not None:
-                    applied.add(fault.name)
-
-                def spec(
-                    arch: str,
-                    method: str,
-                    seed: int,
-                    recipe: Recipe,
-                    teacher: TeacherRef | None,
-                    fault: Fault | None,
-                    pair: str = pair,
-                ) -> Spec:
-                    return Spec(
-                        dataset=dataset,
-                        data_digest=data_digest,
-                        arch=arch,
-                        method=method,
-                        settings=preset.settings(pair, method),
-                        recipe=recipe,
-                        teacher=teacher,
-                        fault=fault.name if fault else None,
-                        fault_digest=fault.digest if fault else None,
-                        seed=seed,
-                        threads=threads,
-                        device=device,
-                    )  # fmt: skip
-
-                teacher = None
-                if METHODS[method].needs_teacher and teacher_sha256 is not None:
-                    teacher = TeacherRef(teacher_arch, f"sha256:{teacher_sha256}")
-                elif METHODS[method].needs_teacher:
-                    its_fault = fault if fault is not None and fault.scope == "both" else None
-                    key = plan.add(spec(teacher_arch, "baseline", TEACHER_SEED, preset.teacher_recipe, None, its_fault))
-                    plan.teachers[teacher_arch, its_fault.name if its_fault else None] = key
-                    teacher = TeacherRef(teacher_arch, key)
-                plan.arms[Arm(name, pair, method)] = {
-                    seed: plan.add(spec(student_arch, method, seed, preset.recipe, teacher, fault))
-                    for seed in preset.seeds
-                }
-    missing = {name for name in variants if name is not None} - applied
+                _add_arm(plan, Arm(name, pair, method), fault, ground)
+    missing = {name for name in variants if name is not None} - {arm.fault for arm in plan.arms}
     if named_fault and missing:
         reasons = "; ".join(f"{fault}: {why}" for fault, _, why in plan.skipped if fault in missing)
         raise InputError(f"the fault named applies to none of the methods asked for ({reasons})")
     return plan
 
 
-def _why_not(fault: Fault, method: str, teacher_sha256: str | None) -> str | None:
-    if teacher_sha256 is not None and fault.scope == "both" and METHODS[method].needs_teacher:
+def _add_arm(plan: Plan, arm: Arm, fault: Fault | None, ground: Ground) -> None:
+    preset = plan.preset
+    teacher_arch, student_arch = split_pair(arm.pair)
+
+    def add(arch: str, method: str, seed: int, recipe: Recipe, teacher: TeacherRef | None, fault: Fault | None) -> str:
+        return plan.add(
+            Spec(
+                dataset=ground.dataset,
+                data_digest=ground.data_digest,
+                arch=arch,
+                method=method,
+                settings=preset.settings(arm.pair, method),
+                recipe=recipe,
+                teacher=teacher,
+                fault=fault.name if fault else None,
+                fault_digest=fault.digest if fault else None,
+                seed=seed,
+                threads=ground.threads,
+                device=ground.device,
+            )
+        )
+
+    teacher = None
+    if METHODS[arm.method].needs_teacher and ground.teacher_sha256 is not None:
+        teacher = TeacherRef(teacher_arch, f"sha256:{ground.teacher_sha256}")
+    elif METHODS[arm.method].needs_teacher:
+        shared = fault if fault is not None and fault.scope == "both" else None
+        key = add(teacher_arch, "baseline", TEACHER_SEED, preset.teacher_recipe, None, shared)
+        plan.teachers[teacher_arch, shared.name if shared else None] = key
+        teacher = TeacherRef(teacher_arch, key)
+    plan.arms[arm] = {seed: add(student_arch, arm.method, seed, preset.recipe, teacher, fault) for seed in preset.seeds}
+
+
+def _why_not(fault: Fault, method: str, ground: Ground) -> str | None:
+    if ground.teacher_sha256 is not None and fault.scope == "both" and METHODS[method].needs_teacher:
         return "the fault is in the teacher's training too, and the teacher was brought along trained"
     return fault.why_not(method)
 
 
-def _study_name(preset: Preset, original: Preset, dataset: str, device: str, teacher_sha256: str | None) -> str:
-    """Return preset and data set, and a digest of what the options changed of how a trial is trained."""
-    changed = {
-        name: value
-        for name, value in asdict(preset.recipe).items()
-        if value != getattr(original.recipe, name)
-    }  # fmt: skip
-    if teacher_sha256 is not None:
-        changed["teacher"] = teacher_sha256
-    if device != "cpu":
-        changed["device"] = device
-    name = f"{preset.name}-{dataset}"
+def _study_name(preset: Preset, ground: Ground) -> str:
+    """Return preset and data set, and a digest of whatever options changed in how a trial is trained."""
+    changed: dict[str, Any] = {}
+    if preset.name in PRESETS:
+        original = asdict(load_preset(preset.name).recipe)
+        changed = {name: value for name, value in asdict(preset.recipe).items() if value != original[name]}
+        if preset.teacher != load_preset(preset.name).teacher:
+            changed["teacher_recipe"] = dict(preset.teacher)
+    if ground.teacher_sha256 is not None:
+        changed["teacher"] = ground.teacher_sha256
+    if ground.device != "cpu":
+        changed["device"] = ground.device
+    name = f"{preset.name}-{ground.dataset}"
     if changed:
         name += "-" + hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:6]
     return name

@@ -12,12 +12,18 @@ import json
 import math
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from harness.spec import Spec
 from kd.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None  # type: ignore[assignment]
 
 Status = Literal["finished", "failed", "diverged", "interrupted"]
 FINAL: tuple[Status, ...] = ("finished", "diverged")
@@ -191,6 +197,17 @@ class StudyFolder:
     """A study's folder under the runs folder."""
 
     path: Path
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep a second coordinator out of the study, or raise InputError if there is one already."""
+        with (self.path / ".lock").open("a") as file:
+            if fcntl is not None:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError as error:
+                    raise InputError(f"{self.path} is being run by another kdbench; wait for it, or end it") from error
+            yield
 
     def trial(self, key: str) -> Folder:
         """Return a trial's folder."""

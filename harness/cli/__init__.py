@@ -1,0 +1,68 @@
+"""The command line: one file a command, and nothing heavy imported before a command needs it."""
+
+import importlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from kd.errors import InputError, unknown
+
+COMMANDS = {
+    "run": "Train, audit and compare the arms of a study.",
+    "compare": "Compare two arms of a study over its seeds.",
+    "faults": "List the faults, or show one and what it changes.",
+    "ui": "Open a study's runs in the MLflow UI.",
+    "mirror": "Write MLflow's database anew from the records.",
+    "doctor": "Show what is installed, and whether it works.",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the commands in the order of a first visit."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Import a command's file."""
+        if name not in COMMANDS:
+            raise unknown("command", name, COMMANDS)
+        command: click.Command = importlib.import_module(f"harness.cli.{name}_command").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands from the table above, importing none."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="kdbench")
+def cli() -> None:
+    """Knowledge-distillation benchmarks in which every number arrives with the proof that the code was right."""
+
+
+def run_cli(call: Callable[[], Any]) -> int:
+    """Run a command; return its exit code, with what a user can mend said in one line and no traceback."""
+    try:
+        result = call()
+    except InputError as error:
+        click.echo(f"error: {error}", err=True)
+        return 2
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted; the same command goes on from here", err=True)
+        return 130
+    return result if isinstance(result, int) else 0
+
+
+def main() -> None:
+    """Entry point of the `kdbench` command."""
+    sys.exit(run_cli(lambda: cli.main(prog_name="kdbench", standalone_mode=False)))

@@ -1,0 +1,63 @@
+"""kdbench faults: the zoo."""
+
+import click
+
+from harness.cli.common import JSON_OPTION, print_json, stdout
+
+
+@click.group("faults")
+def command() -> None:
+    """List the faults, or show one and what it changes."""
+
+
+@command.command("list")
+@JSON_OPTION
+def list_faults(as_json: bool) -> None:
+    """List every fault, the decision that it replaces, and the audits that must catch it."""
+    from harness.faults import FAULTS
+
+    if as_json:
+        print_json(
+            {
+                "schema": "kdbench.faults/1",
+                "faults": [
+                    {
+                        "name": f.name,
+                        "seam": f.seam,
+                        "caught_by": f.ids(f.caught_by),
+                        "follows": f.ids(f.follows),
+                        "scope": f.scope,
+                        "story": f.story,
+                    }
+                    for _, f in sorted(FAULTS.items())
+                ],
+            }
+        )
+        return
+    from rich.table import Table
+
+    table = Table("fault", "replaces", "caught by", "what goes wrong", box=None, pad_edge=False, header_style="bold")
+    for _, f in sorted(FAULTS.items()):
+        caught = ", ".join(f"{i} {n}" for i, n in zip(f.ids(f.caught_by), sorted(f.caught_by), strict=True))
+        table.add_row(f.name, f.seam, caught, f.story.splitlines()[0])
+    stdout().print(table)
+
+
+@command.command("show")
+@click.argument("name")
+def show(name: str) -> None:
+    """Show a fault: its story, its difference to the canonical decision, and the audits that must tell."""
+    from harness.faults import get
+
+    fault = get(name)
+    console = stdout()
+    console.print(f"[bold]{fault.name}[/]: replaces {fault.seam} in the training of {_whose(fault.scope)}\n")
+    console.print(fault.story + "\n", markup=False)
+    console.print(fault.difference() + "\n", markup=False)
+    console.print(f"caught by: {', '.join(fault.ids(fault.caught_by))} ({', '.join(fault.caught_by)})")
+    if fault.follows:
+        console.print(f"may follow: {', '.join(fault.ids(fault.follows))} ({', '.join(fault.follows)})")
+
+
+def _whose(scope: str) -> str:
+    return "the student" if scope == "student" else "teacher and student"

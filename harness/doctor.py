@@ -1,0 +1,62 @@
+"""A look at the machine: packages, devices, cores, folders."""
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from harness.environment import device_name, usable_cores, versions
+from kd.data import cache_folder
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "safetensors",
+    "scipy",
+    "pandas",
+    "scikit-learn",
+    "mlflow",
+    "click",
+    "rich",
+)
+
+
+def examine(runs: Path) -> dict[str, Any]:
+    """Return what is installed, which devices run a convolution, and where data and records lie."""
+    devices = [_try(torch.device("cpu"))]
+    if torch.cuda.is_available():
+        devices += [_try(torch.device("cuda", i)) for i in range(torch.cuda.device_count())]
+    folders = {"records": _place(runs), "data cache": _place(cache_folder())}
+    packages = versions(*PACKAGES)
+    return {
+        "python": platform.python_version(),
+        "packages": packages,
+        "cores": usable_cores(),
+        "workers": usable_cores(),
+        "devices": devices,
+        "folders": folders,
+        "healthy": all(packages.values())
+        and all(d["works"] for d in devices)
+        and all(f["writable"] for f in folders.values()),
+    }
+
+
+def _try(device: torch.device) -> dict[str, Any]:
+    found: dict[str, Any] = {"kind": str(device), "name": device_name(device), "works": True, "error": None}
+    try:
+        out = nn.Conv2d(3, 8, 3).to(device)(torch.zeros(1, 3, 8, 8, device=device))
+        out.sum().backward()
+        found["works"] = bool(torch.isfinite(out).all())
+    except RuntimeError as error:
+        found.update(works=False, error=str(error).splitlines()[0])
+    return found
+
+
+def _place(path: Path) -> dict[str, Any]:
+    """Say whether a folder, or the nearest one above it that exists, can be written to."""
+    existing = next(p for p in (path.resolve(), *path.resolve().parents) if p.exists())
+    return {"path": str(path.resolve()), "writable": existing.is_dir() and os.access(existing, os.W_OK)}

@@ -1,0 +1,90 @@
+"""What a trial ran on and with: recorded beside its numbers, not part of its name."""
+
+import hashlib
+import os
+import platform
+import subprocess
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def usable_cores() -> int:
+    """Return the processor cores that this process may use, by affinity and by container quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
+
+
+@cache
+def code_digest() -> str:
+    """Return a digest over the sources of kd, audits and harness."""
+    digest = hashlib.sha256()
+    for package in ("kd", "audits", "harness"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@cache
+def git_commit() -> tuple[str, bool] | None:
+    """Return the commit that the code stands at and whether it was changed since; None outside a git checkout."""
+    if not (ROOT / ".git").exists():
+        return None
+    try:
+        head = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        status = subprocess.run(
+            ["git", "-C", ROOT, "status", "--porcelain"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip(), bool(status.stdout.strip())
+
+
+def versions(*packages: str) -> dict[str, str | None]:
+    """Return the installed version of each package; None where it is not installed."""
+    found: dict[str, str | None] = {}
+    for name in packages:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name that the device calls itself by."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Return versions, device, threads, determinism and the digest of the code."""
+    commit = git_commit()
+    return {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        **versions("torch", "torchvision", "numpy", "kdbench"),
+        "device": device.type,
+        "device_name": device_name(device),
+        "cuda": torch.version.cuda if device.type == "cuda" else None,
+        "threads": torch.get_num_threads(),
+        "cores": usable_cores(),
+        "deterministic": device.type == "cpu" or torch.backends.cudnn.deterministic,
+        "code_digest": code_digest(),
+        "git_commit": commit[0] if commit else None,
+        "git_dirty": commit[1] if commit else None,
+    }

@@ -1,0 +1,175 @@
+"""The statistics of two groups of seeds, on scipy; every difference is b - a.
+
+Five verdicts and never "no effect": `different` (the adjusted Welch p is below alpha), `equivalent` (two one-sided
+tests at the declared margin), `both` (real, and smaller than the margin), `undecided`, `undefined`.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from scipy import optimize, special, stats
+
+Verdict = Literal["different", "equivalent", "both", "undecided", "undefined"]
+Pair = tuple[float, float]
+
+EXACT_LIMIT = 1_000_000
+"Relabellings up to which the permutation test counts all of them."
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that is said of two groups; None where it is not defined."""
+
+    mean: tuple[float | None, float | None]
+    std: tuple[float | None, float | None]
+    "Sample standard deviations, ddof = 1."
+    difference: float | None = None
+    ci95: Pair | None = None
+    "Of the difference, Welch."
+    welch_p: float | None = None
+    permutation_p: float | None = None
+    least_permutation_p: float | None = None
+    "The smallest p that this design could give, whatever the data."
+    hedges_g: float | None = None
+    hedges_g_ci95: Pair | None = None
+    p_b_greater: float | None = None
+    "Probability that a seed of b beats a seed of a, ties counted half."
+    tost_p: float | None = None
+    mde: float | None = None
+    "Smallest difference that a pooled t test of this size and spread finds with power .8: at least so much."
+    seeds_for_power: int | None = None
+    "Seeds per arm that find a difference of the margin's size with power .8 at the observed spread."
+    degenerate: bool = False
+    warnings: list[str] = field(default_factory=list)
+
+
+def power(effect: float, n: int, alpha: float = 0.05) -> float:
+    """Return the power of the two-sided pooled t test with n per group at a standardised effect; both tails."""
+    df, shift = 2 * n - 2, abs(effect) * math.sqrt(n / 2)
+    limit = stats.t.isf(alpha / 2, df)
+    # Only upper tails: the lower one of the noncentral t is nan for large shifts. Not finite means certain.
+    upper = float(stats.nct.sf(limit, df, shift))
+    lower = float(stats.nct.sf(limit, df, -shift))
+    return (upper if math.isfinite(upper) else 1.0) + (lower if math.isfinite(lower) else 0.0)
+
+
+def smallest_effect(n: int, alpha: float = 0.05, wanted: float = 0.8) -> float:
+    """Return the standardised effect that n per group find with the wanted power."""
+    return float(optimize.brentq(lambda d: power(d, n, alpha) - wanted, 1e-6, 50))
+
+
+def seeds_needed(effect: float, alpha: float = 0.05, wanted: float = 0.8, most: int = 10_000) -> int | None:
+    """Return the seeds per group that find a standardised effect with the wanted power; None beyond `most`."""
+    low, high = 2, most
+    if power(effect, high, alpha) < wanted:
+        return None
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if power(effect, middle, alpha) >= wanted else (middle + 1, high)
+    return low
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Return Holm's adjusted p values, in the given order."""
+    order = sorted(range(len(ps)), key=ps.__getitem__)
+    adjusted, worst = [0.0] * len(ps), 0.0
+    for rank, i in enumerate(order):
+        worst = max(worst, min(1.0, (len(ps) - rank) * ps[i]))
+        adjusted[i] = worst
+    return adjusted
+
+
+def _constant(x: np.ndarray) -> bool:
+    return bool(np.ptp(x) <= 1e-9 * max(1.0, abs(float(x.mean()))))
+
+
+def _hedges(a: np.ndarray, b: np.ndarray, t: float) -> tuple[float, Pair]:
+    """Return g with the exact small-sample factor, and its 95% interval from the noncentral t."""
+    n_a, n_b = len(a), len(b)
+    df = n_a + n_b - 2
+    factor = math.exp(special.gammaln(df / 2) - special.gammaln((df - 1) / 2)) * math.sqrt(2 / df)
+    scale = math.sqrt(1 / n_a + 1 / n_b)
+
+    def shift(tail: float) -> float:
+        def excess(nc: float) -> float:
+            p = float(stats.nct.sf(t, df, nc))
+            return (p if math.isfinite(p) else 1.0) - tail
+
+        reach = 10 + 5 * abs(t)
+        return float(optimize.brentq(excess, t - reach, t + reach))
+
+    return factor * t * scale, (factor * shift(0.025) * scale, factor * shift(0.975) * scale)
+
+
+def compare(a: Sequence[float], b: Sequence[float], margin: float, alpha: float = 0.05) -> Comparison:
+    """Compare two groups of seeds, unpaired: training diverges chaotically, so a shared seed couples little."""
+    x, y = np.asarray(a, float), np.asarray(b, float)
+    n_a, n_b = len(x), len(y)
+    mean = (float(x.mean()) if n_a else None, float(y.mean()) if n_b else None)
+    std = (float(x.std(ddof=1)) if n_a > 1 else None, float(y.std(ddof=1)) if n_b > 1 else None)
+    difference = None if mean[0] is None or mean[1] is None else mean[1] - mean[0]
+    warnings: list[str] = []
+    if min(n_a, n_b) < 2:
+        warnings.append(f"{n_a} v {n_b} seeds: with fewer than two in an arm nothing can be said of the spread")
+        return Comparison(mean, std, difference, warnings=warnings)
+    if _constant(x) and _constant(y):
+        warnings.append("neither arm varies over its seeds: the difference is deterministic, and no test applies")
+        return Comparison(mean, std, difference, degenerate=True, warnings=warnings)
+
+    welch = stats.ttest_ind(y, x, equal_var=False, nan_policy="raise")
+    interval = welch.confidence_interval(0.95)
+    relabellings = math.comb(n_a + n_b, n_a)
+    exact = relabellings <= EXACT_LIMIT
+    permutation = stats.permutation_test(
+        (y, x),
+        lambda u, v, axis: u.mean(axis=axis) - v.mean(axis=axis),
+        permutation_type="independent",
+        n_resamples=np.inf if exact else 99_999,
+        vectorized=True,
+        batch=20_000,
+        rng=0,
+    )
+    least = (2 if n_a == n_b else 1) / relabellings if exact else 1 / 100_000
+    lower = stats.ttest_ind(y, x - margin, equal_var=False, alternative="greater").pvalue
+    upper = stats.ttest_ind(y, x + margin, equal_var=False, alternative="less").pvalue
+    pooled = math.sqrt(((n_a - 1) * float(x.var(ddof=1)) + (n_b - 1) * float(y.var(ddof=1))) / (n_a + n_b - 2))
+    assert difference is not None
+    g, g_interval = _hedges(x, y, difference / (pooled * math.sqrt(1 / n_a + 1 / n_b)))
+    smaller = min(n_a, n_b)
+    mde = smallest_effect(smaller, alpha)
+    if smaller < 6:
+        warnings.append(
+            f"{n_a} v {n_b} seeds: no exact test can give p < {least:.2g}; differences under about {mde:.1f} sd "
+            "are undetectable"
+        )
+    if least < alpha and (permutation.pvalue < alpha) != (welch.pvalue < alpha):
+        warnings.append("the Welch and the exact permutation test fall on different sides of alpha")
+    return Comparison(
+        mean,
+        std,
+        difference,
+        (float(interval.low), float(interval.high)),
+        float(welch.pvalue),
+        float(permutation.pvalue),
+        least,
+        g,
+        g_interval,
+        float(stats.mannwhitneyu(y, x).statistic) / (n_a * n_b),
+        float(max(lower, upper)),
+        mde * pooled,
+        seeds_needed(margin / pooled, alpha),
+        warnings=warnings,
+    )
+
+
+def verdict(comparison: Comparison, adjusted_p: float | None, alpha: float = 0.05) -> Verdict:
+    """Return what the adjusted p and the equivalence test say together."""
+    if adjusted_p is None or comparison.tost_p is None:
+        return "undefined"
+    real, small = adjusted_p < alpha, comparison.tost_p < alpha
+    if real:
+        return "both" if small else "different"
+    return "equivalent" if small else "undecided"

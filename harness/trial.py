@@ -1,0 +1,233 @@
+"""One training run in a process of its own: a spec in, a record out.
+
+``python -m harness.trial FOLDER --data FILE`` runs the trial whose ``spec.json`` lies in FOLDER, with no MLflow and
+no network; the coordinator calls the same :func:`run`.
+"""
+
+import argparse
+import json
+import logging
+import os
+import resource
+import sys
+import threading
+import time
+import traceback
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+import audits
+from harness import faults
+from harness.environment import environment
+from harness.record import FaultStory, Folder, Metrics, Result, TeacherRecord, finite
+from harness.spec import Spec
+from kd import evaluate, train
+from kd.data import load_file
+from kd.errors import InputError
+from kd.procedure import CANONICAL
+from kd.teacher import file_sha256, read_checkpoint, save_checkpoint
+
+
+def run(folder: Folder, data_file: Path) -> Result:
+    """Run the trial in `folder` and commit its result; an exception becomes a result of status failed."""
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    clock = time.perf_counter()
+    try:
+        result = _run(folder, folder.spec(), data_file)
+    except KeyboardInterrupt:
+        result = Result(folder.key, "interrupted", "interrupted by the user")
+    except InputError as error:
+        result = Result(folder.key, "failed", str(error))
+    except Exception as error:
+        traceback.print_exc()
+        result = Result(folder.key, "failed", f"{type(error).__name__}: {error} (log.txt has the traceback)")
+    result.times.update(started=started, seconds=round(time.perf_counter() - clock, 3))
+    folder.write_result(result)
+    return result
+
+
+def teacher_checkpoint(folder: Folder, spec: Spec) -> train.Teacher | None:
+    """Return where the trial's teacher lies: beside it among the trials, or among the weights brought along."""
+    if spec.teacher is None:
+        return None
+    kind, _, digest = spec.teacher.key.partition(":")
+    if kind != "sha256":
+        path = Folder(folder.path.parent / spec.teacher.key).student
+        return train.Teacher(spec.teacher.arch, path, file_sha256(path) if path.is_file() else None)
+    found = sorted((folder.path.parent.parent / "weights").glob(f"{digest}.*"))
+    if not found:
+        raise InputError(f"the teacher's weights {digest} are not in {folder.path.parent.parent / 'weights'}")
+    return train.Teacher(spec.teacher.arch, found[0], digest)
+
+
+def _prepare_device(spec: Spec) -> torch.device:
+    torch.set_num_threads(spec.threads)
+    if spec.device == "cuda":
+        if not torch.cuda.is_available():
+            raise InputError("the trial is for cuda, and torch sees no CUDA device")
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.benchmark = False
+    return torch.device(spec.device)
+
+
+def _run(folder: Folder, spec: Spec, data_file: Path) -> Result:
+    times: dict[str, float | str] = {}
+    clock = time.perf_counter()
+
+    def lap(name: str) -> None:
+        nonlocal clock
+        now = time.perf_counter()
+        times[name], clock = round(now - clock, 3), now
+
+    device = _prepare_device(spec)
+    dataset = load_file(data_file)
+    if dataset.digest != spec.data_digest:
+        raise InputError(f"{data_file} holds data {dataset.digest[:16]}, the trial is for {spec.data_digest[:16]}")
+    fault, calls, procedure = None, 0, CANONICAL
+    if spec.fault is not None:
+        fault = faults.get(spec.fault)
+        if fault.digest != spec.fault_digest:
+            raise InputError(f"fault {spec.fault} has changed since the trial was planned; plan it anew")
+
+        def reached() -> None:
+            nonlocal calls
+            calls += 1
+
+        procedure = fault.inject(CANONICAL, reached)
+    teacher = teacher_checkpoint(folder, spec)
+    training = train.prepare(
+        dataset, spec.arch, teacher, spec.method, spec.settings, spec.recipe, procedure, spec.seed, device
+    )
+    teacher_record = _teacher_record(training, spec)
+    lap("prepare_seconds")
+
+    curve = folder.path / "curve.jsonl"
+    diverged = None
+    with (
+        curve.open("w", encoding="utf-8") as lines,
+        audits.watch(
+            student=training.student,
+            teacher=training.teacher,
+            projectors=dict(training.method.named_children()),
+            optimizer=training.optimizer,
+            clip=audits.Clip(spec.recipe.max_norm),
+            teacher_weights=read_checkpoint(teacher.checkpoint) if teacher is not None else None,
+        ) as watch,
+    ):
+        for epoch in train.epochs(training, watch.labels):
+            lines.write(json.dumps(finite(asdict(epoch)), allow_nan=False) + "\n")
+            lines.flush()
+            if not epoch.finite:
+                diverged = epoch.epoch
+                break
+    lap("train_seconds")
+
+    findings = watch.report.to_dicts()
+    selected, metrics = None, None
+    if diverged is None:
+        selected = training.restore_selected()
+        metrics = _score(training, selected)
+        save_checkpoint(training.student, folder.student)
+        if any(True for _ in training.method.parameters()):
+            save_checkpoint(training.method, folder.path / "method.safetensors")
+    lap("test_seconds")
+    story = None
+    if fault is not None:
+        revealed = sorted(f["id"] for f in findings if f["status"] == "fail")
+        story = FaultStory(fault.name, fault.seam, calls, calls > 0, revealed)
+    return Result(
+        key=folder.key,
+        status="finished" if diverged is None else "diverged",
+        reason=None if diverged is None else f"the loss was no number in epoch {diverged}",
+        selected_epoch=selected,
+        metrics=metrics,
+        findings=findings,
+        fault=story,
+        teacher=teacher_record,
+        environment=environment(device),
+        times=times,
+        peak_memory_mb=_peak_memory_mb(device),
+    )
+
+
+def _teacher_record(training: train.Training, spec: Spec) -> TeacherRecord | None:
+    if training.teacher is None or training.provenance is None or spec.teacher is None:
+        return None
+    ids = training.split.val
+    labels = training.pool.labels[ids.to(training.pool.device)]
+    logits = evaluate.logits_of(training.teacher, training.batches(ids), training.pool.centre)
+    chance = (torch.bincount(labels).max() / len(labels)).item()
+    floor = 100 * (chance + min(chance, (1 - chance) / 10))
+    value = evaluate.accuracy(logits, labels)
+    p = training.provenance
+    return TeacherRecord(spec.teacher.arch, p.file, p.sha256, p.loaded_fraction, value, floor, value > floor)
+
+
+def _score(training: train.Training, selected: int) -> Metrics:
+    ids = training.split.test
+    labels = training.pool.labels[ids.to(training.pool.device)]
+    logits = evaluate.logits_of(training.student, training.batches(ids), training.pool.centre)
+    close = None
+    if training.teacher is not None:
+        answers = evaluate.logits_of(training.teacher, training.batches(ids), training.pool.centre)
+        close = evaluate.fidelity(logits, answers)
+    return Metrics(
+        test_accuracy=evaluate.accuracy(logits, labels),
+        val_accuracy=training.val_scores[selected - 1],
+        per_class=evaluate.per_class_accuracy(logits, labels),
+        agreement=close.agreement if close else None,
+        kl_t1=close.kl_t1 if close else None,
+        kl_t4=close.kl_t4 if close else None,
+    )
+
+
+def _peak_memory_mb(device: torch.device) -> float:
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent is gone: an orphan would write to a folder that is another's by then."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def run_in_child(path: str, data_file: str) -> None:
+    """Run a trial in this (fresh) process with its output in the trial's log."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    folder = Folder(Path(path))
+    with (folder.path / "log.txt").open("w") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", force=True)
+        run(folder, Path(data_file))
+
+
+def main() -> int:
+    """Run one trial from the command line; exit 0 if it finished, 2 for bad input, 3 if it could not run."""
+    parser = argparse.ArgumentParser(prog="python -m harness.trial", description=__doc__)
+    parser.add_argument("folder", type=Path, help="folder that holds spec.json; the record goes there too")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="tensor file of the data set (kdbench doctor says where)"
+    )
+    args = parser.parse_args()
+    folder = Folder(args.folder.resolve())
+    try:
+        folder.spec()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    result = run(folder, args.data)
+    score = f", test accuracy {result.metrics.test_accuracy:.2f}%" if result.metrics else ""
+    print(f"{result.key} {result.status}{score}{': ' + result.reason if result.reason else ''}")
+    return 0 if result.status == "finished" else 3
+
+
+if __name__ == "__main__":
+    sys.exit(main())
