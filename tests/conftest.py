@@ -1,0 +1,87 @@
+"""What the tests share: one thread, a cache of their own, and small data."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from kd import data, train
+from kd.data import Dataset
+from kd.methods import MethodSettings
+from kd.procedure import CANONICAL
+from kd.recipe import Recipe
+from kd.teacher import save_checkpoint
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data cache of the session's own, for this process and those it starts."""
+    path = tmp_path_factory.mktemp("cache")
+    patch = pytest.MonkeyPatch()
+    patch.setenv("KDBENCH_CACHE", str(path))
+    patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return path
+
+
+@pytest.fixture(scope="session")
+def digits(cache: Path) -> Dataset:
+    return data.load_file(data.prepare("digits", None, cache))
+
+
+@pytest.fixture(scope="session")
+def recipe() -> Recipe:
+    """A recipe for seconds: 64 digits, two epochs of four steps."""
+    return Recipe(
+        epochs=2,
+        batch_size=16,
+        base_width=4,
+        schedule="step",
+        crop_padding=2,
+        flip=False,
+        train_size=64,
+        val_size=40,
+        test_stride=8,
+    )
+
+
+@pytest.fixture(scope="session")
+def prepare(
+    digits: Dataset, recipe: Recipe, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., train.Training]:
+    """Prepare a small training by method name; Logit-KD and Feature-KD get an r18 of random weights as checkpoint."""
+    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    base = train.prepare(
+        digits, "r18", None, "baseline", MethodSettings(), recipe, CANONICAL, 99, torch.device("cpu")
+    )
+    save_checkpoint(base.student, path)
+
+    def make(method: str = "baseline", procedure=CANONICAL, seed: int = 0, **changes) -> train.Training:
+        teacher = None if method == "baseline" else train.Teacher("r18", path)
+        settings = MethodSettings() if method == "baseline" else MethodSettings(0.5, 0.5)
+        changed = dataclasses.replace(recipe, **changes)
+        return train.prepare(
+            digits, "r18", teacher, method, settings, changed, procedure, seed, torch.device("cpu")
+        )
+
+    return make
+
+
+def write_images(root: Path, classes: tuple[str, ...] = ("cat", "dog"), train: int = 3, test: int = 2) -> Path:
+    """Write a small folder of images, each of its own colours."""
+    rng = np.random.default_rng(0)
+    for part, count in (("train", train), ("test", test)):
+        for label in classes:
+            place = root / part / label
+            place.mkdir(parents=True, exist_ok=True)
+            for i in range(count):
+                Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(place / f"{i}.png")
+    return root
