@@ -195,18 +195,19 @@ def compare_arms(study: Trials, pairs: Iterable[tuple[Arm, Arm]], allowed: Seque
 
 def in_words(entry: dict[str, Any], margin: float) -> str:
     """Return a comparison's verdict as a sentence that claims no more than it shows."""
-    d, ci, mde = entry["difference_pp"], entry["ci95_pp"], entry["mde_pp"]
+    d, ci = entry["difference_pp"], entry["ci95_pp"]
     if entry["verdict"] == "undefined" or ci is None:
         return f"undefined: {entry['warnings'][0] if entry['warnings'] else 'too few seeds'}"
-    size = f"{d:+.2f} pp, 95% interval [{ci[0]:+.2f}, {ci[1]:+.2f}]"
+    size = f"{d:+.2f} pp, 95% interval [{ci[0]:+.2f}, {ci[1]:+.2f}], adjusted p = {entry['holm_p']:.2g}"
     if entry["verdict"] == "different":
-        return f"different: {entry['b']} is {'higher' if d > 0 else 'lower'} ({size}, p = {entry['holm_p']:.2g})"
+        return f"different: {entry['b']} is {'higher' if d > 0 else 'lower'} ({size})"
     if entry["verdict"] == "equivalent":
-        return f"equivalent within {margin} pp ({size})"
+        return f"equivalent within {margin:g} pp ({size})"
     if entry["verdict"] == "both":
-        return f"a real difference smaller than {margin} pp ({size}, p = {entry['holm_p']:.2g})"
-    more = f"; {entry['seeds_for_power_80']} seeds an arm would find {margin} pp" if entry["seeds_for_power_80"] else ""
-    return f"undecided ({size}): fewer than {mde:.1f} pp could not be seen with these seeds{more}"
+        return f"a real difference, and smaller than {margin:g} pp ({size})"
+    seeds = entry["seeds_for_power_80"]
+    more = f"; for {margin:g} pp it takes {seeds} seeds an arm" if seeds else ""
+    return f"undecided ({size}): under {entry['mde_pp']:.1f} pp nothing could be seen with these seeds{more}"
 
 
 def summary(study: Trials) -> list[dict[str, Any]]:

@@ -54,23 +54,17 @@ def recipe() -> Recipe:
 
 
 @pytest.fixture(scope="session")
-def prepare(
-    digits: Dataset, recipe: Recipe, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., train.Training]:
+def prepare(digits: Dataset, recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., train.Training]:
     """Prepare a small training by method name; Logit-KD and Feature-KD get an r18 of random weights as checkpoint."""
     path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
-    base = train.prepare(
-        digits, "r18", None, "baseline", MethodSettings(), recipe, CANONICAL, 99, torch.device("cpu")
-    )
+    base = train.prepare(digits, "r18", None, "baseline", MethodSettings(), recipe, CANONICAL, 99, torch.device("cpu"))
     save_checkpoint(base.student, path)
 
     def make(method: str = "baseline", procedure=CANONICAL, seed: int = 0, **changes) -> train.Training:
         teacher = None if method == "baseline" else train.Teacher("r18", path)
         settings = MethodSettings() if method == "baseline" else MethodSettings(0.5, 0.5)
         changed = dataclasses.replace(recipe, **changes)
-        return train.prepare(
-            digits, "r18", teacher, method, settings, changed, procedure, seed, torch.device("cpu")
-        )
+        return train.prepare(digits, "r18", teacher, method, settings, changed, procedure, seed, torch.device("cpu"))
 
     return make
 

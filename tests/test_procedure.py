@@ -1,6 +1,7 @@
 """Each canonical decision holds what its sentence of the method section says."""
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ def test_learning_rate_of_the_paper_moves_once_an_epoch():
     assert rates[:10] == [0.1] * 10
     assert rates[500] == pytest.approx((0.1 + 1e-4) / 2)
     assert rates[-1] == pytest.approx(1e-4, rel=0.3)  # T_max is the number of epochs: the minimum is met after the last
-    assert all(a >= b for a, b in zip(rates, rates[1:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(rates))
 
 
 def test_learning_rate_by_step_with_warm_up():

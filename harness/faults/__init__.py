@@ -45,8 +45,8 @@ class Fault:
 
     @property
     def digest(self) -> str:
-        """Digest of the function's source: a changed fault is another experiment."""
-        return hashlib.sha256(inspect.getsource(self.function).encode()).hexdigest()[:16]
+        """Digest of the function's source but for its docstring: a changed fault is another experiment."""
+        return hashlib.sha256(_body(self.function).encode()).hexdigest()[:16]
 
     def ids(self, names: tuple[str, ...]) -> list[str]:
         """Return the stable ids of audits given by name."""
