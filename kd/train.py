@@ -45,6 +45,8 @@ class Epoch:
     "By group (student, projectors, all): mean and maximum over the steps, before clipping."
     clipped_share: float
     "Share of the steps whose norm over all groups exceeded the recipe's bound."
+    overflowed_steps: int
+    "Steps whose gradient was no finite number; under fp16 the scaler skips them. They count in no norm above."
     digest: str
     "Of the weights of student and projectors after the epoch."
 
@@ -204,7 +206,7 @@ def epochs(training: Training, on_batch: Callable[[Tensor], None] | None = None)
         t.val_scores.append(accuracy(logits, t.pool.labels[val.to(t.pool.device)]))
         if ask.select(t.val_scores, ()) == number:
             t.best = {"student": _copy(t.student), "method": _copy(t.method)}
-        norms, clipped_share = update.read()
+        norms, clipped_share, overflowed = update.read()
         yield Epoch(
             epoch=number + 1,
             lr=lr,
@@ -213,6 +215,7 @@ def epochs(training: Training, on_batch: Callable[[Tensor], None] | None = None)
             val_accuracy=t.val_scores[-1],
             grad_norms=norms,
             clipped_share=clipped_share,
+            overflowed_steps=overflowed,
             digest=weight_digest(t.student, t.method),
         )
 
@@ -253,15 +256,23 @@ class _Update:
         self.t.scaler.step(self.t.optimizer)
         self.t.scaler.update()
 
-    def read(self) -> tuple[dict[str, dict[str, float]], float]:
-        """Return mean and maximum of each group's norm since the last reading, and the share of clipped steps."""
+    def read(self) -> tuple[dict[str, dict[str, float]], float, int]:
+        """Return each group's mean and maximal norm since the last reading, the share clipped, the overflows."""
         seen = torch.stack(self.seen).double()
         self.seen.clear()
         columns = torch.cat([seen, seen.square().sum(1, keepdim=True).sqrt()], dim=1)
+        steps = len(columns)
+        columns = columns[columns[:, -1].isfinite()].cpu()
+        if not len(columns):
+            columns = torch.full((1, columns.shape[1]), float("nan"))
+            return self._named(columns), 0.0, steps
         clipped = (columns[:, -1] > self.t.recipe.max_norm).double().mean().item()
+        return self._named(columns), clipped, steps - len(columns)
+
+    def _named(self, columns: Tensor) -> dict[str, dict[str, float]]:
         names = [*self.groups, "all"]
         means, tops = columns.mean(0).tolist(), columns.amax(0).tolist()
-        return {name: {"mean": m, "max": top} for name, m, top in zip(names, means, tops, strict=True)}, clipped
+        return {name: {"mean": m, "max": top} for name, m, top in zip(names, means, tops, strict=True)}
 
 
 def _copy(module: nn.Module) -> dict[str, Tensor]:

@@ -1,0 +1,153 @@
+"""Data sets become the same tensors every time, and what cannot be used is named."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import write_images
+from PIL import Image
+
+from kd import data
+from kd.data import SIZE, Crops, Pool
+from kd.errors import InputError
+
+
+def test_digits_are_real_and_whole(digits):
+    assert digits.pixels.shape == (1797, 32, 32, 3) and digits.pixels.dtype == torch.uint8
+    assert digits.n_train == 520 and len(digits.test_ids) == 1277
+    assert torch.bincount(digits.labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    assert (digits.pixels[..., 0] == digits.pixels[..., 2]).all()
+
+
+def test_folder_reads_pixels_labels_and_parts(tmp_path, cache):
+    root = write_images(tmp_path / "pets")
+    found = data.load_file(data.prepare("folder", root, cache))
+    assert found.name == "folder-pets" and found.classes == ("cat", "dog") and found.n_train == 6
+    assert found.labels.tolist() == [0, 0, 0, 1, 1, 1, 0, 0, 1, 1]
+    want = np.asarray(Image.open(root / "test" / "dog" / "0.png"))
+    assert np.array_equal(found.pixels[8].numpy(), want)
+
+
+def test_a_folder_is_decoded_once_and_again_when_it_changes(tmp_path, cache, monkeypatch):
+    root = write_images(tmp_path / "pets2")
+    first = data.prepare("folder", root, cache)
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "_decode", lambda path: pytest.fail("decoded again"))
+        assert data.prepare("folder", root, cache) == first
+    Image.new("RGB", (32, 32), "red").save(root / "train" / "cat" / "9.png")
+    second = data.prepare("folder", root, cache)
+    assert second != first and data.load_file(second).digest != data.load_file(first).digest
+
+
+def test_images_of_another_size_are_resized(tmp_path, cache):
+    root = write_images(tmp_path / "pets3")
+    Image.new("L", (50, 40), 200).save(root / "test" / "cat" / "0.png")
+    found = data.load_file(data.prepare("folder", root, cache))
+    assert found.pixels.shape[1:] == (SIZE, SIZE, 3) and (found.pixels[6] == 200).all()
+
+
+def spoil_missing_part(root):
+    shutil.rmtree(root / "test")
+
+
+def spoil_no_images(root):
+    for path in (root / "train").rglob("*.png"):
+        path.rename(path.with_suffix(".txt"))
+
+
+def spoil_one_class(root):
+    for part in ("train", "test"):
+        shutil.rmtree(root / part / "dog")
+
+
+def spoil_empty_class(root):
+    for path in (root / "test" / "dog").iterdir():
+        path.unlink()
+
+
+def spoil_other_classes(root):
+    (root / "test" / "dog").rename(root / "test" / "wolf")
+
+
+def spoil_unreadable(root):
+    (root / "train" / "dog" / "1.png").write_bytes(b"\x89PNG no more")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (shutil.rmtree, "does not exist"),
+        (spoil_missing_part, "has no test/"),
+        (spoil_no_images, "holds no images"),
+        (spoil_one_class, "has one class, cat"),
+        (spoil_empty_class, "test/dog holds no images"),
+        (spoil_other_classes, "only in one of them: dog, wolf"),
+        (spoil_unreadable, "train/dog/1.png cannot be read as an image"),
+    ],
+)
+def test_a_folder_that_is_no_data_set_is_refused_by_name(spoil, says, tmp_path, cache):
+    root = write_images(tmp_path / "spoiled")
+    spoil(root)
+    before = set(cache.rglob("*"))
+    with pytest.raises(InputError, match=says):
+        data.prepare("folder", root, cache)
+    assert set(cache.rglob("*")) == before
+
+
+def test_cifar_without_network_says_what_is_missing_and_where_it_belongs(tmp_path, monkeypatch):
+    from torchvision import datasets
+
+    def no_network(*args, **kwargs):
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr(datasets.CIFAR10, "download", no_network)
+    with pytest.raises(InputError) as caught:
+        data.prepare("cifar10", tmp_path / "here", tmp_path)
+    for part in ("cifar-10-python.tar.gz", "https://", str(tmp_path / "here"), "--data"):
+        assert part in str(caught.value)
+
+
+def test_unknown_data_set_names_the_nearest(tmp_path):
+    with pytest.raises(InputError, match="did you mean 'digits'"):
+        data.prepare("digit", None, tmp_path)
+
+
+def test_a_spoiled_cache_file_says_how_to_mend_it(tmp_path):
+    (tmp_path / "x.safetensors").write_bytes(b"nothing")
+    with pytest.raises(InputError, match="delete it"):
+        data.load_file(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_crop_is_pad_and_slice_and_flip(digits, flip):
+    statistics = data.statistics(digits.pixels[:520])
+    pool = Pool(digits, 4, torch.device("cpu"), statistics)
+    ids = torch.tensor([3, 700, 1500])
+    crops = Crops(torch.tensor([0, 8, 3]), torch.tensor([5, 0, 4]), torch.tensor([flip] * 3))
+    found = pool.crop(ids, crops)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    for row, (i, top, left) in enumerate(zip(ids, crops.top, crops.left, strict=True)):
+        padded = F.pad(digits.pixels[i].permute(2, 0, 1), (4, 4, 4, 4)).float() / 255
+        want = (padded[:, top : top + 32, left : left + 32] - statistics[0][:, None, None]) / statistics[1][
+            :, None, None
+        ]
+        torch.testing.assert_close(found[row], want.flip(2) if flip else want, atol=1e-5, rtol=1e-5)
+
+
+def test_centre_is_the_image_itself_and_statistics_normalise(digits):
+    pool = Pool(digits, 2, torch.device("cpu"), data.statistics(digits.pixels))
+    images = pool.centre(torch.arange(len(digits.labels)))
+    assert images.mean().abs() < 1e-4 and (images.std() - 1).abs() < 1e-3
+    middle = Crops(*(torch.full((4,), v) for v in (2, 2, False)))
+    assert torch.equal(pool.crop(torch.arange(4), middle), images[:4])
+
+
+def test_draws_cover_their_range_evenly():
+    crops = data.draw_crops(20_000, 2, True, torch.Generator().manual_seed(0))
+    for offsets in (crops.top, crops.left):
+        counts = torch.bincount(offsets)
+        assert len(counts) == 5 and counts.min() > 3_700
+    assert 9_700 < crops.flip.sum() < 10_300
+    assert not data.draw_crops(100, 2, False, torch.Generator().manual_seed(0)).flip.any()
