@@ -47,6 +47,8 @@ class Recipe:
         for name in ("lr", "max_norm"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise InputError(f"recipe: {name} is {getattr(self, name)}; it must be a positive, finite number")
+        if not 0 <= self.lr_min <= self.lr:
+            raise InputError(f"recipe: lr_min is {self.lr_min}; it lies between 0 and lr, {self.lr}")
         if not 0 <= self.warmup < 1:
             raise InputError(f"recipe: warmup is {self.warmup}; it is a share of the steps, from 0 to below 1")
         if self.crop_padding < 0:
