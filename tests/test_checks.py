@@ -1,0 +1,172 @@
+"""Each check beside a specimen that it must catch and one that it must pass."""
+
+import pytest
+import torch
+import torchvision
+from scipy import stats
+from torch import nn
+
+import audits
+from audits.checks import CATALOGUE
+from audits.checks.teacher import at_least, at_most
+from kd.models import ResNet
+
+
+def watch_once(student, images, teacher=None, labels=None, **declared):
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.01)
+    with audits.watch(student=student, teacher=teacher, optimizer=optimizer, **declared) as w:
+        if teacher is not None:
+            with torch.no_grad():
+                teacher(images)
+            if labels is not None:
+                w.labels(labels)
+        answer = student(images)
+        (answer if isinstance(answer, torch.Tensor) else answer[0]).sum().backward()
+        optimizer.step()
+    return {f.name: f for f in w.report.findings}
+
+
+def conv(k, s, channels=8):
+    return nn.Conv2d(3, channels, k, s, k // 2)
+
+
+def net(*stem, width=8):
+    return nn.Sequential(*stem, nn.Conv2d(width, width, 3, 1, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+STEMS = {
+    "torchvision on 32x32": (lambda: torchvision.models.resnet18(num_classes=10), 32, "fail"),
+    "torchvision on 64x64": (lambda: torchvision.models.resnet18(num_classes=10), 64, "fail"),
+    "torchvision on 96x96": (lambda: torchvision.models.resnet18(num_classes=10), 96, "not_triggered"),
+    "ours, imagenet": (lambda: ResNet("r18", "imagenet", 10, 4), 32, "fail"),
+    "ours, cifar": (lambda: ResNet("r18", "cifar", 10, 4), 32, "pass"),
+    "7x7 stride 2 without a pool": (lambda: net(conv(7, 2)), 32, "fail"),
+    "3x3 stride 2 and a pool": (lambda: net(conv(3, 2), nn.ReLU(), nn.MaxPool2d(2)), 32, "fail"),
+    "3x3 stride 1 and a pool": (lambda: net(conv(3, 1), nn.ReLU(), nn.MaxPool2d(2)), 32, "pass"),
+    "3x3 stride 2 alone": (lambda: net(conv(3, 2)), 32, "pass"),
+    "7x7 stride 1": (lambda: net(conv(7, 1)), 32, "pass"),
+    "patches of 4": (lambda: net(nn.Conv2d(3, 8, 4, 4)), 32, "pass"),
+    "patches of 8": (lambda: net(nn.Conv2d(3, 8, 8, 8)), 64, "pass"),
+    "no image": (lambda: nn.Linear(32, 4), 32, "not_triggered"),
+}
+
+
+@pytest.mark.parametrize("name", STEMS)
+def test_stem_resolution(name):
+    build, size, wanted = STEMS[name]
+    images = torch.randn(4, 3, size, size) if name != "no image" else torch.randn(4, 32)
+    found = watch_once(build(), images)["stem-resolution"]
+    assert found.status == wanted
+    if wanted == "fail":
+        assert found.observed["student"]["input"] == [size, size] and "conv1" in found.mend
+
+
+def test_the_teachers_stem_counts_too():
+    good, bad = ResNet("r18", "cifar", 10, 4), ResNet("r18", "imagenet", 10, 4)
+    found = watch_once(good, torch.randn(4, 3, 32, 32), teacher=bad)["stem-resolution"]
+    assert found.status == "fail" and set(found.observed) == {"teacher"}
+
+
+def partly(state):
+    return {name: value for name, value in state.items() if not name.startswith("layer4")}
+
+
+def wrapped(state):
+    return {f"module.{name}": value for name, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("declare", "wanted"),
+    [
+        (lambda state: None, "not_triggered"),
+        (lambda state: state, "pass"),
+        (wrapped, "pass"),
+        (partly, "fail"),
+        (lambda state: ResNet("r18", "cifar", 10, 4).state_dict(), "fail"),
+        (lambda state: {**state, "fc.bias": state["fc.bias"] + 1e-7}, "fail"),
+        (lambda state: {}, "fail"),
+    ],
+)
+def test_teacher_provenance(declare, wanted):
+    student, teacher = ResNet("r18", "cifar", 10, 4), ResNet("r18", "cifar", 10, 4)
+    weights = declare({k: v.clone() for k, v in teacher.state_dict().items()})
+    found = watch_once(student, torch.randn(2, 3, 32, 32), teacher, teacher_weights=weights)["teacher-provenance"]
+    assert found.status == wanted
+    if wanted == "fail":
+        assert found.observed["loaded_fraction"] < 1 and found.observed["differing_count"] > 0
+
+
+def test_provenance_without_a_teacher_says_so():
+    found = watch_once(nn.Linear(3, 2), torch.randn(2, 3))
+    for name in ("teacher-provenance", "teacher-above-chance"):
+        assert (found[name].status, found[name].reason) == ("not_triggered", "no-teacher-seen")
+
+
+class Oracle(nn.Module):
+    """Knows a share of the answers: the label is the input."""
+
+    def __init__(self, share, classes=10, seed=0):
+        super().__init__()
+        self.share, self.classes = share, classes
+        self.rng = torch.Generator().manual_seed(seed)
+
+    def forward(self, x):
+        known = torch.rand(len(x), generator=self.rng) < self.share
+        guess = torch.randint(0, self.classes, (len(x),), generator=self.rng)
+        return nn.functional.one_hot(torch.where(known, x[:, 0].long(), guess), self.classes).float()
+
+
+@pytest.mark.parametrize(
+    ("share", "n", "wanted"),
+    [
+        (0.0, 640, "fail"),
+        (0.9, 640, "pass"),
+        (0.3, 640, "pass"),
+        (0.0, 16, "not_triggered"),
+        (0.1, 640, "not_triggered"),
+    ],
+)
+@pytest.mark.parametrize("seed", range(5))
+def test_teacher_above_chance(share, n, wanted, seed):
+    x = torch.randint(0, 10, (n, 3), generator=torch.Generator().manual_seed(seed)).float()
+    found = watch_once(nn.Linear(3, 10), x, Oracle(share, seed=seed), labels=x[:, 0].long())["teacher-above-chance"]
+    assert found.status == wanted
+    if wanted == "not_triggered":
+        assert found.reason == "too-few-labels" and found.observed["labels"] == n
+
+
+def test_unbalanced_labels_raise_the_bar():
+    """Saying the commonest class always is right on 80% of these labels, and no knowledge."""
+    rng = torch.Generator().manual_seed(0)
+    labels = torch.where(torch.rand(2000, generator=rng) < 0.8, 0, torch.randint(1, 10, (2000,), generator=rng))
+
+    class Constant(nn.Module):
+        def forward(self, x):
+            return nn.functional.one_hot(torch.zeros(len(x), dtype=torch.long), 10).float()
+
+    found = watch_once(nn.Linear(3, 10), torch.randn(2000, 3), Constant(), labels=labels)["teacher-above-chance"]
+    assert found.status in ("fail", "not_triggered") and found.observed["threshold"] > 0.81
+
+
+@pytest.mark.parametrize(("k", "n", "rate"), [(0, 10, 0.2), (30, 640, 0.19), (200, 640, 0.19), (640, 640, 0.5)])
+def test_binomial_tails_agree_with_scipy(k, n, rate):
+    assert at_most(k, n, rate) == pytest.approx(stats.binom.cdf(k, n, rate), rel=1e-9)
+    assert at_least(k, n, rate) == pytest.approx(stats.binom.sf(k - 1, n, rate), rel=1e-9)
+
+
+def test_catalogue_ids_and_names_are_unique_and_told():
+    ids = [audit.id for audit in CATALOGUE.values()]
+    assert len(set(ids)) == len(ids)
+    for name, audit in CATALOGUE.items():
+        assert audit.name == name and audit.story and audit.mend
+        assert audit.follows is None or audit.follows in ids
+
+
+def test_an_id_cannot_be_taken_twice():
+    from audits.checks import audit
+
+    with pytest.raises(ValueError, match="in the catalogue already"):
+
+        @audit("KD201", severity="error", phase="first", mend="")
+        def another_name(trace):
+            """Nothing."""
