@@ -5,6 +5,7 @@ tests at the declared margin), `both` (real, and smaller than the margin), `unde
 """
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -46,14 +47,19 @@ class Comparison:
     warnings: list[str] = field(default_factory=list)
 
 
+def _upper_tail(t: float, df: float, shift: float) -> float:
+    """Return P(T > t) of the noncentral t; far out scipy gives nan where the answer is 0 or 1."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a series that did not converge far out in a tail
+        p = float(stats.nct.sf(t, df, shift))
+    return p if math.isfinite(p) else float(shift > t)
+
+
 def power(effect: float, n: int, alpha: float = 0.05) -> float:
     """Return the power of the two-sided pooled t test with n per group at a standardised effect; both tails."""
     df, shift = 2 * n - 2, abs(effect) * math.sqrt(n / 2)
     limit = stats.t.isf(alpha / 2, df)
-    # Only upper tails: the lower one of the noncentral t is nan for large shifts. Not finite means certain.
-    upper = float(stats.nct.sf(limit, df, shift))
-    lower = float(stats.nct.sf(limit, df, -shift))
-    return (upper if math.isfinite(upper) else 1.0) + (lower if math.isfinite(lower) else 0.0)
+    return _upper_tail(limit, df, shift) + _upper_tail(limit, df, -shift)
 
 
 def smallest_effect(n: int, alpha: float = 0.05, wanted: float = 0.8) -> float:
@@ -94,12 +100,8 @@ def _hedges(a: np.ndarray, b: np.ndarray, t: float) -> tuple[float, Pair]:
     scale = math.sqrt(1 / n_a + 1 / n_b)
 
     def shift(tail: float) -> float:
-        def excess(nc: float) -> float:
-            p = float(stats.nct.sf(t, df, nc))
-            return (p if math.isfinite(p) else 1.0) - tail
-
         reach = 10 + 5 * abs(t)
-        return float(optimize.brentq(excess, t - reach, t + reach))
+        return float(optimize.brentq(lambda nc: _upper_tail(t, df, nc) - tail, t - reach, t + reach))
 
     return factor * t * scale, (factor * shift(0.025) * scale, factor * shift(0.975) * scale)
 
@@ -111,13 +113,13 @@ def compare(a: Sequence[float], b: Sequence[float], margin: float, alpha: float 
     mean = (float(x.mean()) if n_a else None, float(y.mean()) if n_b else None)
     std = (float(x.std(ddof=1)) if n_a > 1 else None, float(y.std(ddof=1)) if n_b > 1 else None)
     difference = None if mean[0] is None or mean[1] is None else mean[1] - mean[0]
-    warnings: list[str] = []
+    remarks: list[str] = []
     if min(n_a, n_b) < 2:
-        warnings.append(f"{n_a} v {n_b} seeds: with fewer than two in an arm nothing can be said of the spread")
-        return Comparison(mean, std, difference, warnings=warnings)
+        remarks.append(f"{n_a} v {n_b} seeds: with fewer than two in an arm nothing can be said of the spread")
+        return Comparison(mean, std, difference, warnings=remarks)
     if _constant(x) and _constant(y):
-        warnings.append("neither arm varies over its seeds: the difference is deterministic, and no test applies")
-        return Comparison(mean, std, difference, degenerate=True, warnings=warnings)
+        remarks.append("neither arm varies over its seeds: the difference is deterministic, and no test applies")
+        return Comparison(mean, std, difference, degenerate=True, warnings=remarks)
 
     welch = stats.ttest_ind(y, x, equal_var=False, nan_policy="raise")
     interval = welch.confidence_interval(0.95)
@@ -132,7 +134,7 @@ def compare(a: Sequence[float], b: Sequence[float], margin: float, alpha: float 
         batch=20_000,
         rng=0,
     )
-    least = (2 if n_a == n_b else 1) / relabellings if exact else 1 / 100_000
+    least = 2 / (relabellings if exact else 100_000)  # scipy doubles the smaller one-sided p
     lower = stats.ttest_ind(y, x - margin, equal_var=False, alternative="greater").pvalue
     upper = stats.ttest_ind(y, x + margin, equal_var=False, alternative="less").pvalue
     pooled = math.sqrt(((n_a - 1) * float(x.var(ddof=1)) + (n_b - 1) * float(y.var(ddof=1))) / (n_a + n_b - 2))
@@ -141,12 +143,12 @@ def compare(a: Sequence[float], b: Sequence[float], margin: float, alpha: float 
     smaller = min(n_a, n_b)
     mde = smallest_effect(smaller, alpha)
     if smaller < 6:
-        warnings.append(
+        remarks.append(
             f"{n_a} v {n_b} seeds: no exact test can give p < {least:.2g}; differences under about {mde:.1f} sd "
             "are undetectable"
         )
     if least < alpha and (permutation.pvalue < alpha) != (welch.pvalue < alpha):
-        warnings.append("the Welch and the exact permutation test fall on different sides of alpha")
+        remarks.append("the Welch and the exact permutation test fall on different sides of alpha")
     return Comparison(
         mean,
         std,
@@ -161,7 +163,7 @@ def compare(a: Sequence[float], b: Sequence[float], margin: float, alpha: float 
         float(max(lower, upper)),
         mde * pooled,
         seeds_needed(margin / pooled, alpha),
-        warnings=warnings,
+        warnings=remarks,
     )
 
 

@@ -1,0 +1,176 @@
+"""From presets and options to trials: each training once, teachers shared, everything checked."""
+
+import dataclasses
+from importlib import resources
+
+import pytest
+
+from harness.plan import PRESETS, Arm, Ground, load_preset, make_plan, parse_preset, parse_seeds, split_pair
+from harness.spec import Spec
+from harness.variants import VARIANTS
+from kd.errors import InputError
+
+GROUND = Ground("digits", "d" * 64, "cpu")
+BOTH = VARIANTS["both"]
+
+
+def test_quick_lays_out_each_training_once():
+    plan = make_plan(load_preset("quick"), BOTH, GROUND)
+    assert len(plan.trials) == 29 and len(plan.teachers) == 2
+    assert set(plan.arms) == {
+        *(Arm(None, "r34-r18", m) for m in ("baseline", "logit", "feature")),
+        *(Arm("imagenet-stem", "r34-r18", m) for m in ("baseline", "logit", "feature")),
+        *(Arm("random-teacher", "r34-r18", m) for m in ("logit", "feature")),
+        Arm("projector-unclipped", "r34-r18", "feature"),
+    }
+    assert {fault for fault, _, _ in plan.skipped} == {"projector-unclipped", "random-teacher"}
+
+
+def test_all_students_of_a_pair_share_one_teacher_and_the_stem_has_its_own():
+    plan = make_plan(load_preset("quick"), BOTH, GROUND)
+    for arm, by_seed in plan.arms.items():
+        teachers = {plan.needs(key) for key in by_seed.values()}
+        if arm.method == "baseline":
+            assert teachers == {None}
+        else:
+            its = "imagenet-stem" if arm.fault == "imagenet-stem" else None
+            assert teachers == {plan.teachers["r34", its]}
+    assert plan.trials[plan.teachers["r34", None]].seed == 0
+
+
+def test_pairs_share_baselines_and_teachers():
+    preset = dataclasses.replace(load_preset("paper"), seeds=(0, 1))
+    plan = make_plan(preset, [None], dataclasses.replace(GROUND, device="cuda"))
+    baselines = {key for arm, by_seed in plan.arms.items() if arm.method == "baseline" for key in by_seed.values()}
+    assert len(baselines) == 4  # r18 and r34, two seeds
+    assert set(plan.teachers) == {("r34", None), ("r50", None), ("r101", None)}
+    assert all(plan.trials[k].recipe.epochs == 200 for k in plan.teachers.values())
+
+
+def test_the_papers_best_settings_go_by_pair():
+    preset = load_preset("paper")
+    found = {
+        (pair, method): (s.kd_weight, s.ce_weight, s.temperature if method == "logit" else None)
+        for pair in preset.pairs
+        for method in ("logit", "feature")
+        for s in (preset.settings(pair, method),)
+    }
+    assert found == {
+        ("r34-r18", "logit"): (0.7, 0.3, 2),
+        ("r34-r18", "feature"): (0.7, 0.3, None),
+        ("r50-r18", "logit"): (0.5, 0.5, 4),
+        ("r50-r18", "feature"): (0.7, 0.3, None),
+        ("r50-r34", "logit"): (0.3, 0.7, 3),
+        ("r50-r34", "feature"): (0.5, 0.5, None),
+        ("r101-r34", "logit"): (0.7, 0.3, 2),
+        ("r101-r34", "feature"): (0.3, 0.7, None),
+    }
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_read_strictly_and_weights_sum_as_declared(name):
+    preset = load_preset(name)
+    for pair in preset.pairs:
+        logit = preset.settings(pair, "logit")
+        assert logit.ce_weight + logit.kd_weight == pytest.approx(1)
+
+
+def text_of(name):
+    return (resources.files("harness.presets") / f"{name}.toml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("epochs = 15", "epoch = 15", r"quick, \[recipe\]: unknown key 'epoch'; did you mean 'epochs'"),
+        ("[decision]", "[decisions]", r"unknown key 'decisions'; did you mean 'decision'"),
+        ("margin_pp", "margin", r"\[decision\]: unknown key 'margin'; did you mean 'margin_pp'"),
+        (
+            "temperature = 4",
+            "temprature = 4",
+            r"unknown key 'temprature'; did you mean 'temperature'",
+        ),
+        ("[method.logit]", "[method.logits]", "unknown method 'logits'; did you mean 'logit'"),
+        ('seeds = "0-2"', 'seeds = "0..2"', "are no range"),
+        ("pairs =", "pares =", r"\[study\]: unknown key 'pares'; did you mean 'pairs'"),
+        ('dataset = "digits"\n', "", "dataset is missing"),
+        ("epochs = 15", "epochs = ", "not TOML"),
+        ("epochs = 15", 'epochs = "many"', "wrong type"),
+        ("margin_pp = 0.5", "margin_pp = 0", "must be positive"),
+    ],
+)
+def test_a_slip_in_a_preset_is_named(old, new, says):
+    text = text_of("quick")
+    assert old in text
+    with pytest.raises(InputError, match=says):
+        parse_preset("quick", text.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"), [("0-2", (0, 1, 2)), ("3", (3,)), ("0,3,5-6", (0, 3, 5, 6)), ("2,0-1,1", (0, 1, 2))]
+)
+def test_seeds(text, seeds):
+    assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "a", "2-0", "-1", "0-", "1.5", "0-99999"])
+def test_seeds_that_are_no_range(text):
+    with pytest.raises(InputError, match="seeds"):
+        parse_seeds(text)
+
+
+@pytest.mark.parametrize("pair", ["r50", "r50-r19", "r18/r50", "r50-r18-r18", ""])
+def test_unknown_pairs(pair):
+    with pytest.raises(InputError, match="unknown pair"):
+        split_pair(pair)
+
+
+def test_a_named_fault_that_applies_nowhere_is_an_error():
+    preset = dataclasses.replace(load_preset("quick"), methods=("logit",))
+    with pytest.raises(InputError, match="logit has no projectors"):
+        make_plan(preset, ["projector-unclipped"], GROUND, named_fault=True)
+    assert make_plan(preset, ["projector-unclipped"], GROUND).skipped
+
+
+def test_a_teacher_that_was_brought_along_trains_none():
+    ground = dataclasses.replace(GROUND, teacher_sha256="ab" * 32)
+    plan = make_plan(load_preset("quick"), BOTH, ground)
+    assert not plan.teachers
+    assert {s.teacher.key for s in plan.trials.values() if s.teacher} == {f"sha256:{'ab' * 32}"}
+    assert ("imagenet-stem", "logit") in {(f, m) for f, m, _ in plan.skipped}
+    assert Arm("imagenet-stem", "r34-r18", "baseline") in plan.arms
+
+
+def test_what_options_change_gives_the_study_another_name():
+    quick = load_preset("quick")
+    shorter = dataclasses.replace(quick, recipe=dataclasses.replace(quick.recipe, epochs=2))
+    teacher = dataclasses.replace(quick, teacher={"epochs": 2})
+    seeds = dataclasses.replace(quick, seeds=(7,))
+    names = [make_plan(p, [None], GROUND).study for p in (quick, shorter, teacher, seeds)]
+    assert names[0] == names[3] == "quick-digits"
+    assert len(set(names)) == 3
+
+
+def test_a_spec_survives_its_json_and_its_key_holds_everything():
+    plan = make_plan(load_preset("quick"), BOTH, GROUND)
+    for key, spec in plan.trials.items():
+        again = Spec.from_json(spec.to_json())
+        assert again == spec and again.key == key
+    spec = next(s for s in plan.trials.values() if s.teacher)
+    for change in (
+        {"seed": 9},
+        {"threads": 2},
+        {"data_digest": "e"},
+        {"fault": "x"},
+        {"numerics": 99},
+        {"teacher": None},
+    ):
+        assert dataclasses.replace(spec, **change).key != spec.key
+        assert set(spec.differences(dataclasses.replace(spec, **change)))
+
+
+@pytest.mark.parametrize("spoil", ['"seed"', '"epochs"', "{"])
+def test_a_spec_with_something_missing_is_refused(spoil):
+    text = next(iter(make_plan(load_preset("quick"), [None], GROUND).trials.values())).to_json()
+    with pytest.raises(InputError, match="not a trial's spec"):
+        Spec.from_json(text.replace(spoil, '"zeed"', 1) if spoil != "{" else text[1:])

@@ -1,0 +1,161 @@
+"""The statistics against values counted, integrated or called from scipy by hand; and every degenerate case."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+from scipy.special import gamma
+
+from harness.stats import Comparison, compare, holm, power, seeds_needed, smallest_effect, verdict
+
+A, B = [95.1, 94.8, 95.3, 94.9, 95.0], [95.4, 95.6, 95.2, 95.5, 95.9]
+
+
+def test_difference_is_b_minus_a_with_welchs_interval_and_p():
+    c = compare(A, B, margin=0.5)
+    x, y = np.array(A), np.array(B)
+    v_x, v_y = x.var(ddof=1) / 5, y.var(ddof=1) / 5
+    df = (v_x + v_y) ** 2 / (v_x**2 / 4 + v_y**2 / 4)
+    t = (y.mean() - x.mean()) / math.sqrt(v_x + v_y)
+    half = scipy_stats.t.isf(0.025, df) * math.sqrt(v_x + v_y)
+    assert c.difference == pytest.approx(0.5, abs=1e-9)
+    assert c.welch_p == pytest.approx(2 * scipy_stats.t.sf(t, df), rel=1e-9)
+    assert c.ci95 == pytest.approx((0.5 - half, 0.5 + half), rel=1e-9)
+    assert c.std == pytest.approx((x.std(ddof=1), y.std(ddof=1)))
+
+
+def test_permutation_p_is_the_count_over_all_relabellings():
+    c = compare(A, B, margin=0.5)
+    pool, seen = np.array(A + B), c.difference - 1e-9
+    differences = [
+        pool[list(chosen)].mean() - np.delete(pool, list(chosen)).mean()
+        for chosen in itertools.combinations(range(10), 5)
+    ]
+    assert c.permutation_p == pytest.approx(sum(abs(d) >= seen for d in differences) / len(differences))
+    assert c.least_permutation_p == pytest.approx(2 / 252)
+
+
+@pytest.mark.parametrize(("n_a", "n_b", "least"), [(3, 3, 0.1), (5, 5, 2 / 252), (2, 3, 0.2), (10, 10, 2 / 184_756)])
+def test_least_p_of_the_design_is_reached_by_the_clearest_data(n_a, n_b, least):
+    a, b = [0.0 + i * 1e-3 for i in range(n_a)], [100.0 + i * 1e-3 for i in range(n_b)]
+    c = compare(a, b, margin=0.5)
+    assert c.least_permutation_p == pytest.approx(least)
+    assert c.permutation_p == pytest.approx(least, rel=1e-6)
+
+
+def test_hedges_g_uses_the_exact_factor_and_its_interval_inverts_the_noncentral_t():
+    c = compare(A, B, margin=0.5)
+    pooled = math.sqrt((np.var(A, ddof=1) + np.var(B, ddof=1)) / 2)
+    factor = gamma(4) / (math.sqrt(4) * gamma(3.5))
+    assert factor == pytest.approx(0.9027, abs=1e-4)
+    assert c.hedges_g == pytest.approx(0.5 / pooled * factor, rel=1e-9)
+    t = 0.5 / (pooled * math.sqrt(2 / 5))
+    for bound, tail in zip(c.hedges_g_ci95, (0.025, 0.975), strict=True):
+        shift = bound / factor / math.sqrt(2 / 5)
+        assert scipy_stats.nct.sf(t, 8, shift) == pytest.approx(tail, rel=1e-6)
+
+
+def test_probability_of_improvement_counts_pairs():
+    c = compare([1.0, 2.0, 3.0], [2.0, 3.0, 4.0], margin=0.5)
+    wins = sum((b > a) + 0.5 * (b == a) for a in (1, 2, 3) for b in (2, 3, 4))
+    assert c.p_b_greater == pytest.approx(wins / 9)
+
+
+@pytest.mark.parametrize(
+    ("n", "effect"), [(2, 5.65), (3, 3.07), (4, 2.38), (5, 2.02), (6, 1.80), (8, 1.51), (10, 1.32), (20, 0.91)]
+)
+def test_smallest_effect_of_each_design(n, effect):
+    assert smallest_effect(n) == pytest.approx(effect, abs=0.006)
+    assert power(smallest_effect(n), n) == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize(("effect", "n"), [(0.5, 64), (0.8, 26), (1.0, 17), (1.5, 9), (2.0, 6), (3.0, 4)])
+def test_seeds_needed(effect, n):
+    assert seeds_needed(effect) == n
+    assert power(effect, n) >= 0.8 > power(effect, n - 1)
+
+
+def test_power_of_a_huge_effect_is_one_and_of_none_is_alpha():
+    assert power(40.0, 5) == pytest.approx(1.0)
+    assert power(1000.0, 20) == pytest.approx(1.0)
+    assert power(0.0, 5) == pytest.approx(0.05)
+    assert seeds_needed(1e-6) is None
+
+
+def test_holm():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_equivalence_is_the_larger_of_two_one_sided_tests():
+    x, y = np.array(A), np.array(B)
+    c = compare(A, B, margin=0.8)
+    low = scipy_stats.ttest_ind(y - x.mean() + x.mean(), x - 0.8, equal_var=False, alternative="greater").pvalue
+    high = scipy_stats.ttest_ind(y, x + 0.8, equal_var=False, alternative="less").pvalue
+    assert c.tost_p == pytest.approx(max(low, high), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("shift", "margin", "p", "wanted"),
+    [
+        (2.0, 0.5, None, "different"),
+        (0.0, 1.0, None, "equivalent"),
+        (0.4, 1.0, None, "both"),
+        (0.2, 0.1, None, "undecided"),
+        (2.0, 0.5, 0.9, "undecided"),
+    ],
+)
+def test_the_verdict_is_what_adjusted_p_and_equivalence_say(shift, margin, p, wanted):
+    c = compare(A, [a + shift for a in A], margin)
+    assert verdict(c, c.welch_p if p is None else p) == wanted
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "difference", "says"),
+    [
+        ([95.1] * 3, [95.1] * 3, 0.0, "deterministic"),
+        ([95.1] * 3, [95.3] * 3, 0.2, "deterministic"),
+        ([0.1 + 0.2] * 3, [0.3] * 3, 0.0, "deterministic"),
+        ([95.0], [96.0, 97.0], 1.5, "fewer than two"),
+        ([], [96.0, 97.0], None, "fewer than two"),
+    ],
+)
+def test_degenerate_groups_are_undefined_and_never_p_zero(a, b, difference, says, recwarn):
+    c = compare(a, b, margin=0.5)
+    assert verdict(c, None) == "undefined" and c.welch_p is None
+    assert c.difference == (None if difference is None else pytest.approx(difference))
+    assert says in c.warnings[0]
+    assert not recwarn.list
+
+
+def test_one_constant_arm_is_still_compared():
+    c = compare([95.0] * 4, [96.0, 96.1, 95.9, 96.2], margin=0.5)
+    assert c.welch_p < 0.01 and verdict(c, c.welch_p) == "different"
+
+
+def test_few_seeds_are_warned_of_with_what_they_could_show():
+    (warning,) = compare([1.0, 2.0, 3.0], [1.5, 2.5, 3.5], margin=0.5).warnings
+    assert "3 v 3 seeds: no exact test can give p < 0.1" in warning and "3.1 sd" in warning
+
+
+def test_a_nan_is_refused_not_carried_along():
+    with pytest.raises(ValueError):
+        compare([1.0, math.nan, 2.0], [1.0, 2.0, 3.0], margin=0.5)
+
+
+def test_false_alarms_stay_near_alpha():
+    """2,000 null comparisons of five seeds: the share below .05 lies within the binomial's 99.9% limits."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 2000, 5))
+    hits = (scipy_stats.ttest_ind(y, x, axis=1, equal_var=False).pvalue < 0.05).sum()
+    mine = sum(compare(x[i], y[i], 0.5).welch_p < 0.05 for i in range(60))
+    theirs = (scipy_stats.ttest_ind(y[:60], x[:60], axis=1, equal_var=False).pvalue < 0.05).sum()
+    assert mine == theirs
+    assert scipy_stats.binom.ppf(0.0005, 2000, 0.03) < hits < scipy_stats.binom.ppf(0.9995, 2000, 0.05)
+
+
+def test_everything_undefined_is_none():
+    assert verdict(Comparison((None, None), (None, None)), 0.01) == "undefined"
