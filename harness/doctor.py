@@ -1,7 +1,7 @@
 """A look at the machine: packages, devices, cores, folders."""
 
-import os
 import platform
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -59,4 +59,9 @@ def _try(device: torch.device) -> dict[str, Any]:
 def _place(path: Path) -> dict[str, Any]:
     """Say whether a folder, or the nearest one above it that exists, can be written to."""
     existing = next(p for p in (path.resolve(), *path.resolve().parents) if p.exists())
-    return {"path": str(path.resolve()), "writable": existing.is_dir() and os.access(existing, os.W_OK)}
+    try:
+        with tempfile.TemporaryFile(dir=existing):  # the rights alone tell root nothing of a read-only place
+            writable = True
+    except OSError:
+        writable = False
+    return {"path": str(path.resolve()), "writable": writable}

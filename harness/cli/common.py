@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,14 @@ RUNS_OPTION = click.option(
 )
 STUDY_OPTION = click.option("--study", help="Name of the study in the runs folder; needed if there are several.")
 JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout and nothing else.")
+
+
+def program() -> str:
+    """Return how this command was called, so that a command shown to the user works as it is printed."""
+    called = Path(sys.argv[0])
+    if shutil.which("kdbench") or called.name != "kdbench":
+        return "kdbench"
+    return str(called.relative_to(Path.cwd())) if called.is_relative_to(Path.cwd()) else str(called)
 
 
 def stdout() -> Console:

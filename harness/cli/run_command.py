@@ -1,12 +1,13 @@
 """kdbench run: plan, train, audit, compare, mirror."""
 
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.cli.common import JSON_OPTION, RUNS_OPTION, print_json, stderr, stdout
+from harness.cli.common import JSON_OPTION, RUNS_OPTION, print_json, program, stderr, stdout
 from kd.errors import InputError, unknown
 
 if TYPE_CHECKING:
@@ -155,9 +156,8 @@ def _arms(variant: str, fault_names: tuple[str, ...]) -> list[str | None]:
 def _check_writable(runs: Path) -> None:
     try:
         runs.mkdir(parents=True, exist_ok=True)
-        probe = runs / ".kdbench-probe"
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=runs):
+            pass
     except OSError as error:
         raise InputError(f"--runs {runs}: cannot be written to ({error.strerror}); name another folder") from error
 
@@ -338,7 +338,7 @@ def _carry_out(
     )
     console.print(f"records: {study.path}", soft_wrap=True)
     if uri is not None:
-        console.print(f"MLflow:  kdbench ui --runs {runs} --study {plan.study}", soft_wrap=True)
+        console.print(f"MLflow:  {program()} ui --runs {runs} --study {plan.study}", soft_wrap=True)
     return code
 
 

@@ -1,0 +1,37 @@
+# Two commands do everything on a machine with Python >= 3.11: `make demo` and `make test`.
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test bench lint ui clean
+
+demo: $(READY)  ## train, audit and compare corrected and bugged variants on real digits (minutes)
+	$(BIN)/kdbench run --preset quick --variant both
+
+test: $(READY)  ## the whole test suite
+	$(BIN)/python -m pytest
+
+bench: $(READY)  ## ratios against a textbook loop; for a machine that does nothing else meanwhile
+	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+lint: $(READY)  ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+ui: $(READY)  ## the MLflow UI over the demo's runs
+	$(BIN)/kdbench ui
+
+# The environment is made once, and anew when what it is made of changes.
+$(READY): pyproject.toml constraints.txt
+	@python=; for p in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11; do \
+		if $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$$p; break; fi; done; \
+	if [ -z "$$python" ]; then echo "kdbench needs Python >= 3.11; say which: make $(MAKECMDGOALS) PYTHON=/path/to/python"; exit 2; fi; \
+	echo "making $(VENV) with $$($$python --version); torch is large, so the first time takes minutes"; \
+	$$python -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(READY)
+
+clean:  ## remove the environment; records in runs/ stay
+	rm -rf $(VENV) *.egg-info

@@ -1,0 +1,180 @@
+"""The command line's manners: fast help, one clear sentence for a slip, exit 2, nothing written."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from click.testing import CliRunner
+from conftest import write_images
+
+from harness.cli import COMMANDS, cli, run_cli
+from kd.models import build
+from kd.teacher import save_checkpoint
+
+
+def kdbench(*args):
+    """Run a command in this process; return its exit code and what it printed on stdout and stderr."""
+    runner = CliRunner()
+    codes = []
+    with runner.isolation() as streams:
+        codes.append(run_cli(lambda: cli.main([str(a) for a in args], prog_name="kdbench", standalone_mode=False)))
+        out, err = streams[0].getvalue().decode(), streams[1].getvalue().decode()
+    return codes[0], out, err
+
+
+def test_help_imports_nothing_heavy():
+    code = """
+import sys
+sys.argv = ["kdbench", "--help"]
+from harness.cli import main
+try:
+    main()
+finally:
+    heavy = {"torch", "torchvision", "mlflow", "pandas", "scipy", "numpy", "sklearn", "matplotlib"} & set(sys.modules)
+    print("heavy:", sorted(heavy))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "heavy: []" in done.stdout
+    assert all(name in done.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command):
+    code, out, _ = kdbench(command, "--help")
+    assert code == 0 and "Usage: kdbench" in out
+
+
+@pytest.fixture
+def quiet_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+BAD = {
+    "command": (["rnu"], "unknown command 'rnu'; did you mean 'run'"),
+    "option": (["run", "--sedes", "0"], "No such option"),
+    "variant": (["run", "--variant", "bug"], "unknown variant 'bug'; did you mean 'bugged'"),
+    "pair": (["run", "--pair", "r50-r17"], "unknown pair 'r50-r17'; did you mean 'r50-r18'"),
+    "method": (["run", "--method", "logits"], "unknown method 'logits'; did you mean 'logit'"),
+    "fault": (["run", "--fault", "imagenet-stm"], "unknown fault 'imagenet-stm'; did you mean 'imagenet-stem'"),
+    "fault without bugs": (["run", "--variant", "corrected", "--fault", "imagenet-stem"], "variant has no fault"),
+    "preset": (["run", "--preset", "quik"], "unknown preset 'quik'; did you mean 'quick'"),
+    "precision": (["run", "--precision", "bf61"], "unknown precision 'bf61'; did you mean 'bf16'"),
+    "device": (["run", "--device", "gpu"], "unknown device 'gpu'"),
+    "data set": (["run", "--dataset", "cifar"], "unknown data set 'cifar'; did you mean 'cifar10'"),
+    "folder without data": (["run", "--dataset", "folder"], "needs --data DIR"),
+    "data for digits": (["run", "--data", "x"], "takes no --data"),
+    "data that is not there": (["run", "--dataset", "folder", "--data", "none"], "none does not exist"),
+    "seeds": (["run", "--seeds", "2-0"], "seeds '2-0' are no range"),
+    "epochs": (["run", "--epochs", "0"], "0 is not in the range"),
+    "projector fault without projectors": (
+        ["run", "--fault", "projector-unclipped", "--method", "logit"],
+        "logit has no projectors",
+    ),
+    "teacher that is not there": (["run", "--teacher-weights", "t.pt"], "t.pt does not exist"),
+    "hash without teacher": (["run", "--teacher-sha256", "00"], "no file was named"),
+    "too small a data set": (["run", "--preset", "paper"], "train_size 45000 + val_size 5000"),
+    "fault to show": (["faults", "show", "random-techer"], "did you mean 'random-teacher'"),
+    "no study": (["compare", "corrected", "bugged"], "runs holds no study; start one with: kdbench run"),
+    "no study to open": (["ui"], "runs holds no study"),
+    "no study to mirror": (["mirror"], "runs holds no study"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_slip_is_one_sentence_exit_2_and_nothing_written(name, quiet_folder):
+    args, says = BAD[name]
+    if name == "too small a data set":
+        args = [*args, "--dataset", "digits"]
+    code, out, err = kdbench(*args)
+    assert code == 2 and says in err, err
+    assert out == "" and "Traceback" not in err
+    assert len(err.strip().splitlines()) <= (1 if "Usage" not in err else 5)
+    left = [p for p in quiet_folder.rglob("*") if p.is_file() or p.name != "runs"]
+    assert left == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_cuda_that_is_not_there_is_not_replaced(quiet_folder):
+    code, _, err = kdbench("run", "--device", "cuda")
+    assert code == 2 and "sees no CUDA device" in err
+    assert not list(quiet_folder.rglob("*"))
+
+
+def teacher_of(arch, width, path):
+    save_checkpoint(build(arch, "cifar", 10, width, torch.Generator().manual_seed(0)), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("spoil", "extra", "says"),
+    [
+        (lambda path: teacher_of("r18", 8, path), (), "not of this architecture"),
+        (lambda path: teacher_of("r34", 4, path), (), "of another shape"),
+        (lambda path: path.write_bytes(b"cut off"), (), "truncated"),
+        (lambda path: teacher_of("r34", 8, path), ("--teacher-sha256", "00ff"), "not the 00ff"),
+    ],
+)
+def test_a_teacher_that_does_not_fit_is_refused_before_anything_runs(spoil, extra, says, quiet_folder):
+    path = quiet_folder / "teacher.safetensors"
+    spoil(path)
+    code, out, err = kdbench("run", "--teacher-weights", path, *extra)
+    assert code == 2 and says in err and str(path) in err and out == ""
+    assert not list((quiet_folder / "runs").glob("*"))
+
+
+def test_a_runs_folder_that_cannot_be_written_is_refused(quiet_folder):
+    (quiet_folder / "taken").write_text("a file")
+    code, _, err = kdbench("run", "--runs", "taken/runs")
+    assert code == 2 and "cannot be written to" in err
+
+
+def test_images_of_one_class_are_refused(quiet_folder):
+    write_images(quiet_folder / "pets", classes=("cat",))
+    code, _, err = kdbench("run", "--dataset", "folder", "--data", "pets")
+    assert code == 2 and "has one class, cat" in err
+
+
+def test_dry_run_shows_trials_and_cost_and_writes_nothing(quiet_folder):
+    code, out, err = kdbench("run", "--dry-run", "--json")
+    plan = json.loads(out)
+    assert code == 0 and plan["schema"] == "kdbench.plan/1"
+    assert plan["trials"] == plan["to_run"] == len(plan["plan"]) == 29
+    assert plan["estimated_seconds"] > 0 and plan["pflop"] == pytest.approx(0.0116, rel=0.05)
+    assert "29 trials" in err
+    code, out, _ = kdbench("run", "--dry-run", "--variant", "corrected")
+    assert code == 0 and out.count("\n") == 11
+    assert not list(quiet_folder.rglob("*"))
+
+
+def test_several_studies_must_be_told_apart(quiet_folder):
+    for name in ("a", "b"):
+        (quiet_folder / "runs" / name).mkdir(parents=True)
+        (quiet_folder / "runs" / name / "study.json").write_text("{}")
+    code, _, err = kdbench("compare", "corrected", "bugged")
+    assert code == 2 and "holds 2 studies; say which: --study a | b" in err
+    code, _, err = kdbench("compare", "corrected", "bugged", "--study", "c")
+    assert code == 2 and "unknown study 'c'" in err
+
+
+def test_faults_are_listed_and_shown():
+    code, out, _ = kdbench("faults", "list", "--json")
+    listed = json.loads(out)
+    assert code == 0 and listed["schema"] == "kdbench.faults/1"
+    assert [f["name"] for f in listed["faults"]] == ["imagenet-stem", "projector-unclipped", "random-teacher"]
+    code, out, _ = kdbench("faults", "show", "projector-unclipped")
+    assert code == 0
+    assert "-    return [*student.parameters(), *method.parameters()]" in out
+    assert "+    return [*student.parameters()]" in out and "KD201" in out and "kd-capacity-gap" in out
+
+
+def test_doctor_runs_a_convolution_and_finds_the_folders(quiet_folder):
+    code, out, _ = kdbench("doctor", "--json")
+    found = json.loads(out)
+    assert code == 0 and found["healthy"]
+    assert (found["devices"][0]["kind"], found["devices"][0]["works"]) == ("cpu", True)
+    assert all(found["packages"].values()) and found["workers"] == found["cores"] >= 1
+    code, out, _ = kdbench("doctor", "--runs", "/proc/none/runs")
+    assert code == 3 and "not writable" in out

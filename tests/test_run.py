@@ -1,0 +1,317 @@
+"""The main job end to end, as a user runs it: trained, audited, compared, mirrored, resumed."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import write_images
+
+from harness.record import StudyFolder
+
+TINY = ["--width", "4", "--epochs", "3", "--teacher-epochs", "14", "--seeds", "0-1"]
+
+
+def kdbench(*args, cwd, **kwargs):
+    command = [sys.executable, "-m", "harness.cli", *map(str, args)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, **kwargs)
+
+
+@pytest.fixture(scope="session")
+def study(tmp_path_factory, cache):
+    """The three bugs and the corrected arms on digits, two seeds, run once for all tests here."""
+    place = tmp_path_factory.mktemp("study")
+    done = kdbench("run", "--variant", "both", *TINY, "--json", cwd=place)
+    assert done.returncode == 0, done.stderr
+    return place, json.loads(done.stdout), done
+
+
+def folder_of(place):
+    (path,) = (p.parent for p in (place / "runs").glob("*/study.json"))
+    return StudyFolder(path)
+
+
+def test_run_prints_one_object_as_specified(study):
+    _, found, done = study
+    keys = {"schema", "runs", "preset", "dataset", "device", "trained", "reused", "failed", "arms", "comparisons"}
+    assert keys <= found.keys() and next(iter(found)) == "schema" and found["schema"] == "kdbench.run/1"
+    assert (found["trained"], found["reused"], found["failed"]) == (20, 0, 0)
+    assert found["dataset"] == {**found["dataset"], "name": "digits", "train": 320, "val": 200, "test": 1277}
+    arm_keys = {
+        "variant", "fault", "pair", "method", "seeds", "test_accuracy", "mean", "std", "expected_findings",
+        "failed_findings", "consequences", "as_expected", "reached", "diverged_at",
+    }  # fmt: skip
+    assert len(found["arms"]) == 9 and all(arm.keys() == arm_keys for arm in found["arms"])
+    comparison_keys = {
+        "a", "b", "pair", "method", "n", "values", "missing", "mean", "std", "difference_pp", "ci95_pp", "welch_p",
+        "permutation_p", "least_permutation_p", "holm_p", "hedges_g", "hedges_g_ci95", "p_b_greater", "tost_p",
+        "mde_pp", "seeds_for_power_80", "verdict", "warnings",
+    }  # fmt: skip
+    assert len(found["comparisons"]) == 6 and all(c.keys() == comparison_keys for c in found["comparisons"])
+    assert "NaN" not in done.stdout
+    assert "trials" in done.stderr and "\x1b" not in done.stderr, "no bar without a terminal"
+
+
+def test_each_bug_is_caught_by_exactly_its_audits_and_corrected_is_clean(study):
+    _, found, _ = study
+    caught = {None: [], "projector-unclipped": ["KD201"], "imagenet-stem": ["KD105"], "random-teacher": ["KD104"]}
+    follows = {None: [], "projector-unclipped": ["KD204"], "imagenet-stem": [], "random-teacher": ["KD303"]}
+    for arm in [*found["arms"], *found["teachers"]]:
+        assert arm["as_expected"] is True
+        assert arm["failed_findings"] == arm["expected_findings"] == caught[arm["fault"]]
+        assert arm["consequences"] == follows[arm["fault"]]
+
+
+def test_every_bug_was_reached_and_changed_the_weights(study):
+    place, found, _ = study
+    for arm in found["arms"]:
+        assert (arm["reached"], arm["diverged_at"]) == ((True, 1) if arm["fault"] else (None, None))
+    stories = [r.fault for r in (f.result() for f in folder_of(place).trials()) if r.fault]
+    students = [s for s in stories if s.diverged_at is not None]
+    assert students and all(s.dormant is False and s.calls > 0 for s in students)
+
+
+def test_the_record_holds_what_was_promised(study):
+    place, _, _ = study
+    for folder in folder_of(place).trials():
+        spec, result = folder.spec(), folder.result()
+        assert result.status == "finished" and len(folder.curve()) == spec.recipe.epochs
+        assert folder.student.is_file()
+        assert (folder.path / "method.safetensors").is_file() == (spec.method == "feature")
+        assert not (folder.path / "test_curve.jsonl").exists(), "test is scored once, for the report"
+        assert len(result.findings) == 5 and result.environment["code_digest"] and result.peak_memory_mb > 0
+        if spec.teacher is None:
+            assert result.teacher is None
+            continue
+        random = spec.fault == "random-teacher"
+        assert result.teacher.loaded_fraction == (0.0 if random else 1.0)
+        assert (result.teacher.sha256 is None) == random
+        assert 0 <= result.metrics.agreement <= 100 and result.metrics.kl_t1 > 0
+
+
+def test_the_same_command_again_trains_nothing(study):
+    place, found, _ = study
+    before = {p: p.stat().st_mtime_ns for p in (place / "runs").rglob("*.safetensors")}
+    done = kdbench("run", "--variant", "both", *TINY, "--json", cwd=place)
+    again = json.loads(done.stdout)
+    assert (again["trained"], again["reused"]) == (0, 20)
+    assert {**again, "trained": 20, "reused": 0} == found
+    assert before == {p: p.stat().st_mtime_ns for p in (place / "runs").rglob("*.safetensors")}
+
+
+def test_the_same_seed_in_a_process_of_another_run_gives_the_same_bits(study, tmp_path):
+    place, _, _ = study
+    done = kdbench("run", "--variant", "corrected", *TINY, "--method", "feature", "--seeds", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    mine, theirs = folder_of(tmp_path), folder_of(place)
+    keys = [folder.key for folder in mine.trials()]
+    assert len(keys) == 2
+    for key in keys:
+        for name in ("student.safetensors", "curve.jsonl"):
+            assert (mine.trial(key).path / name).read_bytes() == (theirs.trial(key).path / name).read_bytes()
+
+
+def test_a_trial_runs_alone_from_its_spec(study, tmp_path, cache):
+    place, _, _ = study
+    source = next(f for f in folder_of(place).trials() if f.spec().method == "logit" and not f.spec().fault)
+    trials = tmp_path / "study" / "trials"
+    for folder in (source, folder_of(place).trial(source.spec().teacher.key)):
+        (trials / folder.key).mkdir(parents=True)
+        for name in ("spec.json", "student.safetensors"):
+            shutil.copy(folder.path / name, trials / folder.key / name)
+    (data_file,) = (cache / "datasets").glob("digits-*.safetensors")
+    code = (
+        "import sys; sys.modules['mlflow'] = None; import runpy; runpy.run_module('harness.trial', run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(trials / source.key), "--data", str(data_file)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (trials / source.key / "curve.jsonl").read_bytes() == (source.path / "curve.jsonl").read_bytes()
+
+
+def test_compare_on_the_command_line(study):
+    place, found, _ = study
+    done = kdbench("compare", "corrected", "bugged", "--json", cwd=place)
+    assert done.returncode == 0, done.stderr
+    compared = json.loads(done.stdout)
+    assert compared["schema"] == "kdbench.compare/1" and compared["family"] == 6
+    key = ("pair", "method", "b")
+    assert sorted(compared["comparisons"], key=lambda c: [c[k] for k in key]) == sorted(
+        found["comparisons"], key=lambda c: [c[k] for k in key]
+    )
+    gains = json.loads(kdbench("compare", "baseline", "feature", "--json", cwd=place).stdout)["comparisons"]
+    assert [(c["a"], c["b"]) for c in gains] == [("baseline", "feature")]
+    table = kdbench("compare", "corrected", "imagenet-stem", cwd=place)
+    assert table.returncode == 0 and "imagenet-stem against corrected" in table.stdout
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "says"),
+    [
+        ("corrected", "bugde", "unknown arm 'bugde'; did you mean 'bugged'"),
+        ("corrected", "logit", "two arms differ in one of them, not in both"),
+        ("corrected", "corrected", "not compared with itself"),
+    ],
+)
+def test_compare_refuses_what_makes_no_sense(study, a, b, says):
+    place, _, _ = study
+    done = kdbench("compare", a, b, cwd=place)
+    assert done.returncode == 2 and says in done.stderr and done.stdout == ""
+
+
+def edit_result(place, fault, change):
+    """Change one trial's result on a copy of the study."""
+    for folder in folder_of(place).trials():
+        spec = folder.spec()
+        if spec.fault == fault and spec.seed == 1 and spec.method == "feature":
+            path = folder.path / "result.json"
+            raw = json.loads(path.read_text())
+            change(raw)
+            path.write_text(json.dumps(raw))
+
+
+@pytest.fixture
+def copy(study, tmp_path):
+    shutil.copytree(study[0] / "runs", tmp_path / "runs")
+    return tmp_path
+
+
+def test_an_escaped_fault_is_exit_1(copy):
+    def escape(raw):
+        for f in raw["findings"]:
+            if f["id"] == "KD201":
+                f["status"] = "pass"
+
+    edit_result(copy, "projector-unclipped", escape)
+    done = kdbench("run", *TINY, "--json", cwd=copy)
+    arms = json.loads(done.stdout)["arms"]
+    assert done.returncode == 1
+    assert [a["fault"] for a in arms if not a["as_expected"]] == ["projector-unclipped"]
+
+
+def test_a_false_alarm_in_a_clean_arm_is_exit_1_and_shown(copy):
+    def alarm(raw):
+        next(f for f in raw["findings"] if f["id"] == "KD105").update(status="fail")
+
+    edit_result(copy, None, alarm)
+    done = kdbench("run", *TINY, cwd=copy)
+    assert done.returncode == 1 and "Not as declared" in done.stdout and "NO" in done.stdout
+
+
+def test_compare_refuses_arms_from_different_machines_unless_told(copy):
+    edit_result(copy, "imagenet-stem", lambda raw: raw["environment"].update(torch="0.1"))
+    done = kdbench("compare", "corrected", "imagenet-stem", cwd=copy)
+    assert done.returncode == 2 and "torch: 0.1 against" in done.stderr and "--allow-difference torch" in done.stderr
+    done = kdbench("compare", "corrected", "imagenet-stem", "--allow-difference", "torch", "--json", cwd=copy)
+    assert done.returncode == 0
+    assert any("torch differs" in w for c in json.loads(done.stdout)["comparisons"] for w in c["warnings"])
+
+
+def test_a_seed_without_a_score_is_counted_as_missing(copy):
+    edit_result(copy, "imagenet-stem", lambda raw: raw.update(status="diverged", metrics=None))
+    done = kdbench("compare", "corrected", "imagenet-stem", "--json", cwd=copy)
+    (feature,) = (c for c in json.loads(done.stdout)["comparisons"] if c["method"] == "feature")
+    assert feature["n"] == [2, 1] and feature["missing"] == [{"arm": "b", "seed": 1, "status": "diverged"}]
+    assert feature["verdict"] == "undefined"
+
+
+def test_killed_trials_are_recorded_and_tried_again(tmp_path, cache):
+    command = [sys.executable, "-m", "harness.cli", "run", "--variant", "corrected", "--method", "baseline"]
+    command += ["--width", "8", "--epochs", "40", "--seeds", "0", "--json"]
+    running = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pid = wait_for_trial(tmp_path)
+    os.kill(pid, signal.SIGKILL)
+    out, err = running.communicate(timeout=120)
+    assert running.returncode == 3, err
+    found = json.loads(out)
+    assert (found["trained"], found["failed"]) == (0, 1) and found["arms"][0]["test_accuracy"] == [None]
+    assert "ended by SIGKILL" in err
+    shorter = [*command[:-5], "--epochs", "2", "--seeds", "0", "--json"]
+    assert subprocess.run(shorter, cwd=tmp_path, capture_output=True, timeout=120).returncode == 0
+
+
+def wait_for_trial(place, epochs=1):
+    """Return the process id of the trial that has written its first epochs."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for curve in (place / "runs").glob("*/trials/*/curve.jsonl"):
+            if curve.read_text().count("\n") >= epochs:
+                for entry in Path("/proc").glob("[0-9]*"):
+                    try:
+                        if any(fd.readlink() == curve for fd in (entry / "fd").iterdir()):
+                            return int(entry.name)
+                    except OSError:
+                        continue
+        time.sleep(0.05)
+    raise AssertionError("no trial started")
+
+
+def test_ctrl_c_leaves_a_study_that_goes_on(tmp_path, cache):
+    command = [sys.executable, "-m", "harness.cli", "run", "--variant", "corrected", "--method", "baseline"]
+    command += ["--width", "8", "--epochs", "60", "--seeds", "0", "--json"]
+    running = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pid = wait_for_trial(tmp_path)
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == 130 and out == "" and "goes on from here" in err
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{pid}").exists(), "the trial outlived its coordinator"
+    assert not list((tmp_path / "runs").glob("*/trials/*/result.json"))
+
+
+def test_a_teacher_brought_along_is_used_and_hashed(study, tmp_path):
+    place, _, _ = study
+    teacher = next(f for f in folder_of(place).trials() if f.spec().arch == "r34" and not f.spec().fault)
+    options = ["--teacher-weights", teacher.student, "--method", "logit", "--seeds", "0"]
+    done = kdbench("run", "--variant", "corrected", *TINY, *options, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["trained"] == 1
+    (trial,) = folder_of(tmp_path).trials()
+    assert trial.result().teacher.sha256 == trial.spec().teacher.key.removeprefix("sha256:")
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_reduced_precision_end_to_end(tmp_path, precision, cache):
+    options = ["--precision", precision, "--method", "baseline", "--seeds", "0"]
+    done = kdbench("run", "--variant", "corrected", *TINY, *options, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["arms"][0]["as_expected"] is True
+
+
+def test_a_folder_of_images_end_to_end(tmp_path, cache):
+    """120 images of two colours and some noise: enough to learn, small enough for a test."""
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for part, n in (("train", 300), ("test", 40)):
+        for label, base in (("dark", 60), ("light", 180)):
+            place = tmp_path / "shades" / part / label
+            place.mkdir(parents=True)
+            for i in range(n):
+                pixels = np.clip(base + rng.normal(0, 40, (32, 32, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(place / f"{i}.png")
+    options = ["--dataset", "folder", "--data", "shades", "--seeds", "0", "--teacher-epochs", "3"]
+    done = kdbench("run", "--variant", "both", *TINY, *options, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["dataset"]["name"] == "folder-shades" and all(arm["as_expected"] for arm in found["arms"])
+
+
+def test_bad_images_stop_a_run_before_anything_is_written(tmp_path, cache):
+    root = write_images(tmp_path / "pets")
+    (root / "test" / "cat" / "0.png").write_bytes(b"no image")
+    done = kdbench("run", "--dataset", "folder", "--data", root, cwd=tmp_path)
+    assert done.returncode == 2 and "test/cat/0.png cannot be read" in done.stderr
+    assert not any((tmp_path / "runs").glob("*"))
