@@ -1,5 +1,6 @@
 """Compare the arms of a study: refuse what cannot be compared, decide what can."""
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -7,7 +8,7 @@ from typing import Any
 
 from harness import faults, stats
 from harness.plan import Arm, Decision
-from harness.record import Folder, Result, StudyFolder, write_atomic
+from harness.record import FINAL, Folder, Result, StudyFolder, write_atomic
 from harness.spec import Spec
 from harness.variants import VARIANTS, variant_of
 from kd.errors import InputError, unknown
@@ -20,7 +21,7 @@ _FACTOR = {
     "fault": ("fault", "fault_digest", "teacher.key"),
     "method": ("method", "settings", "teacher"),
 }
-# What must not differ though it is no part of a trial's spec; another version of the code is only warned of.
+# What must not differ though it is no part of a trial's spec.
 _ENVIRONMENT = ("torch", "device_name", "code_digest")
 
 
@@ -35,39 +36,79 @@ class Trials:
 
 def write_study(folder: StudyFolder, decision: Decision, arms: dict[Arm, dict[int, str]]) -> None:
     """Note in study.json how to decide and which trial belongs to which arm, beside what is noted already."""
-    path = folder.path / "study.json"
-    raw: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"schema": "kdbench.study/1", "arms": []}
-    known = {_arm(entry): {int(s): key for s, key in entry["trials"].items()} for entry in raw["arms"]}
+    known = {}
+    if (folder.path / "study.json").is_file():
+        raw = _read_json(folder)
+        known = {_arm(entry): {int(s): key for s, key in entry["trials"].items()} for entry in raw["arms"]}
     for arm, by_seed in arms.items():
         known.setdefault(arm, {}).update(by_seed)
     entries = [
         {**asdict(arm), "trials": {str(seed): known[arm][seed] for seed in sorted(known[arm])}}
-        for arm in sorted(known, key=_order)
+        for arm in sorted(known, key=order)
     ]
-    raw.update(decision=asdict(decision), arms=entries)
-    write_atomic(path, json.dumps(raw, indent=2) + "\n")
+    # Unpaired, since training diverges chaotically: a shared seed couples two arms little.
+    declared = {**asdict(decision), "paired": False, "family": "all comparisons that one command names"}
+    study = {"schema": "kdbench.study/1", "decision": declared, "arms": entries}
+    write_atomic(folder.path / "study.json", json.dumps(study, indent=2) + "\n")
+
+
+def _read_json(folder: StudyFolder) -> dict[str, Any]:
+    path = folder.path / "study.json"
+    if not path.is_file():
+        raise InputError(f"{folder.path} is no study: it has no study.json; start one with kdbench run")
+    try:
+        raw: dict[str, Any] = json.loads(path.read_text())
+        assert raw["schema"] == "kdbench.study/1" and isinstance(raw["arms"], list)
+    except (ValueError, KeyError, TypeError, AssertionError) as error:
+        raise InputError(f"{path} is not a study's file; delete it and run the study's command again") from error
+    return raw
 
 
 def _arm(entry: dict[str, Any]) -> Arm:
     return Arm(entry["fault"], entry["pair"], entry["method"])
 
 
-def _order(arm: Arm) -> tuple[Any, ...]:
+def order(arm: Arm) -> tuple[Any, ...]:
     """Order arms as they are read: pair, method, then corrected before bugged."""
     return (arm.pair, list(METHODS).index(arm.method), arm.fault is not None, arm.fault or "")
 
 
 def read_study(folder: StudyFolder) -> Trials:
     """Read a study from disk."""
-    path = folder.path / "study.json"
-    if not path.is_file():
-        raise InputError(f"{folder.path} is no study: it has no study.json; start one with kdbench run")
-    raw = json.loads(path.read_text())
+    raw = _read_json(folder)
     arms: dict[Arm, dict[int, tuple[Spec, Result | None]]] = {}
     for entry in raw["arms"]:
         trials = {int(seed): folder.trial(key) for seed, key in entry["trials"].items()}
         arms[_arm(entry)] = {seed: (trial.spec(), trial.result()) for seed, trial in trials.items()}
-    return Trials(folder, Decision(**raw["decision"]), arms)
+    decision = {name: raw["decision"][name] for name in ("metric", "margin_pp", "alpha")}
+    return Trials(folder, Decision(**decision), arms)
+
+
+def write_table(study: Trials) -> None:
+    """Write results.csv: a row a trial, for whatever reads tables."""
+    import pandas as pd
+
+    rows = [
+        {
+            "pair": arm.pair,
+            "method": arm.method,
+            "variant": variant_of(arm.fault),
+            "fault": arm.fault or "",
+            "seed": seed,
+            "status": result.status if result else "unfinished",
+            "selected_epoch": result.selected_epoch if result else None,
+            **{
+                name: getattr(result.metrics, name) if result and result.metrics else None
+                for name in ("test_accuracy", "val_accuracy", "agreement", "kl_t1", "kl_t4")
+            },
+            "failed_audits": " ".join([*result.roots, *result.consequences]) if result else "",
+            "trial": spec.key,
+        }
+        for arm in sorted(study.arms, key=order)
+        for seed, (spec, result) in sorted(study.arms[arm].items())
+    ]
+    table = pd.DataFrame(rows).astype({"selected_epoch": "Int64"})
+    write_atomic(study.folder.path / "results.csv", table.to_csv(index=False))
 
 
 def scores(trials: dict[int, tuple[Spec, Result | None]]) -> tuple[list[float], list[dict[str, Any]]]:
@@ -101,9 +142,9 @@ def pairs_of_arms(study: Trials, a: str, b: str) -> list[tuple[Arm, Arm]]:
     if a == b:
         raise InputError(f"an arm is not compared with itself ({a})")
     found = []
-    for arm in sorted(study.arms, key=_order):
-        for name_a in names_a:
-            for name_b in names_b:
+    for arm in sorted(study.arms, key=order):
+        for name_a, name_b in itertools.product(names_a, names_b):
+            if name_a != name_b:
                 if kind_a == "fault":
                     pair = (arm, Arm(name_b, arm.pair, arm.method)) if arm.fault == name_a else None
                 else:
@@ -114,83 +155,107 @@ def pairs_of_arms(study: Trials, a: str, b: str) -> list[tuple[Arm, Arm]]:
     if not found:
         have = sorted({arm.label for arm in study.arms} | {arm.method for arm in study.arms})
         raise InputError(f"{study.folder.path.name} holds no arms to compare as {a} and {b}; it has {', '.join(have)}")
-    return found
+    return sorted(found, key=lambda pair: (order(pair[1]), order(pair[0])))
 
 
-def _refuse_other_differences(a: Arm, b: Arm, study: Trials, allowed: Sequence[str]) -> list[str]:
-    """Raise InputError if anything differs but the arm and the seed; return warnings about what was let through."""
+def _other_differences(a: Arm, b: Arm, study: Trials) -> dict[str, set[str]]:
+    """Return what differs beside the seed within an arm, and beside the arm and the seed between the two."""
     factor = _FACTOR["fault" if a.method == b.method else "method"]
-    names = f"{a.label} {a.method} and {b.label} {b.method}"
-    reference = next(iter(study.arms[a].values()))[0]
     found: dict[str, set[str]] = {}
-    for arm, may in ((a, ("seed",)), (b, ("seed", *factor))):
+
+    def note(reference: Spec, spec: Spec, may: tuple[str, ...]) -> None:
+        for name, values in reference.differences(spec).items():
+            if not any(name == f or name.startswith(f"{f}.") for f in may):
+                found.setdefault(name, set()).update(map(str, values))
+
+    first_a, first_b = (next(iter(study.arms[arm].values()))[0] for arm in (a, b))
+    note(first_a, first_b, ("seed", *factor))
+    for arm, first in ((a, first_a), (b, first_b)):
         for spec, result in study.arms[arm].values():
-            for name, values in reference.differences(spec).items():
-                if not any(name == f or name.startswith(f"{f}.") for f in may):
-                    found.setdefault(name, set()).update(map(str, values))
+            note(first, spec, ("seed",))
             environment = result.environment if result is not None else {}
             for name in _ENVIRONMENT if environment else ():
                 found.setdefault(name, set()).add(str(environment.get(name)))
-    found = {name: values for name, values in found.items() if len(values) > 1}
-    refused = {name: values for name, values in found.items() if name not in (*allowed, "code_digest")}
-    if refused:
-        listed = "; ".join(f"{name}: {' against '.join(sorted(values))}" for name, values in refused.items())
-        raise InputError(
-            f"{names} differ in more than the arm: {listed}. Run both alike, or say --allow-difference {min(refused)}"
-        )
-    return [f"{name} differs: {' and '.join(sorted(values))}" for name, values in sorted(found.items())]
+    return {name: values for name, values in sorted(found.items()) if len(values) > 1}
 
 
-def compare_arms(study: Trials, pairs: Iterable[tuple[Arm, Arm]], allowed: Sequence[str] = ()) -> list[dict[str, Any]]:
+def _listed(found: Mapping[str, set[str]]) -> str:
+    return "; ".join(f"{name}: {' against '.join(sorted(values))}" for name, values in found.items())
+
+
+def compare_arms(
+    study: Trials, pairs: Iterable[tuple[Arm, Arm]], allowed: Sequence[str] = (), refuse: bool = True
+) -> list[dict[str, Any]]:
     """Compare pairs of arms as one family; return the entries of kdbench.compare/1.
 
-    Arms that differ in anything but what is compared are an InputError, but for the names in `allowed`.
+    Arms that differ in anything but what is compared, and the names in `allowed`, are an InputError; without `refuse`
+    their entry is undefined and says why.
     """
     alpha, margin = study.decision.alpha, study.decision.margin_pp
     rows: list[tuple[Arm, Arm, list[list[float]], list[dict[str, Any]], stats.Comparison]] = []
     for a, b in pairs:
-        warnings = _refuse_other_differences(a, b, study, allowed)
+        differing = _other_differences(a, b, study)
+        refused = {name: values for name, values in differing.items() if name not in allowed}
         (values_a, missing_a), (values_b, missing_b) = scores(study.arms[a]), scores(study.arms[b])
         missing = [{"arm": "a", **m} for m in missing_a] + [{"arm": "b", **m} for m in missing_b]
-        comparison = stats.compare(values_a, values_b, margin, alpha)
-        comparison.warnings.extend(warnings)
-        rows.append((a, b, [values_a, values_b], missing, comparison))
-    ps = [row[4].welch_p for row in rows]
-    adjusted = iter(stats.holm([p for p in ps if p is not None]))
-    entries = []
-    for (a, b, values, missing, c), p in zip(rows, ps, strict=True):
-        holm_p = next(adjusted) if p is not None else None
-        by_method = a.method != b.method
+        if refused:
+            why = (
+                f"{a.label} {a.method} and {b.label} {b.method} differ in more than the arm: {_listed(refused)}. "
+                f"Run both alike, or say --allow-difference {min(refused)}"
+            )
+            if refuse:
+                raise InputError(why)
+            comparison = stats.undefined(values_a, values_b, why)
+        else:
+            comparison = stats.compare(values_a, values_b, margin, alpha)
+            comparison.warnings.extend(f"allowed to differ: {_listed({n: v})}" for n, v in differing.items())
         if missing:
-            c.warnings.append(f"{len(missing)} trials have no score and are missing from n")
-        entries.append(
-            {
-                "a": a.method if by_method else a.label,
-                "b": b.method if by_method else b.label,
-                "pair": a.pair,
-                "method": b.method,
-                "n": [len(v) for v in values],
-                "values": values,
-                "missing": missing,
-                "mean": list(c.mean),
-                "std": list(c.std),
-                "difference_pp": c.difference,
-                "ci95_pp": list(c.ci95) if c.ci95 else None,
-                "welch_p": c.welch_p,
-                "permutation_p": c.permutation_p,
-                "least_permutation_p": c.least_permutation_p,
-                "holm_p": holm_p,
-                "hedges_g": c.hedges_g,
-                "hedges_g_ci95": list(c.hedges_g_ci95) if c.hedges_g_ci95 else None,
-                "p_b_greater": c.p_b_greater,
-                "tost_p": c.tost_p,
-                "mde_pp": c.mde,
-                "seeds_for_power_80": c.seeds_for_power,
-                "verdict": stats.verdict(c, holm_p, alpha),
-                "warnings": c.warnings,
-            }
-        )
-    return entries
+            comparison.warnings.append(f"{len(missing)} trials have no score and are missing from n")
+        rows.append((a, b, [values_a, values_b], missing, comparison))
+    ps = {i: row[4].welch_p for i, row in enumerate(rows) if row[4].welch_p is not None}
+    adjusted = dict(zip(ps, stats.holm([p for p in ps.values() if p is not None], len(rows)), strict=True))
+    return [_entry(*row, adjusted.get(i), len(rows), alpha) for i, row in enumerate(rows)]
+
+
+def _entry(
+    a: Arm,
+    b: Arm,
+    values: list[list[float]],
+    missing: list[dict[str, Any]],
+    c: stats.Comparison,
+    holm_p: float | None,
+    family: int,
+    alpha: float,
+) -> dict[str, Any]:
+    by_method = a.method != b.method
+    warnings = list(c.warnings)
+    if c.least_permutation_p is not None and c.least_permutation_p < alpha <= c.least_permutation_p * family:
+        warnings.append(f"in a family of {family} no exact test of this design could pass Holm's correction")
+    return {
+        "a": a.method if by_method else a.label,
+        "b": b.method if by_method else b.label,
+        "pair": a.pair,
+        "method": b.method,
+        "n": [len(v) for v in values],
+        "values": values,
+        "missing": missing,
+        "mean": list(c.mean),
+        "std": list(c.std),
+        "difference_pp": c.difference,
+        "ci95_pp": list(c.ci95) if c.ci95 else None,
+        "welch_p": c.welch_p,
+        "permutation_p": c.permutation_p,
+        "least_permutation_p": c.least_permutation_p,
+        "holm_p": holm_p,
+        "hedges_g": c.hedges_g,
+        "hedges_g_ci95": list(c.hedges_g_ci95) if c.hedges_g_ci95 else None,
+        "p_b_greater": c.p_b_greater,
+        "tost_p": c.tost_p,
+        "mde_pp": c.mde,
+        "seeds_for_power_80": c.seeds_for_power,
+        "verdict": stats.verdict(c, holm_p, alpha),
+        "warnings": warnings,
+    }
 
 
 def in_words(entry: dict[str, Any], margin: float) -> str:
@@ -206,14 +271,16 @@ def in_words(entry: dict[str, Any], margin: float) -> str:
     if entry["verdict"] == "both":
         return f"a real difference, and smaller than {margin:g} pp ({size})"
     seeds = entry["seeds_for_power_80"]
-    more = f"; for {margin:g} pp it takes {seeds} seeds an arm" if seeds else ""
-    return f"undecided ({size}): under {entry['mde_pp']:.1f} pp nothing could be seen with these seeds{more}"
+    more = f"; at this spread {seeds} seeds an arm would, for {margin:g} pp" if seeds else ""
+    return (
+        f"undecided ({size}): differences below {entry['mde_pp']:.1f} pp had less than an 80% chance to be found{more}"
+    )
 
 
 def summary(study: Trials) -> list[dict[str, Any]]:
     """Return the arms of a study as the entries of kdbench.run/1."""
     rows = []
-    for arm in sorted(study.arms, key=_order):
+    for arm in sorted(study.arms, key=order):
         trials = study.arms[arm]
         results = [result for _, (_, result) in sorted(trials.items()) if result is not None]
         values, _ = scores(trials)
@@ -237,7 +304,7 @@ def summary(study: Trials) -> list[dict[str, Any]]:
                 "expected_findings": fault.ids(fault.caught_by) if fault else [],
                 "failed_findings": sorted({i for r in results for i in r.roots}),
                 "consequences": sorted({i for r in results for i in r.consequences}),
-                "as_expected": bool(results) and len(results) == len(trials) and all(as_expected(r) for r in results),
+                "as_expected": len(results) == len(trials) and all(as_expected(r, arm.method) for r in results),
                 "reached": all(s.reached for s in stories) if stories else None,
                 "diverged_at": _first(diverged),
             }
@@ -250,12 +317,17 @@ def _first(epochs: list[int | str | None]) -> int | str | None:
     return min(numbers) if numbers else next((e for e in epochs if isinstance(e, str)), None)
 
 
-def as_expected(result: Result) -> bool:
-    """Say whether a trial's audits fired exactly as its fault declares; without a fault, not at all."""
-    if result.broken or result.status not in ("finished", "diverged"):
+def as_expected(result: Result, method: str) -> bool:
+    """Say whether a trial's audits spoke exactly as its fault declares; without a fault, whether it is proven clean.
+
+    Proven clean: no audit failed, and each that a fault of this method must trip has said `pass`, not merely nothing.
+    """
+    if result.broken or result.status not in FINAL:
         return False
     if result.fault is None:
-        return not result.roots and not result.consequences
+        must = {name for f in faults.FAULTS.values() if f.why_not(method) is None for name in f.caught_by}
+        said = {f["name"] for f in result.findings if f["status"] == "pass"}
+        return not result.roots and not result.consequences and must <= said
     fault = faults.get(result.fault.name)
     caught = result.roots == fault.ids(fault.caught_by)
     return caught and result.fault.reached and set(result.consequences) <= set(fault.ids(fault.follows))
@@ -280,7 +352,7 @@ def teacher_row(arch: str, folder: Folder) -> dict[str, Any]:
         "expected_findings": fault.ids(fault.caught_by) if fault else [],
         "failed_findings": result.roots if result is not None else [],
         "consequences": result.consequences if result is not None else [],
-        "as_expected": result is not None and as_expected(result),
+        "as_expected": result is not None and as_expected(result, spec.method),
     }
 
 

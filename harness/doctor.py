@@ -1,7 +1,6 @@
 """A look at the machine: packages, devices, cores, folders."""
 
 import platform
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 from torch import nn
 
 from harness.environment import device_name, usable_cores, versions
+from harness.study import writable
 from kd.data import cache_folder
 
 PACKAGES = (
@@ -58,10 +58,4 @@ def _try(device: torch.device) -> dict[str, Any]:
 
 def _place(path: Path) -> dict[str, Any]:
     """Say whether a folder, or the nearest one above it that exists, can be written to."""
-    existing = next(p for p in (path.resolve(), *path.resolve().parents) if p.exists())
-    try:
-        with tempfile.TemporaryFile(dir=existing):  # the rights alone tell root nothing of a read-only place
-            writable = True
-    except OSError:
-        writable = False
-    return {"path": str(path.resolve()), "writable": writable}
+    return {"path": str(path.resolve()), "writable": writable(path)}

@@ -26,10 +26,11 @@ def usable_cores() -> int:
 
 @cache
 def code_digest() -> str:
-    """Return a digest over the sources of kd, audits and harness."""
+    """Return a digest over the sources that decide a trial's numbers: the core, the faults, the trial."""
     digest = hashlib.sha256()
-    for package in ("kd", "audits", "harness"):
-        for path in sorted((ROOT / package).rglob("*.py")):
+    for place in ("kd", "harness/faults", "harness/trial.py"):
+        root = ROOT / place
+        for path in [root] if root.is_file() else sorted(root.rglob("*.py")):
             digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 

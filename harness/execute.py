@@ -5,15 +5,24 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from harness.plan import Plan
+from harness.plan import Arm, Plan
 from harness.record import FINAL, Folder, Result, StudyFolder
+from harness.spec import Spec
 from harness.trial import run_in_child
+
+
+def is_done(folder: Folder) -> bool:
+    """Say whether a trial's result is final, and its weights are there where it has any."""
+    result = folder.result()
+    if result is None or result.status not in FINAL:
+        return False
+    return result.status == "diverged" or folder.student.is_file()
 
 
 @dataclass
@@ -39,10 +48,8 @@ def execute(plan: Plan, study: StudyFolder, data_file: Path, workers: int, on_tr
     waiting: list[str] = []
     for key, spec in plan.trials.items():
         folder = study.trial(key)
-        result = folder.result()
-        if result is not None and result.status in FINAL:
+        if is_done(folder):
             outcome.reused.append(key)
-            on_trial(key, result, 0)
             continue
         folder.write_spec(spec)
         (folder.path / "result.json").unlink(missing_ok=True)
@@ -70,7 +77,7 @@ def execute(plan: Plan, study: StudyFolder, data_file: Path, workers: int, on_tr
             wait([process.sentinel for process in running.values()], timeout=0.5)
             for key, process in list(running.items()):
                 if process.is_alive():
-                    on_trial(key, None, len(study.trial(key).curve()))
+                    on_trial(key, None, study.trial(key).epochs())
                     continue
                 process.join()
                 del running[key]
@@ -134,25 +141,28 @@ def _death(code: int | None) -> str:
     return f"its process ended with code {code} and left no result (log.txt may say why)"
 
 
-def complete_stories(plan: Plan, study: StudyFolder) -> None:
+def complete_stories(arms: Mapping[Arm, Mapping[int, tuple[Spec, Result | None]]], study: StudyFolder) -> None:
     """Enter into each bugged trial's record where its weights first differed from its corrected twin's.
 
     The twin is the trial of the same pair, method and seed without the fault; where it is not there, nothing is said.
+    On a device, or between two machines or versions of torch, where equal seeds need not give equal weights, a
+    difference proves nothing: undecidable.
     """
-    for arm, by_seed in plan.arms.items():
-        twins = plan.arms.get(replace(arm, fault=None), {})
-        for seed, key in by_seed.items():
-            result = study.trial(key).result()
-            if arm.fault is None or result is None or result.fault is None or seed not in twins:
+    for arm, trials in arms.items():
+        twins = arms.get(replace(arm, fault=None), {})
+        for seed, (spec, result) in trials.items():
+            twin = twins[seed][1] if seed in twins else None
+            if arm.fault is None or result is None or result.fault is None or twin is None or twin.status not in FINAL:
                 continue
-            mine, theirs = study.trial(key).curve(), study.trial(twins[seed]).curve()
-            twin = study.trial(twins[seed]).result()
-            if twin is None or twin.status not in FINAL or not mine or not theirs:
-                continue
-            pairs = zip(mine, theirs, strict=False)
-            first = next((a["epoch"] for a, b in pairs if a["digest"] != b["digest"]), None)
-            story = replace(result.fault, diverged_at=first, dormant=first is None)
-            if plan.trials[key].device != "cpu":  # equal seeds need not give equal weights there
+            same = all(result.environment.get(name) == twin.environment.get(name) for name in ("torch", "device_name"))
+            mine, theirs = study.trial(spec.key).curve(), study.trial(twin.key).curve()
+            if spec.device != "cpu" or not same:
                 story = replace(result.fault, diverged_at="undecidable", dormant=None)
+            elif mine and theirs:
+                pairs = zip(mine, theirs, strict=False)
+                first = next((a["epoch"] for a, b in pairs if a["digest"] != b["digest"]), None)
+                story = replace(result.fault, diverged_at=first, dormant=first is None)
+            else:
+                continue
             if story != result.fault:
-                study.trial(key).write_result(replace(result, fault=story))
+                study.trial(spec.key).write_result(replace(result, fault=story))

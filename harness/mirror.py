@@ -14,8 +14,12 @@ from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+# A server that is down is told at once, not after minutes of patience: the records can be mirrored any time.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunStatus, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.tracking import MlflowClient
 
 from harness.compare import Trials
@@ -46,6 +50,7 @@ class Mirror:
             self.experiment = str(self.client.create_experiment(study, artifact_location=where))
         else:
             self.experiment = str(found.experiment_id)
+        self.written = 0
         self.view = _share_view(self.client, self.experiment)
         self.known = {
             run.data.tags["trial_key"]: (run.info.run_id, run.data.tags.get("record"))
@@ -62,14 +67,14 @@ class Mirror:
             if not token:
                 return runs
 
-    def write(self, arm: Arm | None, spec: Spec, result: Result, study: StudyFolder) -> bool:
-        """Mirror one trial; return whether anything had to be written. `arm` is None for a teacher."""
+    def write(self, arm: Arm | None, spec: Spec, result: Result, study: StudyFolder) -> None:
+        """Mirror one trial, unless it is there as it is. `arm` is None for a teacher."""
         folder = study.trial(result.key)
         record = hashlib.sha256((folder.path / "result.json").read_bytes()).hexdigest()[:16]
         if result.key in self.known:
             run_id, mirrored = self.known[result.key]
             if mirrored == record:
-                return False
+                return
             self.client.delete_run(run_id)  # the trial was tried again, or its story completed
         started = int(datetime.fromisoformat(str(result.times["started"])).timestamp() * 1000) if result.times else None
         label = "teacher" if arm is None else spec.method
@@ -77,7 +82,6 @@ class Mirror:
         run_name = f"{label} · {pair} · {spec.fault or 'corrected'} · s{spec.seed}"
         tags = {
             "trial_key": result.key,
-            "record": record,
             "study": study.path.name,
             "group": f"{label} · {pair} · {spec.fault or 'corrected'}",
             "git_commit": str(result.environment.get("git_commit")),
@@ -121,9 +125,10 @@ class Mirror:
                 self.client.log_artifact(run_id, str(folder.path / name))
         seconds = float(result.times.get("seconds", 0)) if result.times else 0.0
         ended = started + int(seconds * 1000) if started else None
-        self.client.set_terminated(run_id, RunStatus.to_string(RunStatus.from_string(_STATUS[result.status])), ended)
+        self.client.set_terminated(run_id, _STATUS[result.status], ended)
+        self.client.set_tag(run_id, "record", record)  # last: a run without it was cut off, and is written anew
         self.known[result.key] = (run_id, record)
-        return True
+        self.written += 1
 
 
 def _note(result: Result) -> str:
@@ -195,10 +200,9 @@ def links(base: str, experiment: str, view: str) -> tuple[str, str]:
     return table.replace("runs?", "runs?compareRunsMode=CHART&"), table
 
 
-def mirror_study(runs: Path, study: Trials) -> tuple[Mirror, int]:
-    """Write everything of a study that MLflow does not have; return how many runs were written."""
+def mirror_study(runs: Path, study: Trials) -> Mirror:
+    """Write everything of a study that MLflow does not have; `written` of what is returned counts the runs."""
     mirror = Mirror(runs, study.folder.path.name)
-    written = 0
     arm_of: dict[str, Arm] = {}
     for arm, trials in study.arms.items():
         for spec, _ in trials.values():
@@ -206,5 +210,5 @@ def mirror_study(runs: Path, study: Trials) -> tuple[Mirror, int]:
     for folder in study.folder.trials():
         result = folder.result()
         if result is not None:
-            written += mirror.write(arm_of.get(folder.key), folder.spec(), result, study.folder)
-    return mirror, written
+            mirror.write(arm_of.get(folder.key), folder.spec(), result, study.folder)
+    return mirror

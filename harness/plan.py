@@ -4,17 +4,18 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import resources
 from typing import Any
 
 from harness import faults
 from harness.faults import Fault
-from harness.spec import Spec, TeacherRef, field_names
+from harness.spec import Spec, TeacherRef
 from kd.errors import InputError, unknown
 from kd.methods import METHODS, MethodSettings
 from kd.models import ARCHITECTURES
 from kd.recipe import Recipe
+from kd.settings import check_types
 
 PRESETS = ("quick", "cifar10", "paper")
 TEACHER_SEED = 0
@@ -31,6 +32,7 @@ class Decision:
     alpha: float = 0.05
 
     def __post_init__(self) -> None:
+        check_types(self, "decision")
         if self.metric != "test_accuracy":
             raise unknown("metric", self.metric, ["test_accuracy"], "decision")
         if not self.margin_pp > 0 or not 0 < self.alpha < 1:
@@ -80,22 +82,24 @@ def parse_preset(name: str, text: str) -> Preset:
     _keys(raw, ["study", "decision", "recipe", "teacher", "method", "pair"], where)
     study = raw.get("study", {})
     _keys(study, ["dataset", "pairs", "methods", "seeds"], f"{where}, [study]")
-    _keys(raw.get("decision", {}), field_names(Decision), f"{where}, [decision]")
+    _keys(raw.get("decision", {}), [f.name for f in fields(Decision)], f"{where}, [decision]")
     for part in ("recipe", "teacher"):
         _keys(raw.get(part, {}), Recipe.names(), f"{where}, [{part}]")
     by_pair = raw.get("pair", {})
+    _keys(by_pair, by_pair, f"{where}, [pair]")
     for pair, table in [("", raw.get("method", {})), *by_pair.items()]:
+        _keys(table, table, f"{where}, [method] and [pair]")
         if pair:
             split_pair(pair)
         for method, settings in table.items():
-            _known_method(method)
+            check_method(method)
             _keys(settings, METHODS[method].settings, f"{where}, [{f'pair.{pair}' if pair else 'method'}.{method}]")
     try:
-        return Preset(
+        preset = Preset(
             name,
             study["dataset"],
-            tuple(study["pairs"]),
-            tuple(study["methods"]),
+            _names(study["pairs"], f"{where}, [study]: pairs"),
+            _names(study["methods"], f"{where}, [study]: methods"),
             parse_seeds(study["seeds"]),
             Decision(**raw.get("decision", {})),
             Recipe(**raw.get("recipe", {})),
@@ -103,20 +107,33 @@ def parse_preset(name: str, text: str) -> Preset:
             raw.get("method", {}),
             by_pair,
         )
+        _ = preset.teacher_recipe, [preset.settings(pair, method) for pair in preset.pairs for method in preset.methods]
     except KeyError as error:
         raise InputError(f"{where}, [study]: {error.args[0]} is missing") from error
     except TypeError as error:
         raise InputError(f"{where}: a value is of the wrong type ({error})") from error
+    except InputError as error:
+        raise InputError(f"{where}, {error}") from error
+    return preset
 
 
-def _keys(found: Mapping[str, Any], known: Iterable[str], where: str) -> None:
+def _keys(found: Any, known: Iterable[str], where: str) -> None:
+    if not isinstance(found, dict):
+        raise InputError(f"{where}: {found!r} stands where a table belongs")
     known = list(known)
     for key in found:
         if key not in known:
             raise unknown("key", key, known, where)
 
 
-def _known_method(method: str) -> None:
+def _names(found: Any, where: str) -> tuple[str, ...]:
+    if not isinstance(found, list) or not found or not all(isinstance(name, str) for name in found):
+        raise InputError(f"{where} is {found!r}; it must be a list of names")
+    return tuple(found)
+
+
+def check_method(method: str) -> None:
+    """Raise InputError for an unknown method."""
     if method not in METHODS:
         raise unknown("method", method, METHODS)
 
@@ -137,9 +154,9 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
             raise InputError(f"seeds {text!r} are no range; write them as 0-2 or 0,3,5-7")
+        if int(last or first) - int(first) >= 1000:
+            raise InputError(f"seeds {text!r} are more than 1000, which is surely a slip")
         seeds.update(range(int(first), int(last or first) + 1))
-    if len(seeds) > 1000:
-        raise InputError(f"seeds {text!r} are {len(seeds)} seeds; more than 1000 is surely a slip")
     return tuple(sorted(seeds))
 
 
@@ -150,11 +167,6 @@ class Arm:
     fault: str | None
     pair: str
     method: str
-
-    @property
-    def variant(self) -> str:
-        """corrected or bugged."""
-        return "corrected" if self.fault is None else "bugged"
 
     @property
     def label(self) -> str:
@@ -213,7 +225,7 @@ def make_plan(preset: Preset, variants: Sequence[str | None], ground: Ground, *,
         fault = faults.get(name) if name is not None else None
         for pair in preset.pairs:
             for method in preset.methods:
-                _known_method(method)
+                check_method(method)
                 if fault is not None and (why := _why_not(fault, method, ground)):
                     if (fault.name, method, why) not in plan.skipped:
                         plan.skipped.append((fault.name, method, why))
@@ -275,6 +287,8 @@ def _study_name(preset: Preset, ground: Ground) -> str:
             changed["teacher_recipe"] = dict(preset.teacher)
     if ground.teacher_sha256 is not None:
         changed["teacher"] = ground.teacher_sha256
+    if ground.dataset.startswith("folder-"):  # another folder may have the same name, and this one may change
+        changed["data"] = ground.data_digest
     if ground.device != "cpu":
         changed["device"] = ground.device
     name = f"{preset.name}-{ground.dataset}"

@@ -124,6 +124,12 @@ def finite(value: Any) -> Any:
     return value
 
 
+def sync(path: Path) -> None:
+    """Have a file's content on the disk before anything that says it is there."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 def write_atomic(path: Path, text: str) -> None:
     """Write a file so that a reader, or a crash at any moment, finds the old content or the new, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -184,6 +190,11 @@ class Folder:
         text = json.dumps(finite(asdict(result)), indent=2, sort_keys=True, allow_nan=False) + "\n"
         write_atomic(self.path / "result.json", text)
 
+    def epochs(self) -> int:
+        """Return the number of epochs written so far."""
+        path = self.path / "curve.jsonl"
+        return path.read_bytes().count(b"\n") if path.is_file() else 0
+
     def curve(self) -> list[dict[str, Any]]:
         """Read the epochs so far; a line that is being written is left out."""
         path = self.path / "curve.jsonl"
@@ -197,6 +208,10 @@ class StudyFolder:
     """A study's folder under the runs folder."""
 
     path: Path
+
+    def weights(self, digest: str, suffix: str) -> Path:
+        """Return where a teacher's file that was brought along lies."""
+        return self.path / "weights" / f"{digest}{suffix}"
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from kd import NUMERICS
@@ -79,8 +79,3 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + name] = item
     return flat
-
-
-def field_names(kind: type) -> list[str]:
-    """Return the names of a dataclass's fields."""
-    return [field.name for field in fields(kind)]

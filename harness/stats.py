@@ -8,7 +8,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from scipy import optimize, special, stats
@@ -43,7 +43,6 @@ class Comparison:
     "Smallest difference that a pooled t test of this size and spread finds with power .8: at least so much."
     seeds_for_power: int | None = None
     "Seeds per arm that find a difference of the margin's size with power .8 at the observed spread."
-    degenerate: bool = False
     warnings: list[str] = field(default_factory=list)
 
 
@@ -78,12 +77,13 @@ def seeds_needed(effect: float, alpha: float = 0.05, wanted: float = 0.8, most: 
     return low
 
 
-def holm(ps: Sequence[float]) -> list[float]:
-    """Return Holm's adjusted p values, in the given order."""
+def holm(ps: Sequence[float], family: int | None = None) -> list[float]:
+    """Return Holm's adjusted p values, in the given order; `family` counts those declared that have no p, too."""
+    m = len(ps) if family is None else family
     order = sorted(range(len(ps)), key=ps.__getitem__)
     adjusted, worst = [0.0] * len(ps), 0.0
     for rank, i in enumerate(order):
-        worst = max(worst, min(1.0, (len(ps) - rank) * ps[i]))
+        worst = max(worst, min(1.0, (m - rank) * ps[i]))
         adjusted[i] = worst
     return adjusted
 
@@ -106,22 +106,37 @@ def _hedges(a: np.ndarray, b: np.ndarray, t: float) -> tuple[float, Pair]:
     return factor * t * scale, (factor * shift(0.025) * scale, factor * shift(0.975) * scale)
 
 
+def _welch(y: np.ndarray, x: np.ndarray, alternative: str = "two-sided") -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of one arm that does not vary, which is remarked on below
+        return stats.ttest_ind(y, x, equal_var=False, alternative=alternative, nan_policy="raise")
+
+
+def undefined(a: Sequence[float], b: Sequence[float], why: str) -> Comparison:
+    """Return means and deviations, and why no more is said."""
+    x, y = np.asarray(a, float), np.asarray(b, float)
+    mean = (float(x.mean()) if len(x) else None, float(y.mean()) if len(y) else None)
+    std = (float(x.std(ddof=1)) if len(x) > 1 else None, float(y.std(ddof=1)) if len(y) > 1 else None)
+    difference = None if mean[0] is None or mean[1] is None else mean[1] - mean[0]
+    return Comparison(mean, std, difference, warnings=[why])
+
+
 def compare(a: Sequence[float], b: Sequence[float], margin: float, alpha: float = 0.05) -> Comparison:
     """Compare two groups of seeds, unpaired: training diverges chaotically, so a shared seed couples little."""
     x, y = np.asarray(a, float), np.asarray(b, float)
     n_a, n_b = len(x), len(y)
-    mean = (float(x.mean()) if n_a else None, float(y.mean()) if n_b else None)
-    std = (float(x.std(ddof=1)) if n_a > 1 else None, float(y.std(ddof=1)) if n_b > 1 else None)
-    difference = None if mean[0] is None or mean[1] is None else mean[1] - mean[0]
-    remarks: list[str] = []
     if min(n_a, n_b) < 2:
-        remarks.append(f"{n_a} v {n_b} seeds: with fewer than two in an arm nothing can be said of the spread")
-        return Comparison(mean, std, difference, warnings=remarks)
+        return undefined(a, b, f"{n_a} v {n_b} seeds: with fewer than two in an arm nothing can be said of the spread")
     if _constant(x) and _constant(y):
-        remarks.append("neither arm varies over its seeds: the difference is deterministic, and no test applies")
-        return Comparison(mean, std, difference, degenerate=True, warnings=remarks)
+        return undefined(
+            a, b, "neither arm varies over its seeds: the difference is deterministic, and no test applies"
+        )
+    difference = float(y.mean() - x.mean())
+    remarks: list[str] = []
+    if _constant(x) or _constant(y):
+        remarks.append(f"arm {'a' if _constant(x) else 'b'} does not vary over its seeds")
 
-    welch = stats.ttest_ind(y, x, equal_var=False, nan_policy="raise")
+    welch = _welch(y, x)
     interval = welch.confidence_interval(0.95)
     relabellings = math.comb(n_a + n_b, n_a)
     exact = relabellings <= EXACT_LIMIT
@@ -135,10 +150,9 @@ def compare(a: Sequence[float], b: Sequence[float], margin: float, alpha: float 
         rng=0,
     )
     least = 2 / (relabellings if exact else 100_000)  # scipy doubles the smaller one-sided p
-    lower = stats.ttest_ind(y, x - margin, equal_var=False, alternative="greater").pvalue
-    upper = stats.ttest_ind(y, x + margin, equal_var=False, alternative="less").pvalue
+    lower = _welch(y, x - margin, "greater").pvalue
+    upper = _welch(y, x + margin, "less").pvalue
     pooled = math.sqrt(((n_a - 1) * float(x.var(ddof=1)) + (n_b - 1) * float(y.var(ddof=1))) / (n_a + n_b - 2))
-    assert difference is not None
     g, g_interval = _hedges(x, y, difference / (pooled * math.sqrt(1 / n_a + 1 / n_b)))
     smaller = min(n_a, n_b)
     mde = smallest_effect(smaller, alpha)
@@ -150,8 +164,8 @@ def compare(a: Sequence[float], b: Sequence[float], margin: float, alpha: float 
     if least < alpha and (permutation.pvalue < alpha) != (welch.pvalue < alpha):
         remarks.append("the Welch and the exact permutation test fall on different sides of alpha")
     return Comparison(
-        mean,
-        std,
+        (float(x.mean()), float(y.mean())),
+        (float(x.std(ddof=1)), float(y.std(ddof=1))),
         difference,
         (float(interval.low), float(interval.high)),
         float(welch.pvalue),

@@ -8,7 +8,6 @@ import argparse
 import json
 import logging
 import os
-import resource
 import sys
 import threading
 import time
@@ -22,13 +21,18 @@ import torch
 import audits
 from harness import faults
 from harness.environment import environment
-from harness.record import FaultStory, Folder, Metrics, Result, TeacherRecord, finite
+from harness.record import FaultStory, Folder, Metrics, Result, StudyFolder, TeacherRecord, finite, sync
 from harness.spec import Spec
 from kd import evaluate, train
 from kd.data import load_file
 from kd.errors import InputError
 from kd.procedure import CANONICAL
 from kd.teacher import file_sha256, read_checkpoint, save_checkpoint
+
+try:
+    import resource
+except ImportError:  # not a POSIX system
+    resource = None  # type: ignore[assignment]
 
 
 def run(folder: Folder, data_file: Path) -> Result:
@@ -57,10 +61,10 @@ def teacher_checkpoint(folder: Folder, spec: Spec) -> train.Teacher | None:
     if kind != "sha256":
         path = Folder(folder.path.parent / spec.teacher.key).student
         return train.Teacher(spec.teacher.arch, path, file_sha256(path) if path.is_file() else None)
-    found = sorted((folder.path.parent.parent / "weights").glob(f"{digest}.*"))
-    if not found:
-        raise InputError(f"the teacher's weights {digest} are not in {folder.path.parent.parent / 'weights'}")
-    return train.Teacher(spec.teacher.arch, found[0], digest)
+    study = StudyFolder(folder.path.parent.parent)
+    paths = [study.weights(digest, suffix) for suffix in (".safetensors", ".pt")]
+    path = next((p for p in paths if p.is_file()), paths[0])
+    return train.Teacher(spec.teacher.arch, path, digest)
 
 
 def _prepare_device(spec: Spec) -> torch.device:
@@ -131,6 +135,7 @@ def _run(folder: Folder, spec: Spec, data_file: Path) -> Result:
         selected = training.restore_selected()
         metrics = _score(training, selected)
         save_checkpoint(training.student, folder.student)
+        sync(folder.student)
         if any(True for _ in training.method.parameters()):
             save_checkpoint(training.method, folder.path / "method.safetensors")
     lap("test_seconds")
@@ -184,9 +189,11 @@ def _score(training: train.Training, selected: int) -> Metrics:
     )
 
 
-def _peak_memory_mb(device: torch.device) -> float:
+def _peak_memory_mb(device: torch.device) -> float | None:
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    if resource is None:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
 

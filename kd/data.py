@@ -248,9 +248,15 @@ def draw_crops(n: int, padding: int, flip: bool, generator: torch.Generator) -> 
 
 
 def statistics(pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation over all pixels of each channel, in 0..1, of uint8 images (N, H, W, 3)."""
+    """Return mean and standard deviation over all pixels of each channel, in 0..1, of uint8 images (N, H, W, 3).
+
+    Raises InputError for a channel that is constant: it cannot be normalised, and nothing can be learned from it.
+    """
     flat = pixels.reshape(-1, 3).double() / 255
-    return flat.mean(0).float(), flat.std(0, correction=0).float()
+    mean, std = flat.mean(0).float(), flat.std(0, correction=0).float()
+    if (std <= 0).any():
+        raise InputError("a colour channel of the images is constant over the whole train split; is the folder right?")
+    return mean, std
 
 
 class Pool:
@@ -272,8 +278,6 @@ class Pool:
         self.labels = dataset.labels.to(device)
         self.device = device
         self.mean, self.std = normalise or (torch.tensor(_CIFAR10_MEAN), torch.tensor(_CIFAR10_STD))
-        if (self.std <= 0).any():
-            raise InputError(f"data set {dataset.name}: a colour channel is constant over the whole train split")
         self._offset = (self.mean * 255).to(device)
         self._scale = (1 / (self.std * 255)).to(device)
         self._span = torch.arange(SIZE, device=device)

@@ -1,9 +1,10 @@
 """The numbers of a training; the decisions stand in :mod:`kd.procedure`."""
 
 from dataclasses import dataclass, fields
-from typing import Literal, get_args
+from typing import Literal
 
 from kd.errors import InputError
+from kd.settings import check_types
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Schedule = Literal["epoch", "step"]
@@ -41,6 +42,7 @@ class Recipe:
     precision: Precision = "fp32"
 
     def __post_init__(self) -> None:
+        check_types(self, "recipe")
         for name in ("epochs", "batch_size", "base_width", "train_size", "val_size", "test_stride"):
             if getattr(self, name) < 1:
                 raise InputError(f"recipe: {name} is {getattr(self, name)}; it must be at least 1")
@@ -53,9 +55,11 @@ class Recipe:
             raise InputError(f"recipe: warmup is {self.warmup}; it is a share of the steps, from 0 to below 1")
         if self.crop_padding < 0:
             raise InputError(f"recipe: crop_padding is {self.crop_padding}; it must not be negative")
-        for name, kind in (("precision", Precision), ("schedule", Schedule)):
-            if getattr(self, name) not in get_args(kind):
-                raise InputError(f"recipe: {name} is {getattr(self, name)!r}; it is one of {', '.join(get_args(kind))}")
+
+    def check_batches(self, images: int) -> None:
+        """Raise InputError if not one batch can be filled."""
+        if images < self.batch_size:
+            raise InputError(f"recipe: batch_size {self.batch_size} is larger than the train split of {images} images")
 
     @classmethod
     def names(cls) -> list[str]:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from kd import methods
 from kd.data import SIZE, Dataset, Pool, draw_crops, statistics
-from kd.errors import InputError
 from kd.evaluate import accuracy, logits_of
 from kd.methods import MethodSettings
 from kd.models import build
@@ -109,10 +108,7 @@ def prepare(
     """
     ask = procedure
     split = ask.split(dataset.train_ids, dataset.test_ids, recipe, ask.stream(recipe.split_seed, "split"))
-    if len(split.train) < recipe.batch_size:
-        raise InputError(
-            f"recipe: batch_size {recipe.batch_size} is larger than the train split of {len(split.train)} images"
-        )
+    recipe.check_batches(len(split.train))
     normalise = None if recipe.normalisation == "cifar10" else statistics(dataset.pixels[split.train])
     pool = Pool(dataset, recipe.crop_padding, device, normalise)
 

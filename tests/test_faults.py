@@ -87,22 +87,21 @@ def test_the_digest_follows_the_code_and_not_the_story(zoo):
         """A story."""
         return "cifar"
 
-    def make(source):
-        return faults.Fault("x", "stem", source, (), (), "student", None)
+    first = one
 
-    def two(input_size):
+    def one(input_size):
         """Another story, over
         two lines."""
         return "cifar"
 
-    def three(input_size):
+    second = one
+
+    def one(input_size):
         """A story."""
         return "imagenet"
 
-    two.__name__ = "one"
-    digests = [make(f).digest for f in (one, three)]
-    assert digests[0] != digests[1]
-    assert faults._body(one).replace("one", "two") == faults._body(two)
+    digests = [faults.Fault("x", "stem", f, (), (), "student", None).digest for f in (first, second, one)]
+    assert digests[0] == digests[1] != digests[2]
 
 
 @pytest.mark.parametrize(

@@ -52,14 +52,14 @@ def runs_of(mirror):
 
 def test_mirror_is_flat_idempotent_and_rebuilt_from_the_records(study):
     runs, folder, plan = study
-    mirror, written = mirror_study(runs, read_study(folder))
-    assert written == len(plan.trials) == 29
+    mirror = mirror_study(runs, read_study(folder))
+    assert mirror.written == len(plan.trials) == 29
     found = runs_of(mirror)
     assert {run.data.tags["trial_key"] for run in found} == set(plan.trials)
     assert not any("mlflow.parentRunId" in run.data.tags for run in found)
     names = sorted(run.info.run_name for run in found)
     assert "feature · r34-r18 · projector-unclipped · s2" in names and "teacher · r34 · corrected · s0" in names
-    assert mirror_study(runs, read_study(folder))[1] == 0
+    assert mirror_study(runs, read_study(folder)).written == 0
 
 
 def test_a_lost_database_is_made_again_from_the_records(study, tmp_path):
@@ -81,7 +81,7 @@ def test_a_lost_database_is_made_again_from_the_records(study, tmp_path):
 
 def test_metrics_are_curves_by_epoch_and_finals_at_step_zero(study):
     runs, folder, _ = study
-    mirror, _ = mirror_study(runs, read_study(folder))
+    mirror = mirror_study(runs, read_study(folder))
     client = MlflowClient(mirror.uri)
     run = next(r for r in runs_of(mirror) if r.data.params["method"] == "feature" and r.info.status == "FINISHED")
     assert {m.step for m in client.get_metric_history(run.info.run_id, "final/test_accuracy")} == {0}
@@ -100,10 +100,29 @@ def test_a_trial_that_was_tried_again_replaces_its_run(study):
     key = list(plan.trials)[5]
     result = folder.trial(key).result()
     folder.trial(key).write_result(Result(**{**vars(result), "metrics": Metrics(12.5, 1.0, [])}))
-    mirror, written = mirror_study(runs, read_study(folder))
-    assert written == 1
+    mirror = mirror_study(runs, read_study(folder))
+    assert mirror.written == 1
     (run,) = (r for r in runs_of(mirror) if r.data.tags["trial_key"] == key)
     assert run.data.metrics["final/test_accuracy"] == 12.5
+
+
+def test_a_run_that_was_cut_off_is_written_anew(study, monkeypatch):
+    runs, folder, plan = study
+    mirror_study(runs, read_study(folder))
+    key = list(plan.trials)[7]
+    result = folder.trial(key).result()
+    folder.trial(key).write_result(Result(**{**vars(result), "reason": "again"}))
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(MlflowClient, "log_batch", interrupted)
+        mirror_study(runs, read_study(folder))
+    mirror = mirror_study(runs, read_study(folder))
+    assert mirror.written == 1
+    (run,) = (r for r in runs_of(mirror) if r.data.tags["trial_key"] == key)
+    assert run.info.status == "FINISHED" and run.data.metrics["final/test_accuracy"] == result.metrics.test_accuracy
 
 
 def test_the_shared_view_is_stored_and_linked(study):
@@ -118,10 +137,9 @@ def test_the_shared_view_is_stored_and_linked(study):
 
 
 def test_mlflow_in_trouble_costs_a_remark(study, monkeypatch, capsys):
-    from harness.cli.common import stderr
-    from harness.cli.run_command import _mirror
+    from harness.cli.common import mirror_or_remark, stderr
 
     runs, folder, _ = study
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////proc/none/mlflow.db")
-    assert _mirror(runs, folder, stderr()) is None
+    assert mirror_or_remark(runs, folder, stderr()) is None
     assert "kdbench mirror catches up" in " ".join(capsys.readouterr().err.split())

@@ -95,7 +95,16 @@ def text_of(name):
         ("pairs =", "pares =", r"\[study\]: unknown key 'pares'; did you mean 'pairs'"),
         ('dataset = "digits"\n', "", "dataset is missing"),
         ("epochs = 15", "epochs = ", "not TOML"),
-        ("epochs = 15", 'epochs = "many"', "wrong type"),
+        ("epochs = 15", 'epochs = "many"', "quick, recipe: epochs is 'many'; it must be of type int"),
+        ("epochs = 15", "epochs = 1.5", "epochs is 1.5; it must be of type int"),
+        ("epochs = 40", "epochs = true", "epochs is True; it must be of type int"),
+        ("flip = false", "flip = 0", "flip is 0; it must be of type bool"),
+        ('schedule = "step"', 'schedule = "steps"', "unknown schedule 'steps'; did you mean 'step'"),
+        ("temperature = 4", 'temperature = "4"', "temperature is '4'; it must be of type float"),
+        ("temperature = 4", "temperature = 0", "temperature is 0.0; it must be positive"),
+        ('pairs = ["r34-r18"]', 'pairs = "r34-r18"', "pairs is 'r34-r18'; it must be a list of names"),
+        ("[decision]", "[method]\nlogit = 3\n[decision]", "not TOML|stands where a table belongs"),
+        ("[study]", "study = 3\n[x]", "unknown key 'x'|stands where a table belongs"),
         ("margin_pp = 0.5", "margin_pp = 0", "must be positive"),
     ],
 )
@@ -123,6 +132,21 @@ def test_seeds_that_are_no_range(text):
 def test_unknown_pairs(pair):
     with pytest.raises(InputError, match="unknown pair"):
         split_pair(pair)
+
+
+def test_whole_and_broken_numbers_are_one_setting():
+    text = text_of("quick")
+    specs = [
+        make_plan(parse_preset("quick", t), [None], GROUND).trials.keys()
+        for t in (text, text.replace("temperature = 4", "temperature = 4.0"))
+    ]
+    assert specs[0] == specs[1]
+
+
+def test_two_folders_of_one_name_are_two_studies():
+    preset = load_preset("quick")
+    names = {make_plan(preset, [None], Ground("folder-pets", digest, "cpu")).study for digest in ("a", "b")}
+    assert len(names) == 2
 
 
 def test_a_named_fault_that_applies_nowhere_is_an_error():

@@ -60,6 +60,21 @@ def test_a_truncated_pt_file_is_refused(net, tmp_path):
     assert_refused(tmp_path / "t.pt", "truncated")
 
 
+@pytest.mark.parametrize("content", [b"", b"Repository not found", bytes(range(256)), b"PK\x03\x04"])
+@pytest.mark.parametrize("name", ["t.pt", "t.safetensors", "t"])
+def test_bytes_that_are_no_checkpoint_are_refused(content, name, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    assert_refused(tmp_path / name, "truncated or not a checkpoint|is cut off")
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
+def test_a_legacy_file_cut_off_anywhere_is_refused(net, tmp_path, share):
+    torch.save(net.state_dict(), tmp_path / "t.pt", _use_new_zipfile_serialization=False)
+    whole = (tmp_path / "t.pt").read_bytes()
+    (tmp_path / "t.pt").write_bytes(whole[: int(share * len(whole))])
+    assert_refused(tmp_path / "t.pt", "truncated or not a checkpoint|is cut off")
+
+
 def test_a_file_that_could_run_code_is_not_read(net, tmp_path):
     torch.save(net, tmp_path / "whole.pt")
     assert_refused(tmp_path / "whole.pt", "could run code")

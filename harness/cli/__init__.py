@@ -14,7 +14,7 @@ COMMANDS = {
     "compare": "Compare two arms of a study over its seeds.",
     "faults": "List the faults, or show one and what it changes.",
     "ui": "Open a study's runs in the MLflow UI.",
-    "mirror": "Write MLflow's database anew from the records.",
+    "mirror": "Write to MLflow what it lacks of the records.",
     "doctor": "Show what is installed, and whether it works.",
 }
 
@@ -53,12 +53,12 @@ def run_cli(call: Callable[[], Any]) -> int:
         click.echo(f"error: {error}", err=True)
         return 2
     except click.ClickException as error:
-        error.show()
+        click.echo(f"error: {error.format_message()} (kdbench --help shows what there is)", err=True)
         return error.exit_code
     except click.exceptions.Exit as error:
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted; the same command goes on from here", err=True)
+        click.echo("interrupted; the same command again keeps what is done", err=True)
         return 130
     return result if isinstance(result, int) else 0
 

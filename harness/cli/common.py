@@ -5,18 +5,29 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 
 from harness.record import StudyFolder
 from kd.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    from harness.mirror import Mirror
 
 RUNS_OPTION = click.option(
     "--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of the records."
 )
 STUDY_OPTION = click.option("--study", help="Name of the study in the runs folder; needed if there are several.")
+ALLOW_OPTION = click.option(
+    "--allow-difference",
+    "allowed",
+    multiple=True,
+    metavar="NAME",
+    help="Compare arms although this differs too (torch, device_name, code_digest, ...); it is noted.",
+)
 JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout and nothing else.")
 
 
@@ -43,11 +54,17 @@ def print_json(value: dict[str, Any]) -> None:
     click.echo(json.dumps(value, indent=2, allow_nan=False))
 
 
-def find_study(runs: Path, name: str | None) -> StudyFolder:
-    """Return the study of this name, or the only one there is."""
+def studies(runs: Path) -> list[str]:
+    """Return the names of the studies in a runs folder; InputError if there are none."""
     names = sorted(path.parent.name for path in runs.glob("*/study.json"))
     if not names:
         raise InputError(f"{runs} holds no study; start one with: kdbench run --runs {runs}")
+    return names
+
+
+def find_study(runs: Path, name: str | None) -> StudyFolder:
+    """Return the study of this name, or the only one there is."""
+    names = studies(runs)
     if name is None:
         if len(names) > 1:
             raise InputError(f"{runs} holds {len(names)} studies; say which: --study {' | '.join(names)}")
@@ -55,3 +72,16 @@ def find_study(runs: Path, name: str | None) -> StudyFolder:
     if name not in names:
         raise unknown("study", name, names)
     return StudyFolder(runs / name)
+
+
+def mirror_or_remark(runs: Path, study: StudyFolder, notes: Console) -> "Mirror | None":
+    """Mirror the study; MLflow in trouble costs a remark, never a result."""
+    try:
+        from harness.compare import read_study
+        from harness.mirror import mirror_study
+
+        return mirror_study(runs, read_study(study))
+    except Exception as error:  # MLflow's, of many kinds
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        notes.print(f"MLflow was not written ({escape(reason)}); the records are whole, and kdbench mirror catches up")
+        return None

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from harness.cli.common import JSON_OPTION, RUNS_OPTION, STUDY_OPTION, find_study, print_json, stdout
+from harness.cli.common import ALLOW_OPTION, JSON_OPTION, RUNS_OPTION, STUDY_OPTION, find_study, print_json, stdout
 
 
 @click.command("compare")
@@ -12,13 +12,7 @@ from harness.cli.common import JSON_OPTION, RUNS_OPTION, STUDY_OPTION, find_stud
 @click.argument("b")
 @RUNS_OPTION
 @STUDY_OPTION
-@click.option(
-    "--allow-difference",
-    "allowed",
-    multiple=True,
-    metavar="NAME",
-    help="Compare although this field differs too; it is noted with the result.",
-)
+@ALLOW_OPTION
 @JSON_OPTION
 def command(a: str, b: str, runs: Path, study: str | None, allowed: tuple[str, ...], as_json: bool) -> None:
     """Compare B against A: variants (corrected, bugged), faults, or methods (baseline, logit, feature).

@@ -3,10 +3,12 @@
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from audits.checks import CATALOGUE
 from harness.compare import in_words
+from harness.plan import Decision
 from kd.methods import METHODS
 
 _NAMES = {audit.id: audit.name for audit in CATALOGUE.values()}
@@ -62,6 +64,26 @@ def _fired(arm: dict[str, Any]) -> str:
     return ", ".join(roots + [f"[dim](then {i} {_NAMES.get(i, '')})[/]" for i in arm["consequences"]]) or "none"
 
 
+def show_study(console: Console, found: dict[str, Any], decision: Decision) -> None:
+    """Print what came of a study: the kdbench.run/1 object in tables and words."""
+    arms, teachers = found["arms"], found["teachers"]
+    show_arms(console, arms, teachers)
+    console.print()
+    gain, bug = "Does distillation gain anything here?", "Does the bug matter here?"
+    show_comparisons(console, found["gains"], decision.margin_pp, f"{gain} (corrected, against the baseline)")
+    show_comparisons(console, found["comparisons"], decision.margin_pp, f"{bug} (bugged against corrected)")
+    if all(row["as_expected"] for row in [*arms, *teachers]):
+        caught = "every fault was caught by exactly the audits that it names"
+        clean = "every corrected arm is proven clean"
+        said = [caught] * any(row["fault"] for row in arms) + [clean] * any(not row["fault"] for row in arms)
+        console.print(f"[bold green]As declared:[/] {', and '.join(said)}.")
+    else:
+        console.print("[bold red]Not as declared:[/] see the arms marked NO.")
+    counts = f"{found['trained']} trained, {found['reused']} reused, {found['failed']} failed."
+    shared = " All students of a pair share one teacher (seed 0): the spread holds no teacher variance."
+    console.print(counts + (shared if teachers else ""))
+
+
 def show_comparisons(console: Console, entries: list[dict[str, Any]], margin: float, title: str) -> None:
     """Print each comparison's verdict in words."""
     if not entries:
@@ -72,8 +94,11 @@ def show_comparisons(console: Console, entries: list[dict[str, Any]], margin: fl
             entry["pair"],
             METHODS[entry["method"]].title,
             f"{entry['b']} against {entry['a']}",
-            in_words(entry, margin),
+            escape(in_words(entry, margin)),
         )
     console.print(table)
-    for warning in dict.fromkeys(w for entry in entries for w in entry["warnings"]):
-        console.print(f"  note: {warning}", style="dim")
+    notes = [w for entry in entries for w in entry["warnings"]]
+    notes.append(f"one family of {len(entries)}: p is Holm's; the equivalence test is not adjusted")
+    for note in dict.fromkeys(notes):
+        console.print(f"  note: {escape(note)}", style="dim")
+    console.print()

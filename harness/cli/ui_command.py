@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 import click
+from rich.markup import escape
 
-from harness.cli.common import RUNS_OPTION, STUDY_OPTION, find_study, stdout
+from harness.cli.common import RUNS_OPTION, STUDY_OPTION, find_study, mirror_or_remark, stderr, stdout
 
 
 @click.command("ui")
@@ -15,16 +16,25 @@ from harness.cli.common import RUNS_OPTION, STUDY_OPTION, find_study, stdout
 @STUDY_OPTION
 @click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
 def command(runs: Path, study: str | None, port: int) -> int:
-    """Start the MLflow server on 127.0.0.1 and print the links to a study's runs, grouped by arm and method."""
-    from harness.compare import read_study
-    from harness.mirror import links, mirror_study
+    """Start the MLflow server on 127.0.0.1 and print the links to a study's runs, grouped by arm and method.
 
-    mirror, _ = mirror_study(runs, read_study(find_study(runs, study)))
+    If MLFLOW_TRACKING_URI names a server, that one is linked to and none is started.
+    """
+    mirror = mirror_or_remark(runs, find_study(runs, study), stderr())
+    if mirror is None:
+        return 3
+    from harness.mirror import links
+
+    remote = mirror.uri.startswith(("http://", "https://"))
+    base = mirror.uri.rstrip("/") if remote else f"http://127.0.0.1:{port}"
+    charts, table = links(base, mirror.experiment, mirror.view)
     console = stdout()
-    charts, table = links(f"http://127.0.0.1:{port}", mirror.experiment, mirror.view)
-    console.print("The server takes some seconds to start; Ctrl-C ends it.")
-    console.print(f"charts by arm: {charts}", soft_wrap=True)
-    console.print(f"table by arm:  {table}", soft_wrap=True)
+    if not remote:
+        console.print("The server takes some seconds to start; Ctrl-C ends it.")
+    console.print(f"charts by arm: {escape(charts)}", soft_wrap=True)
+    console.print(f"table by arm:  {escape(table)}", soft_wrap=True)
+    if remote:
+        return 0
     server = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", mirror.uri]
     server += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     try:

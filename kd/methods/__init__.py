@@ -15,6 +15,7 @@ from kd.errors import InputError
 from kd.methods.feature import FeatureKD
 from kd.methods.logit import LogitKD
 from kd.procedure import Procedure
+from kd.settings import check_types
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class MethodSettings:
     "Weight of the cosine part (Feature-KD, eq. 3)."
 
     def __post_init__(self) -> None:
+        check_types(self, "method")
         if self.temperature <= 0:
             raise InputError(f"method: temperature is {self.temperature}; it must be positive")
         for name in ("ce_weight", "kd_weight", "beta"):

@@ -1,0 +1,193 @@
+"""A study from what was asked for to what came of it: checked, carried out, summed up.
+
+ready = prepare(request)            # everything checked, nothing written
+outcome = carry_out(ready, tell)    # trials run, stories completed, results.csv written
+found = summary(ready, outcome)     # the kdbench.run/1 object
+"""
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness import compare
+from harness.cost import Cost, estimate
+from harness.environment import usable_cores
+from harness.execute import OnTrial, Outcome, complete_stories, execute, is_done
+from harness.plan import Ground, Plan, Preset, make_plan, split_pair
+from harness.record import StudyFolder
+from kd.data import SIZE, Dataset, cache_folder, load_file, statistics
+from kd.data import prepare as prepare_data
+from kd.errors import InputError, unknown
+from kd.models import build
+from kd.procedure import CANONICAL
+from kd.teacher import file_sha256, load_strict, read_checkpoint
+
+DEVICES = ("cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for."""
+
+    preset: Preset
+    faults: Sequence[str | None]
+    "One arm each; None is the corrected one."
+    named_fault: bool
+    "Whether the faults were named one by one, so that one that applies nowhere is an error."
+    dataset: str
+    data_root: Path | None
+    device: str
+    workers: int | None
+    runs: Path
+    teacher_weights: Path | None
+    teacher_sha256: str | None
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A study that can start."""
+
+    plan: Plan
+    todo: list[str]
+    "Keys of the trials that have no final result yet."
+    cost: Cost
+    data: Dataset
+    data_file: Path
+    folder: StudyFolder
+    device: str
+    workers: int
+    weights: tuple[Path, str] | None
+    "The teacher's file that was brought along, and its hash."
+
+
+def prepare(request: Request) -> Ready:
+    """Check everything and lay out the trials; nothing is written but the cache of decoded images."""
+    if request.device not in DEVICES:
+        raise unknown("device", request.device, DEVICES)
+    if request.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: torch sees no CUDA device here (kdbench doctor shows what it sees)")
+    if not writable(request.runs):
+        raise InputError(f"--runs {request.runs}: cannot be written to; name another folder")
+    if not writable(cache_folder()):
+        raise InputError(f"the data cache {cache_folder()} cannot be written to; set KDBENCH_CACHE to another folder")
+    workers = request.workers or (usable_cores() if request.device == "cpu" else 1)
+    weights = _brought(request.teacher_weights, request.teacher_sha256)
+    data_file = prepare_data(request.dataset, request.data_root, cache_folder())
+    data = load_file(data_file)
+    ground = Ground(data.name, data.digest, request.device, teacher_sha256=weights[1] if weights else None)
+    plan = make_plan(request.preset, request.faults, ground, named_fault=request.named_fault)
+    _check_fit(plan, data, weights)
+    folder = StudyFolder(request.runs / plan.study)
+    todo = [key for key in plan.trials if not is_done(folder.trial(key))]
+    cost = estimate(plan, todo, len(data.test_ids), workers, torch.device(request.device))
+    return Ready(plan, todo, cost, data, data_file, folder, request.device, workers, weights)
+
+
+def writable(path: Path) -> bool:
+    """Say whether a folder, or the nearest one above it that exists, can be written to."""
+    existing = next(p for p in (path.resolve(), *path.resolve().parents) if p.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):  # the rights alone tell root nothing of a read-only place
+            return True
+    except OSError:
+        return False
+
+
+def _brought(path: Path | None, sha256: str | None) -> tuple[Path, str] | None:
+    if path is None:
+        if sha256 is not None:
+            raise InputError("--teacher-sha256 says what the hash of --teacher-weights must be; no file was named")
+        return None
+    read_checkpoint(path)
+    digest = file_sha256(path)
+    if sha256 is not None and digest != sha256.lower():
+        raise InputError(f"--teacher-weights {path} has SHA-256 {digest}, not the {sha256} that was declared")
+    return path, digest
+
+
+def _check_fit(plan: Plan, data: Dataset, weights: tuple[Path, str] | None) -> None:
+    """Refuse what every trial would refuse: sizes, colours, and weights of another network."""
+    preset = plan.preset
+    for recipe in (preset.recipe, preset.teacher_recipe):
+        split = CANONICAL.split(data.train_ids, data.test_ids, recipe, torch.Generator())
+        recipe.check_batches(len(split.train))
+        if recipe.normalisation == "train":
+            statistics(data.pixels[split.train])
+    if weights is not None:
+        for arch in {split_pair(pair)[0] for pair in preset.pairs}:
+            width, stem = preset.recipe.base_width, CANONICAL.stem(SIZE)
+            net = build(arch, stem, len(data.classes), width, torch.Generator().manual_seed(0))
+            load_strict(net, *weights)
+
+
+def carry_out(ready: Ready, tell: OnTrial) -> Outcome:
+    """Run what is to run and bring the study's own files up to date; `tell` hears of each trial."""
+    study = ready.folder
+    study.path.mkdir(parents=True, exist_ok=True)
+    with study.lock():
+        if ready.weights is not None:
+            _import_weights(ready.weights, study)
+        compare.write_study(study, ready.plan.preset.decision, ready.plan.arms)
+        outcome = execute(ready.plan, study, ready.data_file, ready.workers, tell)
+        trials = compare.read_study(study)
+        complete_stories(trials.arms, study)
+        compare.write_table(compare.read_study(study))
+    return outcome
+
+
+def _import_weights(weights: tuple[Path, str], study: StudyFolder) -> None:
+    """Copy the teacher brought along into the study, which so holds all that it needs."""
+    path, digest = weights
+    place = study.weights(digest, ".safetensors" if path.suffix == ".safetensors" else ".pt")
+    if not place.is_file():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        temporary = place.with_name(f".{place.name}.tmp")
+        shutil.copyfile(path, temporary)
+        temporary.replace(place)
+
+
+def summary(ready: Ready, outcome: Outcome, allowed: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the kdbench.run/1 object; a comparison that must be refused stands in it as undefined, with the reason."""
+    plan, recipe, data = ready.plan, ready.plan.preset.recipe, ready.data
+    trials = compare.only(compare.read_study(ready.folder), plan.arms)
+    arms = sorted(plan.arms, key=compare.order)
+    bugs = [(a, b) for b in arms for a in arms if b.fault and not a.fault and (a.pair, a.method) == (b.pair, b.method)]
+    gains = [
+        (a, b)
+        for b in arms
+        for a in arms
+        if not a.fault and not b.fault and a.pair == b.pair and a.method == "baseline" != b.method
+    ]
+    teachers = sorted(plan.teachers.items(), key=lambda item: (item[0][0], item[0][1] or ""))
+    return {
+        "schema": "kdbench.run/1",
+        "runs": str(ready.folder.path),
+        "preset": plan.preset.name,
+        "dataset": {
+            "name": data.name,
+            "digest": data.digest,
+            "train": recipe.train_size,
+            "val": recipe.val_size,
+            "test": len(data.test_ids[:: recipe.test_stride]),
+        },
+        "device": ready.device,
+        "trained": len(outcome.trained),
+        "reused": len(outcome.reused),
+        "failed": len(outcome.failed),
+        "arms": compare.summary(trials),
+        "comparisons": compare.compare_arms(trials, bugs, allowed, refuse=False),
+        "gains": compare.compare_arms(trials, gains, allowed, refuse=False),
+        "teachers": [compare.teacher_row(arch, ready.folder.trial(key)) for (arch, _), key in teachers],
+    }
+
+
+def exit_code(found: dict[str, Any]) -> int:
+    """Return 3 if a trial could not run, 1 if an arm is not as declared, else 0."""
+    if found["failed"]:
+        return 3
+    return 0 if all(row["as_expected"] for row in [*found["arms"], *found["teachers"]]) else 1

@@ -1,0 +1,21 @@
+"""Strict typing of settings that come from a file or a command line: no value is silently taken for another."""
+
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from kd.errors import InputError, unknown
+
+
+def check_types(settings: Any, where: str) -> None:
+    """Hold each field of a frozen dataclass to its annotation: int, float (from an int, too), bool or Literal.
+
+    Raises InputError that names the field, and for a Literal the nearest choice.
+    """
+    for name, kind in get_type_hints(type(settings)).items():
+        value = getattr(settings, name)
+        if get_origin(kind) is Literal:
+            if value not in get_args(kind):
+                raise unknown(name, str(value), map(str, get_args(kind)), where)
+        elif kind is float and type(value) is int:
+            object.__setattr__(settings, name, float(value))  # so that 4 and 4.0 are one setting
+        elif type(value) is not kind:
+            raise InputError(f"{where}: {name} is {value!r}; it must be of type {kind.__name__}")
