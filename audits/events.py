@@ -35,17 +35,22 @@ class Step:
     """One update by a watched optimizer."""
 
     number: int
-    "Counted from 1."
+    "Of this optimizer's steps, counted from 1."
     stepped: list[nn.Parameter]
     "The optimizer's parameters that had a gradient. Strong references: ids alone are reused after collection."
     clips: list[ClipCall]
-    "Since the step before."
-    touched: list[bool] | None
-    "By parameter of `stepped`: whether its gradient was written to after accumulation. None: backward was not seen."
+    "Since this optimizer's step before, those that reached any of `stepped`, or nothing at all."
+    clipped_elsewhere: bool
+    "Whether there were others, on parameters that are not this optimizer's."
+    written: frozenset[int] | None
+    """Ids of the parameters whose gradient was written to after its accumulation, by anything but a torch clip; a write
+    to all of them beside a torch clip is left out, since it is scaling. None: backward was not seen."""
     scaled: bool
     "Whether a GradScaler took part."
     norm: Tensor
     "2-norm over the gradients of `stepped`, as the optimizer got them."
+    resolution: float
+    "Relative spacing of numbers in the coarsest dtype among the gradients."
     where: Where | None
 
 
@@ -61,16 +66,6 @@ class Spatial:
     output_size: tuple[int, int]
 
 
-@dataclass
-class Forward:
-    """The first forward of a declared network."""
-
-    input_size: tuple[int, int] | None = None
-    "Height and width; None if the input is no batch of images."
-    spatial: list[Spatial] = field(default_factory=list)
-    complete: bool = False
-
-
 @dataclass(frozen=True)
 class Provenance:
     """How much of the teacher equalled the declared checkpoint when the watch began."""
@@ -79,7 +74,9 @@ class Provenance:
     "Numbers of parameters and buffers that are bitwise those of the checkpoint."
     total: int
     differing: list[str]
-    "Names of the tensors that are not."
+    "Names of the teacher's tensors that are not."
+    unexpected: list[str]
+    "Names of the checkpoint's tensors that the teacher has no place for."
 
 
 @dataclass
@@ -101,10 +98,11 @@ class Trace:
     "Of each known parameter, by id."
     declared_at: Where | None
     steps: list[Step] = field(default_factory=list)
-    forwards: dict[str, Forward] = field(default_factory=dict)
-    "By role."
+    spatial: dict[str, list[Spatial]] = field(default_factory=dict)
+    "By role, the first two calls of convolution or pooling modules."
     provenance: Provenance | None = None
     hits: Hits | None = None
+    labels_shown: bool = False
 
     broken: str | None = None
     "What went wrong in watching itself; from then on nothing was seen."

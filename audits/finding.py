@@ -1,6 +1,7 @@
 """A finding is what one audit says of one training; a report is all of them, worst first."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -77,8 +78,8 @@ class Report:
         return {status: found[status] for status in ("pass", "fail", "not_triggered", "error", "waived")}
 
     def to_dicts(self) -> list[dict[str, Any]]:
-        """Return the findings as plain JSON values, in order."""
-        return [asdict(f) for f in self.findings]
+        """Return the findings as plain JSON values, in order; a number that JSON cannot hold becomes null."""
+        return [_finite(asdict(f)) for f in self.findings]
 
     def to_json(self) -> str:
         """Return the findings as a JSON list."""
@@ -106,6 +107,16 @@ class Report:
         if passed:
             lines.append("passed: " + ", ".join(passed))
         return "\n".join(lines)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return value
 
 
 def sorted_report(findings: Sequence[Finding]) -> Report:

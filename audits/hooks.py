@@ -1,8 +1,9 @@
 """Seeing what torch is asked to do, and leaving torch as it was found.
 
-The names patched are module attributes that torch looks up at call time, so a function that the user imported
-before (``from torch.nn.utils import clip_grad_norm_``) is seen as well: it calls the inner
-``_clip_grads_with_norm_`` through the module.
+The names patched are module attributes that torch looks up at call time. So ``clip_grad_norm_`` is seen however and
+whenever the user imported it: it calls the inner ``_clip_grads_with_norm_`` through its module. The two functions
+that do not (``clip_grad_value_``, ``clip_grads_with_norm_``) are seen only when called through ``torch.nn.utils``;
+imported by name before the watch began, they are writes to gradients like any hand-written clip.
 """
 
 import sys
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn.utils import clip_grad
 
-from audits.events import ClipCall, Where
+from audits.events import Where
 
 _NOT_THE_USERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 
@@ -41,11 +42,19 @@ def patched(owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Callable
     if original is None:
         yield
         return
-    setattr(owner, name, wrap(original))
+    wrapped, alive = wrap(original), True
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        # Another watch may have wrapped this one and end later: then this stays in place, and does nothing.
+        return wrapped(*args, **kwargs) if alive else original(*args, **kwargs)
+
+    setattr(owner, name, call)
     try:
         yield
     finally:
-        setattr(owner, name, original)
+        alive = False
+        if owner.__dict__.get(name) is call:
+            setattr(owner, name, original)
 
 
 def _as_list(parameters: Any) -> list[nn.Parameter]:
@@ -53,31 +62,25 @@ def _as_list(parameters: Any) -> list[nn.Parameter]:
 
 
 @contextmanager
-def clip_log(record: Callable[[ClipCall], None], wanted: Callable[[], bool]) -> Iterator[None]:
-    """Tell `record` of each call of torch's clip functions while `wanted()`."""
+def clip_log(before: Callable[[str, list[nn.Parameter], float, Any], None], done: Callable[[], None]) -> Iterator[None]:
+    """Tell `before` of each call of a torch clip function (kind, parameters, bound, norm), and `done` after it."""
     depth = 0
-
-    def seen(kind: str, parameters: Any, bound: float, total_norm: Any = None) -> list[nn.Parameter]:
-        params = _as_list(parameters)  # a generator is spent by looking at it, so the list goes on in its place
-        if depth == 1 and wanted():
-            grads = [p.grad for p in params if p.grad is not None]
-            norms = None
-            if kind == "norm" and grads:
-                norms = (torch.as_tensor(total_norm).detach(), nn.utils.get_total_norm(grads).detach())
-            ids = frozenset(id(p) for p in params if p.grad is not None)
-            record(ClipCall("norm" if kind == "norm" else "value", ids, float(bound), call_site(), norms))
-        return params
 
     def wrap(kind: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         def wrapper(original: Callable[..., Any]) -> Callable[..., Any]:
             def call(parameters: Any, bound: float, *args: Any, **kwargs: Any) -> Any:
                 nonlocal depth
+                params = _as_list(parameters)  # a generator is spent by looking at it, so the list goes on in its place
                 depth += 1
                 try:
-                    total = args[0] if args else kwargs.get("total_norm")
-                    return original(seen(kind, parameters, bound, total), bound, *args, **kwargs)
+                    if depth == 1:
+                        before(kind, params, bound, args[0] if args else kwargs.get("total_norm"))
+                    result = original(params, bound, *args, **kwargs)
                 finally:
                     depth -= 1
+                if depth == 0:
+                    done()
+                return result
 
             # The keyword names of torch's functions, so that calls by keyword still work.
             def by_keyword(*args: Any, **kwargs: Any) -> Any:
@@ -93,7 +96,6 @@ def clip_log(record: Callable[[ClipCall], None], wanted: Callable[[], bool]) -> 
 
     with (
         patched(clip_grad, "_clip_grads_with_norm_", wrap("norm")),
-        patched(clip_grad, "clip_grads_with_norm_", wrap("norm")),
         patched(nn.utils, "clip_grads_with_norm_", wrap("norm")),
         patched(clip_grad, "clip_grad_value_", wrap("value")),
         patched(nn.utils, "clip_grad_value_", wrap("value")),

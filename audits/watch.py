@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,11 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from audits import checks, hooks
-from audits.events import Clip, ClipCall, Forward, Hits, Provenance, Spatial, Step, Trace
+from audits.events import Clip, ClipCall, Hits, Provenance, Spatial, Step, Trace
 from audits.finding import AuditFailure, Report
 
 Modules = nn.Module | Mapping[str, nn.Module] | None
+OnFail = Literal["record", "warn", "raise"]
 
 
 def watch(
@@ -33,23 +34,33 @@ def watch(
     teacher_weights: Mapping[str, Tensor] | None = None,
     burn_in: int = 20,
     every: int = 50,
-    on_fail: Literal["record", "warn", "raise"] = "record",
+    on_fail: OnFail = "record",
 ) -> "Watch":
     """Watch a training for as long as the ``with`` block lives, and hold it to what is declared here.
 
     `projectors` is what is trained beside the student: a module, or several by name. `teacher_weights` is the state
     dict that the teacher should hold. `burn_in` is the number of steps of which every one is seen; after them every
-    `every`-th is. `on_fail` says what a failed audit of severity error does when the
-    burn-in ends and when the block does: it is recorded in ``report``, warned of, or raised as AuditFailure.
+    `every`-th is. `on_fail` says what a failed audit of severity error does when the burn-in ends and when the block
+    does: it is recorded in ``report``, warned of, or raised as AuditFailure. A declaration that makes no sense is a
+    ValueError.
     """
     optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
-    if not optimizers:
-        raise ValueError("audits.watch: no optimizer was given; nothing could be seen to step")
-    if not any(True for _ in student.parameters()):
-        raise ValueError("audits.watch: the student has no parameters; pass the network that is trained")
-    if clip is not None and not clip.max_norm > 0:
-        raise ValueError(f"audits.watch: clip max_norm is {clip.max_norm}; it must be positive")
     named = {"projectors": projectors} if isinstance(projectors, nn.Module) else dict(projectors or {})
+    for wrong, says in (
+        (not optimizers, "no optimizer was given; nothing could be seen to step"),
+        (not all(isinstance(o, torch.optim.Optimizer) for o in optimizers), "optimizer= takes optimizers, or a list"),
+        (
+            not any(True for _ in student.parameters()),
+            "the student has no parameters; pass the network that is trained",
+        ),
+        (clip is not None and not 0 < clip.max_norm < float("inf"), "clip: max_norm must be positive and finite"),
+        (clip is not None and clip.scope not in ("global", "per_group"), "clip: scope is 'global' or 'per_group'"),
+        (burn_in < 1 or every < 1, "burn_in and every are numbers of steps, at least 1"),
+        (on_fail not in get_args(OnFail), f"on_fail is one of {', '.join(get_args(OnFail))}"),
+        (bool(named.keys() & {"student", "teacher"}), "a projector cannot be called student or teacher"),
+    ):
+        if wrong:
+            raise ValueError(f"audits.watch: {says}")
     roles = {**({"teacher": teacher} if teacher is not None else {}), "student": student, **named}
     names = {id(p): f"{role}.{name}" for role, module in roles.items() for name, p in module.named_parameters()}
     trace = Trace(student, teacher, clip, names, hooks.call_site())
@@ -65,53 +76,46 @@ class Watch:
         self, trace: Trace, optimizers: list[torch.optim.Optimizer], burn_in: int, every: int, on_fail: str
     ) -> None:
         self._trace = trace
-        self._optimizers = {id(o): o for o in optimizers}
+        # A wrapper may step for the optimizer that was declared, or the other way round: they share parameters.
+        self._params_watched = {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
+        self._is_watched: dict[int, bool] = {id(o): True for o in optimizers}
+        self._stepping = list(optimizers)
         self._burn_in, self._every, self._on_fail = burn_in, every, on_fail
-        self._count = 0
+        self._counts: dict[int, int] = {}
         self._depth = 0
+        self._backward_since = False
         self._home = os.getpid()
         self._clips: list[ClipCall] = []
+        self._clips_read: dict[int, int] = {}
         self._versions: dict[int, tuple[int, int]] | None = None
+        self._written: set[int] = set()
         self._scaled = False
         self._teacher_logits: Tensor | None = None
         self._stack = ExitStack()
         self._forward_hook: Any = None
-        self._roles: dict[int, tuple[str, str]] = {}
+        self._roles: dict[int, list[tuple[str, str]]] = {}
         for role, module in (("student", trace.student), ("teacher", trace.teacher)):
-            if module is not None:
-                self._roles.update({id(m): (role, name) for name, m in module.named_modules()})
-
-    # -- what the user's loop may tell
+            for name, part in module.named_modules() if module is not None else ():
+                self._roles.setdefault(id(part), []).append((role, name))
 
     def labels(self, labels: Tensor) -> None:
         """Show the labels (B,) of the batch that the teacher has just answered."""
-        logits, self._teacher_logits = self._teacher_logits, None
-        if logits is None or not self._active or labels.ndim != 1 or len(labels) != len(logits):
-            return
-        trace = self._trace
-        if trace.hits is None:
-            zeros = torch.zeros(logits.shape[1], dtype=torch.long, device=logits.device)
-            trace.hits = Hits(torch.zeros((), dtype=torch.long, device=logits.device), zeros)
-        labels = labels.to(logits.device)
-        trace.hits.right += (logits.argmax(1) == labels).sum()
-        trace.hits.by_class.index_add_(0, labels, torch.ones_like(labels))
+        self._guarded(self._on_labels)(labels)
 
     @property
     def report(self) -> Report:
         """The findings over what has been seen so far."""
         return checks.run(self._trace)
 
-    # -- context manager
-
     def __enter__(self) -> "Watch":
         guard, stack = self._guarded, self._stack
-        stack.enter_context(hooks.clip_log(guard(self._on_clip), lambda: self._active))
-        stack.enter_context(hooks.after(torch.autograd, "backward", guard(self._snapshot)))
-        stack.enter_context(hooks.after(torch.amp.grad_scaler.GradScaler, "unscale_", guard(self._on_unscale)))
-        pre = register_optimizer_step_pre_hook(guard(self._on_step))
-        stack.callback(pre.remove)
-        post = register_optimizer_step_post_hook(guard(self._after_step))
-        stack.callback(post.remove)
+        stack.enter_context(hooks.clip_log(guard(self._on_clip), guard(self._after_clip)))
+        stack.enter_context(hooks.after(torch.autograd, "backward", guard(self._on_backward)))
+        scaler = torch.amp.grad_scaler.GradScaler
+        stack.enter_context(hooks.after(scaler, "unscale_", guard(self._on_unscale)))
+        stack.enter_context(hooks.after(scaler, "step", guard(self._after_scaler_step)))
+        stack.callback(register_optimizer_step_pre_hook(guard(self._on_step)).remove)
+        stack.callback(register_optimizer_step_post_hook(guard(self._after_step)).remove)
         self._forward_hook = register_module_forward_hook(guard(self._on_forward))
         stack.callback(self._forward_hook.remove)
         return self
@@ -125,90 +129,181 @@ class Watch:
 
     # -- what torch tells
 
-    @property
-    def _active(self) -> bool:
-        return self._count < self._burn_in or (self._count + 1) % self._every == 0
+    def _guarded(self, hook: Callable[..., Any]) -> Callable[..., Any]:
+        """Keep a hook to this process and to eager code, and an error of ours out of the user's training."""
 
-    def _guarded(self, hook: Callable[..., None]) -> Callable[..., None]:
-        """Keep a hook to this process, and an error of ours out of the user's training."""
-
-        def call(*args: Any, **kwargs: Any) -> None:
-            if os.getpid() != self._home or self._trace.broken is not None or torch.compiler.is_compiling():
-                return
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if torch.compiler.is_compiling() or os.getpid() != self._home or self._trace.broken is not None:
+                return None
             try:
-                hook(*args, **kwargs)
+                return hook(*args, **kwargs)
             except AuditFailure:
                 raise
             except Exception as error:
                 self._trace.broken = f"{type(error).__name__}: {error}"
+                return None
 
         return call
 
-    def _on_clip(self, call: ClipCall) -> None:
-        self._clips.append(call)
+    def _is_active(self, optimizer: torch.optim.Optimizer) -> bool:
+        count = self._counts.get(id(optimizer), 0)
+        return count < self._burn_in or (count + 1) % self._every == 0
 
-    def _params(self, optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-        return [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    @property
+    def _active(self) -> bool:
+        """Whether any optimizer's next step will be looked at."""
+        return any(self._is_active(optimizer) for optimizer in self._stepping)
 
-    def _snapshot(self, *args: Any, **kwargs: Any) -> None:
-        """Note each gradient's version: whoever writes to it later, by whatever means, raises it."""
+    def _watches(self, optimizer: torch.optim.Optimizer) -> bool:
+        known = self._is_watched.get(id(optimizer))
+        if known is None:
+            params = (id(p) for group in optimizer.param_groups for p in group["params"])
+            known = self._is_watched[id(optimizer)] = any(p in self._params_watched for p in params)
+            if known:
+                self._stepping.append(optimizer)
+        return known
+
+    def _on_clip(self, kind: Literal["norm", "value"], params: list[nn.Parameter], bound: float, total: Any) -> None:
+        if not self._active or bound == float("inf"):  # an infinite bound is how a norm is measured, not clipped
+            return
+        self._note_writes(beside_clip=True)
+        grads = [p.grad for p in params if p.grad is not None]
+        norms = None
+        if kind == "norm" and grads:
+            norms = (torch.as_tensor(total).detach(), nn.utils.get_total_norm(grads).detach())
+        ids = frozenset(id(p) for p in params if p.grad is not None)
+        self._clips.append(ClipCall(kind, ids, float(bound), hooks.call_site(), norms))
+
+    def _after_clip(self) -> None:
         if self._active:
-            params = [p for optimizer in self._optimizers.values() for p in self._params(optimizer)]
-            self._versions = {id(p): (p.grad.data_ptr(), p.grad._version) for p in params if p.grad is not None}
+            self._snapshot()
+
+    def _gradients(self) -> Iterable[tuple[int, Tensor]]:
+        for optimizer in self._stepping:
+            for param in _with_gradient(optimizer):
+                assert param.grad is not None
+                yield id(param), param.grad
+
+    def _snapshot(self) -> None:
+        """Note each gradient's version: whoever writes to it later, by whatever means, raises it."""
+        self._versions = {key: _stamp(grad) for key, grad in self._gradients()}
+
+    def _note_writes(self, beside_clip: bool) -> None:
+        """Take in what was written to since the last snapshot; beside a torch clip, not what scales everything."""
+        if self._versions is None:
+            return
+        now = dict(self._gradients())
+        written = {key for key, grad in now.items() if self._versions.get(key) != _stamp(grad)}
+        if not (beside_clip and len(written) == len(now)):
+            self._written |= written
+
+    def _on_backward(self, *args: Any, **kwargs: Any) -> None:
+        self._backward_since = True
+        if self._active:
+            self._snapshot()
+            self._written.clear()
 
     def _on_unscale(self, scaler: torch.amp.GradScaler, *args: Any, **kwargs: Any) -> None:
-        if scaler.is_enabled():
+        if scaler.is_enabled() and self._active:
             self._scaled = True
             self._snapshot()
 
-    def _on_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if id(optimizer) not in self._optimizers:
-            return
+    def _after_scaler_step(self, scaler: Any, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
+        """Forget the clips of a step that the scaler skipped: they belong to no step."""
+        if scaler.is_enabled():
+            self._clips_read[id(optimizer)] = len(self._clips)
+            self._scaled = False
+
+    def _on_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
+        if not self._watches(optimizer):
+            return None
+        if self._depth and self._backward_since:  # the step before this one raised, and its end was never told
+            self._depth = 0
         self._depth += 1
-        if self._depth > 1 or not self._active:  # a subclass that calls an already hooked super().step()
-            return
-        params = self._params(optimizer)
+        self._backward_since = False
+        if self._depth > 1 or not self._is_active(optimizer):  # a subclass that calls an already hooked super().step()
+            return None
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is None:
+            self._record(optimizer)
+            return None
+        seen = False
+
+        def observed() -> Any:  # the gradients of this step are there once the closure has run
+            nonlocal seen
+            result = closure()
+            if not seen:
+                seen = True
+                self._guarded(self._record)(optimizer)
+            return result
+
+        return ((args[0], observed, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": observed})
+
+    def _record(self, optimizer: torch.optim.Optimizer) -> None:
+        params = _with_gradient(optimizer)
         if not params:
             return
         grads = [p.grad for p in params if p.grad is not None]
-        norm = nn.utils.get_total_norm(grads).detach()
+        dense = [g.coalesce().values() if g.is_sparse else g for g in grads]
+        norm = nn.utils.get_total_norm(dense).detach()
         scale = getattr(optimizer, "grad_scale", None)  # a fused optimizer is handed gradients that are still scaled
         if scale is not None:
             norm = norm / scale
-        touched = None
-        if self._versions is not None:
-            now = [(id(p), (g.data_ptr(), g._version)) for p, g in zip(params, grads, strict=True)]
-            touched = [self._versions.get(key) != version for key, version in now]
-        scaled = self._scaled or scale is not None
-        self._trace.steps.append(Step(self._count + 1, params, self._clips, touched, scaled, norm, hooks.call_site()))
+        since = self._clips[self._clips_read.get(id(optimizer), 0) :]
+        stepped = {id(p) for p in params}
+        clips = [clip for clip in since if clip.ids & stepped or not clip.ids]
+        self._note_writes(beside_clip=bool(clips))
+        self._trace.steps.append(
+            Step(
+                number=self._counts.get(id(optimizer), 0) + 1,
+                stepped=params,
+                clips=clips,
+                clipped_elsewhere=len(since) > len(clips),
+                written=None if self._versions is None else frozenset(self._written & stepped),
+                scaled=self._scaled or scale is not None,
+                norm=norm,
+                resolution=max(torch.finfo(g.dtype).eps for g in dense),
+                where=hooks.call_site(),
+            )
+        )
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if id(optimizer) not in self._optimizers:
+        if not self._watches(optimizer):
             return
-        self._depth -= 1
+        self._depth = max(0, self._depth - 1)
         if self._depth > 0:
             return
-        self._clips, self._versions, self._scaled = [], None, False
-        self._count += 1
-        if self._count == self._burn_in:
+        self._clips_read[id(optimizer)] = len(self._clips)
+        self._scaled = False
+        self._counts[id(optimizer)] = self._counts.get(id(optimizer), 0) + 1
+        if self._counts[id(optimizer)] == self._burn_in:
             self._forward_hook.remove()
             self._act()
 
     def _on_forward(self, module: nn.Module, args: Any, output: Any) -> None:
-        role, name = self._roles.get(id(module), ("", ""))
-        if not role:
+        for role, name in self._roles.get(id(module), ()):
+            calls = self._trace.spatial.setdefault(role, [])
+            if len(calls) < 2 and (call := _spatial(name, module, args, output)) is not None:
+                calls.append(call)
+            if name == "" and role == "teacher":
+                self._teacher_logits = _logits(output)
+
+    def _on_labels(self, labels: Tensor) -> None:
+        logits, self._teacher_logits = self._teacher_logits, None
+        trace = self._trace
+        trace.labels_shown = True
+        if logits is None or self._forward_hook is None or labels.ndim != 1 or len(labels) != len(logits):
             return
-        forward = self._trace.forwards.setdefault(role, Forward())
-        is_root = name == ""
-        if not forward.complete:
-            if (call := _spatial(name, module, args, output)) is not None:
-                forward.spatial.append(call)
-            if is_root:
-                image = next((a for a in args if isinstance(a, Tensor) and a.ndim == 4), None)
-                forward.input_size = None if image is None else (int(image.shape[-2]), int(image.shape[-1]))
-                forward.complete = True
-        if is_root and role == "teacher":
-            self._teacher_logits = _logits(output)
+        with torch.inference_mode(False), torch.no_grad():
+            logits = logits.clone()
+            labels = labels.to(logits.device).long()
+            counts = (labels >= 0) & (labels < logits.shape[1])  # an index to ignore is no label
+            right = ((logits.argmax(1) == labels) & counts).sum()
+            by_class = torch.zeros(logits.shape[1], dtype=torch.long, device=logits.device)
+            by_class.index_add_(0, labels.clamp(0, logits.shape[1] - 1), counts.long())
+            if trace.hits is not None:
+                right, by_class = right + trace.hits.right, by_class + trace.hits.by_class
+            trace.hits = Hits(right, by_class)
 
     def _act(self) -> None:
         """Do what was asked for when an audit failed."""
@@ -218,13 +313,42 @@ class Watch:
         if self._on_fail == "raise":
             report.raise_for("error")
         elif report.failed("error"):
-            warnings.warn(str(report), stacklevel=3)
+            where = self._trace.declared_at or {"file": "<unknown>", "line": 0}
+            warnings.warn_explicit(str(report), UserWarning, where["file"], where["line"])
+
+
+def _with_gradient(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """Return the parameters that a step would move; a frozen one may keep a gradient from before."""
+    return [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None and p.requires_grad]
+
+
+def _stamp(grad: Tensor) -> tuple[int, int]:
+    return (0 if grad.is_sparse else grad.data_ptr(), grad._version)
+
+
+def _plain(name: str) -> str:
+    """Return a tensor's name without what DataParallel and torch.compile put into it."""
+    return ".".join(part for part in name.split(".") if part not in ("module", "_orig_mod"))
 
 
 def _provenance(teacher: nn.Module, weights: Mapping[str, Tensor]) -> Provenance:
-    equal, total, differing = 0, 0, []
+    for name, value in weights.items():
+        if not isinstance(value, Tensor):
+            hint = (
+                f"; pass the state dict in it, perhaps teacher_weights[{name!r}]" if isinstance(value, Mapping) else ""
+            )
+            raise ValueError(
+                f"audits.watch: teacher_weights is no state dict: {name!r} is a {type(value).__name__}{hint}"
+            )
+    declared = {_plain(name): value for name, value in weights.items()}
+    equal, total, differing, known = 0, 0, [], set()
     for name, value in teacher.state_dict().items():
-        other = weights.get(name, weights.get(f"module.{name}"))
+        if not isinstance(value, Tensor):  # a module's extra state
+            continue
+        known.add(_plain(name))
+        other = declared.get(_plain(name))
+        if other is None and name.endswith("num_batches_tracked"):  # checkpoints from before torch 0.4.1 have none
+            continue
         same = (
             other is not None and other.shape == value.shape and torch.equal(value.cpu(), other.to(value.dtype).cpu())
         )
@@ -233,17 +357,18 @@ def _provenance(teacher: nn.Module, weights: Mapping[str, Tensor]) -> Provenance
             equal += value.numel()
         else:
             differing.append(name)
-    return Provenance(equal, total, differing)
+    return Provenance(equal, total, differing, sorted(declared.keys() - known))
 
 
 def _logits(output: Any) -> Tensor | None:
-    """Return the logits (B, C) in what a network returned, where it is plain which tensor they are."""
+    """Return the logits (B, C) in what a network returned, if it is plain which tensor they are."""
     if isinstance(output, Mapping):
         output = output.get("logits")
     elif hasattr(output, "logits"):
         output = output.logits
-    elif isinstance(output, tuple | list) and output:
-        output = output[0]
+    elif isinstance(output, tuple | list):
+        flat = [part for part in output if isinstance(part, Tensor) and part.ndim == 2]
+        output = flat[0] if len(flat) == 1 else None
     return output.detach() if isinstance(output, Tensor) and output.ndim == 2 else None
 
 
@@ -254,6 +379,8 @@ def _spatial(name: str, module: nn.Module, args: Any, output: Any) -> Spatial | 
     elif isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
         kind = "pool"
     else:
+        return None
+    if not args or not isinstance(output, Tensor):
         return None
     kernel, stride = (max(v) if isinstance(v, tuple) else int(v) for v in (module.kernel_size, module.stride))
     before, after = args[0].shape[-2:], output.shape[-2:]

@@ -252,11 +252,14 @@ def statistics(pixels: Tensor) -> tuple[Tensor, Tensor]:
 
     Raises InputError for a channel that is constant: it cannot be normalised, and nothing can be learned from it.
     """
-    flat = pixels.reshape(-1, 3).double() / 255
-    mean, std = flat.mean(0).float(), flat.std(0, correction=0).float()
+    values = torch.arange(256, dtype=torch.float64) / 255
+    shares = torch.stack([torch.bincount(pixels[..., c].flatten(), minlength=256).double() for c in range(3)])
+    shares /= pixels[..., 0].numel()
+    mean = shares @ values
+    std = ((values - mean[:, None]).square() * shares).sum(1).sqrt()
     if (std <= 0).any():
         raise InputError("a colour channel of the images is constant over the whole train split; is the folder right?")
-    return mean, std
+    return mean.float(), std.float()
 
 
 class Pool:

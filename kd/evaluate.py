@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 @torch.no_grad()
 def logits_of(model: nn.Module, batches: Sequence[Tensor], images: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return the model's logits (N, C) in evaluation mode over batches of image ids, leaving its mode as it was."""
-    training = model.training
+    """Return the model's logits (N, C) in evaluation mode over batches of image ids, leaving its modes."""
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     answers = [model(images(ids)).logits.float() for ids in batches]
-    model.train(training)
+    for module, training in modes.items():
+        module.training = training
     return torch.cat(answers)
 
 

@@ -47,8 +47,10 @@ class Recipe:
             if getattr(self, name) < 1:
                 raise InputError(f"recipe: {name} is {getattr(self, name)}; it must be at least 1")
         for name in ("lr", "max_norm"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise InputError(f"recipe: {name} is {getattr(self, name)}; it must be a positive, finite number")
+            if getattr(self, name) <= 0:
+                raise InputError(f"recipe: {name} is {getattr(self, name)}; it must be positive")
+        if not 0 <= self.momentum < 1 or self.weight_decay < 0:
+            raise InputError("recipe: momentum lies from 0 to below 1, and weight_decay must not be negative")
         if not 0 <= self.lr_min <= self.lr:
             raise InputError(f"recipe: lr_min is {self.lr_min}; it lies between 0 and lr, {self.lr}")
         if not 0 <= self.warmup < 1:

@@ -1,5 +1,6 @@
 """Strict typing of settings that come from a file or a command line: no value is silently taken for another."""
 
+import math
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from kd.errors import InputError, unknown
@@ -15,7 +16,11 @@ def check_types(settings: Any, where: str) -> None:
         if get_origin(kind) is Literal:
             if value not in get_args(kind):
                 raise unknown(name, str(value), map(str, get_args(kind)), where)
-        elif kind is float and type(value) is int:
-            object.__setattr__(settings, name, float(value))  # so that 4 and 4.0 are one setting
-        elif type(value) is not kind:
+            continue
+        if kind is float and type(value) is int:
+            value = float(value)
+            object.__setattr__(settings, name, value)  # so that 4 and 4.0 are one setting
+        if type(value) is not kind:
             raise InputError(f"{where}: {name} is {value!r}; it must be of type {kind.__name__}")
+        if kind is float and not math.isfinite(value):
+            raise InputError(f"{where}: {name} is {value}; it must be a finite number")

@@ -25,7 +25,14 @@ def stream(seed: int, name: str) -> torch.Generator:
 
 @contextmanager
 def global_stream(generator: torch.Generator) -> Iterator[None]:
-    """Let code that only knows the global generator (module initialisers) draw from `generator` instead."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator.initial_seed())
+    """Let code that only knows the global generator (module initialisers) draw from `generator` instead.
+
+    Only the CPU's generator is lent: modules are built there and moved afterwards.
+    """
+    before = torch.get_rng_state()
+    torch.set_rng_state(generator.get_state())
+    try:
         yield
+    finally:
+        generator.set_state(torch.get_rng_state())
+        torch.set_rng_state(before)

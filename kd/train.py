@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd import methods
 from kd.data import SIZE, Dataset, Pool, draw_crops, statistics
+from kd.errors import InputError
 from kd.evaluate import accuracy, logits_of
-from kd.methods import MethodSettings
+from kd.methods import METHODS, MethodSettings
 from kd.models import build
 from kd.procedure import Procedure, Split
 from kd.recipe import Recipe
@@ -73,7 +73,8 @@ class Training:
     scaler: torch.amp.GradScaler
     val_scores: list[float] = field(default_factory=list)
     best: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    "Weights of the selected epoch, by module (student, method)."
+    "Weights of the epoch selected so far, by module (student, method)."
+    best_epoch: int = -1
 
     @property
     def steps_per_epoch(self) -> int:
@@ -81,10 +82,20 @@ class Training:
         return len(self.split.train) // self.recipe.batch_size
 
     def restore_selected(self) -> int:
-        """Load the selected epoch's weights into student and method; return that epoch, counted from 1."""
+        """Load the selected epoch's weights into student and method; return that epoch, counted from 1.
+
+        An epoch's weights are kept when it is selected on the scores so far; a rule that goes back to an earlier epoch
+        than it chose then is an InputError.
+        """
+        selected = self.procedure.select(self.val_scores, ())
+        if selected != self.best_epoch:
+            raise InputError(
+                f"select chose epoch {selected + 1} in the end, which it had not chosen when it was the latest; "
+                "its weights were not kept"
+            )
         self.student.load_state_dict(self.best["student"])
         self.method.load_state_dict(self.best["method"])
-        return self.procedure.select(self.val_scores, ()) + 1
+        return selected + 1
 
     def batches(self, ids: Tensor, size: int = 500) -> Sequence[Tensor]:
         """Return ids in pieces for scoring, on the training's device."""
@@ -109,6 +120,8 @@ def prepare(
     ask = procedure
     split = ask.split(dataset.train_ids, dataset.test_ids, recipe, ask.stream(recipe.split_seed, "split"))
     recipe.check_batches(len(split.train))
+    if METHODS[method].needs_teacher != (teacher is not None):
+        raise InputError(f"method {method} {'needs a' if teacher is None else 'has no use for a'} teacher")
     normalise = None if recipe.normalisation == "cifar10" else statistics(dataset.pixels[split.train])
     pool = Pool(dataset, recipe.crop_padding, device, normalise)
 
@@ -120,7 +133,7 @@ def prepare(
         provenance = ask.load_teacher(teacher_net, teacher.checkpoint, teacher.sha256)
         teacher_channels = teacher_net.channels
     projectors = ask.stream(seed, "projectors/init")
-    module = methods.METHODS[method].build(student.channels, teacher_channels, settings, ask, projectors)
+    module = METHODS[method].build(student.channels, teacher_channels, settings, ask, projectors)
 
     # Layout before the optimizer is built: moving a module afterwards can leave its parameters behind.
     for net in (student, teacher_net, module):
@@ -201,7 +214,7 @@ def epochs(training: Training, on_batch: Callable[[Tensor], None] | None = None)
         logits = logits_of(t.student, t.batches(val), t.pool.centre)
         t.val_scores.append(accuracy(logits, t.pool.labels[val.to(t.pool.device)]))
         if ask.select(t.val_scores, ()) == number:
-            t.best = {"student": _copy(t.student), "method": _copy(t.method)}
+            t.best, t.best_epoch = {"student": _copy(t.student), "method": _copy(t.method)}, number
         norms, clipped_share, overflowed = update.read()
         yield Epoch(
             epoch=number + 1,
@@ -227,8 +240,10 @@ class _Update:
         }
         self.groups = {name: params for name, params in self.groups.items() if params}
         self.seen: list[Tensor] = []
+        self.measured = False
 
     def __call__(self, loss: Tensor) -> None:
+        self.measured = False
         for verb in self.t.procedure.order():
             getattr(self, verb)(loss)
 
@@ -241,14 +256,22 @@ class _Update:
     def unscale(self, loss: Tensor) -> None:
         self.t.scaler.unscale_(self.t.optimizer)
 
-    def clip(self, loss: Tensor) -> None:
+    def _measure(self) -> None:
+        """Note each group's norm, once an update, before anything clips it."""
+        if self.measured:
+            return
+        self.measured = True
         norms = [
             nn.utils.get_total_norm([p.grad for p in params if p.grad is not None]) for params in self.groups.values()
         ]
         self.seen.append(torch.stack([norm.to(self.t.pool.device) for norm in norms]))
+
+    def clip(self, loss: Tensor) -> None:
+        self._measure()
         nn.utils.clip_grad_norm_(self.t.procedure.clipped(self.t.student, self.t.method), self.t.recipe.max_norm)
 
     def step(self, loss: Tensor) -> None:
+        self._measure()
         self.t.scaler.step(self.t.optimizer)
         self.t.scaler.update()
 

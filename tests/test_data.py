@@ -144,6 +144,19 @@ def test_centre_is_the_image_itself_and_statistics_normalise(digits):
     assert torch.equal(pool.crop(torch.arange(4), middle), images[:4])
 
 
+def test_statistics_are_those_of_all_pixels(digits):
+    flat = digits.pixels[:520].reshape(-1, 3).double() / 255
+    mean, std = data.statistics(digits.pixels[:520])
+    torch.testing.assert_close(mean, flat.mean(0).float())
+    torch.testing.assert_close(std, flat.std(0, correction=0).float())
+
+
+def test_only_the_train_split_normalises(digits, prepare):
+    training = prepare()
+    want = data.statistics(digits.pixels[training.split.train])
+    assert torch.equal(training.pool.mean, want[0]) and torch.equal(training.pool.std, want[1])
+
+
 def test_draws_cover_their_range_evenly():
     crops = data.draw_crops(20_000, 2, True, torch.Generator().manual_seed(0))
     for offsets in (crops.top, crops.left):

@@ -89,7 +89,16 @@ def test_streams_are_named_and_independent():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("epochs", 0), ("lr", float("nan")), ("max_norm", 0.0), ("warmup", 1.0), ("lr_min", 1.0), ("precision", "fp8")],
+    [
+        ("epochs", 0),
+        ("lr", float("nan")),
+        ("max_norm", 0.0),
+        ("warmup", 1.0),
+        ("lr_min", 1.0),
+        ("momentum", -1.0),
+        ("weight_decay", float("nan")),
+        ("precision", "fp8"),
+    ],
 )
 def test_recipe_refuses_nonsense_and_names_the_field(field, value):
     with pytest.raises(InputError, match=field):

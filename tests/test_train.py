@@ -9,6 +9,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kd import train
+from kd.errors import InputError
+from kd.evaluate import logits_of
+from kd.methods import MethodSettings
 from kd.procedure import CANONICAL
 
 METHODS = ("baseline", "logit", "feature")
@@ -73,31 +76,43 @@ def test_first_step_against_a_plain_loop(prepare, method):
     assert error / nn.utils.get_total_norm(wanted) < 0.03
 
 
-class Reads(TorchDispatchMode):
-    """Counts the reads of a number off the device."""
+@pytest.fixture
+def reads(monkeypatch):
+    """Counts whatever waits for the device: numbers, lists, arrays and copies taken off it."""
+    counts = {"n": 0}
 
-    count = 0
+    class Scalars(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            counts["n"] += func is torch.ops.aten._local_scalar_dense.default
+            return func(*args, **(kwargs or {}))
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.aten._local_scalar_dense.default:
-            self.count += 1
-        return func(*args, **(kwargs or {}))
+    for name in ("tolist", "numpy", "cpu", "nonzero"):
+        original = getattr(torch.Tensor, name)
+
+        def counted(self, *args, original=original, **kwargs):
+            counts["n"] += 1
+            return original(self, *args, **kwargs)
+
+        monkeypatch.setattr(torch.Tensor, name, counted)
+    with Scalars():
+        yield counts
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_no_step_waits_for_the_device(prepare, method):
+def test_no_step_waits_for_the_device(prepare, method, reads):
     counts = []
     for size in (16, 64):  # one step an epoch, and four
-        with Reads() as reads:
-            run(prepare(method, train_size=size))
-        counts.append(reads.count)
+        training = prepare(method, train_size=size)
+        reads["n"] = 0
+        run(training)
+        counts.append(reads["n"])
     assert counts[0] == counts[1]
 
 
-def test_the_reads_are_counted():
-    with Reads() as reads:
-        torch.zeros(1).item()
-    assert reads.count == 1
+@pytest.mark.parametrize("read", [lambda t: t.item(), lambda t: t.tolist(), lambda t: t.cpu().numpy(), bool, float])
+def test_the_reads_are_counted(reads, read):
+    read(torch.zeros(1))
+    assert reads["n"] >= 1
 
 
 @pytest.mark.parametrize("method", ["logit", "feature"])
@@ -121,12 +136,68 @@ def test_projectors_are_trained_and_their_norm_is_recorded(prepare):
         assert norms["all"]["max"] >= max(norms["student"]["max"], norms["projectors"]["max"])
 
 
-def test_the_selected_epochs_weights_are_restored(prepare):
-    first = dataclasses.replace(CANONICAL, select=lambda val, test: 0)
-    training = prepare("feature", procedure=first)
+@pytest.mark.parametrize("chosen", [0, 1, 2])
+def test_the_selected_epochs_weights_are_restored(prepare, chosen):
+    rule = dataclasses.replace(CANONICAL, select=lambda val, test: min(chosen, len(val) - 1))
+    training = prepare("feature", procedure=rule, epochs=3)
     epochs = run(training)
-    assert training.restore_selected() == 1
-    assert train.weight_digest(training.student, training.method) == epochs[0].digest != epochs[1].digest
+    assert training.restore_selected() == chosen + 1
+    assert train.weight_digest(training.student, training.method) == epochs[chosen].digest
+    assert len({epoch.digest for epoch in epochs}) == 3
+
+
+def test_a_rule_that_goes_back_on_its_choice_is_refused(prepare):
+    training = prepare(procedure=dataclasses.replace(CANONICAL, select=lambda val, test: len(val) // 2), epochs=4)
+    run(training)
+    with pytest.raises(InputError, match="its weights were not kept"):
+        training.restore_selected()
+
+
+@pytest.mark.parametrize(("method", "has", "says"), [("logit", False, "needs a teacher"), ("baseline", True, "no use")])
+def test_a_method_without_its_teacher_is_refused(prepare, digits, recipe, method, has, says, tmp_path):
+    teacher = train.Teacher("r18", tmp_path / "t.safetensors") if has else None
+    with pytest.raises(InputError, match=says):
+        train.prepare(digits, "r18", teacher, method, MethodSettings(), recipe, CANONICAL, 0, torch.device("cpu"))
+
+
+def test_every_epoch_has_an_order_and_crops_of_its_own(prepare):
+    seen = []
+
+    def views(pool, ids, crops):
+        seen.append((ids.tolist(), crops.top.tolist()))
+        return CANONICAL.views(pool, ids, crops)
+
+    training = prepare(procedure=dataclasses.replace(CANONICAL, views=views))
+    run(training)
+    first, second = seen[:4], seen[4:]
+    ids = [sorted(i for batch, _ in epoch for i in batch) for epoch in (first, second)]
+    assert ids[0] == ids[1] == sorted(training.split.train.tolist()) and first != second
+    assert [c for _, c in first] != [c for _, c in second]
+
+
+def test_train_accuracy_and_clipped_share_count_what_they_say(prepare):
+    knows = dataclasses.replace(CANONICAL, combine=lambda ce, kd, a, b: ce * 0)
+    (epoch, *_) = run(prepare(procedure=knows, lr=1e-6, lr_min=0.0))
+    assert 0 <= epoch.train_accuracy <= 60 and epoch.train_accuracy % (100 / 64) == 0
+    assert epoch.clipped_share == 0.0
+    still = {"epochs": 1, "lr": 1e-9, "lr_min": 0.0}
+    norms = run(prepare("feature", max_norm=1e6, **still))[0].grad_norms
+    bound = norms["all"]["max"] * 0.999
+    assert norms["student"]["max"] < bound, "the union is what exceeds this bound, not the student"
+    assert run(prepare("feature", max_norm=bound, **still))[0].clipped_share == 1 / 4
+
+
+def test_an_order_without_a_clip_still_measures(prepare):
+    (epoch, *_) = run(prepare(procedure=dataclasses.replace(CANONICAL, order=lambda: ("zero", "backward", "step"))))
+    assert epoch.grad_norms["all"]["max"] > 0
+
+
+def test_scoring_leaves_a_frozen_batch_norm_frozen(prepare):
+    training = prepare()
+    training.student.train()
+    training.student.bn1.eval()
+    logits_of(training.student, training.batches(training.split.val), training.pool.centre)
+    assert training.student.conv1.training and not training.student.bn1.training
 
 
 def test_learning_rate_reaches_the_optimizer(prepare):

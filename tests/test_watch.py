@@ -1,7 +1,8 @@
 """The watch on loops of strangers: what it says, and that it leaves no trace."""
 
-import copy
 import json
+import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 import audits
 from audits import checks
@@ -72,7 +74,25 @@ def test_everything_is_put_back_even_after_an_exception():
         raise ZeroDivisionError
     assert [getattr(owner, name) for owner, name in HOOKED] == before
     assert not torch.nn.modules.module._global_forward_hooks
-    copy.deepcopy(student)
+    assert not _global_optimizer_pre_hooks and not _global_optimizer_post_hooks
+    assert not student._forward_hooks and not optimizer._optimizer_step_pre_hooks
+
+
+def test_watches_may_end_in_any_order():
+    before = torch.autograd.backward
+    student = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    a, b = (audits.watch(student=student, optimizer=optimizer) for _ in range(2))
+    a.__enter__(), b.__enter__()
+    a.__exit__(None, None, None)
+    student(torch.randn(2, 2)).sum().backward()
+    clip_grad_norm_(student.parameters(), 1.0)
+    optimizer.step()
+    b.__exit__(None, None, None)
+    assert finding(b.report, "clip-coverage").status == "pass" and finding(a.report, "clip-coverage").reason
+    student(torch.randn(2, 2)).sum().backward()
+    assert len(b._trace.steps) == 1
+    assert torch.autograd.backward is before or torch.autograd.backward.__module__ == "audits.hooks"
 
 
 class Loop:
@@ -238,6 +258,277 @@ def test_an_optimizer_that_calls_its_parents_step_is_counted_once():
     assert finding(report, "clip-coverage").observed["steps"] == 5
 
 
+class Two:
+    """Two optimizers, one for the student and one for the projector, stepped in either order."""
+
+    def __init__(self, declared, order, clip):
+        torch.manual_seed(0)
+        self.student, self.projector = nn.Linear(6, 6), nn.Linear(6, 4)
+        optimizers = [torch.optim.SGD(m.parameters(), lr=0.05) for m in (self.student, self.projector)]
+        both = [*self.student.parameters(), *self.projector.parameters()]
+        with audits.watch(
+            student=self.student, projectors=self.projector, optimizer=optimizers, **declared
+        ) as self.watch:
+            for _ in range(4):
+                for optimizer in optimizers:
+                    optimizer.zero_grad()
+                (10 * self.projector(self.student(torch.randn(8, 6))).square().mean()).backward()
+                clip(self, both)
+                for i in order:
+                    optimizers[i].step()
+        self.report = self.watch.report
+
+
+ORDERS = pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+
+
+@ORDERS
+def test_one_clip_over_two_optimizers_is_clean(order):
+    report = Two(DECLARED, order, lambda loop, both: clip_grad_norm_(both, 1.0)).report
+    assert finding(report, "clip-coverage").status == finding(report, "norm-bound").status == "pass"
+
+
+@ORDERS
+def test_a_parameter_of_the_second_optimizer_is_missed_in_either_order(order):
+    def clip(loop, both):
+        clip_grad_norm_([*loop.student.parameters(), loop.projector.bias], 1.0)
+
+    report = Two({}, order, clip).report
+    assert finding(report, "clip-coverage").observed["missed"] == ["projectors.weight"]
+
+
+@ORDERS
+def test_a_whole_optimizer_left_out_is_missed_where_one_clip_is_declared(order):
+    report = Two(DECLARED, order, lambda loop, both: clip_grad_norm_(loop.student.parameters(), 1.0)).report
+    assert set(finding(report, "clip-coverage").observed["missed"]) == {"projectors.weight", "projectors.bias"}
+    undeclared = Two({}, order, lambda loop, both: clip_grad_norm_(loop.student.parameters(), 1.0)).report
+    assert finding(undeclared, "clip-coverage").status == "pass"
+
+
+def test_somebody_elses_clip_is_no_clip_of_ours():
+    loop, other = Loop(), nn.Linear(2, 2)
+    other(torch.randn(3, 2)).sum().backward()
+    report = loop.run(lambda x: clip_grad_norm_(other.parameters(), 1.0))
+    assert finding(report, "clip-coverage").status == "not_triggered"
+
+
+def test_scaling_all_gradients_is_no_clip_of_those_that_torchs_left_out():
+    def average_then_clip(loop):
+        for p in loop.params:
+            p.grad.div_(2)
+        clip_student(loop)
+
+    report = Loop().run(average_then_clip, **DECLARED)
+    assert finding(report, "clip-coverage").status == "fail"
+
+
+@pytest.mark.parametrize("first", ["torch", "hand"])
+def test_torchs_clip_and_one_by_hand_may_share_the_work(first):
+    def clip(loop):
+        calls = [lambda: clip_student(loop), lambda: scale_by_hand(list(loop.projector.parameters()))]
+        for call in calls if first == "torch" else calls[::-1]:
+            call()
+
+    report = Loop().run(clip, clip=audits.Clip(1.0, "per_group"))
+    assert finding(report, "clip-coverage").status == "pass"
+
+
+def test_measuring_a_norm_with_an_infinite_bound_is_no_clip():
+    def measure(loop):
+        clip_grad_norm_(loop.student.parameters(), float("inf"))
+
+    report = Loop().run(measure)
+    assert finding(report, "clip-coverage").reason == "no-clip-call"
+    json.loads(report.to_json())
+
+
+def test_hand_clips_by_group_only_where_needed_accuse_nobody():
+    def clip(loop):
+        for p in loop.params:
+            if p.grad.norm() > 1:
+                p.grad.mul_(1 / p.grad.norm())
+
+    report = Loop().run(clip, clip=audits.Clip(1.0, "per_group"))
+    assert report.failed("info") == []
+
+
+@pytest.mark.parametrize("kwargs", [False, True])
+def test_a_closure_is_seen_with_its_own_gradients(kwargs):
+    for whole in (True, False):
+        loop = Loop()
+        with audits.watch(
+            student=loop.student, projectors=loop.projector, optimizer=loop.optimizer, **DECLARED
+        ) as watch:
+            for _ in range(3):
+
+                def closure(loop=loop, whole=whole):
+                    loop.optimizer.zero_grad()
+                    loss = 10 * loop.projector(loop.student(torch.randn(8, 6))).square().mean()
+                    loss.backward()
+                    (clip_all if whole else clip_student)(loop)
+                    return loss
+
+                loss = loop.optimizer.step(closure=closure) if kwargs else loop.optimizer.step(closure)
+                assert loss > 0
+        status = "pass" if whole else "fail"
+        assert [s.number for s in watch._trace.steps] == [1, 2, 3]
+        assert finding(watch.report, "clip-coverage").status == finding(watch.report, "norm-bound").status == status
+
+
+def test_lbfgs_is_seen_once_a_step():
+    loop = Loop(optimizer=lambda params, lr: torch.optim.LBFGS(params, lr=lr, max_iter=3))
+    with audits.watch(student=loop.student, projectors=loop.projector, optimizer=loop.optimizer, **DECLARED) as watch:
+        for _ in range(3):
+            x = torch.randn(8, 6)
+
+            def closure(x=x):
+                loop.optimizer.zero_grad()
+                loss = 10 * loop.projector(loop.student(x)).square().mean()
+                loss.backward()
+                clip_all(loop)
+                return loss
+
+            loop.optimizer.step(closure)
+    assert [s.number for s in watch._trace.steps] == [1, 2, 3]
+    assert watch.report.failed("info") == []
+
+
+def test_a_step_that_raised_blinds_nobody():
+    class Fragile(torch.optim.SGD):
+        calls = 0
+
+        def step(self, closure=None):
+            Fragile.calls += 1
+            if Fragile.calls == 1:
+                raise RuntimeError("once")
+            return super().step(closure)
+
+    loop = Loop(optimizer=Fragile)
+    whole = iter([True, False, False, False])
+
+    def step():
+        with watch_step(), pytest.raises(RuntimeError) if Fragile.calls == 0 else nullcontext():
+            loop.optimizer.step()
+
+    def watch_step():
+        loop.optimizer.zero_grad()
+        (10 * loop.projector(loop.student(torch.randn(8, 6))).square().mean()).backward()
+        (clip_all if next(whole) else clip_student)(loop)
+        return nullcontext()
+
+    with audits.watch(student=loop.student, projectors=loop.projector, optimizer=loop.optimizer, **DECLARED) as watch:
+        for _ in range(4):
+            step()
+    assert finding(watch.report, "clip-coverage").status == "fail"
+
+
+def test_a_wrapper_that_steps_for_the_declared_optimizer_is_seen():
+    class Wrapper(torch.optim.Optimizer):
+        def __init__(self, inner):
+            self.inner = inner
+
+        @property
+        def param_groups(self):
+            return self.inner.param_groups
+
+        def step(self, closure=None):
+            self.inner.step(closure)
+
+    loop = Loop()
+    loop.optimizer = Wrapper(loop.optimizer)
+    loop.optimizer.zero_grad = loop.optimizer.inner.zero_grad
+    report = loop.run(clip_student, **DECLARED)
+    assert finding(report, "clip-coverage").status == "fail"
+
+
+def test_two_alternating_optimizers_are_both_sampled_after_the_burn_in():
+    student, projector = nn.Linear(3, 3), nn.Linear(3, 3)
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.01) for m in (student, projector)]
+    with audits.watch(student=student, optimizer=optimizers, burn_in=2, every=4) as watch:
+        for _ in range(12):
+            for net, optimizer in zip((student, projector), optimizers, strict=True):
+                optimizer.zero_grad()
+                net(torch.randn(2, 3)).sum().backward()
+                optimizer.step()
+    assert [s.number for s in watch._trace.steps] == [1, 1, 2, 2, 4, 4, 8, 8, 12, 12]
+
+
+def test_steps_that_the_scaler_skipped_leave_no_clips_behind():
+    loop = Loop()
+    loop.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    report = loop.run(clip_all, steps=12)
+    assert [len(s.clips) for s in loop.watch._trace.steps] == [1] * len(loop.watch._trace.steps)
+    assert len(loop.watch._trace.steps) > 2
+    assert finding(report, "norm-bound").status == "pass"
+
+
+def test_a_fused_optimizer_under_a_scaler_that_never_unscaled_by_hand_is_measured_unscaled():
+    loop = Loop(optimizer=lambda params, lr: torch.optim.SGD(params, lr=lr, fused=True))
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    with audits.watch(student=loop.student, projectors=loop.projector, optimizer=loop.optimizer) as watch:
+        loss = 10 * loop.projector(loop.student(torch.randn(8, 6))).square().mean()
+        norm = nn.utils.get_total_norm(torch.autograd.grad(loss, loop.params, retain_graph=True))
+        scaler.scale(loss).backward()
+        scaler.step(loop.optimizer)
+    assert watch._trace.steps[0].norm == pytest.approx(norm.item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_bf16_parameters_are_held_to_what_bf16_can_tell(seed):
+    loop = Loop(seed)
+    for module in (loop.student, loop.projector):
+        module.bfloat16()
+    with audits.watch(student=loop.student, projectors=loop.projector, optimizer=loop.optimizer, **DECLARED) as watch:
+        for _ in range(3):
+            loop.optimizer.zero_grad()
+            (10 * loop.projector(loop.student(torch.randn(8, 6).bfloat16())).square().mean()).backward()
+            clip_all(loop)
+            loop.optimizer.step()
+    assert watch.report.failed("info") == []
+
+
+def test_one_step_without_a_clip_hides_nothing_of_the_others():
+    calls = iter(range(10))
+    report = Loop().run(lambda loop: clip_student(loop) if next(calls) > 1 else None)
+    assert finding(report, "norm-bound").status == "fail" and finding(report, "norm-bound").severity == "warn"
+
+
+def test_sparse_gradients_are_measured_too():
+    table = nn.Embedding(10, 4, sparse=True)
+    optimizer = torch.optim.SGD(table.parameters(), lr=0.1)
+    with audits.watch(student=table, optimizer=optimizer) as watch:
+        table(torch.tensor([1, 2, 1])).sum().backward()
+        optimizer.step()
+    assert watch._trace.broken is None and watch._trace.steps[0].norm > 0
+
+
+def test_a_compiled_student_is_watched_without_a_graph_break():
+    student = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    compiled = torch.compile(student, backend="eager", fullgraph=True)
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    with audits.watch(student=student, optimizer=optimizer, **DECLARED) as watch:
+        for _ in range(2):
+            optimizer.zero_grad()
+            compiled(torch.randn(2, 4)).sum().backward()
+            clip_grad_norm_(student.parameters(), 1.0)
+            optimizer.step()
+    assert finding(watch.report, "clip-coverage").status == "pass"
+
+
+def test_a_stale_gradient_of_a_frozen_parameter_is_not_missed():
+    loop = Loop()
+    report = None
+
+    def clip(loop):
+        loop.projector.bias.requires_grad_(False)
+        clip_grad_norm_([p for p in loop.params if p.requires_grad], 1.0)
+
+    zero = loop.optimizer.zero_grad
+    loop.optimizer.zero_grad = lambda: zero(set_to_none=False)
+    report = loop.run(clip, **DECLARED)
+    assert report.failed("info") == []
+
+
 def test_a_frozen_layer_without_gradient_is_not_missed():
     loop = Loop()
     loop.projector.bias.requires_grad_(False)
@@ -245,9 +536,16 @@ def test_a_frozen_layer_without_gradient_is_not_missed():
     assert finding(report, "clip-coverage").status == "pass"
 
 
-def test_after_the_burn_in_every_nth_step_is_seen():
+def test_after_the_burn_in_every_nth_step_is_seen_and_forwards_no_more():
     loop = Loop()
-    loop.run(clip_all, steps=30, burn_in=5, every=10, **DECLARED)
+    hooked = []
+
+    def look(loop):
+        hooked.append(len(torch.nn.modules.module._global_forward_hooks))
+        clip_all(loop)
+
+    loop.run(look, steps=30, burn_in=5, every=10, **DECLARED)
+    assert hooked == [1] * 5 + [0] * 25
     assert [s.number for s in loop.watch._trace.steps] == [1, 2, 3, 4, 5, 10, 20, 30]
 
 
@@ -274,7 +572,7 @@ def test_an_audit_that_breaks_is_said_and_stops_nothing(monkeypatch):
 
 def test_watching_that_breaks_is_said_and_stops_nothing(monkeypatch):
     loop = Loop()
-    monkeypatch.setattr(audits.Watch, "_params", lambda self, optimizer: 1 / 0)
+    monkeypatch.setattr(sys.modules["audits.watch"], "_with_gradient", lambda optimizer: 1 / 0)
     before = loop.student.weight.clone()
     report = loop.run(clip_student, **DECLARED)
     assert not torch.equal(before, loop.student.weight)
@@ -288,6 +586,12 @@ def test_watching_that_breaks_is_said_and_stops_nothing(monkeypatch):
         ({"student": nn.ReLU()}, "student has no parameters"),
         ({"optimizer": []}, "no optimizer"),
         ({"clip": audits.Clip(0.0)}, "must be positive"),
+        ({"clip": audits.Clip(1.0, "per-group")}, "scope is 'global' or 'per_group'"),
+        ({"on_fail": "rasie"}, "on_fail is one of record, warn, raise"),
+        ({"burn_in": 0}, "at least 1"),
+        ({"every": 0}, "at least 1"),
+        ({"optimizer": {"a": 1}}, "takes optimizers"),
+        ({"projectors": {"student": nn.Linear(2, 2)}}, "cannot be called student"),
     ],
 )
 def test_a_declaration_that_makes_no_sense_is_refused(wrong, says):
@@ -321,4 +625,18 @@ def test_labels_may_come_in_any_shape_and_cost_nothing_but_the_verdict():
         w.labels(torch.zeros(7, dtype=torch.long))
         F.cross_entropy(student(x), torch.zeros(8, dtype=torch.long)).backward()
         optimizer.step()
-    assert finding(w.report, "teacher-above-chance").reason == "intent-unknown"
+    assert finding(w.report, "teacher-above-chance").reason == "form-not-recognised"
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.uint8, torch.float32])
+def test_labels_of_any_number_type_and_ignored_ones_are_counted(kind):
+    student, teacher = nn.Linear(4, 3), nn.Linear(4, 3)
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    with audits.watch(student=student, teacher=teacher, optimizer=optimizer) as w:
+        for context in (torch.inference_mode, torch.no_grad):
+            with context():
+                teacher(torch.randn(8, 4))
+            w.labels(torch.ones(8).to(kind))
+        teacher(torch.randn(8, 4))
+        w.labels(torch.tensor([-100] * 4 + [2] * 4))
+    assert w._trace.broken is None and w._trace.hits.by_class.tolist() == [0, 16, 4]

@@ -1,14 +1,13 @@
 """Whether the network fits the size of its input."""
 
 from audits.checks import Verdict, audit, failed, passed, undecided
-from audits.events import Forward, Spatial, Trace
+from audits.events import Spatial, Trace
 
 SMALL = 64
 "Pixels a side up to which an ImageNet stem throws away too much."
 
 
-def _stem_slip(forward: Forward) -> tuple[Spatial, str] | None:
-    first_two = forward.spatial[:2]
+def _stem_slip(first_two: list[Spatial]) -> tuple[Spatial, str] | None:
     for call in first_two:
         # Patch embeddings have larger strides: stride 2 under a wide kernel is the mark of the ImageNet stem.
         if call.kind == "conv" and call.kernel >= 7 and call.stride == 2:
@@ -32,29 +31,26 @@ def stem_resolution(trace: Trace) -> Verdict:
     of kernel 7 or more with stride 2, or a convolution of stride 2 or more followed by a pool of stride 2 or more:
     the ImageNet stem, which leaves 8x8 of a 32x32 image. It costs 5 to 7 percentage points on CIFAR-10.
     """
-    seen = {
-        role: f for role, f in trace.forwards.items() if f.complete and f.input_size is not None and len(f.spatial) > 1
-    }
+    seen = {role: calls for role, calls in trace.spatial.items() if len(calls) == 2}
     if not seen:
         return undecided("out-of-scope", "no forward of a convolutional network on images was seen")
-    small = {role: f for role, f in seen.items() if f.input_size is not None and max(f.input_size) <= SMALL}
+    small = {role: calls for role, calls in seen.items() if max(calls[0].input_size) <= SMALL}
     if not small:
-        return undecided("out-of-scope", f"the input is larger than {SMALL} pixels a side")
-    slips = {role: slip for role, f in small.items() if (slip := _stem_slip(f))}
+        return undecided("out-of-scope", f"the first convolution's input is larger than {SMALL} pixels a side")
+    slips = {role: slip for role, calls in small.items() if (slip := _stem_slip(calls))}
     if slips:
         parts = []
         observed = {}
         for role, (call, what) in slips.items():
-            height, width = small[role].input_size or (0, 0)
-            left = small[role].spatial[1].output_size
+            height, width = small[role][0].input_size
             parts.append(f"the {role} reads {height}x{width} images through {what} ({call.name})")
             observed[role] = {
                 "input": [height, width],
-                "after_two_modules": list(left),
+                "after_two_modules": list(small[role][1].output_size),
                 "module": call.name,
                 "kernel": call.kernel,
                 "stride": call.stride,
             }
         return failed(f"an ImageNet stem on small images: {'; '.join(parts)}", observed, trace.declared_at)
-    sizes = {role: {"input": list(f.input_size or ()), "first": f.spatial[0].name} for role, f in small.items()}
+    sizes = {role: {"input": list(calls[0].input_size), "first": calls[0].name} for role, calls in small.items()}
     return passed("no ImageNet stem within the first two spatial modules", sizes)

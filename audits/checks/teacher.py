@@ -19,7 +19,8 @@ def teacher_provenance(trace: Trace) -> Verdict:
     """The teacher that answers is the checkpoint that was meant, whole.
 
     Fails when not every parameter and buffer of the teacher is bitwise the declared checkpoint's at the moment the
-    watch begins; no route of loading matters, only what is there.
+    watch begins, or the checkpoint holds tensors that the teacher has no place for. No route of loading matters, only
+    what is there.
     """
     if trace.teacher is None:
         return undecided("no-teacher-seen", "no teacher was declared", "teacher=")
@@ -31,14 +32,27 @@ def teacher_provenance(trace: Trace) -> Verdict:
             "teacher_weights=torch.load(path)",
         )
     share = found.equal / max(1, found.total)
-    if not found.differing:
+    if not found.differing and not found.unexpected:
         return passed("the teacher is the declared checkpoint, bitwise", {"loaded_fraction": 1.0})
-    return failed(
-        f"only {share:.1%} of the teacher's numbers are those of the declared checkpoint; "
-        f"{len(found.differing)} tensors differ, first {found.differing[0]}",
-        {"loaded_fraction": share, "differing": found.differing[:10], "differing_count": len(found.differing)},
-        trace.declared_at,
-    )
+    parts = []
+    if found.differing:
+        parts.append(
+            f"only {share:.1%} of the teacher's numbers are those of the declared checkpoint "
+            f"({len(found.differing)} tensors differ, first {found.differing[0]})"
+        )
+    if found.unexpected:
+        parts.append(
+            f"{len(found.unexpected)} tensors of the checkpoint have no place in the teacher, "
+            f"first {found.unexpected[0]}"
+        )
+    observed = {
+        "loaded_fraction": share,
+        "differing": found.differing[:10],
+        "differing_count": len(found.differing),
+        "unexpected": found.unexpected[:10],
+        "unexpected_count": len(found.unexpected),
+    }
+    return failed("; ".join(parts), observed, trace.declared_at)
 
 
 def _log_tail(hits: int, n: int, rate: float) -> float:
@@ -82,8 +96,14 @@ def teacher_above_chance(trace: Trace) -> Verdict:
     """
     if trace.teacher is None:
         return undecided("no-teacher-seen", "no teacher was declared", "teacher=")
-    if trace.hits is None:
+    if not trace.labels_shown:
         return undecided("intent-unknown", "the labels of the batches were not shown", "w.labels(y) in the loop")
+    if trace.hits is None:
+        return undecided(
+            "form-not-recognised",
+            "no logits (B, C) to go with labels (B,) were seen: the teacher should be called as a module before the "
+            "labels are shown, and return one 2-D tensor, or something with `logits`",
+        )
     right, n = int(trace.hits.right), int(trace.hits.by_class.sum())
     chance = int(trace.hits.by_class.max()) / n
     threshold = chance + min(chance, (1 - chance) / 10)
@@ -108,9 +128,7 @@ def teacher_above_chance(trace: Trace) -> Verdict:
 
 
 def _labels_needed(rate: float, threshold: float) -> str:
-    for power in range(4, 21):
-        n = 2**power
-        hits = round(rate * n)
-        if at_most(hits, n, threshold) < DOUBT or at_least(hits, n, threshold) < DOUBT:
-            return str(n)
-    return "more than a million"
+    """Return about how many labels would tell two rates apart with that little doubt."""
+    if rate == threshold:
+        return "no number of"
+    return str(math.ceil((3.1 / (rate - threshold)) ** 2 * max(rate * (1 - rate), threshold * (1 - threshold))))
