@@ -116,8 +116,9 @@ class Watch:
         stack.enter_context(hooks.after(scaler, "step", guard(self._after_scaler_step)))
         stack.callback(register_optimizer_step_pre_hook(guard(self._on_step)).remove)
         stack.callback(register_optimizer_step_post_hook(guard(self._after_step)).remove)
-        self._forward_hook = register_module_forward_hook(guard(self._on_forward))
-        stack.callback(self._forward_hook.remove)
+        if max(self._counts.values(), default=0) < self._burn_in:  # a watch may be left and entered again
+            self._forward_hook = register_module_forward_hook(guard(self._on_forward))
+            stack.callback(self._forward_hook.remove)
         return self
 
     def __exit__(
