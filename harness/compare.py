@@ -258,25 +258,6 @@ def _entry(
     }
 
 
-def in_words(entry: dict[str, Any], margin: float) -> str:
-    """Return a comparison's verdict as a sentence that claims no more than it shows."""
-    d, ci = entry["difference_pp"], entry["ci95_pp"]
-    if entry["verdict"] == "undefined" or ci is None:
-        return f"undefined: {entry['warnings'][0] if entry['warnings'] else 'too few seeds'}"
-    size = f"{d:+.2f} pp, 95% interval [{ci[0]:+.2f}, {ci[1]:+.2f}], adjusted p = {entry['holm_p']:.2g}"
-    if entry["verdict"] == "different":
-        return f"different: {entry['b']} is {'higher' if d > 0 else 'lower'} ({size})"
-    if entry["verdict"] == "equivalent":
-        return f"equivalent within {margin:g} pp ({size})"
-    if entry["verdict"] == "both":
-        return f"a real difference, and smaller than {margin:g} pp ({size})"
-    seeds = entry["seeds_for_power_80"]
-    more = f"; at this spread {seeds} seeds an arm would, for {margin:g} pp" if seeds else ""
-    return (
-        f"undecided ({size}): differences below {entry['mde_pp']:.1f} pp had less than an 80% chance to be found{more}"
-    )
-
-
 def summary(study: Trials) -> list[dict[str, Any]]:
     """Return the arms of a study as the entries of kdbench.run/1."""
     rows = []

@@ -148,7 +148,7 @@ def test_compare_on_the_command_line(study):
     gains = json.loads(kdbench("compare", "baseline", "feature", "--json", cwd=place).stdout)["comparisons"]
     assert [(c["a"], c["b"]) for c in gains] == [("baseline", "feature")]
     table = kdbench("compare", "corrected", "imagenet-stem", cwd=place)
-    assert table.returncode == 0 and "imagenet-stem against corrected" in table.stdout
+    assert table.returncode == 0 and "imagenet-stem against corrected" in table.stdout and "undecided" in table.stdout
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from audits.checks import CATALOGUE
-from harness.compare import in_words
 from harness.plan import Decision
 from kd.methods import METHODS
 
@@ -84,21 +83,48 @@ def show_study(console: Console, found: dict[str, Any], decision: Decision) -> N
     console.print(counts + (shared if teachers else ""))
 
 
+_MEANING = {
+    "different": "a difference of this size would be rare if there were none",
+    "equivalent": "the difference is within the margin of {margin:g} pp",
+    "both": "a real difference, and smaller than the margin of {margin:g} pp",
+    "undecided": "these seeds cannot tell: below `80% power from` a difference is easily missed. Not `no effect`",
+    "undefined": "nothing can be said; the notes say why",
+}
+
+
 def show_comparisons(console: Console, entries: list[dict[str, Any]], margin: float, title: str) -> None:
-    """Print each comparison's verdict in words."""
+    """Print each comparison with its verdict, and what the verdicts that occur mean."""
     if not entries:
         return
-    table = _table("pair", "method", "comparison", "verdict", title=title)
-    for entry in entries:
+    table = _table(
+        "pair", "method", "arm", "verdict", "difference, pp", "95% interval", "adjusted p", "80% power from",
+        f"seeds for {margin:g} pp",
+        title=title,
+    )  # fmt: skip
+    same = len({e["a"] for e in entries}) == 1  # then the title says against what
+    for e in entries:
+        ci, verdict = e["ci95_pp"], e["verdict"]
+        if verdict in ("different", "both"):
+            verdict += ", higher" if e["difference_pp"] > 0 else ", lower"
         table.add_row(
-            entry["pair"],
-            METHODS[entry["method"]].title,
-            f"{entry['b']} against {entry['a']}",
-            escape(in_words(entry, margin)),
+            e["pair"],
+            METHODS[e["method"]].title,
+            e["b"] if same else f"{e['b']} against {e['a']}",
+            verdict,
+            _number(e["difference_pp"], "+.2f"),
+            f"{ci[0]:+.2f} to {ci[1]:+.2f}" if ci else "",
+            _number(e["holm_p"], ".2g"),
+            _number(e["mde_pp"], ".1f"),
+            _number(e["seeds_for_power_80"], "d"),
         )
     console.print(table)
-    notes = [w for entry in entries for w in entry["warnings"]]
-    notes.append(f"one family of {len(entries)}: p is Holm's; the equivalence test is not adjusted")
+    notes = [f"{name}: {_MEANING[name].format(margin=margin)}" for name in dict.fromkeys(e["verdict"] for e in entries)]
+    notes += [w for e in entries for w in e["warnings"]]
+    notes.append(f"one family of {len(entries)}: p is Holm's, of Welch's test; the equivalence test is not adjusted")
     for note in dict.fromkeys(notes):
-        console.print(f"  note: {escape(note)}", style="dim")
+        console.print(f"  {escape(note)}", style="dim")
     console.print()
+
+
+def _number(value: float | int | None, form: str) -> str:
+    return "" if value is None else format(value, form)
