@@ -58,8 +58,9 @@ class Dataset:
 
 
 def _dataset(name: str, pixels: Tensor, labels: Tensor, n_train: int, classes: Sequence[str]) -> Dataset:
+    pixels = pixels.contiguous()  # torchvision's CIFAR is a transposed view
     digest = hashlib.sha256()
-    digest.update(np.ascontiguousarray(pixels.numpy()).data)
+    digest.update(pixels.numpy().data)
     digest.update(labels.numpy().data)
     digest.update(repr((n_train, tuple(classes))).encode())
     return Dataset(name, pixels, labels, n_train, tuple(classes), digest.hexdigest())

@@ -1,5 +1,6 @@
 """Data sets become the same tensors every time, and what cannot be used is named."""
 
+import pickle
 import shutil
 
 import numpy as np
@@ -107,6 +108,30 @@ def test_cifar_without_network_says_what_is_missing_and_where_it_belongs(tmp_pat
         data.prepare("cifar10", tmp_path / "here", tmp_path)
     for part in ("cifar-10-python.tar.gz", "https://", str(tmp_path / "here"), "--data"):
         assert part in str(caught.value)
+
+
+def test_cifar_archives_become_the_same_kind_of_tensors(tmp_path, monkeypatch):
+    """Archives of CIFAR-10's own layout, with three images in each batch."""
+    from torchvision import datasets
+    from torchvision.datasets.utils import calculate_md5
+
+    root = tmp_path / "cifar-10-batches-py"
+    root.mkdir()
+    rng = np.random.default_rng(0)
+    batches = {}
+    for name, _ in datasets.CIFAR10.train_list + datasets.CIFAR10.test_list:
+        batches[name] = rng.integers(0, 256, (3, 3072), dtype=np.uint8)
+        (root / name).write_bytes(pickle.dumps({"data": batches[name], "labels": [2, 0, 9]}))
+    classes = [f"class {i}" for i in range(10)]
+    (root / "batches.meta").write_bytes(pickle.dumps({"label_names": classes}))
+    meta = {**datasets.CIFAR10.meta, "md5": calculate_md5(root / "batches.meta")}
+    monkeypatch.setattr(datasets.CIFAR10, "meta", meta)
+    monkeypatch.setattr(datasets.CIFAR10, "_check_integrity", lambda self: True)
+    found = data.load_file(data.prepare("cifar10", tmp_path, tmp_path / "cache"))
+    assert (found.name, found.n_train, len(found.test_ids)) == ("cifar10", 15, 3)
+    assert found.classes == tuple(classes) and found.labels.tolist() == [2, 0, 9] * 6
+    want = batches["test_batch"][1].reshape(3, 32, 32).transpose(1, 2, 0)
+    assert np.array_equal(found.pixels[16].numpy(), want)
 
 
 def test_unknown_data_set_names_the_nearest(tmp_path):

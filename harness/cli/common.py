@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,45 @@ def find_study(runs: Path, name: str | None) -> StudyFolder:
     if name not in names:
         raise unknown("study", name, names)
     return StudyFolder(runs / name)
+
+
+class LiveMirror:
+    """Mirrors a study whenever one of its trials is done, beside the training; trouble is left to the last mirroring.
+
+    A thread, since to import MLflow and to make its database takes seconds in which trials are to be started.
+    """
+
+    def __init__(self, runs: Path, study: StudyFolder) -> None:
+        self._runs, self._study = runs, study
+        self._news, self._over = threading.Event(), False
+        self._thread = threading.Thread(target=self._work, daemon=True)
+
+    def __enter__(self) -> "LiveMirror":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over = True
+        self._news.set()
+        self._thread.join(timeout=30)
+
+    def trial_done(self) -> None:
+        """Hear that there is something new to mirror."""
+        self._news.set()
+
+    def _work(self) -> None:
+        while True:
+            self._news.wait()
+            self._news.clear()
+            if self._over:
+                return
+            try:
+                from harness.compare import read_study
+                from harness.mirror import mirror_study
+
+                mirror_study(self._runs, read_study(self._study))
+            except Exception:  # MLflow's, of many kinds; the last mirroring will say it
+                return
 
 
 def mirror_or_remark(runs: Path, study: StudyFolder, notes: Console) -> "Mirror | None":

@@ -11,6 +11,7 @@ from harness.cli.common import (
     ALLOW_OPTION,
     JSON_OPTION,
     RUNS_OPTION,
+    LiveMirror,
     mirror_or_remark,
     print_json,
     program,
@@ -21,6 +22,7 @@ from kd.errors import InputError, unknown
 
 if TYPE_CHECKING:
     from harness.plan import Preset
+    from harness.record import Result
     from harness.study import Ready
 
 
@@ -87,8 +89,14 @@ def command(
     if dry_run:
         _print_plan(ready, as_json)
         return 0
-    with Progress(ready.plan, ready.todo, notes) as progress:
-        outcome = carry_out(ready, progress.on_trial)
+    with Progress(ready.plan, ready.todo, notes) as progress, LiveMirror(runs, ready.folder) as live:
+
+        def tell(key: str, result: "Result | None", epochs: int) -> None:
+            progress.on_trial(key, result, epochs)
+            if result is not None:
+                live.trial_done()
+
+        outcome = carry_out(ready, tell)
     found = summary(ready, outcome, allowed)
     if as_json:
         print_json(found)
