@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Literal, get_args
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +79,7 @@ class Watch:
         self._trace = trace
         # A wrapper may step for the optimizer that was declared, or the other way round: they share parameters.
         self._params_watched = {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
-        self._is_watched: dict[int, bool] = {id(o): True for o in optimizers}
+        self._is_watched = WeakKeyDictionary(dict.fromkeys(optimizers, True))
         self._stepping = list(optimizers)
         self._burn_in, self._every, self._on_fail = burn_in, every, on_fail
         self._counts: dict[int, int] = {}
@@ -156,10 +157,10 @@ class Watch:
         return any(self._is_active(optimizer) for optimizer in self._stepping)
 
     def _watches(self, optimizer: torch.optim.Optimizer) -> bool:
-        known = self._is_watched.get(id(optimizer))
+        known = self._is_watched.get(optimizer)
         if known is None:
             params = (id(p) for group in optimizer.param_groups for p in group["params"])
-            known = self._is_watched[id(optimizer)] = any(p in self._params_watched for p in params)
+            known = self._is_watched[optimizer] = any(p in self._params_watched for p in params)
             if known:
                 self._stepping.append(optimizer)
         return known
