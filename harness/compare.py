@@ -47,7 +47,11 @@ def write_study(folder: StudyFolder, decision: Decision, arms: dict[Arm, dict[in
         for arm in sorted(known, key=order)
     ]
     # Unpaired, since training diverges chaotically: a shared seed couples two arms little.
-    declared = {**asdict(decision), "paired": False, "family": "all comparisons that one command names"}
+    declared = {
+        **asdict(decision),
+        "paired": False,
+        "family": "every bugged arm against its corrected one; every method against its baseline",
+    }
     study = {"schema": "kdbench.study/1", "decision": declared, "arms": entries}
     write_atomic(folder.path / "study.json", json.dumps(study, indent=2) + "\n")
 
@@ -156,6 +160,37 @@ def pairs_of_arms(study: Trials, a: str, b: str) -> list[tuple[Arm, Arm]]:
         have = sorted({arm.label for arm in study.arms} | {arm.method for arm in study.arms})
         raise InputError(f"{study.folder.path.name} holds no arms to compare as {a} and {b}; it has {', '.join(have)}")
     return sorted(found, key=lambda pair: (order(pair[1]), order(pair[0])))
+
+
+def bug_pairs(arms: Iterable[Arm]) -> list[tuple[Arm, Arm]]:
+    """Return the declared family of "does the bug matter": each bugged arm against its corrected one."""
+    known = sorted(arms, key=order)
+    return [
+        (a, b) for b in known for a in known if b.fault and not a.fault and (a.pair, a.method) == (b.pair, b.method)
+    ]
+
+
+def gain_pairs(arms: Iterable[Arm]) -> list[tuple[Arm, Arm]]:
+    """Return the declared family of "does distillation gain": each corrected method against its baseline."""
+    known = [arm for arm in sorted(arms, key=order) if not arm.fault]
+    return [(a, b) for b in known for a in known if a.pair == b.pair and a.method == "baseline" != b.method]
+
+
+def compare_within_family(
+    study: Trials, wanted: list[tuple[Arm, Arm]], allowed: Sequence[str] = ()
+) -> tuple[list[dict[str, Any]], int]:
+    """Compare the wanted pairs, adjusted for the whole declared family that they belong to; return its size as well.
+
+    To ask for one comparison alone must not make it look surer: the family was declared before the run. What is wanted
+    and not declared is counted on top.
+    """
+    by_method = wanted[0][0].method != wanted[0][1].method
+    declared = gain_pairs(study.arms) if by_method else bug_pairs(study.arms)
+    others = [(a, b) for a, b in declared if (a, b) not in wanted and (b, a) not in wanted]
+    for pair in wanted:  # what was asked for is refused where it must be; the others only count
+        compare_arms(study, [pair], allowed)
+    entries = compare_arms(study, [*wanted, *others], allowed, refuse=False)
+    return entries[: len(wanted)], len(entries)
 
 
 def _other_differences(a: Arm, b: Arm, study: Trials) -> dict[str, set[str]]:
@@ -337,13 +372,13 @@ def teacher_row(arch: str, folder: Folder) -> dict[str, Any]:
     }
 
 
-def as_object(decision: Decision, entries: list[dict[str, Any]]) -> dict[str, Any]:
+def as_object(decision: Decision, entries: list[dict[str, Any]], family: int) -> dict[str, Any]:
     """Return the kdbench.compare/1 object."""
     return {
         "schema": "kdbench.compare/1",
         "metric": decision.metric,
         "alpha": decision.alpha,
         "margin_pp": decision.margin_pp,
-        "family": len(entries),
+        "family": family,
         "comparisons": entries,
     }

@@ -155,14 +155,6 @@ def summary(ready: Ready, outcome: Outcome, allowed: Sequence[str] = ()) -> dict
     """Return the kdbench.run/1 object; a comparison that must be refused stands in it as undefined, with the reason."""
     plan, recipe, data = ready.plan, ready.plan.preset.recipe, ready.data
     trials = compare.only(compare.read_study(ready.folder), plan.arms)
-    arms = sorted(plan.arms, key=compare.order)
-    bugs = [(a, b) for b in arms for a in arms if b.fault and not a.fault and (a.pair, a.method) == (b.pair, b.method)]
-    gains = [
-        (a, b)
-        for b in arms
-        for a in arms
-        if not a.fault and not b.fault and a.pair == b.pair and a.method == "baseline" != b.method
-    ]
     teachers = sorted(plan.teachers.items(), key=lambda item: (item[0][0], item[0][1] or ""))
     return {
         "schema": "kdbench.run/1",
@@ -180,8 +172,8 @@ def summary(ready: Ready, outcome: Outcome, allowed: Sequence[str] = ()) -> dict
         "reused": len(outcome.reused),
         "failed": len(outcome.failed),
         "arms": compare.summary(trials),
-        "comparisons": compare.compare_arms(trials, bugs, allowed, refuse=False),
-        "gains": compare.compare_arms(trials, gains, allowed, refuse=False),
+        "comparisons": compare.compare_arms(trials, compare.bug_pairs(plan.arms), allowed, refuse=False),
+        "gains": compare.compare_arms(trials, compare.gain_pairs(plan.arms), allowed, refuse=False),
         "teachers": [compare.teacher_row(arch, ready.folder.trial(key)) for (arch, _), key in teachers],
     }
 

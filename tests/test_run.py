@@ -146,8 +146,17 @@ def test_compare_on_the_command_line(study):
     compared = json.loads(done.stdout)
     assert compared["schema"] == "kdbench.compare/1" and compared["family"] == 6
     assert compared["comparisons"] == found["comparisons"]
-    gains = json.loads(kdbench("compare", "baseline", "feature", "--json", cwd=place).stdout)["comparisons"]
-    assert [(c["a"], c["b"]) for c in gains] == [("baseline", "feature")]
+    gains = json.loads(kdbench("compare", "baseline", "feature", "--json", cwd=place).stdout)
+    assert [(c["a"], c["b"]) for c in gains["comparisons"]] == [("baseline", "feature")]
+    # Asked for alone, a comparison is adjusted for the family all the same.
+    assert gains["family"] == 2 and gains["comparisons"] == [c for c in found["gains"] if c["method"] == "feature"]
+    back = json.loads(kdbench("compare", "bugged", "corrected", "--json", cwd=place).stdout)
+    assert back["family"] == 6
+    assert {round(c["difference_pp"], 9) for c in back["comparisons"]} == {
+        round(-c["difference_pp"], 9) for c in found["comparisons"]
+    }
+    odd = json.loads(kdbench("compare", "logit", "feature", "--json", cwd=place).stdout)
+    assert odd["family"] == 3, "what was not declared counts on top"
     table = kdbench("compare", "corrected", "imagenet-stem", cwd=place)
     assert table.returncode == 0 and "imagenet-stem against corrected" in table.stdout and "undecided" in table.stdout
 

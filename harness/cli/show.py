@@ -92,8 +92,10 @@ _MEANING = {
 }
 
 
-def show_comparisons(console: Console, entries: list[dict[str, Any]], margin: float, title: str) -> None:
-    """Print each comparison with its verdict, and what the verdicts that occur mean."""
+def show_comparisons(
+    console: Console, entries: list[dict[str, Any]], margin: float, title: str, family: int | None = None
+) -> None:
+    """Print each comparison with its verdict, and what the verdicts that occur mean; by default they are a family."""
     if not entries:
         return
     table = _table(
@@ -120,7 +122,9 @@ def show_comparisons(console: Console, entries: list[dict[str, Any]], margin: fl
     console.print(table)
     notes = [f"{name}: {_MEANING[name].format(margin=margin)}" for name in dict.fromkeys(e["verdict"] for e in entries)]
     notes += [w for e in entries for w in e["warnings"]]
-    notes.append(f"one family of {len(entries)}: p is Holm's, of Welch's test; the equivalence test is not adjusted")
+    notes.append(
+        f"one family of {family or len(entries)}: p is Holm's, of Welch's test; the equivalence test is not adjusted"
+    )
     for note in dict.fromkeys(notes):
         console.print(f"  {escape(note)}", style="dim")
     console.print()
