@@ -264,6 +264,9 @@ def _entry(
 ) -> dict[str, Any]:
     by_method = a.method != b.method
     warnings = list(c.warnings)
+    if c.constant is not None:
+        arm = a if c.constant == "a" else b
+        warnings.append(f"{arm.label} with {arm.method} does not vary over its seeds")
     if c.least_permutation_p is not None and c.least_permutation_p < alpha <= c.least_permutation_p * family:
         warnings.append(f"in a family of {family} no exact test of this design could pass Holm's correction")
     return {

@@ -41,6 +41,8 @@ class Comparison:
     tost_p: float | None = None
     mde: float | None = None
     "Smallest difference that a pooled t test of this size and spread finds with power .8: at least so much."
+    constant: Literal["a", "b"] | None = None
+    "The group that does not vary, where only one does not."
     seeds_for_power: int | None = None
     "Seeds per arm that find a difference of the margin's size with power .8 at the observed spread."
     warnings: list[str] = field(default_factory=list)
@@ -133,8 +135,6 @@ def compare(a: Sequence[float], b: Sequence[float], margin: float, alpha: float 
         )
     difference = float(y.mean() - x.mean())
     remarks: list[str] = []
-    if _constant(x) or _constant(y):
-        remarks.append(f"arm {'a' if _constant(x) else 'b'} does not vary over its seeds")
 
     welch = _welch(y, x)
     interval = welch.confidence_interval(0.95)
@@ -176,6 +176,7 @@ def compare(a: Sequence[float], b: Sequence[float], margin: float, alpha: float 
         float(stats.mannwhitneyu(y, x).statistic) / (n_a * n_b),
         float(max(lower, upper)),
         mde * pooled,
+        "a" if _constant(x) else "b" if _constant(y) else None,
         seeds_needed(margin / pooled, alpha),
         warnings=remarks,
     )
