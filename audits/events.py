@@ -77,6 +77,8 @@ class Provenance:
     "Names of the teacher's tensors that are not."
     unexpected: list[str]
     "Names of the checkpoint's tensors that the teacher has no place for."
+    aliases: list[str]
+    "Names of the declared tensors that are the teacher's own, in one memory: they prove nothing."
 
 
 @dataclass

@@ -85,10 +85,9 @@ def clip_log(before: Callable[[str, list[nn.Parameter], float, Any], None], done
             # The keyword names of torch's functions, so that calls by keyword still work.
             def by_keyword(*args: Any, **kwargs: Any) -> Any:
                 names = ("parameters", "max_norm" if kind == "norm" else "clip_value")
-                values = list(args)
-                for name in names[len(values) :]:
-                    values.append(kwargs.pop(name))
-                return call(*values, **kwargs)
+                if not all(name in kwargs for name in names[len(args) :]):
+                    return original(*args, **kwargs)  # which says what is missing
+                return call(*args, *(kwargs.pop(name) for name in names[len(args) :]), **kwargs)
 
             return by_keyword
 
@@ -104,11 +103,15 @@ def clip_log(before: Callable[[str, list[nn.Parameter], float, Any], None], done
 
 
 @contextmanager
-def after(owner: Any, name: str, then: Callable[..., None]) -> Iterator[None]:
-    """Call `then` with the same arguments after each return of ``owner.name``."""
+def around(
+    owner: Any, name: str, then: Callable[..., None], before: Callable[..., None] | None = None
+) -> Iterator[None]:
+    """Call `before` and `then` with the same arguments before and after each call of ``owner.name``."""
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
+            if before is not None:
+                before(*args, **kwargs)
             result = original(*args, **kwargs)
             then(*args, **kwargs)
             return result

@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal, get_args
 from weakref import WeakKeyDictionary
@@ -20,6 +21,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from audits import checks, hooks
 from audits.events import Clip, ClipCall, Hits, Provenance, Spatial, Step, Trace
 from audits.finding import AuditFailure, Report
+
+# A bound that large is how a norm is measured, not clipped.
+_NO_BOUND = 1e6
 
 Modules = nn.Module | Mapping[str, nn.Module] | None
 OnFail = Literal["record", "warn", "raise"]
@@ -90,7 +94,9 @@ class Watch:
         self._clips_read: dict[int, int] = {}
         self._versions: dict[int, tuple[int, int]] | None = None
         self._written: set[int] = set()
-        self._scaled = False
+        self._written_with_all: set[int] = set()
+        self._scaled: set[int] = set()
+        self._student_width: int | None = None
         self._teacher_logits: Tensor | None = None
         self._stack = ExitStack()
         self._forward_hook: Any = None
@@ -111,14 +117,19 @@ class Watch:
     def __enter__(self) -> "Watch":
         guard, stack = self._guarded, self._stack
         stack.enter_context(hooks.clip_log(guard(self._on_clip), guard(self._after_clip)))
-        stack.enter_context(hooks.after(torch.autograd, "backward", guard(self._on_backward)))
         scaler = torch.amp.grad_scaler.GradScaler
-        stack.enter_context(hooks.after(scaler, "unscale_", guard(self._on_unscale)))
-        stack.enter_context(hooks.after(scaler, "step", guard(self._after_scaler_step)))
+        for owner, name, then in (
+            (torch.autograd, "backward", self._on_backward),
+            (scaler, "unscale_", self._on_unscale),
+            (torch.optim.Optimizer, "zero_grad", self._after_zero),
+            (nn.Module, "zero_grad", self._after_zero),
+        ):
+            stack.enter_context(hooks.around(owner, name, guard(then), guard(self._note_writes)))
+        stack.enter_context(hooks.around(scaler, "step", guard(self._after_scaler_step)))
         stack.callback(register_optimizer_step_pre_hook(guard(self._on_step)).remove)
         stack.callback(register_optimizer_step_post_hook(guard(self._after_step)).remove)
         if max(self._counts.values(), default=0) < self._burn_in:  # a watch may be left and entered again
-            self._forward_hook = register_module_forward_hook(guard(self._on_forward))
+            self._forward_hook = register_module_forward_hook(guard(self._on_forward), with_kwargs=True)
             stack.callback(self._forward_hook.remove)
         return self
 
@@ -166,9 +177,9 @@ class Watch:
         return known
 
     def _on_clip(self, kind: Literal["norm", "value"], params: list[nn.Parameter], bound: float, total: Any) -> None:
-        if not self._active or bound == float("inf"):  # an infinite bound is how a norm is measured, not clipped
+        if not self._active or bound >= _NO_BOUND:
             return
-        self._note_writes(beside_clip=True)
+        self._note_writes()
         grads = [p.grad for p in params if p.grad is not None]
         norms = None
         if kind == "norm" and grads:
@@ -190,31 +201,42 @@ class Watch:
         """Note each gradient's version: whoever writes to it later, by whatever means, raises it."""
         self._versions = {key: _stamp(grad) for key, grad in self._gradients()}
 
-    def _note_writes(self, beside_clip: bool) -> None:
-        """Take in what was written to since the last snapshot; beside a torch clip, not what scales everything."""
-        if self._versions is None:
+    def _note_writes(self, *args: Any, **kwargs: Any) -> None:
+        """Take in which gradients were written to since the last snapshot; apart, if all of them were."""
+        if self._versions is None or not self._active:
             return
-        now = dict(self._gradients())
-        written = {key for key, grad in now.items() if self._versions.get(key) != _stamp(grad)}
-        if not (beside_clip and len(written) == len(now)):
-            self._written |= written
+        now = {key: _stamp(grad) for key, grad in self._gradients()}
+        written = {key for key, stamp in now.items() if self._versions.get(key) != stamp}
+        (self._written_with_all if len(written) == len(now) else self._written).update(written)
+        self._versions = now
 
     def _on_backward(self, *args: Any, **kwargs: Any) -> None:
+        """Forget, for the gradients that grew, what was done to them before: it did not reach what was added."""
         self._backward_since = True
-        if self._active:
-            self._snapshot()
-            self._written.clear()
+        if not self._active:
+            return
+        before = self._versions or {}
+        self._snapshot()
+        assert self._versions is not None
+        grown = {key for key, stamp in self._versions.items() if before.get(key) != stamp}
+        self._written -= grown
+        self._written_with_all -= grown
+        self._clips = [replace(c, ids=c.ids - grown) if c.ids & grown else c for c in self._clips]
 
-    def _on_unscale(self, scaler: torch.amp.GradScaler, *args: Any, **kwargs: Any) -> None:
+    def _after_zero(self, *args: Any, **kwargs: Any) -> None:
+        if self._active and self._versions is not None:  # zeroing is no clip
+            self._snapshot()
+
+    def _on_unscale(self, scaler: torch.amp.GradScaler, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         if scaler.is_enabled() and self._active:
-            self._scaled = True
+            self._scaled.add(id(optimizer))
             self._snapshot()
 
     def _after_scaler_step(self, scaler: Any, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
         """Forget the clips of a step that the scaler skipped: they belong to no step."""
         if scaler.is_enabled():
             self._clips_read[id(optimizer)] = len(self._clips)
-            self._scaled = False
+            self._scaled.discard(id(optimizer))
 
     def _on_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
         if not self._watches(optimizer):
@@ -254,15 +276,17 @@ class Watch:
         since = self._clips[self._clips_read.get(id(optimizer), 0) :]
         stepped = {id(p) for p in params}
         clips = [clip for clip in since if clip.ids & stepped or not clip.ids]
-        self._note_writes(beside_clip=bool(clips))
+        self._note_writes()
+        # Beside a clip of torch's, a write to all gradients scales them; alone, it may be the clip.
+        written = self._written if clips else self._written | self._written_with_all
         self._trace.steps.append(
             Step(
                 number=self._counts.get(id(optimizer), 0) + 1,
                 stepped=params,
                 clips=clips,
                 clipped_elsewhere=len(since) > len(clips),
-                written=None if self._versions is None else frozenset(self._written & stepped),
-                scaled=self._scaled or scale is not None,
+                written=None if self._versions is None else frozenset(written & stepped),
+                scaled=id(optimizer) in self._scaled or scale is not None,
                 norm=norm,
                 resolution=max(torch.finfo(g.dtype).eps for g in dense),
                 where=hooks.call_site(),
@@ -276,25 +300,39 @@ class Watch:
         if self._depth > 0:
             return
         self._clips_read[id(optimizer)] = len(self._clips)
-        self._scaled = False
+        self._scaled.discard(id(optimizer))
+        self._teacher_logits = None  # labels shown after the step are another batch's, or come too late
+        stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        self._written -= stepped
+        self._written_with_all -= stepped
         self._counts[id(optimizer)] = self._counts.get(id(optimizer), 0) + 1
+        if self._active and self._versions is not None:
+            self._snapshot()
+        else:
+            self._versions = None
         if self._counts[id(optimizer)] == self._burn_in:
             self._forward_hook.remove()
             self._act()
 
-    def _on_forward(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _on_forward(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         for role, name in self._roles.get(id(module), ()):
             calls = self._trace.spatial.setdefault(role, [])
-            if len(calls) < 2 and (call := _spatial(name, module, args, output)) is not None:
+            if len(calls) < 2 and (call := _spatial(name, module, args, kwargs, output)) is not None:
                 calls.append(call)
-            if name == "" and role == "teacher":
-                self._teacher_logits = _logits(output)
+            if name == "":
+                logits = _logits(output)
+                if role == "teacher":
+                    self._teacher_logits = None if logits is None else logits.clone()  # losses may mask theirs in place
+                elif logits is not None:
+                    self._student_width = logits.shape[1]
 
     def _on_labels(self, labels: Tensor) -> None:
         logits, self._teacher_logits = self._teacher_logits, None
         trace = self._trace
         trace.labels_shown = True
-        if logits is None or self._forward_hook is None or labels.ndim != 1 or len(labels) != len(logits):
+        if logits is None or labels.ndim != 1 or len(labels) != len(logits):
+            return
+        if self._student_width not in (None, logits.shape[1]):  # an embedding, or a task of its own
             return
         with torch.inference_mode(False), torch.no_grad():
             logits = logits.clone()
@@ -334,32 +372,38 @@ def _plain(name: str) -> str:
 
 
 def _provenance(teacher: nn.Module, weights: Mapping[str, Tensor]) -> Provenance:
+    weights = {name: value for name, value in weights.items() if not _carries_no_weight(name)}
     for name, value in weights.items():
         if not isinstance(value, Tensor):
-            hint = (
-                f"; pass the state dict in it, perhaps teacher_weights[{name!r}]" if isinstance(value, Mapping) else ""
-            )
-            raise ValueError(
-                f"audits.watch: teacher_weights is no state dict: {name!r} is a {type(value).__name__}{hint}"
-            )
+            hint = f"; perhaps pass teacher_weights[{name!r}]" if isinstance(value, Mapping) else ""
+            raise ValueError(f"audits.watch: teacher_weights: {name!r} is a {type(value).__name__}, no tensor{hint}")
     declared = {_plain(name): value for name, value in weights.items()}
-    equal, total, differing, known = 0, 0, [], set()
-    for name, value in teacher.state_dict().items():
-        if not isinstance(value, Tensor):  # a module's extra state
-            continue
-        known.add(_plain(name))
+    own = {name: value for name, value in teacher.state_dict().items() if not _carries_no_weight(name)}
+    equal, differing, aliases = [], [], []
+    for name, value in own.items():
         other = declared.get(_plain(name))
-        if other is None and name.endswith("num_batches_tracked"):  # checkpoints from before torch 0.4.1 have none
-            continue
-        same = (
-            other is not None and other.shape == value.shape and torch.equal(value.cpu(), other.to(value.dtype).cpu())
-        )
-        total += value.numel()
-        if same:
-            equal += value.numel()
+        if other is not None and other.data_ptr() == value.data_ptr() and value.numel():
+            aliases.append(name)
+        elif other is not None and other.shape == value.shape and torch.equal(value.cpu(), other.to(value).cpu()):
+            equal.append(name)
         else:
             differing.append(name)
-    return Provenance(equal, total, differing, sorted(declared.keys() - known))
+    # Tied tensors stand in a checkpoint under one of their names.
+    tied = {own[name].data_ptr() for name in equal}
+    lost = [name for name in differing if _plain(name) in declared or own[name].data_ptr() not in tied]
+    equal += [name for name in differing if name not in lost]
+    return Provenance(
+        sum(own[name].numel() for name in equal),
+        sum(value.numel() for value in own.values()),
+        lost,
+        sorted(declared.keys() - {_plain(name) for name in own}),
+        aliases,
+    )
+
+
+def _carries_no_weight(name: str) -> bool:
+    """Say whether an entry of a state dict is a counter, or a module's own notes."""
+    return name.endswith(("num_batches_tracked", "n_averaged", "_extra_state"))
 
 
 def _logits(output: Any) -> Tensor | None:
@@ -374,7 +418,7 @@ def _logits(output: Any) -> Tensor | None:
     return output.detach() if isinstance(output, Tensor) and output.ndim == 2 else None
 
 
-def _spatial(name: str, module: nn.Module, args: Any, output: Any) -> Spatial | None:
+def _spatial(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Spatial | None:
     kind: Literal["conv", "pool"]
     if isinstance(module, nn.Conv2d):
         kind = "conv"
@@ -382,8 +426,9 @@ def _spatial(name: str, module: nn.Module, args: Any, output: Any) -> Spatial | 
         kind = "pool"
     else:
         return None
-    if not args or not isinstance(output, Tensor):
+    image = args[0] if args else kwargs.get("input")
+    if not isinstance(image, Tensor) or not isinstance(output, Tensor):
         return None
     kernel, stride = (max(v) if isinstance(v, tuple) else int(v) for v in (module.kernel_size, module.stride))
-    before, after = args[0].shape[-2:], output.shape[-2:]
+    before, after = image.shape[-2:], output.shape[-2:]
     return Spatial(name, kind, kernel, stride, (int(before[0]), int(before[1])), (int(after[0]), int(after[1])))

@@ -34,6 +34,26 @@ def net(*stem, width=8):
     return nn.Sequential(*stem, nn.Conv2d(width, width, 3, 1, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
+class Beside(nn.Module):
+    """ENet's first block: convolution and pool side by side."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.pool = conv(3, 2), nn.MaxPool2d(2)
+
+    def forward(self, x):
+        return torch.cat([self.conv(x), self.pool(x)], 1).mean((2, 3))
+
+
+class ByKeyword(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = conv(7, 2), nn.Conv2d(8, 8, 3)
+
+    def forward(self, x):
+        return self.conv2(input=self.conv1(input=x)).mean((2, 3))
+
+
 STEMS = {
     "torchvision on 32x32": (lambda: torchvision.models.resnet18(num_classes=10), 32, "fail"),
     "torchvision on 64x64": (lambda: torchvision.models.resnet18(num_classes=10), 64, "fail"),
@@ -47,6 +67,8 @@ STEMS = {
     "7x7 stride 1": (lambda: net(conv(7, 1)), 32, "pass"),
     "patches of 4": (lambda: net(nn.Conv2d(3, 8, 4, 4)), 32, "pass"),
     "patches of 8": (lambda: net(nn.Conv2d(3, 8, 8, 8)), 64, "pass"),
+    "a pool beside the convolution": (lambda: Beside(), 32, "pass"),
+    "called by keyword": (lambda: ByKeyword(), 32, "fail"),
     "no image": (lambda: nn.Linear(32, 4), 32, "not_triggered"),
 }
 
@@ -131,6 +153,50 @@ def test_teacher_provenance(declare, wanted):
         assert (found.observed["loaded_fraction"] < 1) == (found.observed["differing_count"] > 0)
 
 
+def test_a_teachers_own_tensors_prove_nothing():
+    teacher = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    found = watch_once(nn.Linear(3, 2), torch.randn(2, 3), teacher, teacher_weights=teacher.state_dict())
+    assert found["teacher-provenance"].reason == "intent-unknown"
+    merged = teacher.state_dict()
+    merged.update({"0.weight": torch.randn(3, 3)})
+    teacher.load_state_dict(merged)
+    found = watch_once(nn.Linear(3, 2), torch.randn(2, 3), teacher, teacher_weights=merged)["teacher-provenance"]
+    assert found.status == "fail" and found.observed["aliases"] == ["0.bias", "1.weight", "1.bias"]
+
+
+def test_tied_tensors_and_counters_may_stand_once_or_not_at_all():
+    teacher = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
+    teacher[1].weight = teacher[0].weight
+    weights = {"0.weight": teacher[0].weight.detach().clone()}
+    found = watch_once(nn.Linear(3, 2), torch.randn(2, 3), teacher, teacher_weights=weights)
+    assert found["teacher-provenance"].status == "pass"
+
+    class Notes(nn.Linear):
+        def get_extra_state(self):
+            return {"note": 1}
+
+    teacher = Notes(3, 2)
+    weights = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in teacher.state_dict().items()}
+    found = watch_once(nn.Linear(3, 2), torch.randn(2, 3), teacher, teacher_weights=weights)
+    assert found["teacher-provenance"].status == "pass"
+
+
+def test_a_teacher_of_another_width_answers_another_question():
+    x = torch.randint(0, 10, (640, 3)).float()
+    student = nn.Linear(3, 10)
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    with audits.watch(student=student, teacher=nn.Linear(3, 32), optimizer=optimizer) as w:
+        student(x)
+        w._trace.teacher(x)
+        w.labels(x[:, 0].long())
+    assert next(f for f in w.report.findings if f.id == "KD303").reason == "form-not-recognised"
+
+
+def test_labels_that_are_all_ignored_decide_nothing():
+    found = watch_once(nn.Linear(3, 10), torch.randn(8, 3), Oracle(1.0), labels=torch.full((8,), -100))
+    assert found["teacher-above-chance"].reason == "too-few-labels"
+
+
 def test_a_wrapped_teacher_is_the_network_in_it():
     teacher = nn.Linear(3, 2)
     weights = {k: v.clone() for k, v in teacher.state_dict().items()}
@@ -142,7 +208,7 @@ def test_a_wrapped_teacher_is_the_network_in_it():
 def test_something_else_than_a_state_dict_is_refused_with_the_mend():
     student, teacher = nn.Linear(3, 2), nn.Linear(3, 2)
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
-    with pytest.raises(ValueError, match=r"perhaps teacher_weights\['model'\]"):
+    with pytest.raises(ValueError, match=r"perhaps pass teacher_weights\['model'\]"):
         audits.watch(
             student=student, teacher=teacher, optimizer=optimizer, teacher_weights={"model": teacher.state_dict()}
         )

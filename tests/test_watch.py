@@ -147,8 +147,9 @@ def by_hand_student(loop):
 
 
 def assigned_by_hand(loop):
+    norm = nn.utils.get_total_norm([p.grad for p in loop.params])
     for p in loop.params:
-        p.grad = p.grad * 0.01
+        p.grad = p.grad / norm
 
 
 def public_with_norm(loop):
@@ -340,6 +341,133 @@ def test_measuring_a_norm_with_an_infinite_bound_is_no_clip():
     report = Loop().run(measure)
     assert finding(report, "clip-coverage").reason == "no-clip-call"
     json.loads(report.to_json())
+
+
+def separate(loop, clip, steps=4, declared=None, after=None):
+    """Two backwards a step, the second of which reaches only the projector; `clip(loop, 0)` and `(loop, 1)` between."""
+    with audits.watch(
+        student=loop.student, projectors=loop.projector, optimizer=loop.optimizer, **(declared or {})
+    ) as watch:
+        for _ in range(steps):
+            loop.optimizer.zero_grad()
+            hidden = loop.student(torch.randn(8, 6))
+            (10 * hidden.square().mean()).backward()
+            clip(loop, 0)
+            (10 * loop.projector(hidden.detach()).square().mean()).backward()
+            clip(loop, 1)
+            loop.optimizer.step()
+            if after:
+                after(loop)
+    return watch.report
+
+
+def test_a_backward_that_does_not_reach_what_was_clipped_undoes_nothing():
+    parts = [lambda loop: list(loop.student.parameters()), lambda loop: list(loop.projector.parameters())]
+    by_hand = separate(Loop(), lambda loop, i: scale_by_hand(parts[i](loop)), declared={"clip": audits.Clip(1.0)})
+    assert finding(by_hand, "clip-coverage").status == "pass"
+    both = separate(Loop(), lambda loop, i: clip_grad_norm_(parts[i](loop), 1.0))
+    assert finding(both, "clip-coverage").status == "pass"
+
+
+@pytest.mark.parametrize("case", ["after the step", "before another backward"])
+def test_a_clip_that_what_came_later_undid_covers_nothing(case):
+    loop = Loop()
+    with audits.watch(student=loop.student, projectors=loop.projector, optimizer=loop.optimizer) as watch:
+        for _ in range(3):
+            loop.optimizer.zero_grad(set_to_none=False)
+            for _ in range(2):
+                (0.01 * loop.projector(loop.student(torch.randn(8, 6))).square().mean()).backward()
+                if case == "before another backward" and not loop.params[0].grad.eq(0).all():
+                    loop.clipped = getattr(loop, "clipped", 0) + 1
+                    if loop.clipped % 2:
+                        clip_all(loop)
+            loop.optimizer.step()
+            if case == "after the step":
+                clip_all(loop)
+    assert finding(watch.report, "clip-coverage").status == "fail"
+
+
+def test_clips_in_every_micro_step_are_clean():
+    loop = Loop()
+    with audits.watch(student=loop.student, projectors=loop.projector, optimizer=loop.optimizer) as watch:
+        for _ in range(3):
+            loop.optimizer.zero_grad()
+            for _ in range(2):
+                loop.projector(loop.student(torch.randn(8, 6))).square().mean().backward()
+                clip_all(loop)
+            loop.optimizer.step()
+    assert watch.report.failed("info") == [] and finding(watch.report, "clip-coverage").status == "pass"
+
+
+def test_torch_and_hand_clips_together_leave_the_bound_undecided():
+    def clip(loop):
+        clip_student(loop)
+        scale_by_hand(list(loop.projector.parameters()))
+
+    for declared in ({}, {"clip": audits.Clip(1.0, "per_group")}):
+        report = Loop().run(clip, **declared)
+        assert report.failed("info") == [] and finding(report, "norm-bound").status == "not_triggered"
+
+
+def test_a_write_beside_a_hand_clip_that_had_nothing_to_do_accuses_nobody():
+    def clip(loop):
+        for p in loop.params:
+            if p.ndim > 1:  # gradient centralisation
+                p.grad.sub_(p.grad.mean(1, keepdim=True))
+
+    assert Loop().run(clip, clip=audits.Clip(1e4)).failed("info") == []
+
+
+def test_two_optimizers_under_one_scaler_may_be_unscaled_and_clipped_in_turn():
+    torch.manual_seed(0)
+    student, projector = nn.Linear(6, 6), nn.Linear(6, 4)
+    a, b = (torch.optim.SGD(m.parameters(), lr=0.05) for m in (student, projector))
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+    with audits.watch(student=student, projectors=projector, optimizer=[a, b], **DECLARED) as watch:
+        for _ in range(4):
+            a.zero_grad(), b.zero_grad()
+            scaler.scale(10 * projector(student(torch.randn(8, 6))).square().mean()).backward()
+            scaler.unscale_(a)
+            scale_by_hand(list(student.parameters()))
+            scaler.unscale_(b)
+            clip_grad_norm_(projector.parameters(), 1.0)
+            scaler.step(b), scaler.step(a)
+            scaler.update()
+    assert finding(watch.report, "clip-coverage").status != "fail"
+
+
+def test_a_call_without_its_bound_fails_as_it_does_unwatched():
+    loop = Loop()
+    with audits.watch(student=loop.student, optimizer=loop.optimizer), pytest.raises(TypeError, match="clip_value"):
+        nn.utils.clip_grad_value_(loop.params)
+
+
+@pytest.mark.parametrize("order", ["labels first", "masked in place", "as it should be"])
+def test_labels_are_held_against_the_answer_to_their_own_batch(order):
+    student = nn.Linear(3, 10)
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+
+    class Knows(nn.Module):
+        def forward(self, x):
+            return nn.functional.one_hot(x[:, 0].long(), 10).float()
+
+    teacher = Knows()
+    with audits.watch(student=student, teacher=teacher, optimizer=optimizer) as w:
+        for _ in range(10):
+            x = torch.randint(0, 10, (64, 3)).float()
+            y = x[:, 0].long()
+            if order == "labels first":
+                w.labels(y)
+            answer = teacher(x)
+            if order == "masked in place":
+                answer.scatter_(1, y[:, None], -1000.0)
+            if order != "labels first":
+                w.labels(y)
+            optimizer.zero_grad()
+            F.cross_entropy(student(x), y).backward()
+            optimizer.step()
+    found = finding(w.report, "teacher-above-chance")
+    assert found.status == ("not_triggered" if order == "labels first" else "pass")
 
 
 def test_hand_clips_by_group_only_where_needed_accuse_nobody():

@@ -12,8 +12,10 @@ def _stem_slip(first_two: list[Spatial]) -> tuple[Spatial, str] | None:
         # Patch embeddings have larger strides: stride 2 under a wide kernel is the mark of the ImageNet stem.
         if call.kind == "conv" and call.kernel >= 7 and call.stride == 2:
             return call, f"a {call.kernel}x{call.kernel} convolution with stride 2"
-    if [c.kind for c in first_two] == ["conv", "pool"] and min(c.stride for c in first_two) >= 2:
-        return first_two[0], f"a stride-{first_two[0].stride} convolution followed by a pool"
+    first, second = first_two
+    behind = second.input_size == first.output_size  # a pool beside a convolution reads what it reads
+    if (first.kind, second.kind) == ("conv", "pool") and min(first.stride, second.stride) >= 2 and behind:
+        return first, f"a stride-{first.stride} convolution followed by a pool"
     return None
 
 

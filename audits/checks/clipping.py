@@ -19,14 +19,24 @@ def _missed(step: Step) -> list[int]:
 def _is_judged(trace: Trace, step: Step) -> bool:
     """Say whether something was clipped, so that everything should have been.
 
-    Without a clip declared, a write to gradients is no clip. One group at a time, a hand-written clip may leave groups
-    alone that are small enough, so it decides nothing about the others.
+    Without a clip declared, a write to gradients is no clip; nor is it where the norm stayed clear of the bound, so
+    that a clip by hand had nothing to do. One group at a time, such a clip may leave groups alone that are small
+    enough, so it decides nothing about the others.
     """
     if step.clips:
         return True
     if trace.clip is None:
         return False
-    return step.clipped_elsewhere or (trace.clip.scope == "global" and not step.scaled and bool(step.written))
+    if step.clipped_elsewhere:
+        return True
+    by_hand = trace.clip.scope == "global" and not step.scaled and bool(step.written)
+    return by_hand and float(step.norm) >= trace.clip.max_norm * 0.99
+
+
+def _shared_with_hand(step: Step) -> bool:
+    """Say whether gradients that no torch clip reached were written to."""
+    reached = frozenset().union(*(clip.ids for clip in step.clips))
+    return bool(step.written and step.written - reached)
 
 
 @audit(
@@ -116,19 +126,20 @@ def _bound(trace: Trace, step: Step) -> float | Verdict:
     """Return the bound that holds for the step, or why none is known."""
     if trace.clip is not None and trace.clip.scope == "global":
         return float(trace.clip.max_norm)
-    if trace.clip is not None:
-        if not step.clips:
-            return undecided("no-clip-call", "groups clipped by hand cannot be counted")
-        return float(trace.clip.max_norm * len(step.clips) ** 0.5)
     option = "clip=audits.Clip(max_norm)"
-    if not step.clips:
+    calls = [clip for clip in step.clips if clip.ids] or step.clips  # without those that a later backward undid
+    if trace.clip is not None:
+        if not calls or _shared_with_hand(step):
+            return undecided("no-clip-call", "groups clipped by hand cannot be counted")
+        return float(trace.clip.max_norm * len(calls) ** 0.5)
+    if not calls:
         return undecided("no-clip-call", f"no clip was declared, and step {step.number} made no clip call", option)
-    (first, *others) = step.clips
-    if others:
-        return undecided("intent-unknown", "several clip calls a step: one bound, or one each?", option)
-    if first.norms is None or abs(float(first.norms[0]) - float(first.norms[1])) > TOLERANCE * float(first.norms[1]):
+    if len(calls) > 1 or _shared_with_hand(step):
+        return undecided("intent-unknown", "several clips a step: one bound, or one each?", option)
+    norms = calls[0].norms
+    if norms is None or abs(float(norms[0]) - float(norms[1])) > TOLERANCE * float(norms[1]):
         return undecided("intent-unknown", "the clip call bounds something other than the 2-norm", option)
-    return first.bound
+    return calls[0].bound
 
 
 def _some(names: list[str], most: int = 6) -> str:

@@ -32,13 +32,24 @@ def teacher_provenance(trace: Trace) -> Verdict:
             "teacher_weights=torch.load(path)",
         )
     share = found.equal / max(1, found.total)
-    if not found.differing and not found.unexpected:
+    if len(found.aliases) and not found.equal:
+        return undecided(
+            "intent-unknown",
+            "the weights declared are the teacher's own tensors, which prove nothing",
+            "teacher_weights=torch.load(path)",
+        )
+    if not found.differing and not found.unexpected and not found.aliases:
         return passed("the teacher is the declared checkpoint, bitwise", {"loaded_fraction": 1.0})
     parts = []
     if found.differing:
         parts.append(
             f"only {share:.1%} of the teacher's numbers are those of the declared checkpoint "
             f"({len(found.differing)} tensors differ, first {found.differing[0]})"
+        )
+    if found.aliases:
+        parts.append(
+            f"{len(found.aliases)} tensors were loaded from the teacher itself, first {found.aliases[0]}: "
+            "its own values were put into the state dict before it was loaded"
         )
     if found.unexpected:
         parts.append(
@@ -49,6 +60,7 @@ def teacher_provenance(trace: Trace) -> Verdict:
         "loaded_fraction": share,
         "differing": found.differing[:10],
         "differing_count": len(found.differing),
+        "aliases": found.aliases[:10],
         "unexpected": found.unexpected[:10],
         "unexpected_count": len(found.unexpected),
     }
@@ -105,6 +117,8 @@ def teacher_above_chance(trace: Trace) -> Verdict:
             "labels are shown, and return one 2-D tensor, or something with `logits`",
         )
     right, n = int(trace.hits.right), int(trace.hits.by_class.sum())
+    if n == 0:
+        return undecided("too-few-labels", "all labels shown were ones to ignore", "w.labels(y) in the loop")
     chance = int(trace.hits.by_class.max()) / n
     threshold = chance + min(chance, (1 - chance) / 10)
     observed = {"accuracy": right / n, "labels": n, "chance": chance, "threshold": threshold}
