@@ -105,6 +105,8 @@ class Trace:
     provenance: Provenance | None = None
     hits: Hits | None = None
     labels_shown: bool = False
+    student_width: int | None = None
+    "Columns of the student's logits."
 
     broken: str | None = None
     "What went wrong in watching itself; from then on nothing was seen."

@@ -95,8 +95,8 @@ class Watch:
         self._versions: dict[int, tuple[int, int]] | None = None
         self._written: set[int] = set()
         self._written_with_all: set[int] = set()
+        self._zeroed: set[int] = set()
         self._scaled: set[int] = set()
-        self._student_width: int | None = None
         self._teacher_logits: Tensor | None = None
         self._stack = ExitStack()
         self._forward_hook: Any = None
@@ -197,15 +197,18 @@ class Watch:
                 assert param.grad is not None
                 yield id(param), param.grad
 
+    def _stamps(self) -> dict[int, tuple[int, int]]:
+        return {key: _stamp(grad) for key, grad in self._gradients()}
+
     def _snapshot(self) -> None:
         """Note each gradient's version: whoever writes to it later, by whatever means, raises it."""
-        self._versions = {key: _stamp(grad) for key, grad in self._gradients()}
+        self._versions = self._stamps()
 
     def _note_writes(self, *args: Any, **kwargs: Any) -> None:
         """Take in which gradients were written to since the last snapshot; apart, if all of them were."""
         if self._versions is None or not self._active:
             return
-        now = {key: _stamp(grad) for key, grad in self._gradients()}
+        now = self._stamps()
         written = {key for key, stamp in now.items() if self._versions.get(key) != stamp}
         (self._written_with_all if len(written) == len(now) else self._written).update(written)
         self._versions = now
@@ -214,17 +217,19 @@ class Watch:
         """Forget, for the gradients that grew, what was done to them before: it did not reach what was added."""
         self._backward_since = True
         if not self._active:
+            self._zeroed.clear()
             return
         before = self._versions or {}
-        self._snapshot()
-        assert self._versions is not None
+        self._versions = self._stamps()
         grown = {key for key, stamp in self._versions.items() if before.get(key) != stamp}
         self._written -= grown
         self._written_with_all -= grown
+        self._zeroed -= grown
         self._clips = [replace(c, ids=c.ids - grown) if c.ids & grown else c for c in self._clips]
 
     def _after_zero(self, *args: Any, **kwargs: Any) -> None:
         if self._active and self._versions is not None:  # zeroing is no clip
+            self._zeroed = {key for key, stamp in self._stamps().items() if self._versions.get(key) != stamp}
             self._snapshot()
 
     def _on_unscale(self, scaler: torch.amp.GradScaler, optimizer: Any, *args: Any, **kwargs: Any) -> None:
@@ -264,7 +269,8 @@ class Watch:
         return ((args[0], observed, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": observed})
 
     def _record(self, optimizer: torch.optim.Optimizer) -> None:
-        params = _with_gradient(optimizer)
+        # A gradient that was zeroed and that no backward reached is there, and needs no clip.
+        params = [p for p in _with_gradient(optimizer) if id(p) not in self._zeroed]
         if not params:
             return
         grads = [p.grad for p in params if p.grad is not None]
@@ -277,8 +283,10 @@ class Watch:
         stepped = {id(p) for p in params}
         clips = [clip for clip in since if clip.ids & stepped or not clip.ids]
         self._note_writes()
-        # Beside a clip of torch's, a write to all gradients scales them; alone, it may be the clip.
-        written = self._written if clips else self._written | self._written_with_all
+        written = set(self._written)
+        if not (clips and stepped <= self._written_with_all):  # beside a clip of torch's, a write to all only scales
+            written |= self._written_with_all
+        written |= {id(p) for p in params if p._backward_hooks}  # a hook of the user's may clip, and is not seen
         self._trace.steps.append(
             Step(
                 number=self._counts.get(id(optimizer), 0) + 1,
@@ -324,15 +332,13 @@ class Watch:
                 if role == "teacher":
                     self._teacher_logits = None if logits is None else logits.clone()  # losses may mask theirs in place
                 elif logits is not None:
-                    self._student_width = logits.shape[1]
+                    self._trace.student_width = logits.shape[1]
 
     def _on_labels(self, labels: Tensor) -> None:
         logits, self._teacher_logits = self._teacher_logits, None
         trace = self._trace
         trace.labels_shown = True
         if logits is None or labels.ndim != 1 or len(labels) != len(logits):
-            return
-        if self._student_width not in (None, logits.shape[1]):  # an embedding, or a task of its own
             return
         with torch.inference_mode(False), torch.no_grad():
             logits = logits.clone()

@@ -365,6 +365,12 @@ def test_a_backward_that_does_not_reach_what_was_clipped_undoes_nothing():
     parts = [lambda loop: list(loop.student.parameters()), lambda loop: list(loop.projector.parameters())]
     by_hand = separate(Loop(), lambda loop, i: scale_by_hand(parts[i](loop)), declared={"clip": audits.Clip(1.0)})
     assert finding(by_hand, "clip-coverage").status == "pass"
+
+    def mixed(loop, i):
+        scale_by_hand(parts[0](loop)) if i == 0 else clip_grad_norm_(parts[1](loop), 1.0)
+
+    report = separate(Loop(), mixed, declared={"clip": audits.Clip(1.0, "per_group")})
+    assert finding(report, "clip-coverage").status == "pass"
     both = separate(Loop(), lambda loop, i: clip_grad_norm_(parts[i](loop), 1.0))
     assert finding(both, "clip-coverage").status == "pass"
 
@@ -385,6 +391,30 @@ def test_a_clip_that_what_came_later_undid_covers_nothing(case):
             if case == "after the step":
                 clip_all(loop)
     assert finding(watch.report, "clip-coverage").status == "fail"
+
+
+def test_a_zeroed_gradient_that_no_backward_reached_needs_no_clip():
+    loop = Loop()
+    with audits.watch(student=loop.student, projectors=loop.projector, optimizer=loop.optimizer, **DECLARED) as watch:
+        for step in range(6):
+            loop.optimizer.zero_grad(set_to_none=False)
+            hidden = loop.student(torch.randn(8, 6))
+            if step % 2:
+                (10 * hidden.square().mean()).backward()
+                clip_student(loop)
+            else:
+                (10 * loop.projector(hidden.detach()).square().mean()).backward()
+                clip_grad_norm_(loop.projector.parameters(), 1.0)
+            loop.optimizer.step()
+    assert watch.report.failed("info") == []
+
+
+def test_a_hook_of_the_users_on_a_parameter_may_clip_it():
+    loop = Loop()
+    for p in loop.student.parameters():
+        p.register_hook(lambda grad: grad.clamp(-0.1, 0.1))
+    report = loop.run(lambda loop: clip_grad_norm_(loop.projector.parameters(), 1.0))
+    assert finding(report, "clip-coverage").status == "pass"
 
 
 def test_clips_in_every_micro_step_are_clean():

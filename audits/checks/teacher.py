@@ -110,11 +110,11 @@ def teacher_above_chance(trace: Trace) -> Verdict:
         return undecided("no-teacher-seen", "no teacher was declared", "teacher=")
     if not trace.labels_shown:
         return undecided("intent-unknown", "the labels of the batches were not shown", "w.labels(y) in the loop")
-    if trace.hits is None:
+    if trace.hits is None or trace.student_width not in (None, len(trace.hits.by_class)):
         return undecided(
             "form-not-recognised",
-            "no logits (B, C) to go with labels (B,) were seen: the teacher should be called as a module before the "
-            "labels are shown, and return one 2-D tensor, or something with `logits`",
+            "no logits (B, C) of the student's width to go with labels (B,) were seen: the teacher should be called "
+            "as a module before the labels are shown, and return one 2-D tensor, or something with `logits`",
         )
     right, n = int(trace.hits.right), int(trace.hits.by_class.sum())
     if n == 0:
