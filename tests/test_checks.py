@@ -193,7 +193,7 @@ def test_a_teacher_of_another_width_answers_another_question():
 
 
 def test_labels_that_are_all_ignored_decide_nothing():
-    found = watch_once(nn.Linear(3, 10), torch.randn(8, 3), Oracle(1.0), labels=torch.full((8,), -100))
+    found = watch_once(nn.Linear(3, 10), torch.rand(8, 3), Oracle(1.0), labels=torch.full((8,), -100))
     assert found["teacher-above-chance"].reason == "too-few-labels"
 
 
