@@ -1,9 +1,11 @@
 """Which faults make up a variant of a study."""
 
+_BUGS = ("projector-unclipped", "imagenet-stem", "random-teacher")
+
 VARIANTS: dict[str, tuple[str | None, ...]] = {
     "corrected": (None,),
-    "bugged": ("projector-unclipped", "imagenet-stem", "random-teacher"),
-    "both": (None, "projector-unclipped", "imagenet-stem", "random-teacher"),
+    "bugged": _BUGS,
+    "both": (None, *_BUGS),
 }
 "By variant: its arms, each one fault (None: the canonical procedure)."
 

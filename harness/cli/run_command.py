@@ -71,7 +71,7 @@ def command(
 ) -> int:
     """Train the arms of a study, audit every trial, and compare corrected with bugged.
 
-    Exit 0 if every fault was caught by exactly the audits that it names and no corrected arm raised an alarm, 1 if
+    Exit 0 if every fault was caught by exactly the audits that it names and every corrected arm is proven clean, 1 if
     not, 2 for bad input, 3 if a trial could not run, 130 if interrupted. The same command again keeps what is done.
     """
     from harness.cli.progress import Progress
