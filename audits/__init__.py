@@ -7,8 +7,8 @@
 Knows torch and nothing of kd or harness, so it can be lifted out and used on any project.
 """
 
-from audits.events import Clip
+from audits.events import KD, Clip
 from audits.finding import AuditFailure, Finding, Report
 from audits.watch import Watch, watch
 
-__all__ = ["AuditFailure", "Clip", "Finding", "Report", "Watch", "watch"]
+__all__ = ["KD", "AuditFailure", "Clip", "Finding", "Report", "Watch", "watch"]

@@ -23,11 +23,20 @@ class ClipCall:
 
     kind: Literal["norm", "value"]
     ids: frozenset[int]
-    "Of the parameters it was handed that had a gradient."
+    "Of the parameters it was handed that had a gradient; without those whose gradient grew afterwards."
     bound: float
     where: Where | None
     norms: tuple[Tensor, Tensor] | None = None
     "The norm that the caller clipped by, and the 2-norm of the same gradients, before clipping."
+    handed: int = 0
+    "Parameters it was handed, with or without a gradient."
+    handed_ids: frozenset[int] = frozenset()
+    grown: int = 0
+    "Of those with a gradient, how many a later backward added to."
+    after_step: bool = False
+    "Whether the optimizer had stepped and no backward had followed."
+    scaled: bool = False
+    "Whether the gradients still carried a GradScaler's factor."
 
 
 @dataclass
@@ -52,6 +61,20 @@ class Step:
     resolution: float
     "Relative spacing of numbers in the coarsest dtype among the gradients."
     where: Where | None
+    stale_grads: list[nn.Parameter] = field(default_factory=list)
+    "Those of `stepped` whose gradient still held what the step before had used."
+    repeated: bool = False
+    "Whether no backward and no write came between this step and the one before."
+    backwards: int = 1
+    "Since this optimizer's step before."
+    hand_scaled: bool = False
+    "Whether gradients were written to while they still carried a GradScaler's factor."
+    hand_after_step: bool = False
+    "Whether gradients were written to, by no zeroing, between the step before and the next backward."
+    hand_bound: tuple[float, frozenset[int], float] | None = None
+    "The norm after gradients were multiplied by one factor of at most 1, which gradients, and the factor."
+    distils: bool = False
+    "Whether it came after the first distillation backward."
 
 
 @dataclass(frozen=True)
@@ -89,11 +112,134 @@ class Hits:
     by_class: Tensor
 
 
+@dataclass(frozen=True)
+class KD:
+    """Declared intent: how the distillation term is meant to be softened and weighed; None where nothing is said."""
+
+    temperature: float | None = None
+    alpha: float | None = None
+    "Weight of the distillation term where the label term has 1 - alpha."
+    kd_weight: float | None = None
+    "Weight of the distillation term by itself."
+    share: tuple[float, float] | None = None
+    "Range of the distillation term's share of the gradient at the student's logits."
+
+
+@dataclass
+class Term:
+    """A loss between the student and something that is no label, in one window."""
+
+    kind: Literal["soft", "feature"]
+    name: str
+    "Of the function in which the two met."
+    where: Where | None
+    reaches_student: bool
+    student_ran_detached: bool
+    "Whether the student's operand was cut from its graph."
+    projectors_missed: list[str]
+    "Projectors whose answer went in and that get no gradient from it."
+    shapes: list[tuple[int, ...]]
+    reduction: str | None = None
+    against_itself: bool = False
+    target_grad: bool = False
+    target_sum: float | None = None
+    "Of the first row of a soft target that should sum to 1."
+    target_least: float | None = None
+    input_sum: float | None = None
+    "Of exp(input) over the first row where log-probabilities are due."
+    weight: float | None = None
+    "Gradient of the root at its output, where that is one number."
+    permutation: bool = False
+    "Whether the teacher's rows met the student's in another order."
+    swapped: bool = False
+    "Whether the student stands in the target's place."
+
+
+@dataclass
+class Inputs:
+    """How what the student was shown compares with what the teacher was shown."""
+
+    relation: Literal["same", "permuted", "flipped", "affine", "differ", "shapes"]
+    detail: str = ""
+    permutation: list[int] | None = None
+
+
+@dataclass
+class Sight:
+    """One backward of a distillation, as seen from the outside."""
+
+    number: int
+    where: Where | None
+    student: str
+    teacher: str
+    teacher_training: list[str]
+    "Modules of the teacher that answered in training mode and answer otherwise in it."
+    teacher_leaves: list[str]
+    "The teacher's parameters that get a gradient from this backward."
+    teacher_grad: bool
+    "Whether the teacher's answer carried a gradient."
+    teacher_where: Where | None
+    student_eval: bool
+    student_is_moody: bool
+    "Whether the student has modules that answer otherwise in training mode."
+    student_frozen: bool
+    inputs: Inputs | None
+    terms: list[Term]
+    explanations: list[Any]
+    cached: bool
+    cached_rows: tuple[int, int, float] | None = None
+    "Of the stored answers: rows recognised, rows that differ from the live answer, the largest difference."
+    idle: bool = False
+    self_taught: bool = False
+    asked_twice: bool = False
+    "Whether the student was asked the same batch again without a gradient, for a target."
+    micro: int = 1
+    "Backwards to a step."
+
+
+@dataclass
+class Leaf:
+    """A parameter that a distillation's backward gave a gradient to."""
+
+    param: nn.Parameter
+    name: str
+    optimised: bool
+
+
+@dataclass
+class Loaded:
+    """How a teacher came to its weights, where nothing was declared."""
+
+    covered: int
+    "Numbers that came from a file, a load, or an optimizer."
+    total: int
+    missing: list[str]
+    aliases: list[str]
+    changed: list[str]
+    "Tensors that held something else at the first distillation step than right after the load."
+    trained: bool
+    route: str
+    same_as_student: bool = False
+    where: Where | None = None
+
+
+@dataclass
+class Change:
+    """Whether the teacher stayed what it was at the first distillation step."""
+
+    params: list[str]
+    buffers: list[str]
+    by_optimizer: bool
+    has_own_label_loss: bool
+    average_rate: float | None
+    "q where new = old + q (student - old) for all parameters: an average that follows the student."
+
+
 @dataclass
 class Trace:
     """A training as the audits saw it."""
 
-    student: nn.Module
+    student: nn.Module | None
     teacher: nn.Module | None
     clip: Clip | None
     names: Mapping[int, str]
@@ -101,12 +247,48 @@ class Trace:
     declared_at: Where | None
     steps: list[Step] = field(default_factory=list)
     spatial: dict[str, list[Spatial]] = field(default_factory=dict)
-    "By role, the first two calls of convolution or pooling modules."
+    "By role, the first three calls of convolution or pooling modules."
     provenance: Provenance | None = None
     hits: Hits | None = None
     labels_shown: bool = False
     student_width: int | None = None
     "Columns of the student's logits."
+
+    kd: KD = field(default_factory=KD)
+    script: bool = False
+    "Whether nothing was declared by code: roles were read off what was seen."
+    sights: list[Sight] = field(default_factory=list)
+    windows_seen: int = 0
+    "Backwards, of whatever training."
+    idle_windows: int = 0
+    "Backwards before which a second network answered the student's batch and reached no loss, while none did."
+    idle_name: str = ""
+    idle_where: Where | None = None
+    soft_seen: bool = False
+    roles: dict[str, list[str]] = field(default_factory=dict)
+    "Names by role, as reports show them."
+    peers: bool = False
+    leaves: list[Leaf] | None = None
+    stale: list[str] | None = None
+    "Parameters in an optimizer of the distillation that no living module holds."
+    loaded: Loaded | None = None
+    change: Change | None = None
+    teacher_moved: list[str] | None = None
+    "Parameters of the teacher that an optimizer stepped in the distillation."
+    ineffective: list[str] | None = None
+    "Parameters that got gradients over the whole burn-in and never changed."
+    scaler_calls: int = 0
+    scaler_skips: int = 0
+    scaler_search: int = 0
+    "Of the calls, those before the first scale that held."
+    eval_steps: list[int] = field(default_factory=list)
+    "Steps before which every forward of the student with a gradient was in evaluation mode."
+    eval_where: Where | None = None
+    lr_rows: list[tuple[float, ...]] = field(default_factory=list)
+    "Learning rates by group at each step of the distillation's first optimizer."
+    group_names: list[str] = field(default_factory=list)
+    split_overlap: tuple[int, int, str] | None = None
+    "Samples in evaluation, those of them trained on too, and how it was seen."
 
     broken: str | None = None
     "What went wrong in watching itself; from then on nothing was seen."

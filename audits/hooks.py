@@ -7,8 +7,10 @@ imported by name before the watch began, they are writes to gradients like any h
 """
 
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,21 +20,30 @@ from torch.nn.utils import clip_grad
 
 from audits.events import Where
 
+_LIBRARIES = tuple({sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")})
 _NOT_THE_USERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 
 
 def call_site() -> Where | None:
-    """Return file and line of the innermost frame that is neither torch's nor the audits' own."""
+    """Return file and line of the innermost frame of the user's: torch's, the audits' own and, where the user's code
+    calls a library that trains, that library's are passed over."""
     frame = sys._getframe(1)
+    library: Where | None = None
     while frame is not None:
         name = frame.f_code.co_filename
         if not name.startswith(_NOT_THE_USERS) and not name.startswith("<") and "contextlib" not in name:
-            path = Path(name)
-            if path.is_relative_to(Path.cwd()):
-                path = path.relative_to(Path.cwd())
-            return {"file": str(path), "line": frame.f_lineno}
+            found = {"file": _relative(name), "line": frame.f_lineno}
+            if not name.startswith(_LIBRARIES):
+                return found
+            library = library or found
         frame = frame.f_back  # type: ignore[assignment]
-    return None
+    return library
+
+
+@cache
+def _relative(name: str) -> str:
+    path = Path(name)
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 @contextmanager
@@ -104,15 +115,28 @@ def clip_log(before: Callable[[str, list[nn.Parameter], float, Any], None], done
 
 @contextmanager
 def around(
-    owner: Any, name: str, then: Callable[..., None], before: Callable[..., None] | None = None
+    owner: Any,
+    name: str,
+    then: Callable[..., None],
+    before: Callable[..., None] | None = None,
+    *,
+    always: bool = False,
 ) -> Iterator[None]:
-    """Call `before` and `then` with the same arguments before and after each call of ``owner.name``."""
+    """Call `before` and `then` with the same arguments before and after each call of ``owner.name``.
+
+    With `always`, `then` is called too where the call raised.
+    """
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             if before is not None:
                 before(*args, **kwargs)
-            result = original(*args, **kwargs)
+            try:
+                result = original(*args, **kwargs)
+            except BaseException:
+                if always:
+                    then(*args, **kwargs)
+                raise
             then(*args, **kwargs)
             return result
 

@@ -5,25 +5,25 @@ drawn, no gradient or parameter written, no hook left behind; and scalars stay o
 """
 
 import os
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal, get_args
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from audits import checks, hooks
-from audits.events import Clip, ClipCall, Hits, Provenance, Spatial, Step, Trace
+from audits.analysis import Analyst
+from audits.events import KD, Clip, Hits, Provenance, Spatial, Trace
 from audits.finding import AuditFailure, Report
-
-# A bound that large is how a norm is measured, not clipped.
-_NO_BOUND = 1e6
+from audits.loads import Loads
+from audits.roles import Declared
+from audits.steps import Steps
+from audits.windows import ModuleCall, RawWindow, Windows
 
 Modules = nn.Module | Mapping[str, nn.Module] | None
 OnFail = Literal["record", "warn", "raise"]
@@ -36,6 +36,7 @@ def watch(
     teacher: nn.Module | None = None,
     projectors: Modules = None,
     clip: Clip | None = None,
+    kd: KD | None = None,
     teacher_weights: Mapping[str, Tensor] | None = None,
     burn_in: int = 20,
     every: int = 50,
@@ -68,35 +69,40 @@ def watch(
             raise ValueError(f"audits.watch: {says}")
     roles = {**({"teacher": teacher} if teacher is not None else {}), "student": student, **named}
     names = {id(p): f"{role}.{name}" for role, module in roles.items() for name, p in module.named_parameters()}
-    trace = Trace(student, teacher, clip, names, hooks.call_site())
+    trace = Trace(student, teacher, clip, names, hooks.call_site(), kd=kd or KD())
     if teacher is not None and teacher_weights is not None:
         trace.provenance = _provenance(teacher, teacher_weights)
-    return Watch(trace, optimizers, burn_in, every, on_fail)
+    return Watch(trace, optimizers, burn_in, every, on_fail, Declared(student, teacher, named))
 
 
 class Watch:
     """A running watch; made by :func:`watch`, used as a context manager."""
 
     def __init__(
-        self, trace: Trace, optimizers: list[torch.optim.Optimizer], burn_in: int, every: int, on_fail: str
+        self,
+        trace: Trace,
+        optimizers: list[torch.optim.Optimizer] | None,
+        burn_in: int,
+        every: int,
+        on_fail: str,
+        declared: Declared,
+        windows: int = 4,
     ) -> None:
         self._trace = trace
-        # A wrapper may step for the optimizer that was declared, or the other way round: they share parameters.
-        self._params_watched = {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
-        self._is_watched = WeakKeyDictionary(dict.fromkeys(optimizers, True))
-        self._stepping = list(optimizers)
-        self._burn_in, self._every, self._on_fail = burn_in, every, on_fail
-        self._counts: dict[int, int] = {}
-        self._depth = 0
-        self._backward_since = False
+        self._burn_in, self._on_fail = burn_in, on_fail
         self._home = os.getpid()
-        self._clips: list[ClipCall] = []
-        self._clips_read: dict[int, int] = {}
-        self._versions: dict[int, tuple[int, int]] | None = None
-        self._written: set[int] = set()
-        self._written_with_all: set[int] = set()
-        self._zeroed: set[int] = set()
-        self._scaled: set[int] = set()
+        self._steps = Steps(trace, optimizers, burn_in, every, self._after_step)
+        self._loads = Loads()
+        self._windows = Windows(
+            self._guarded(self._on_window),
+            self._guarded(self._on_answer),
+            self._break,
+            self._wants_window,
+            self._guarded(self._on_modes),
+            self._guarded(self._steps.written_to),
+            self._guarded(self._on_shown),
+        )
+        self._analyst = Analyst(trace, self._windows.taint, self._loads, declared, windows, lambda: self._windows.raw)
         self._teacher_logits: Tensor | None = None
         self._stack = ExitStack()
         self._forward_hook: Any = None
@@ -112,29 +118,27 @@ class Watch:
     @property
     def report(self) -> Report:
         """The findings over what has been seen so far."""
+        self._conclude()
         return checks.run(self._trace)
 
     def __enter__(self) -> "Watch":
         guard, stack = self._guarded, self._stack
-        stack.enter_context(hooks.clip_log(guard(self._on_clip), guard(self._after_clip)))
-        scaler = torch.amp.grad_scaler.GradScaler
-        for owner, name, then in (
-            (torch.autograd, "backward", self._on_backward),
-            (scaler, "unscale_", self._on_unscale),
-            (torch.optim.Optimizer, "zero_grad", self._after_zero),
-            (nn.Module, "zero_grad", self._after_zero),
-        ):
-            stack.enter_context(hooks.around(owner, name, guard(then), guard(self._note_writes)))
-        stack.enter_context(hooks.around(scaler, "step", guard(self._after_scaler_step)))
-        stack.callback(register_optimizer_step_pre_hook(guard(self._on_step)).remove)
-        stack.callback(register_optimizer_step_post_hook(guard(self._after_step)).remove)
-        if max(self._counts.values(), default=0) < self._burn_in:  # a watch may be left and entered again
+        self._steps.open(stack, guard)
+        stack.enter_context(
+            hooks.around(
+                torch.autograd, "backward", guard(self._after_backward), guard(self._before_backward), always=True
+            )
+        )
+        stack.enter_context(hooks.patched(torch.autograd, "grad", self._wrap_grad))
+        if self._steps.most < self._burn_in:  # a watch may be left and entered again
             self._forward_hook = register_module_forward_hook(guard(self._on_forward), with_kwargs=True)
             stack.callback(self._forward_hook.remove)
+            self._windows.open()
+            stack.callback(self._windows.close)
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
         if kind is None:
@@ -153,179 +157,77 @@ class Watch:
             except AuditFailure:
                 raise
             except Exception as error:
-                self._trace.broken = f"{type(error).__name__}: {error}"
+                self._break(error)
                 return None
 
         return call
 
-    def _is_active(self, optimizer: torch.optim.Optimizer) -> bool:
-        count = self._counts.get(id(optimizer), 0)
-        return count < self._burn_in or (count + 1) % self._every == 0
+    def _break(self, error: BaseException) -> None:
+        self._trace.broken = self._trace.broken or f"{type(error).__name__}: {error}"
+        if os.environ.get("KDBENCH_DEBUG"):
+            traceback.print_exception(error)  # for those who mend kdbench
 
-    @property
-    def _active(self) -> bool:
-        """Whether any optimizer's next step will be looked at."""
-        return any(self._is_active(optimizer) for optimizer in self._stepping)
+    def _wants_window(self) -> bool:
+        return self._trace.broken is None and self._trace.windows_seen < self._analyst.windows
 
-    def _watches(self, optimizer: torch.optim.Optimizer) -> bool:
-        known = self._is_watched.get(optimizer)
-        if known is None:
-            params = (id(p) for group in optimizer.param_groups for p in group["params"])
-            known = self._is_watched[optimizer] = any(p in self._params_watched for p in params)
-            if known:
-                self._stepping.append(optimizer)
-        return known
+    def _on_window(self, raw: RawWindow) -> None:
+        self._analyst.window(raw)
+        self._steps.distils = self._steps.distils or self._analyst.started
 
-    def _on_clip(self, kind: Literal["norm", "value"], params: list[nn.Parameter], bound: float, total: Any) -> None:
-        if not self._active or bound >= _NO_BOUND:
-            return
-        self._note_writes()
-        grads = [p.grad for p in params if p.grad is not None]
-        norms = None
-        if kind == "norm" and grads:
-            norms = (torch.as_tensor(total).detach(), nn.utils.get_total_norm(grads).detach())
-        ids = frozenset(id(p) for p in params if p.grad is not None)
-        self._clips.append(ClipCall(kind, ids, float(bound), hooks.call_site(), norms))
+    def _on_answer(self, call: ModuleCall) -> None:
+        self._analyst.answered(call)
 
-    def _after_clip(self) -> None:
-        if self._active:
-            self._snapshot()
+    def _on_shown(self, module: nn.Module, args: Any) -> None:
+        """Take in what the student is shown; of use where a whole script is watched."""
 
-    def _gradients(self) -> Iterable[tuple[int, Tensor]]:
-        for optimizer in self._stepping:
-            for param in _with_gradient(optimizer):
-                assert param.grad is not None
-                yield id(param), param.grad
+    def _on_modes(self, modes: list[bool]) -> None:
+        self._analyst.modes(modes, self._steps.most + 1)
 
-    def _stamps(self) -> dict[int, tuple[int, int]]:
-        return {key: _stamp(grad) for key, grad in self._gradients()}
+    def _before_backward(self, tensors: Any = None, *args: Any, **kwargs: Any) -> None:
+        self._windows.before_backward(tensors)
+        self._steps.before_backward()
 
-    def _snapshot(self) -> None:
-        """Note each gradient's version: whoever writes to it later, by whatever means, raises it."""
-        self._versions = self._stamps()
+    def _after_backward(self, *args: Any, **kwargs: Any) -> None:
+        self._steps.after_backward()
+        self._windows.after_backward()
 
-    def _note_writes(self, *args: Any, **kwargs: Any) -> None:
-        """Take in which gradients were written to since the last snapshot; apart, if all of them were."""
-        if self._versions is None or not self._active:
-            return
-        now = self._stamps()
-        written = {key for key, stamp in now.items() if self._versions.get(key) != stamp}
-        (self._written_with_all if len(written) == len(now) else self._written).update(written)
-        self._versions = now
+    def _wrap_grad(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Take gradients of a loss for parameters, by hand, for a backward."""
 
-    def _on_backward(self, *args: Any, **kwargs: Any) -> None:
-        """Forget, for the gradients that grew, what was done to them before: it did not reach what was added."""
-        self._backward_since = True
-        if not self._active:
-            self._zeroed.clear()
-            return
-        before = self._versions or {}
-        self._versions = self._stamps()
-        grown = {key for key, stamp in self._versions.items() if before.get(key) != stamp}
-        self._written -= grown
-        self._written_with_all -= grown
-        self._zeroed -= grown
-        self._clips = [replace(c, ids=c.ids - grown) if c.ids & grown else c for c in self._clips]
+        def grad(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            given = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+            single = isinstance(outputs, Tensor) and outputs.numel() == 1
+            by_hand = single and not self._windows.in_backward and any(isinstance(p, nn.Parameter) for p in given)
+            if by_hand:
+                self._guarded(self._windows.before_backward)(outputs)
+            try:
+                return original(outputs, given if not isinstance(inputs, Tensor) else inputs, *args, **kwargs)
+            finally:
+                if by_hand:
+                    self._guarded(self._windows.after_backward)()
 
-    def _after_zero(self, *args: Any, **kwargs: Any) -> None:
-        if self._active and self._versions is not None:  # zeroing is no clip
-            self._zeroed = {key for key, stamp in self._stamps().items() if self._versions.get(key) != stamp}
-            self._snapshot()
+        return grad
 
-    def _on_unscale(self, scaler: torch.amp.GradScaler, optimizer: Any, *args: Any, **kwargs: Any) -> None:
-        if scaler.is_enabled() and self._active:
-            self._scaled.add(id(optimizer))
-            self._snapshot()
-
-    def _after_scaler_step(self, scaler: Any, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
-        """Forget the clips of a step that the scaler skipped: they belong to no step."""
-        if scaler.is_enabled():
-            self._clips_read[id(optimizer)] = len(self._clips)
-            self._scaled.discard(id(optimizer))
-
-    def _on_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
-        if not self._watches(optimizer):
-            return None
-        if self._depth and self._backward_since:  # the step before this one raised, and its end was never told
-            self._depth = 0
-        self._depth += 1
-        self._backward_since = False
-        if self._depth > 1 or not self._is_active(optimizer):  # a subclass that calls an already hooked super().step()
-            return None
-        closure = args[1] if len(args) > 1 else kwargs.get("closure")
-        if closure is None:
-            self._record(optimizer)
-            return None
-        seen = False
-
-        def observed() -> Any:  # the gradients of this step are there once the closure has run
-            nonlocal seen
-            result = closure()
-            if not seen:
-                seen = True
-                self._guarded(self._record)(optimizer)
-            return result
-
-        return ((args[0], observed, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": observed})
-
-    def _record(self, optimizer: torch.optim.Optimizer) -> None:
-        # A gradient that was zeroed and that no backward reached is there, and needs no clip.
-        params = [p for p in _with_gradient(optimizer) if id(p) not in self._zeroed]
-        if not params:
-            return
-        grads = [p.grad for p in params if p.grad is not None]
-        dense = [g.coalesce().values() if g.is_sparse else g for g in grads]
-        norm = nn.utils.get_total_norm(dense).detach()
-        scale = getattr(optimizer, "grad_scale", None)  # a fused optimizer is handed gradients that are still scaled
-        if scale is not None:
-            norm = norm / scale
-        since = self._clips[self._clips_read.get(id(optimizer), 0) :]
-        stepped = {id(p) for p in params}
-        clips = [clip for clip in since if clip.ids & stepped or not clip.ids]
-        self._note_writes()
-        written = set(self._written)
-        if not (clips and stepped <= self._written_with_all):  # beside a clip of torch's, a write to all only scales
-            written |= self._written_with_all
-        written |= {id(p) for p in params if p._backward_hooks}  # a hook of the user's may clip, and is not seen
-        self._trace.steps.append(
-            Step(
-                number=self._counts.get(id(optimizer), 0) + 1,
-                stepped=params,
-                clips=clips,
-                clipped_elsewhere=len(since) > len(clips),
-                written=None if self._versions is None else frozenset(written & stepped),
-                scaled=id(optimizer) in self._scaled or scale is not None,
-                norm=norm,
-                resolution=max(torch.finfo(g.dtype).eps for g in dense),
-                where=hooks.call_site(),
-            )
-        )
-
-    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if not self._watches(optimizer):
-            return
-        self._depth = max(0, self._depth - 1)
-        if self._depth > 0:
-            return
-        self._clips_read[id(optimizer)] = len(self._clips)
-        self._scaled.discard(id(optimizer))
+    def _after_step(self, optimizer: torch.optim.Optimizer, params: list[nn.Parameter]) -> None:
         self._teacher_logits = None  # labels shown after the step are another batch's, or come too late
-        stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        self._written -= stepped
-        self._written_with_all -= stepped
-        self._counts[id(optimizer)] = self._counts.get(id(optimizer), 0) + 1
-        if self._active and self._versions is not None:
-            self._snapshot()
-        else:
-            self._versions = None
-        if self._counts[id(optimizer)] == self._burn_in:
-            self._forward_hook.remove()
-            self._act()
+        self._windows.keep_up()
+        self._analyst.stepped(optimizer, params)
+        if self._steps.counts[id(optimizer)] == self._burn_in:
+            self._end_burn_in()
+
+    def _end_burn_in(self) -> None:
+        self._forward_hook.remove()
+        self._windows.close()
+        self._conclude()
+        self._act()
+
+    def _conclude(self) -> None:
+        self._guarded(self._analyst.finish)(self._steps.stepping)
 
     def _on_forward(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         for role, name in self._roles.get(id(module), ()):
             calls = self._trace.spatial.setdefault(role, [])
-            if len(calls) < 2 and (call := _spatial(name, module, args, kwargs, output)) is not None:
+            if len(calls) < 3 and (call := _spatial(name, module, args, kwargs, output)) is not None:
                 calls.append(call)
             if name == "":
                 logits = _logits(output)
@@ -361,15 +263,6 @@ class Watch:
         elif report.failed("error"):
             where = self._trace.declared_at or {"file": "<unknown>", "line": 0}
             warnings.warn_explicit(str(report), UserWarning, where["file"], where["line"])
-
-
-def _with_gradient(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    """Return the parameters that a step would move; a frozen one may keep a gradient from before."""
-    return [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None and p.requires_grad]
-
-
-def _stamp(grad: Tensor) -> tuple[int, int]:
-    return (0 if grad.is_sparse else grad.data_ptr(), grad._version)
 
 
 def _plain(name: str) -> str:

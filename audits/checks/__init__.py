@@ -54,8 +54,8 @@ class Audit:
     severity: Severity
     phase: Phase
     mend: str
-    follows: str | None
-    "The audit whose failure, if it failed too, explains a failure of this one."
+    follows: tuple[str, ...]
+    "Ids of audits whose failure, if they failed too, explains a failure of this one; the likeliest first."
     check: Callable[[Trace], Verdict]
 
     @property
@@ -69,7 +69,7 @@ CATALOGUE: dict[str, Audit] = {}
 
 
 def audit(
-    id: str, *, severity: Severity, phase: Phase, mend: str, follows: str | None = None
+    id: str, *, severity: Severity, phase: Phase, mend: str, follows: tuple[str, ...] = ()
 ) -> Callable[[Callable[[Trace], Verdict]], Callable[[Trace], Verdict]]:
     """Enter a check into the catalogue under its function's name in kebab case."""
 
@@ -106,7 +106,9 @@ def run(trace: Trace) -> Report:
                 observed=verdict.observed,
                 mend=entry.mend,
                 where=verdict.where,
-                consequence_of=entry.follows if verdict.status == "fail" and entry.follows in failures else None,
+                consequence_of=next((id for id in entry.follows if id in failures), None)
+                if verdict.status == "fail"
+                else None,
                 reason=verdict.reason,
                 decide_with=verdict.decide_with,
             )
@@ -115,4 +117,9 @@ def run(trace: Trace) -> Report:
     )
 
 
-from audits.checks import architecture, clipping, teacher  # noqa: E402, F401  (they enter their checks)
+def some(names: list[str], most: int = 6) -> str:
+    """Return the first few of many names."""
+    return ", ".join(names[:most]) + (f", and {len(names) - most} more" if len(names) > most else "")
+
+
+from audits.checks import architecture, clipping, inputs, losses, modes, optimizer, teacher  # noqa: E402, F401  (they enter their checks)

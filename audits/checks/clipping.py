@@ -1,6 +1,6 @@
 """Gradient clipping: which gradients it reached, and whether the bound holds over all that is stepped."""
 
-from audits.checks import Verdict, audit, failed, passed, undecided
+from audits.checks import Verdict, audit, failed, passed, some, undecided
 from audits.events import Step, Trace
 
 TOLERANCE = 1e-3
@@ -14,6 +14,36 @@ def _missed(step: Step) -> list[int]:
     if step.written is not None and not (step.scaled and step.clips):
         reached |= step.written
     return [i for i, param in enumerate(step.stepped) if id(param) not in reached]
+
+
+def _by_hand(trace: Trace) -> Verdict | None:
+    """Judge a clip that nobody declared: gradients multiplied by a factor of at most 1, as the norm wants it.
+
+    Where it binds, it leaves one and the same norm; where it does not, a clip multiplies by 1, which nothing else does.
+    """
+    seen = [(s, *s.hand_bound) for s in trace.steps if s.hand_bound is not None and (s.distils or not _distils(trace))]
+    binding = [norm for _, norm, _, factor in seen if factor < 1 - 1e-6]
+    idle = [norm for _, norm, _, factor in seen if factor >= 1 - 1e-6]
+    bound = max(binding, default=None)
+    if len(seen) < 3 or (bound is not None and any(abs(n / bound - 1) > TOLERANCE for n in binding)):
+        return None
+    if bound is not None and (len(seen) < 2 or max(idle, default=0.0) > bound * (1 + TOLERANCE)):
+        return None
+    what = f"to norm {bound:.4g}" if bound is not None else "(it multiplied by 1 in the steps seen)"
+    for step, _, ids, _ in seen:
+        missed = [trace.name(p) for p in step.stepped if id(p) not in ids and id(p) not in (step.written or ())]
+        if missed:
+            return failed(
+                f"a clip by hand {what} leaves out {len(missed)} of {len(step.stepped)} parameters that the optimizer "
+                f"steps: {some(missed)}",
+                {"step": step.number, "missed": missed, "stepped": len(step.stepped), "bound": bound},
+                step.where,
+            )
+    return passed(f"a clip by hand {what} reached every stepped gradient in {len(seen)} steps")
+
+
+def _distils(trace: Trace) -> bool:
+    return any(s.distils for s in trace.steps)
 
 
 def _is_judged(trace: Trace, step: Step) -> bool:
@@ -43,6 +73,7 @@ def _shared_with_hand(step: Step) -> bool:
     "KD201",
     severity="error",
     phase="burn-in",
+    follows=("KD202",),
     mend="clip one list that holds everything the optimizer moves: "
     "clip_grad_norm_([*student.parameters(), *projector.parameters()], max_norm)",
 )
@@ -57,6 +88,10 @@ def clip_coverage(trace: Trace) -> Verdict:
         return undecided("not-in-these-steps", "no step of a watched optimizer was seen")
     # Without a torch clip call, writes to gradients are a clip only if a clip was declared.
     judged = [step for step in trace.steps if _is_judged(trace, step)]
+    if not judged and trace.clip is None:
+        verdict = _by_hand(trace)
+        if verdict is not None:
+            return verdict
     if not judged:
         return undecided(
             "no-clip-call",
@@ -70,7 +105,7 @@ def clip_coverage(trace: Trace) -> Verdict:
             calls = [{"bound": c.bound, "parameters": len(c.ids), "where": c.where} for c in step.clips]
             return failed(
                 f"{len(names)} of {len(step.stepped)} parameters that the optimizer steps are left out of the clip: "
-                f"{_some(names)}",
+                f"{some(names)}",
                 {"step": step.number, "missed": names, "stepped": len(step.stepped), "clip_calls": calls},
                 step.clips[0].where if step.clips else step.where,
             )
@@ -78,10 +113,91 @@ def clip_coverage(trace: Trace) -> Verdict:
 
 
 @audit(
+    "KD202",
+    severity="error",
+    phase="burn-in",
+    mend="clip between the last backward and the step; hand the clip a list, not a generator that was used before",
+)
+def clip_order(trace: Trace) -> Verdict:
+    """A clip comes after the last backward and before the step, and finds gradients there.
+
+    Fails when no clip between two steps reached the gradients that the second used: it was handed none, it came after
+    the step that had used them, or a backward followed that it did not see. One in the middle of an accumulation is
+    no fault if another follows the last backward.
+    """
+    if not trace.steps:
+        return undecided("not-in-these-steps", "no step of a watched optimizer was seen")
+    steps = [s for s in trace.steps if s.distils] or trace.steps
+    with_clips = [s for s in steps if s.clips]
+    by_hand = [s for s in steps if s.hand_after_step]
+    if len(by_hand) >= 2:
+        return failed(
+            f"gradients are written to after the step that used them, in {len(by_hand)} of {len(steps)} steps: "
+            "a clip by hand there bounds nothing",
+            {"steps": [s.number for s in by_hand[:10]]},
+            by_hand[0].where,
+        )
+    if not with_clips:
+        return undecided("no-clip-call", f"no clip was seen in the {len(steps)} steps that were watched")
+    void = [s for s in with_clips if not any(c.ids for c in s.clips)]
+    # The first of all steps has no gradients before its backward, so one such step may be a start.
+    if void and len(void) * 2 > len(with_clips):
+        step = next((s for s in void if any(c.grown for c in s.clips)), void[0])
+        clip = step.clips[-1]
+        if clip.grown and clip.after_step:
+            why = "the clip comes after the step, on gradients already used"
+        elif clip.grown:
+            why = "a backward follows the clip before the step, which sees what the clip did not"
+        elif clip.handed:
+            why = (
+                f"the clip finds no gradient on the {clip.handed} parameters it is handed: it comes before the backward"
+            )
+        else:
+            why = "the clip is handed no parameters: a generator that was used before is empty"
+        return failed(
+            f"in {len(void)} of {len(with_clips)} steps with a clip it reached no gradient that was stepped: {why}",
+            {"step": step.number, "handed": clip.handed, "bound": clip.bound},
+            clip.where,
+        )
+    return passed(
+        f"the clip came between backward and step in {len(with_clips) - len(void)} steps", {"steps": len(with_clips)}
+    )
+
+
+@audit("KD203", severity="error", phase="burn-in", mend="scaler.unscale_(optimizer) before the clip")
+def clip_after_unscale(trace: Trace) -> Verdict:
+    """Under a GradScaler the clip sees unscaled gradients.
+
+    Fails when a clip is called while the gradients still carry the scaler's factor: at a scale of 65536 it leaves
+    next to nothing of them.
+    """
+    if not any(s.scaled for s in trace.steps) and not any(c.scaled for s in trace.steps for c in s.clips):
+        return undecided("out-of-scope", "no GradScaler took part in the steps seen")
+    clips = [c for s in trace.steps for c in s.clips]
+    early = [c for c in clips if c.scaled]
+    if early:
+        return failed(
+            f"{len(early)} of {len(clips)} clips saw gradients that were still scaled",
+            {"clips": len(clips), "early": len(early), "bound": early[0].bound},
+            early[0].where,
+        )
+    by_hand = [s for s in trace.steps if s.hand_scaled]
+    if by_hand and trace.clip is not None and not clips:
+        return failed(
+            f"gradients were written to before they were unscaled, in {len(by_hand)} steps",
+            {"steps": [s.number for s in by_hand[:10]]},
+            by_hand[0].where,
+        )
+    if not clips:
+        return undecided("no-clip-call", "no clip was seen under the GradScaler")
+    return passed(f"all {len(clips)} clips saw unscaled gradients", {"clips": len(clips)})
+
+
+@audit(
     "KD204",
     severity="error",
     phase="burn-in",
-    follows="KD201",
+    follows=("KD201", "KD202", "KD203"),
     mend="one clip call over everything the optimizer moves, after the last backward and before the step",
 )
 def norm_bound(trace: Trace) -> Verdict:
@@ -142,5 +258,16 @@ def _bound(trace: Trace, step: Step) -> float | Verdict:
     return calls[0].bound
 
 
-def _some(names: list[str], most: int = 6) -> str:
-    return ", ".join(names[:most]) + (f", and {len(names) - most} more" if len(names) > most else "")
+@audit("KD205", severity="info", phase="burn-in", mend="choose max_norm from the norms seen")
+def clip_active(trace: Trace) -> Verdict:
+    """The clip binds sometimes, and not always: one that never binds or always does is no safeguard."""
+    norms = [(float(c.norms[0]), c.bound) for s in trace.steps for c in s.clips if c.norms is not None and c.ids]
+    if not norms:
+        return undecided("no-clip-call", "no clip by norm was seen")
+    share = sum(norm > bound for norm, bound in norms) / len(norms)
+    observed = {"clips": len(norms), "share": share, "largest_norm": max(n for n, _ in norms)}
+    if len(norms) < 10:
+        return undecided("not-in-these-steps", f"{len(norms)} clips are too few to tell", "--steps", observed)
+    if share == 0 or share > 0.95:
+        return failed(f"the clip bound in {share:.0%} of {len(norms)} calls", observed, trace.steps[0].where)
+    return passed(f"the clip bound in {share:.0%} of {len(norms)} calls", observed)

@@ -2,8 +2,10 @@
 
 import math
 
-from audits.checks import Verdict, audit, failed, passed, undecided
+from audits.checks import Verdict, audit, failed, passed, some, undecided
+from audits.checks.optimizer import no_distillation
 from audits.events import Trace
+from audits.finding import Severity
 
 DOUBT = 1e-3
 "Probability under which the observed number of right answers is taken to contradict a rate."
@@ -22,6 +24,8 @@ def teacher_provenance(trace: Trace) -> Verdict:
     watch begins, or the checkpoint holds tensors that the teacher has no place for. No route of loading matters, only
     what is there.
     """
+    if trace.script:
+        return _as_seen(trace)
     if trace.teacher is None:
         return undecided("no-teacher-seen", "no teacher was declared", "teacher=")
     found = trace.provenance
@@ -67,6 +71,80 @@ def teacher_provenance(trace: Trace) -> Verdict:
     return failed("; ".join(parts), observed, trace.declared_at)
 
 
+def _as_seen(trace: Trace) -> Verdict:
+    """Judge a teacher of which nothing was declared by the routes on which its weights came."""
+    if not trace.sights:
+        return no_distillation(trace)
+    if trace.peers or (trace.change is not None and trace.change.average_rate is not None):
+        return undecided("out-of-scope", "the teacher is trained along, or follows the student")
+    found = trace.loaded
+    if found is None or not found.total:
+        if any(s.self_taught for s in trace.sights):
+            return undecided("no-teacher-seen", "the student's own answers are the targets: no separate teacher")
+        return undecided("no-teacher-seen", "the teacher's answers are stored, or its module was not found")
+    share = found.covered / found.total
+    observed = {
+        "covered_fraction": share,
+        "missing": found.missing[:10],
+        "missing_count": len(found.missing),
+        "aliases": found.aliases[:10],
+        "changed": found.changed[:10],
+        "route": found.route,
+    }
+    place = found.where or trace.sights[0].where
+    if found.same_as_student:
+        # To start from a trained teacher's weights is a method; then the teacher knows something.
+        severity: Severity | None = "warn" if _knows_something(trace) else None
+        return failed(
+            "the teacher was loaded from a checkpoint of the student's own weights", observed, place, severity
+        )
+    if share == 1:
+        return passed(f"all of the teacher was {found.route}", observed)
+    if found.changed:
+        return failed(
+            f"{len(found.changed)} tensors of the teacher were overwritten after they were loaded: "
+            f"{some(found.changed, 3)}",
+            observed,
+            place,
+        )
+    if found.aliases:
+        return failed(
+            f"{len(found.aliases)} tensors of the teacher were loaded from the teacher itself: its own values were put "
+            f"into the state dict first ({some(found.aliases, 3)})",
+            observed,
+            place,
+        )
+    if found.covered == 0 or found.route == "not seen":
+        verdict = _knows_something(trace)
+        if verdict:
+            return undecided(
+                "route-not-seen", f"the teacher's weights came by a route that was not seen, yet {verdict}"
+            )
+        return failed(
+            "nothing was loaded into the teacher and nothing trained it: its weights are those it was made with",
+            observed,
+            place,
+        )
+    return failed(
+        f"only {share:.1%} of the teacher's numbers were loaded or trained; missing: {some(found.missing, 4)}",
+        observed,
+        place,
+    )
+
+
+def _knows_something(trace: Trace) -> str | None:
+    """Return the teacher's accuracy in words if it is surely above chance."""
+    hits = trace.hits
+    if hits is None or not int(hits.by_class.sum()):
+        return None
+    right, n = int(hits.right), int(hits.by_class.sum())
+    chance = int(hits.by_class.max()) / n
+    threshold = chance + min(chance, (1 - chance) / 10)
+    if threshold < 1 and at_least(right, n, threshold) < DOUBT:
+        return f"it is right on {right / n:.1%} of {n} labels"
+    return None
+
+
 def _log_tail(hits: int, n: int, rate: float) -> float:
     """Return P(X <= hits) for X binomial(n, rate); exact, in logarithms, since scipy may not be at hand here."""
     if hits >= n:
@@ -97,7 +175,7 @@ def at_least(hits: int, n: int, rate: float) -> float:
     "KD303",
     severity="error",
     phase="burn-in",
-    follows="KD104",
+    follows=("KD104", "KD301", "KD304", "KD305"),
     mend="check the teacher's loading and the preprocessing of what it is fed",
 )
 def teacher_above_chance(trace: Trace) -> Verdict:
@@ -106,9 +184,15 @@ def teacher_above_chance(trace: Trace) -> Verdict:
     With c the share of the commonest label seen and the threshold c + min(c, (1 - c) / 10): fails when the observed
     accuracy would have a probability below 0.001 at the threshold, passes when it is as surely above.
     """
-    if trace.teacher is None:
+    if trace.teacher is None and not trace.script:
         return undecided("no-teacher-seen", "no teacher was declared", "teacher=")
+    if trace.script and not trace.sights:
+        return no_distillation(trace)
+    if trace.peers:
+        return undecided("out-of-scope", "the teacher is trained along: peers teach each other")
     if not trace.labels_shown:
+        if trace.script:
+            return undecided("form-not-recognised", "no labels to go with the teacher's logits were seen")
         return undecided("intent-unknown", "the labels of the batches were not shown", "w.labels(y) in the loop")
     if trace.hits is None or trace.student_width not in (None, len(trace.hits.by_class)):
         return undecided(

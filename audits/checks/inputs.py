@@ -1,0 +1,160 @@
+"""What the networks are shown, and whether answers belong to the samples that they are held against."""
+
+from audits.checks import Verdict, audit, failed, passed, undecided
+from audits.checks.optimizer import no_distillation
+from audits.events import Trace
+
+
+@audit(
+    "KD106",
+    severity="warn",
+    phase="first",
+    mend="pair features of equal shape explicitly: a projector for the channels, a pooling for the resolution",
+)
+def feature_pairing(trace: Trace) -> Verdict:
+    """Features that are compared have one shape; broadcasting compares each with every other in silence."""
+    if not trace.sights:
+        return no_distillation(trace)
+    terms = [t for s in trace.sights for t in s.terms if t.kind == "feature" or t.name in _DISTANCES]
+    terms = [t for t in terms if t.name in _DISTANCES]
+    if not terms:
+        return undecided("out-of-scope", "no distance between features was seen")
+    for t in terms:
+        if len(t.shapes) == 2 and t.shapes[0] != t.shapes[1] and all(t.shapes):
+            return failed(
+                f"{t.name} compares features of shapes {t.shapes[0]} and {t.shapes[1]}, which torch broadcasts",
+                {"shapes": [list(s) for s in t.shapes]},
+                t.where,
+            )
+    return passed(f"features compared have one shape in {len(terms)} distances seen")
+
+
+_READ = ("forward", "one-sided", "reversed", "mse-logits", "mse-probabilities", "hard-labels")
+"Forms that are fitted to the teacher's rows one by one."
+_DISTANCES = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "sub", "__sub__", "rsub")
+
+
+@audit(
+    "KD304",
+    severity="warn",
+    phase="first",
+    mend="show both networks the same batch: one crop, one flip, one normalisation, unless the teacher needs its own",
+)
+def same_input(trace: Trace) -> Verdict:
+    """Teacher and student are shown the same batch.
+
+    Warns when, in the first distillation steps, inputs of one shape hold other values: another normalisation, another
+    crop or flip. A teacher may have preprocessing of its own; then waive it.
+    """
+    if not trace.sights:
+        return no_distillation(trace)
+    seen = [s for s in trace.sights if s.inputs is not None]
+    if not seen:
+        return undecided("no-teacher-seen", "no live teacher answered beside the student: nothing to compare")
+    for sight in seen:
+        assert sight.inputs is not None
+        if sight.inputs.relation in ("flipped", "affine", "differ"):
+            words = {"flipped": "mirrored", "affine": "normalised otherwise", "differ": "different"}
+            return failed(
+                f"the teacher is shown {words[sight.inputs.relation]} inputs: {sight.inputs.detail}",
+                {"relation": sight.inputs.relation, "detail": sight.inputs.detail},
+                sight.where,
+            )
+    relations = {s.inputs.relation for s in seen if s.inputs is not None}
+    if relations == {"shapes"}:
+        detail = seen[0].inputs.detail if seen[0].inputs else ""
+        return undecided(
+            "out-of-scope", f"the inputs have other shapes ({detail}): the teacher has preprocessing of its own"
+        )
+    return passed("teacher and student are shown the same values")
+
+
+@audit(
+    "KD305",
+    severity="error",
+    phase="first",
+    mend="key stored answers by sample id, and never reorder one side of a batch alone",
+)
+def alignment(trace: Trace) -> Verdict:
+    """Each sample is taught by the teacher's answer to that very sample.
+
+    Fails when the gradient of the distillation term fits the teacher's rows in another order (the permutation is the
+    proof), when the teacher is shown the batch's rows in another order, or when stored answers differ from what the
+    teacher was seen to say of the same samples.
+    """
+    if not trace.sights:
+        return no_distillation(trace)
+    proven = False
+    for sight in trace.sights:
+        turned = sight.inputs.permutation if sight.inputs is not None and sight.inputs.relation == "permuted" else None
+        for e in sight.explanations:
+            taught = e.permutation
+            if turned and taught and all(turned[j] == i for i, j in enumerate(taught)):  # turned there and back again
+                proven = True
+                continue
+            if taught is not None or (turned is not None and e.form in _READ):
+                rows = taught or turned or []
+                moved = sum(i != j for i, j in enumerate(rows))
+                return failed(
+                    f"{moved} of {len(rows)} rows are taught by the teacher's answer to another sample: row 0 by "
+                    f"that to row {rows[0]}, row 1 by that to row {rows[1]}",
+                    {"permutation": rows[:32], "rows": len(rows)},
+                    sight.where,
+                )
+            proven = proven or (e.form in _READ and not sight.cached)
+        for t in sight.terms:
+            if t.permutation or (turned is not None and t.kind == "feature" and not sight.explanations):
+                return failed(
+                    "the teacher's features meet the student's in another order of rows", {"term": t.name}, t.where
+                )
+        if turned is not None and not sight.explanations and not sight.terms:
+            return failed(
+                "the teacher is shown the batch's rows in another order", {"permutation": turned[:32]}, sight.where
+            )
+        if sight.cached_rows is not None:
+            rows_seen, differ, most = sight.cached_rows
+            if differ > max(1, 0.1 * rows_seen):
+                return failed(
+                    f"{differ} of {rows_seen} stored answers are not what the teacher said of these samples",
+                    {"recognised": rows_seen, "differing": differ, "largest_difference": most},
+                    sight.where,
+                )
+            proven = True
+    if proven:
+        return passed("each row is taught by the teacher's answer to it")
+    if all(s.cached for s in trace.sights):
+        return undecided(
+            "no-teacher-seen", "the answers are stored, and the teacher was not seen to give them to these samples"
+        )
+    if any(s.inputs is not None and s.inputs.relation == "same" for s in trace.sights) and any(
+        t.kind == "feature" for s in trace.sights for t in s.terms
+    ):
+        return passed("teacher and student are shown the same rows, and features meet in that order")
+    return undecided(
+        "form-not-recognised", "the distillation term was not recognised, so its rows could not be told apart"
+    )
+
+
+@audit(
+    "KD332",
+    severity="error",
+    phase="end",
+    mend="split by sample id once, and build every loader from that split",
+)
+def split_hygiene(trace: Trace) -> Verdict:
+    """No sample is both trained on and evaluated.
+
+    Decided where the loaders' data sets are torch's own (subsets of one set, tensors). Accuracy on the training set
+    itself, the very same data set object, is not meant.
+    """
+    if trace.split_overlap is None:
+        return undecided(
+            "out-of-scope",
+            "no evaluation loader over a subset or tensors was seen",
+            "audits.check_split(train, evaluation)",
+        )
+    size, both, how = trace.split_overlap
+    observed = {"evaluation": size, "also_trained_on": both, "seen": how}
+    if both:
+        return failed(f"{both} of {size} samples of an evaluation set are trained on too ({how})", observed)
+    return passed(f"none of {size} evaluation samples is trained on ({how})", observed)

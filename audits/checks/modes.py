@@ -1,0 +1,117 @@
+"""In which mode the networks answer, and whether the teacher stays what it was."""
+
+from audits.checks import Verdict, audit, failed, passed, some, undecided
+from audits.checks.optimizer import no_distillation
+from audits.events import Trace
+
+
+@audit(
+    "KD301",
+    severity="error",
+    phase="burn-in",
+    follows=("KD102",),
+    mend="teacher.eval() before the first batch and after every call of train() that reaches it; "
+    "ask it under torch.no_grad()",
+)
+def teacher_mode(trace: Trace) -> Verdict:
+    """The teacher answers in evaluation mode and is not trained along.
+
+    Fails when a norm or dropout layer of the teacher answers in training mode where its answer reaches the loss, or
+    the teacher's parameters get a gradient. That its answer carries a gradient which no parameter of it gets is a
+    warning: it costs memory.
+    """
+    if not trace.sights:
+        return no_distillation(trace)
+    if trace.peers:
+        return undecided("out-of-scope", "the teacher has a label loss of its own: peers teach each other")
+    live = [s for s in trace.sights if s.teacher and not (s.cached and not s.teacher_training)]
+    for sight in live:
+        if sight.teacher_training:
+            return failed(
+                f"{len(sight.teacher_training)} layers of the teacher answered in training mode: "
+                f"{some(sight.teacher_training, 4)}",
+                {"layers": sight.teacher_training[:20], "teacher": sight.teacher},
+                sight.where,
+            )
+    for sight in live:
+        if sight.teacher_leaves:
+            return failed(
+                f"the loss gives a gradient to {len(sight.teacher_leaves)} parameters of the teacher: "
+                f"{some(sight.teacher_leaves, 3)}",
+                {"parameters": sight.teacher_leaves[:20], "teacher": sight.teacher},
+                sight.where,
+                None if trace.teacher_moved else "warn",
+            )
+    if not live:
+        return undecided(
+            "no-teacher-seen", "no live teacher reached the loss: its answers are stored, or none is there"
+        )
+    return passed(f"the teacher ({live[0].teacher}) answered in evaluation mode, without a gradient")
+
+
+@audit(
+    "KD302",
+    severity="error",
+    phase="end",
+    follows=("KD301", "KD102"),
+    mend="teacher.eval() and torch.no_grad(), and the teacher's parameters in no optimizer",
+)
+def teacher_frozen(trace: Trace) -> Verdict:
+    """The teacher is bitwise what it was when the distillation began.
+
+    Fails when its parameters or buffers differ and neither an average that follows the student nor a label loss of
+    its own explains it.
+    """
+    change = trace.change
+    if change is None:
+        return (
+            no_distillation(trace)
+            if not trace.sights
+            else undecided(
+                "no-teacher-seen", "no teacher module to compare: its answers are stored, or its module was not found"
+            )
+        )
+    changed = change.params + change.buffers
+    if not changed:
+        return passed("the teacher is bitwise what it was")
+    if change.has_own_label_loss or trace.peers:
+        return undecided("out-of-scope", "the teacher is trained by a label loss of its own")
+    if change.average_rate is not None:
+        return undecided(
+            "out-of-scope", f"the teacher is a moving average of the student (rate {change.average_rate:.3g} a step)"
+        )
+    return failed(
+        f"{len(change.params)} parameters and {len(change.buffers)} buffers of the teacher have changed: "
+        f"{some(changed, 4)}",
+        {"parameters": change.params[:20], "buffers": change.buffers[:20], "by_optimizer": change.by_optimizer},
+        trace.sights[0].where if trace.sights else None,
+    )
+
+
+@audit(
+    "KD321",
+    severity="error",
+    phase="burn-in",
+    mend="student.train() at the start of every epoch, after each validation",
+)
+def student_mode(trace: Trace) -> Verdict:
+    """The student learns in training mode, also after a validation.
+
+    Fails when every answer of the student from which a backward learned was given in evaluation mode, and the student
+    has norm or dropout layers that then answer otherwise.
+    """
+    if not trace.sights:
+        return no_distillation(trace)
+    moody = [s for s in trace.sights if s.student_is_moody]
+    if not moody:
+        return undecided("out-of-scope", "the student has no layer that answers otherwise in training mode")
+    wrong = [s for s in moody if s.student_eval]
+    if wrong or trace.eval_steps:
+        where = wrong[0].where if wrong else trace.eval_where
+        first = f"backward {wrong[0].number + 1}" if wrong else f"step {trace.eval_steps[0]}"
+        return failed(
+            f"the student learned in evaluation mode, first at {first}",
+            {"backwards": [s.number for s in wrong[:10]], "steps": trace.eval_steps[:10]},
+            where,
+        )
+    return passed("the student learned in training mode")

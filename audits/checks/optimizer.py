@@ -1,0 +1,252 @@
+"""What is optimised: every parameter that should be, nothing that should not, once for each backward."""
+
+from audits.checks import Verdict, audit, failed, passed, some, undecided
+from audits.events import Step, Trace
+
+_NO_DISTILLATION = "no distillation was seen: no second network's answer, live or stored, reached a loss"
+
+
+def no_distillation(trace: Trace) -> Verdict:
+    """Say that nothing of a distillation was seen, and what was."""
+    return undecided(
+        "no-teacher-seen",
+        f"{_NO_DISTILLATION} in {trace.windows_seen} backwards",
+        "--student NAME --teacher NAME, or more --steps"
+        if trace.script
+        else "teacher=, and a backward within the watch",
+    )
+
+
+@audit(
+    "KD101",
+    severity="error",
+    phase="first",
+    follows=("KD103",),
+    mend="give it to the optimizer when it is built, or add it: "
+    "optimizer.add_param_group({'params': projector.parameters()})",
+)
+def optimizer_coverage(trace: Trace) -> Verdict:
+    """Whatever the loss gives a gradient to is optimised, or is the teacher's.
+
+    Fails when, in the distillation's first backwards, a parameter that is no teacher's gets a gradient, stands in no
+    optimizer, and was not moved by hand either: a projector that keeps its random weights, one side of a split of
+    parameter groups that was lost.
+    """
+    if trace.leaves is None:
+        return no_distillation(trace)
+    if not trace.steps:
+        return undecided("not-in-these-steps", "no optimizer step was seen")
+    lost = [leaf.name for leaf in trace.leaves if not leaf.optimised]
+    observed = {"with_gradient": len(trace.leaves), "not_optimised": lost}
+    if lost:
+        return failed(
+            f"{len(lost)} of {len(trace.leaves)} parameters that get a gradient are in no optimizer: {some(lost)}",
+            observed,
+            _first_where(trace),
+        )
+    return passed(f"all {len(trace.leaves)} parameters with a gradient are optimised", observed)
+
+
+def _first_where(trace: Trace) -> dict[str, object] | None:
+    return next((s.where for s in trace.steps if s.distils), trace.steps[0].where if trace.steps else None)
+
+
+@audit(
+    "KD102",
+    severity="error",
+    phase="first",
+    mend="build the optimizer from the student's and the projectors' parameters only, "
+    "and ask the teacher under no_grad",
+)
+def teacher_not_optimised(trace: Trace) -> Verdict:
+    """The teacher stands still: no optimizer moves it by the student's loss.
+
+    Fails when an optimizer step of the distillation moves parameters of a teacher that has no label loss of its own.
+    Peers that teach each other have one each.
+    """
+    if trace.teacher_moved is None:
+        return no_distillation(trace)
+    if trace.peers:
+        return undecided("out-of-scope", "the teacher has a label loss of its own: peers teach each other")
+    if trace.teacher_moved:
+        return failed(
+            f"the optimizer moves {len(trace.teacher_moved)} parameters of the teacher: {some(trace.teacher_moved)}",
+            {"moved": trace.teacher_moved},
+            _first_where(trace),
+        )
+    if not trace.roles.get("teacher"):
+        return undecided("no-teacher-seen", "the student is taught by stored answers: no teacher to move")
+    return passed("no optimizer step moved the teacher")
+
+
+@audit(
+    "KD103",
+    severity="error",
+    phase="first",
+    mend="build the optimizer after the last change to the networks (new heads, projectors, conversions)",
+)
+def no_stale_parameters(trace: Trace) -> Verdict:
+    """The optimizer holds the networks' present parameters, not those of a module that was replaced.
+
+    Fails when the student's optimizer holds parameters that no living module has and that got no gradient, while
+    parameters with a gradient stand in no optimizer.
+    """
+    if trace.stale is None:
+        return (
+            no_distillation(trace)
+            if trace.leaves is None
+            else undecided("not-in-these-steps", "fewer than three steps of the student's optimizer were seen")
+        )
+    lost = [leaf.name for leaf in trace.leaves or [] if not leaf.optimised]
+    if trace.stale:
+        return failed(
+            f"the optimizer holds {len(trace.stale)} parameters that no module has any more ({some(trace.stale, 3)})"
+            + (f", and {len(lost)} that train are in none: {some(lost, 3)}" if lost else ""),
+            {"stale": trace.stale, "not_optimised": lost},
+            _first_where(trace),
+            None if lost else "warn",
+        )
+    return passed("every parameter of the student's optimizer gets a gradient or belongs to a living module")
+
+
+def _judged(trace: Trace) -> list[Step]:
+    return [s for s in trace.steps if s.distils] or trace.steps
+
+
+@audit(
+    "KD211",
+    severity="error",
+    phase="burn-in",
+    mend="optimizer.zero_grad(set_to_none=True) before the backward of each step",
+)
+def gradients_zeroed(trace: Trace) -> Verdict:
+    """A step uses this step's gradients: what an earlier step used is gone before the next backward adds to it.
+
+    Fails when a stepped gradient still held, before the backward, what the optimizer's step before had used. To
+    accumulate over several backwards before one step is something else.
+    """
+    steps = _judged(trace)
+    if len(steps) < 2:
+        return undecided("not-in-these-steps", f"{len(steps)} steps were seen; two are needed")
+    for step in steps:
+        if step.stale_grads:
+            names = [trace.name(p) for p in step.stale_grads]
+            return failed(
+                f"at step {step.number} the gradients of {len(names)} of {len(step.stepped)} parameters still hold "
+                f"those of the step before: {some(names, 3)}",
+                {"step": step.number, "parameters": len(names), "stepped": len(step.stepped)},
+                step.where,
+            )
+    return passed(f"gradients were fresh in all {len(steps)} steps watched", {"steps": len(steps)})
+
+
+@audit("KD212", severity="error", phase="burn-in", mend="one optimizer.step() for each backward; remove the other")
+def one_step_per_backward(trace: Trace) -> Verdict:
+    """Each step has a backward of its own.
+
+    Fails when an optimizer steps again with no backward and no write to its gradients since its last step.
+    """
+    steps = _judged(trace)
+    if len(steps) < 2:
+        return undecided("not-in-these-steps", f"{len(steps)} steps were seen; two are needed")
+    repeated = [s for s in steps if s.repeated]
+    if repeated:
+        return failed(
+            f"{len(repeated)} of {len(steps)} steps used the gradients of the step before again",
+            {"steps": [s.number for s in repeated[:10]], "watched": len(steps)},
+            repeated[0].where,
+        )
+    return passed(f"each of the {len(steps)} steps watched followed a backward", {"steps": len(steps)})
+
+
+@audit(
+    "KD213",
+    severity="error",
+    phase="burn-in",
+    follows=("KD101", "KD103", "KD214"),
+    mend="look at the group's learning rate and at the dtype of the weights: an update below their resolution is lost",
+)
+def update_effective(trace: Trace) -> Verdict:
+    """Steps change what they step.
+
+    Fails when a parameter got gradients that are not zero, at a learning rate that is not zero, and holds its first
+    value still at the end.
+    """
+    if trace.ineffective is None:
+        return (
+            no_distillation(trace)
+            if trace.leaves is None
+            else undecided("not-in-these-steps", "fewer than three steps of the student's optimizer were seen")
+        )
+    if trace.ineffective:
+        return failed(
+            f"{len(trace.ineffective)} parameters were stepped and never changed: {some(trace.ineffective)}",
+            {"parameters": trace.ineffective},
+            _first_where(trace),
+        )
+    return passed("every stepped parameter changed")
+
+
+@audit(
+    "KD214",
+    severity="warn",
+    phase="end",
+    mend="look for NaN or infinity in the losses, the teacher's answers first; then lower the scaler's init_scale",
+)
+def skipped_steps(trace: Trace) -> Verdict:
+    """A GradScaler skips few steps once it has found its scale.
+
+    Warns when more than one in twenty is skipped after the first step that held, and is an error when none was taken.
+    """
+    calls, skips = trace.scaler_calls, trace.scaler_skips
+    if not calls:
+        return undecided("out-of-scope", "no GradScaler stepped in the distillation")
+    observed = {"calls": calls, "skipped": skips, "search": trace.scaler_search}
+    if skips == calls and calls >= 8:
+        return failed(f"all {calls} steps were skipped: the gradients are never finite", observed, None, "error")
+    after, lost = calls - trace.scaler_search, skips - trace.scaler_search
+    if skips == calls or after < 20:
+        if lost * 20 <= max(after, 1) and skips < calls:
+            return passed(f"{calls - skips} of {calls} steps were taken", observed)
+        return undecided(
+            "not-in-these-steps", f"{calls - skips} of {calls} steps were taken: too few to judge", "--steps"
+        )
+    if lost > after * 0.05:
+        return failed(f"{lost} of {after} steps after the search for a scale were skipped", observed)
+    return passed(f"{calls - skips} of {calls} steps were taken", observed)
+
+
+@audit(
+    "KD344",
+    severity="error",
+    phase="burn-in",
+    mend="set the rate of every group, or build the scheduler after the last group was added",
+)
+def group_schedule(trace: Trace) -> Verdict:
+    """A schedule moves the learning rate of every parameter group.
+
+    Fails when, over the steps seen, one group's rate changes and another's, not zero, stays where it began.
+    """
+    rows = [row for row in trace.lr_rows if len(row) == len(trace.group_names)]
+    if len(trace.group_names) < 2:
+        return undecided(
+            "out-of-scope",
+            "the student's optimizer has one parameter group"
+            if trace.group_names
+            else "no step of the student's optimizer was seen",
+        )
+    if len(rows) < 2:
+        return undecided("not-in-these-steps", "fewer than two steps were seen", "--steps")
+    moves = [len({row[i] for row in rows}) > 1 for i in range(len(trace.group_names))]
+    still = [i for i, moved in enumerate(moves) if not moved and rows[0][i] > 0]
+    if not any(moves):
+        return undecided("not-in-these-steps", "no learning rate changed in the steps seen", "--steps 0")
+    if still:
+        names = [f"group {i} ({trace.group_names[i]}, ...)" for i in still]
+        return failed(
+            f"the schedule moves {sum(moves)} of {len(moves)} parameter groups; {some(names, 3)} stays at "
+            f"{rows[0][still[0]]:.3g}",
+            {"first": list(rows[0]), "last": list(rows[-1]), "still": still},
+            _first_where(trace),
+        )
+    return passed(f"the schedule moves all {len(moves)} parameter groups")

@@ -1,0 +1,236 @@
+"""How a teacher came to its weights: what was read from files, what was loaded into modules, and what came after.
+
+Of each tensor only a sample is kept: its shape, and up to 256 of its numbers at even distances. Two tensors are taken
+for equal when their samples are.
+"""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from audits import hooks
+from audits.events import Loaded
+from audits.taint import tensors_in
+
+if TYPE_CHECKING:
+    from audits.analysis import Analyst
+
+_SAMPLE = 256
+_MOST_TENSORS = 20_000
+
+
+def sample(value: Tensor) -> tuple[tuple[int, ...], bytes]:
+    """Return a tensor's shape and some of its numbers."""
+    flat = value.detach().reshape(-1)
+    if flat.numel() > _SAMPLE:
+        step = flat.numel() // _SAMPLE
+        flat = flat[:: step + (step % 2 == 0)][:_SAMPLE]
+    return tuple(value.shape), flat.to("cpu", torch.float32).numpy().tobytes()
+
+
+class Loads:
+    """What was read and loaded since the script began."""
+
+    def __init__(self) -> None:
+        self._from_file: set[tuple[tuple[int, ...], bytes]] = set()
+        self._read: set[tuple[tuple[int, ...], bytes]] = set()
+        self._saved_fresh: set[tuple[tuple[int, ...], bytes]] = set()
+        "Saved by this very process from modules that nothing had trained: to read them back proves nothing."
+        self._loaded: Any = WeakTensorKeyDictionary()
+        self._aliased: Any = WeakTensorKeyDictionary()
+        self._from_student: Any = WeakTensorKeyDictionary()
+        self._trained_values: set[tuple[tuple[int, ...], bytes]] = set()
+        self.trained: Any = WeakTensorKeyDictionary()
+        "Parameters that an optimizer stepped before the distillation began."
+        self.calls = 0
+        self.files = 0
+        self.where: Any = None
+        self._exit = ExitStack()
+
+    def open(self) -> None:
+        """Watch the ways in which weights come from files."""
+        enter = self._exit.enter_context
+        enter(hooks.patched(torch, "load", self._wrap_read))
+        enter(hooks.patched(torch, "save", self._wrap_save))
+        enter(hooks.patched(torch.jit, "load", self._wrap_read))
+        enter(hooks.patched(nn.Module, "load_state_dict", self._wrap_load))
+        try:
+            import safetensors.torch as st
+        except ImportError:
+            return
+        enter(hooks.patched(st, "load_file", self._wrap_read))
+        enter(hooks.patched(st, "load", self._wrap_read))
+
+    def close(self) -> None:
+        """Let go."""
+        self._exit.close()
+
+    def _wrap_read(self, original: Any) -> Any:
+        def read(*args: Any, **kwargs: Any) -> Any:
+            result = original(*args, **kwargs)
+            self.files += 1
+            self._take_in(result)
+            return result
+
+        return read
+
+    def _wrap_save(self, original: Any) -> Any:
+        def save(obj: Any, *args: Any, **kwargs: Any) -> Any:
+            self.remember_trained()
+            values = list(obj.state_dict().values()) if isinstance(obj, nn.Module) else list(tensors_in(obj, 4))
+            samples = {sample(t) for t in values[:_MOST_TENSORS] if t.is_floating_point() and not t.is_sparse}
+            if not samples & (self._trained_values | self._from_file):
+                self._saved_fresh |= samples
+            return original(obj, *args, **kwargs)
+
+        return save
+
+    def _take_in(self, value: Any) -> None:
+        modules = [value] if isinstance(value, nn.Module) else []
+        if isinstance(value, Mapping):
+            modules += [v for v in value.values() if isinstance(v, nn.Module)]
+        found = [*tensors_in(value, 4), *(t for m in modules for t in m.state_dict().values())]
+        for tensor in found[:_MOST_TENSORS]:
+            if tensor.is_floating_point() and not tensor.is_sparse:
+                self._read.add(at := sample(tensor))
+                if at not in self._saved_fresh:
+                    self._from_file.add(at)
+
+    def _wrap_load(self, original: Any) -> Any:
+        def load(module: nn.Module, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
+            self.calls += 1
+            own: dict[str, Tensor] = dict([*module.named_parameters(), *module.named_buffers()])
+            aliased, given = [], {}
+            self.remember_trained()
+            known = self._from_file | self._trained_values
+            if isinstance(state_dict, Mapping):
+                for name, t in own.items():
+                    value = state_dict.get(name)
+                    if isinstance(value, Tensor):
+                        given[name] = sample(value)
+                        same = given[name] == sample(t) and given[name] not in known and isinstance(t, nn.Parameter)
+                        same = same and not self._is_trivial(t)
+                        if (value.data_ptr() == t.data_ptr() or same) and value.numel():
+                            aliased.append(name)
+            result = original(module, state_dict, *args, **kwargs)
+            self.where = hooks.call_site()
+            own = dict([*module.named_parameters(), *module.named_buffers()])
+            for name, t in own.items():
+                if name in aliased:
+                    self._aliased[t] = name
+                    self._loaded.pop(t, None)
+                elif name in given and sample(t) == given[name] and given[name] not in self._saved_fresh:
+                    # Values that came from no file: a copy of another module, which may be trained or not.
+                    self._loaded[t] = given[name]
+                    self._aliased.pop(t, None)
+            return result
+
+        return load
+
+    def stepped(self, params: Any) -> None:
+        """Note parameters that an optimizer moved, and that are not taught yet."""
+        for p in params:
+            if p not in self.trained:
+                self.trained[p] = -1
+
+    def remember_trained(self) -> None:
+        """Take the values of what was trained: a copy of it is trained too."""
+        for p in list(self.trained.keys()):
+            version = p._version
+            if self.trained[p] != version:
+                self.trained[p] = version
+                self._trained_values.add(sample(p))
+
+    def judge(self, analyst: "Analyst") -> Loaded | None:
+        """Say how much of the teacher was loaded or trained, at the first distillation step."""
+        self.remember_trained()
+        tensors = self._teacher_tensors(analyst)
+        if not tensors:
+            return None
+        covered = total = 0
+        missing, aliases, changed = [], [], []
+        any_trained = any_loaded = False
+        for name, t in tensors:
+            size = t.numel()
+            now = sample(t)
+            total += size
+            loaded = self._loaded.get(t)
+            if not isinstance(t, nn.Parameter) and self._follows(tensors, name):
+                covered += size
+            elif t in self.trained or now in self._trained_values:
+                covered += size
+                any_trained = True
+            elif loaded is not None:
+                any_loaded = True
+                if loaded == now or _is_close(loaded, now) or not isinstance(t, nn.Parameter):
+                    covered += size
+                else:
+                    changed.append(name)
+            elif now in self._from_file:
+                covered += size
+                any_loaded = True
+            elif t in self._aliased:
+                aliases.append(name)
+            else:
+                missing.append(name)
+        same = self._same_as_student(analyst)
+        route = "trained in this process" if any_trained else "loaded" if any_loaded else "not seen"
+        return Loaded(covered, total, missing, aliases, changed, any_trained, route, same, self.where)
+
+    def _is_trivial(self, t: Tensor) -> bool:
+        return bool((t == 0).all() or (t == 1).all())
+
+    def _follows(self, tensors: list[tuple[str, Tensor]], name: str) -> bool:
+        """Say whether a buffer's own module has trained parameters: then its statistics are trained along."""
+        stem = name.rpartition(".")[0]
+        return any(
+            n.rpartition(".")[0] == stem and (t in self.trained or sample(t) in self._trained_values)
+            for n, t in tensors
+            if isinstance(t, nn.Parameter)
+        )
+
+    def _teacher_tensors(self, analyst: "Analyst") -> list[tuple[str, Tensor]]:
+        """Return the teacher's parameters that reached the loss, and the running statistics beside them."""
+        found: list[tuple[str, Tensor]] = []
+        for group in analyst.teachers.values():
+            used = {id(p) for p in analyst.taint.parameters(group.mask)}
+            if group.module is None:
+                found += [(analyst.param_name(p), p) for p in analyst.taint.parameters(group.mask)]
+                continue
+            for prefix, module in group.module.named_modules():
+                own = [(n, p) for n, p in module._parameters.items() if p is not None and id(p) in used]
+                found += [(f"{prefix}.{n}".lstrip("."), p) for n, p in own]
+                if isinstance(module, nn.modules.batchnorm._BatchNorm) and (own or not module.affine):
+                    found += [
+                        (f"{prefix}.{n}".lstrip("."), b)
+                        for n, b in module._buffers.items()
+                        if b is not None and n.startswith("running")
+                    ]
+        return found
+
+    def _same_as_student(self, analyst: "Analyst") -> bool:
+        """Say whether the teacher, loaded from a file, holds number by number what the student holds."""
+        for teacher in analyst.teachers.values():
+            for student in analyst.students.values():
+                if teacher.module is None or student.module is None or teacher.module is student.module:
+                    continue
+                a, b = dict(teacher.module.named_parameters()), dict(student.module.named_parameters())
+                if not a or a.keys() != b.keys() or any(a[n].shape != b[n].shape for n in a):
+                    continue
+                if all(sample(a[n]) == sample(b[n]) and sample(a[n]) in self._read for n in a):
+                    return True
+        return False
+
+
+def _is_close(one: tuple[tuple[int, ...], bytes], other: tuple[tuple[int, ...], bytes]) -> bool:
+    """Say whether values differ by rounding alone, as after a visit to half precision."""
+    a = torch.frombuffer(bytearray(one[1]), dtype=torch.float32) if one[1] else torch.empty(0)
+    b = torch.frombuffer(bytearray(other[1]), dtype=torch.float32) if other[1] else torch.empty(0)
+    return len(a) == len(b) and bool((a - b).norm() <= 2e-2 * a.norm())
+
+
+__all__ = ["Loads", "sample"]

@@ -1,0 +1,393 @@
+"""Who is who in a window: student, teacher, projectors, read off what reached the loss, not off names.
+
+The student is what the label loss was computed from. What else reached the root of the backward is grouped by the
+outermost modules that hold nothing of the student: fed with data it is a teacher, fed with the student's or the
+teacher's answers and trained it is a projector.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from audits.taint import Taint
+from audits.windows import DISTANCES, LABEL_LOSSES, LOOKUPS, FunctionCall, ModuleCall, RawWindow
+
+ParamsOf = Callable[[nn.Module], int]
+
+
+@dataclass(eq=False)
+class Label:
+    """A loss against labels that reached the root."""
+
+    call: FunctionCall
+    made: int
+    logits: Tensor | None
+    "What it was computed from: logits, or log-probabilities."
+    target: Tensor | None
+    "Class indices, flat; or the rows of a smoothed or mixed target."
+    smoothing: float
+    is_plain: bool
+    "Whether it is torch's mean cross-entropy without class weights, so that its weight is the gradient at its output."
+
+
+@dataclass(eq=False)
+class Group:
+    """Parameters that play one role together."""
+
+    mask: int
+    module: nn.Module | None
+    calls: list[ModuleCall] = field(default_factory=list)
+
+    @property
+    def call(self) -> ModuleCall | None:
+        """Its last call."""
+        return self.calls[-1] if self.calls else None
+
+
+@dataclass
+class Cast:
+    """The roles in one window."""
+
+    students: list[Group] = field(default_factory=list)
+    teachers: list[Group] = field(default_factory=list)
+    projectors: list[Group] = field(default_factory=list)
+    idle: list[Group] = field(default_factory=list)
+    "Answered the student's own batch without a gradient, and reached nothing."
+    labels: list[Label] = field(default_factory=list)
+    soft: list[FunctionCall] = field(default_factory=list)
+    "Calls of losses between the student and something that is no label."
+    cached: bool = False
+    "Whether the student is taught by answers that no network gave in this window."
+    stored: Tensor | None = None
+    "What the network that gave the stored answers was seen to say of the samples of this window."
+    self_taught: bool = False
+    "Whether it is only taught by its own."
+    by: str = "labels"
+
+    @property
+    def is_distillation(self) -> bool:
+        """Whether a second model's answer, or a stored one, reached the loss."""
+        return bool(self.teachers or self.cached or self.self_taught)
+
+    @property
+    def student_mask(self) -> int:
+        """The parameters of all students."""
+        return _union(g.mask for g in self.students)
+
+    @property
+    def teacher_mask(self) -> int:
+        """The parameters of all teachers."""
+        return _union(g.mask for g in self.teachers)
+
+
+@dataclass
+class Declared:
+    """Roles that the user declared, as masks; 0 where nothing was."""
+
+    student: nn.Module | None = None
+    teacher: nn.Module | None = None
+    projectors: dict[str, nn.Module] = field(default_factory=dict)
+
+
+def _union(masks: Iterable[int]) -> int:
+    whole = 0
+    for mask in masks:
+        whole |= mask
+    return whole
+
+
+def labels_in(raw: RawWindow, taint: Taint) -> list[Label]:
+    """Find the losses against labels among the calls that reached the root."""
+    found = []
+    for call in raw.functions:
+        if not raw.root.calls >> call.index & 1 or not call.requires_grad:
+            continue
+        label = _label(call, raw, taint)
+        if label is not None:
+            found.append(label)
+    return found
+
+
+def _label(call: FunctionCall, raw: RawWindow, taint: Taint) -> Label | None:
+    if call.name in LABEL_LOSSES:
+        logits, target = call.arg(0, "input"), call.arg(1, "target")
+        if not isinstance(target, Tensor) or not isinstance(logits, Tensor) or taint.of(target).params:
+            return None
+        if _is_a_place(target):
+            return None
+        if target.is_floating_point() and call.name in ("cross_entropy",) and not _looks_like_labels(target):
+            return None
+        plain = call.name == "cross_entropy" and call.kwargs.get("weight") is None and len(call.args) < 3
+        plain = plain and call.kwargs.get("reduction", "mean") == "mean"
+        smoothing = float(call.kwargs.get("label_smoothing", 0.0))
+        return Label(call, taint.of(logits).params, logits, target.detach(), smoothing, plain)
+    hot = next((t for t, *_ in call.operands if t is not None and any(t is h for h in raw.one_hot)), None)
+    if hot is not None:
+        other = next((t for t, made, _ in call.operands if t is not None and made.params), None)
+        if other is not None and other.shape == hot.shape and _are_log_probabilities(other):
+            return Label(call, taint.of(other).params, other, hot.detach(), 0.0, False)
+        return None
+    if call.name in LOOKUPS:
+        source = call.args[0] if call.args else None
+        if not isinstance(source, Tensor) or not _are_log_probabilities(source):
+            return None
+        index = [t for t, made, _ in call.operands[1:] if t is not None and not made.params and t.dtype == torch.long]
+        if index and (call.name == "gather" or source.ndim == 2):
+            rows = source.numel() // source.shape[-1]
+            fit = [t for t in index if t.numel() == rows]
+            if fit:
+                return Label(call, taint.of(source).params, source, fit[-1].detach().reshape(-1), 0.0, False)
+    return None
+
+
+def _is_a_place(target: Tensor) -> bool:
+    """Say whether the target is where a contrastive loss puts its positives: always first, or on the diagonal."""
+    if target.is_floating_point() or target.ndim != 1 or len(target) < 8:
+        return False
+    first = target.detach().cpu()
+    return bool((first == first[0]).all()) or bool((first == torch.arange(len(first))).all())
+
+
+def _looks_like_labels(target: Tensor) -> bool:
+    """Say whether rows of probabilities are one-hot, smoothed or a mixture of two labels, and no network's answer."""
+    if target.ndim < 2:
+        return True
+    rows = target.detach().reshape(-1, target.shape[-1])[:64].float()
+    if rows.shape[1] < 3:
+        return bool(((rows - rows.round()).abs() < 1e-6).all())
+    rest = rows.sort(dim=1).values[:, :-2]
+    return (bool((rest.amax(1) - rest.amin(1)).max() <= 1e-6) and rows.shape[1] > 3) or bool(
+        ((rows - rows.round()).abs() < 1e-6).all()
+    )
+
+
+def _are_log_probabilities(value: Tensor) -> bool:
+    if value.ndim < 2 or not value.is_floating_point():
+        return False
+    with torch.no_grad():
+        return bool((value.detach().float().logsumexp(-1).abs() < 2e-2).all())
+
+
+def cast(raw: RawWindow, taint: Taint, declared: Declared, known: list[nn.Module]) -> Cast:
+    """Assign the roles in a window; `known` are modules that answered data on their own before."""
+    result = Cast(labels=labels_in(raw, taint))
+    trained = taint.mask(raw.leaves)
+    own: dict[int, int] = {}
+
+    def params_of(module: nn.Module) -> int:
+        if id(module) not in own:
+            own[id(module)] = taint.mask(module.parameters())
+        return own[id(module)]
+
+    reached = [c for c in raw.calls if raw.root.calls >> c.index & 1]
+    fed_data = {c.index for c in reached if not c.fed.params}
+    if declared.student is not None:
+        result.by = "declared"
+        masks = [params_of(declared.student)]
+    else:
+        masks = _merge([label.made for label in result.labels])
+        if declared.teacher is not None:
+            masks = [m for m in masks if not m & params_of(declared.teacher)] or masks
+        if not masks:
+            result.by = "leaves"
+            masks = _trained_by_data(raw, reached, fed_data, params_of, trained)
+    student = _union(masks)
+    if not student:
+        return result
+    teacher_declared = params_of(declared.teacher) if declared.teacher is not None else 0
+    projector_declared = _union(params_of(m) for m in declared.projectors.values())
+    rest = (raw.root.params | trained) & ~student
+
+    meeting = [f for f in raw.functions if raw.root.calls >> f.index & 1 and _meets(f, student)]
+    groups = _groups(raw, reached, params_of, student, rest, fed_data, trained)
+    covered = 0
+    for group, is_fed_data in groups:
+        if group.mask & ~covered == 0:
+            continue
+        covered |= group.mask
+        if teacher_declared and group.mask & teacher_declared:
+            result.teachers.append(group)
+        elif projector_declared and group.mask & projector_declared:
+            result.projectors.append(group)
+        elif is_fed_data:
+            if declared.teacher is None and _is_met(group, meeting, student):
+                result.teachers.append(group)
+        elif group.mask & trained:
+            result.projectors.append(group)
+        elif not any(c.fed.params & student for c in group.calls):
+            result.teachers.append(group)  # the teacher's own layers, called one by one
+    met = _union(f.made.params for f in meeting)
+    loose = rest & ~covered & ~trained & met
+    if loose and not result.teachers:
+        holder = next((m for m in reversed(known) if params_of(m) & loose), None)
+        result.teachers.append(Group(loose, holder))
+        result.cached = True
+    result.students = [
+        Group(mask, *_holder(mask, reached, params_of, _union(g.mask for g in result.teachers))) for mask in masks
+    ]
+    result.soft = [
+        f
+        for f in raw.functions
+        if raw.root.calls >> f.index & 1
+        and f.made.params & student
+        and (f.name == "kl_div" or f.name in DISTANCES or f.name in LABEL_LOSSES or f in meeting)
+        and all(f is not label.call for label in result.labels)
+    ]
+    if not result.teachers:
+        stored = [f for f in result.soft if _is_against_stored(f, student)]
+        result.cached = bool(stored)
+        result.idle = _idle(raw, params_of, student, reached)
+        result.self_taught = not stored and any(_is_against_itself(f, student) for f in result.soft)
+    return result
+
+
+def _merge(masks: list[int]) -> list[int]:
+    merged: list[int] = []
+    for mask in masks:
+        apart = [m for m in merged if not m & mask]
+        merged = [*apart, mask | _union(m for m in merged if m & mask)]
+    return [m for m in merged if m]
+
+
+def _trained_by_data(
+    raw: RawWindow, reached: list[ModuleCall], fed_data: set[int], params_of: ParamsOf, trained: int
+) -> list[int]:
+    """Without a label loss: what is trained, fed with data and called outermost."""
+    found = 0
+    for call in reached:
+        if call.index in fed_data and params_of(call.module) & trained and not params_of(call.module) & found:
+            mask = params_of(call.module)
+            inner = [c for c in reached if c.parent is not None and c.index in fed_data and _inside(c, call, raw)]
+            if mask & ~trained and any(
+                params_of(c.module) & ~trained and not params_of(c.module) & trained for c in inner
+            ):
+                continue  # it holds a frozen network that is asked on its own: a wrapper of both
+            found |= mask & trained
+    # Layers of its own that follow, in one network or head by head, are the student's if nothing else feeds them.
+    return [found] if found else []
+
+
+def _inside(call: ModuleCall, outer: ModuleCall, raw: RawWindow) -> bool:
+    parents = {c.index: c.parent for c in raw.calls}
+    at = call.parent
+    while at is not None:
+        if at == outer.index:
+            return True
+        at = parents.get(at)
+    return False
+
+
+def _groups(
+    raw: RawWindow,
+    reached: list[ModuleCall],
+    params_of: ParamsOf,
+    student: int,
+    rest: int,
+    fed_data: set[int],
+    trained: int,
+) -> list[tuple[Group, bool]]:
+    """Group the rest by the outermost calls of modules that hold nothing of the student."""
+    groups: dict[int, tuple[Group, bool]] = {}
+    children: dict[int | None, list[ModuleCall]] = {}
+    for call in reached:
+        children.setdefault(call.parent, []).append(call)
+
+    def below(call: ModuleCall) -> list[ModuleCall]:
+        return [d for c in children.get(call.index, []) for d in (c, *below(c))]
+
+    def visit(call: ModuleCall) -> None:
+        mask = params_of(call.module)
+        eligible = mask & rest and not mask & student
+        if eligible and call.index not in fed_data:
+            # A loss module that owns and asks the teacher is looked into.
+            eligible = not any(params_of(d.module) & rest and d.index in fed_data for d in below(call))
+        if not eligible:
+            for child in children.get(call.index, []):
+                visit(child)
+            return
+        data = call.index in fed_data
+        # A hint taken from inside a network whose own answer reaches nothing is that network's.
+        while data and call.parent is not None and (above := by_index.get(call.parent)) is not None:
+            whole = params_of(above.module)
+            if above.fed.params or whole & student or whole & trained:
+                break
+            call, mask = above, whole
+        if id(call.module) in groups:
+            if call not in groups[id(call.module)][0].calls:
+                groups[id(call.module)][0].calls.append(call)
+        else:
+            groups[id(call.module)] = (Group(mask & rest, call.module, [call]), data)
+
+    by_index = {c.index: c for c in raw.calls}
+    reached_indices = {c.index for c in reached}
+    for call in reached:
+        if call.parent is None or call.parent not in reached_indices:
+            visit(call)
+    return list(groups.values())
+
+
+def _meets(call: FunctionCall, student: int) -> bool:
+    """Say whether the student's answer met another network's in this call."""
+    masks = [made.params for _, made, _ in call.operands]
+    return (any(m & student for m in masks) and any(m and not m & student for m in masks)) or (
+        call.name in ("kl_div", *DISTANCES, *LABEL_LOSSES) and len([m for m in masks if m & ~student]) > 0
+    )
+
+
+def _is_met(group: Group, meeting: list[FunctionCall], student: int) -> bool:
+    return any(
+        any(made.params & group.mask for _, made, _ in f.operands)
+        and any(made.params & student for _, made, _ in f.operands)
+        for f in meeting
+    )
+
+
+def _holder(
+    mask: int, reached: list[ModuleCall], params_of: ParamsOf, teacher: int
+) -> tuple[nn.Module | None, list[ModuleCall]]:
+    """Return the outermost called module that holds parameters of the mask and none of a teacher, and its calls."""
+    best: nn.Module | None = None
+    for call in reached:
+        own = params_of(call.module)
+        if (
+            own & mask
+            and not own & teacher
+            and (best is None or (own & mask).bit_count() > (params_of(best) & mask).bit_count())
+        ):
+            best = call.module
+    return best, [c for c in reached if c.module is best]
+
+
+def _is_against_stored(call: FunctionCall, student: int) -> bool:
+    """Say whether the student's answer is held against a stored one: floating numbers that no parameter made."""
+    if call.name not in ("kl_div", "mse_loss", "cross_entropy", "smooth_l1_loss", "l1_loss", "huber_loss"):
+        return False
+    stored = [
+        (t, shape) for t, made, shape in call.operands if not made.params and (t is None or t.is_floating_point())
+    ]
+    of_student = [shape for _, made, shape in call.operands if made.params & student]
+    return any(shape == own and len(shape) >= 2 and shape[-1] > 1 for _, shape in stored for own in of_student)
+
+
+def _is_against_itself(call: FunctionCall, student: int) -> bool:
+    if call.name not in ("kl_div", "mse_loss") or len(call.operands) < 2:
+        return False
+    masks = [made.params for _, made, _ in call.operands[:2]]
+    return all(m & student for m in masks) and not any(m & ~student for m in masks)
+
+
+def _idle(raw: RawWindow, params_of: ParamsOf, student: int, reached: list[ModuleCall]) -> list[Group]:
+    shown = [t for c in reached if params_of(c.module) & student and not c.fed.params for t in c.given[:1]]
+    found = []
+    for call in raw.calls:
+        mask = params_of(call.module)
+        learns = call.answer.requires_grad if call.answer is not None else call.grad
+        if raw.root.calls >> call.index & 1 or learns or call.fed.params or not mask or mask & student:
+            continue
+        if any(c.index == call.parent and not params_of(c.module) & student for c in raw.calls):
+            continue
+        if any(given is t for given in call.given[:1] for t in shown):
+            found.append(Group(mask, call.module, [call]))
+    return found

@@ -1,0 +1,339 @@
+"""Run a training script that knows nothing of audits, unmodified, under observation.
+
+The hooks are in place before the script's first line, so whatever it imports, and however, it gets what they see. The
+script's numbers are its own: no random number is drawn, and with or without observation it ends in the same weights.
+"""
+
+import ctypes
+import io
+import os
+import runpy
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from audits import hooks
+from audits.analysis import row_keys
+from audits.events import KD, Clip, Trace
+from audits.finding import Report
+from audits.roles import Declared
+from audits.splits import Loaders
+from audits.taint import tensors_in
+from audits.watch import Watch
+from audits.windows import RawWindow
+
+_OURS = ("audits", "harness", "kd")
+_SWALLOWED = 3
+
+
+class Stop(BaseException):
+    """Ends the script: no Exception, so that the script's own handlers let it through."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user said of the script, and how long to look."""
+
+    steps: int = 50
+    "Optimizer steps to see, counted from the first distillation step; 0 for all."
+    max_seconds: float = 600.0
+    clip: Clip | None = None
+    kd: KD = field(default_factory=KD)
+    student: str | None = None
+    teacher: str | None = None
+    guard: str | None = None
+    "warn or stop: the script is a real job, and runs on when it has been looked at."
+
+
+@dataclass
+class Observation:
+    """What came of the run."""
+
+    report: Report
+    trace: Trace
+    error: str | None = None
+    "The script's own traceback, if it crashed."
+    exit_code: int | None = None
+    stopped: str = "the script ended"
+    steps: int = 0
+    unobserved: list[str] = field(default_factory=list)
+
+
+class ScriptWatch(Watch):
+    """A watch to which nothing was declared: every optimizer is seen, and the roles are read off the windows."""
+
+    def __init__(self, options: Options, finish: Callable[["ScriptWatch"], None]) -> None:
+        trace = Trace(None, None, options.clip, {}, None, kd=options.kd, script=True)
+        super().__init__(trace, None, 20, 50, "record", Declared(), windows=24)
+        self._options, self._finish = options, finish
+        self._started_at = time.monotonic()
+        self._counted: int | None = None
+        self.done: str | None = None
+        self._raised = 0
+        self.let_go = False
+        self.loaders = Loaders()
+
+    @property
+    def seen(self) -> int:
+        """Steps since the first distillation step."""
+        return sum(self._steps.counts.values()) - (self._counted or 0) if self._counted is not None else 0
+
+    def _wants_window(self) -> bool:
+        if self._trace.broken is not None or self.done is not None or self.let_go:
+            return False
+        seen, kd = self._trace.windows_seen, len(self._trace.sights)
+        if kd:
+            return kd < self._analyst.windows or self._windows.taint.window % 50 == 0
+        return seen < 60 or self._windows.taint.window % 10 == 0
+
+    def _on_window(self, raw: RawWindow) -> None:
+        if self._options.student or self._options.teacher:
+            self._analyst.declare(self._options.student, self._options.teacher)
+        before = len(self._trace.sights)
+        super()._on_window(raw)
+        if len(self._trace.sights) > before:
+            self.loaders.trained_on()
+            self._windows.students |= {id(g.module) for g in self._analyst.students.values() if g.module is not None}
+        if self._analyst.started and self._counted is None:
+            self._counted = sum(self._steps.counts.values())
+
+    def _on_shown(self, module: nn.Module, args: Any) -> None:
+        first = next(iter(tensors_in(args, 2)), None)
+        if first is not None and first.ndim >= 2:
+            self.loaders.shown(id(module), row_keys(first), torch.is_grad_enabled())
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, params: list[nn.Parameter]) -> None:
+        self._windows.keep_up()
+        self._analyst.stepped(optimizer, params)
+        if not self._windows.armed and not self._analyst.started and self._steps.counts[id(optimizer)] == 1:
+            self._windows.arm()  # a new optimizer: perhaps a new phase
+        if self._options.steps and self.seen >= self._options.steps:
+            self._end(f"{self._options.steps} steps of distillation were seen")
+
+    def _end(self, why: str) -> None:
+        if self.done is None:
+            self.done = why
+            if self._options.guard:
+                self._let_go()
+                return
+        if not self._options.guard:
+            self.stop()
+
+    def _let_go(self) -> None:
+        """Take every hook away and leave the job to itself; or end it, if that was asked for and an audit failed."""
+        self.let_go = True
+        self._conclude()
+        self._stack.close()
+        self._finish(self)
+
+    def stop(self) -> None:
+        """End the script, again if it caught the exception and went on; at last, the process."""
+        self._raised += 1
+        if self._raised > _SWALLOWED:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            self._finish(self)
+            os._exit(0)  # not reached where `finish` ends the process with a code of its own
+        raise Stop
+
+    def again(self) -> None:
+        """Raise again where the script swallowed the first one."""
+        if self.done is not None and not self._options.guard:
+            self.stop()
+
+    def __enter__(self) -> "ScriptWatch":
+        super().__enter__()
+        self._forward_hook.remove()
+        self._loads.open()
+        self._stack.callback(self._loads.close)
+        self._stack.enter_context(self.loaders.watching())
+        adopt = self._guarded(lambda optimizer, *args, **kwargs: self._steps.adopt(optimizer))
+        self._stack.enter_context(hooks.around(torch.optim.Optimizer, "__init__", adopt))
+        self._stack.callback(nn.modules.module.register_module_forward_pre_hook(self._again_in_module).remove)
+        return self
+
+    def _again_in_module(self, module: nn.Module, args: Any) -> None:
+        if self.done is not None and not torch.compiler.is_compiling() and os.getpid() == self._home:
+            self.again()
+
+    def conclude(self, whole: bool) -> None:
+        """Draw the conclusions of what was seen; `whole` says that the script ran to its own end."""
+        self._conclude()
+        self._trace.split_overlap = self._guarded(self.loaders.overlap)() or (
+            self._guarded(self.loaders.overlap_of_rows)() if whole else None
+        )
+
+    @property
+    def trace(self) -> Trace:
+        """All that was seen."""
+        return self._trace
+
+
+def run(
+    target: str,
+    args: Sequence[str] = (),
+    *,
+    module: bool = False,
+    options: Options | None = None,
+    make_report: Callable[[Trace], Report],
+    finish: Callable[[Observation], int] | None = None,
+) -> Observation:
+    """Run a script (or, with `module`, a module) as ``__main__`` under observation, and say what was seen.
+
+    `finish` is called with the observation where the script could not be ended politely, or, on guard, while it still
+    runs: it reports, and returns the exit code. A script that is not there is the caller's to refuse.
+    """
+    options = options or Options()
+    unobserved: list[str] = []
+    state: dict[str, Any] = {}
+
+    def observe(watch: ScriptWatch) -> Observation:
+        watch.conclude(watch.done is None and "error" not in state)
+        trace = watch.trace
+        return Observation(
+            make_report(trace),
+            trace,
+            state.get("error"),
+            state.get("exit"),
+            watch.done or "the script ended",
+            watch.seen,
+            unobserved,
+        )
+
+    def finish_early(watch: ScriptWatch) -> None:
+        result = observe(watch)
+        state["reported"] = result
+        if finish is not None:
+            code = finish(result)
+            if options.guard is None or (options.guard == "stop" and code == 1):
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+
+    watch = ScriptWatch(options, finish_early)
+    timer = _Timer(options.max_seconds, watch) if not options.guard else None
+    with _as_main(target, args, module), _noting_children(unobserved), watch:
+        if timer:
+            timer.start()
+        try:
+            if module:
+                runpy.run_module(target, run_name="__main__", alter_sys=True)
+            else:
+                runpy.run_path(target, run_name="__main__")
+        except Stop:
+            pass
+        except SystemExit as error:
+            state["exit"] = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+            if not isinstance(error.code, int | None):
+                state["error"] = str(error.code)
+        except KeyboardInterrupt:
+            if watch.done is None:
+                raise
+        except BaseException as error:
+            state["error"] = _own_traceback(error)
+        finally:
+            if timer:
+                timer.cancel()
+            watch.done = watch.done or ("the script crashed" if "error" in state else None)
+            # From here on the script's own exit handlers may run modules: they are let run.
+            watch.let_go = True
+            done, watch.done = watch.done, None
+    watch.done = done
+    return state.get("reported") or observe(watch)
+
+
+class _Timer(threading.Thread):
+    """Ends a script in which the distillation never comes."""
+
+    def __init__(self, seconds: float, watch: ScriptWatch) -> None:
+        super().__init__(daemon=True)
+        self._seconds, self._watch = seconds, watch
+        self._over = threading.Event()
+        self._main = threading.get_ident()
+        self._home = os.getpid()
+
+    def run(self) -> None:
+        """Wait, and raise in the main thread."""
+        if self._over.wait(self._seconds) or os.getpid() != self._home:
+            return
+        self._watch.done = f"{self._seconds:g} seconds were over (--max-seconds)"
+        for _ in range(5):
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._main), ctypes.py_object(Stop))
+            if self._over.wait(5):
+                return
+
+    def cancel(self) -> None:
+        """Call it off."""
+        self._over.set()
+
+
+@contextmanager
+def _as_main(target: str, args: Sequence[str], module: bool) -> Iterator[None]:
+    """Make the process look as Python makes it for a script: arguments, path, and none of our modules."""
+    argv, path = sys.argv[:], sys.path[:]
+    ours = {n: m for n, m in sys.modules.items() if n.partition(".")[0] in _OURS}
+    sys.argv = [target, *args]
+    own_folder = str(Path(argv[0]).resolve().parent) if argv and argv[0] else None
+    sys.path[:] = [p for p in path if p != own_folder]
+    sys.path.insert(0, str(Path.cwd()) if module else str(Path(target).resolve().parent))
+    for name in ours:
+        del sys.modules[name]
+    try:
+        yield
+    finally:
+        sys.argv, sys.path[:] = argv, path
+        for name in [n for n in sys.modules if n.partition(".")[0] in _OURS]:
+            del sys.modules[name]
+        sys.modules.update(ours)
+
+
+@contextmanager
+def _noting_children(found: list[str]) -> Iterator[None]:
+    """Note the processes that the script starts, but for the workers of loaders: what they train is not seen."""
+    home = os.getpid()
+
+    def wrap_start(original: Any) -> Any:
+        def start(process: Any, *args: Any, **kwargs: Any) -> Any:
+            target = getattr(process, "_target", None)
+            name = getattr(target, "__qualname__", type(process).__name__)
+            if os.getpid() == home and not getattr(target, "__module__", "").startswith("torch.utils.data"):
+                found.append(f"process of {name}")
+            return original(process, *args, **kwargs)
+
+        return start
+
+    def wrap_popen(original: Any) -> Any:
+        def init(self: Any, args: Any, *rest: Any, **kwargs: Any) -> Any:
+            words = args.split() if isinstance(args, str) else [str(a) for a in args]
+            if os.getpid() == home and any("python" in w or w.endswith(".py") or "torchrun" in w for w in words[:3]):
+                found.append(" ".join(Path(w).name if i == 0 else w for i, w in enumerate(words[:4])))
+            return original(self, args, *rest, **kwargs)
+
+        return init
+
+    with hooks.patched(BaseProcess, "start", wrap_start), hooks.patched(subprocess.Popen, "__init__", wrap_popen):
+        yield
+
+
+def _own_traceback(error: BaseException) -> str:
+    """Return the traceback from the script's first frame on."""
+    here = str(Path(__file__).parent)
+    frames = traceback.extract_tb(error.__traceback__)
+    kept = [f for f in frames if not f.filename.startswith(here) and not f.filename.startswith("<frozen runpy")]
+    text = io.StringIO()
+    if kept:
+        text.write("Traceback (most recent call last):\n")
+        text.writelines(traceback.format_list(kept))
+    text.writelines(traceback.format_exception_only(error))
+    return text.getvalue().rstrip()

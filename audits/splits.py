@@ -1,0 +1,147 @@
+"""Which samples were trained on and which evaluated, as far as torch's own data sets tell."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset, TensorDataset
+
+from audits import hooks
+
+_MOST = 50_000
+
+
+class Loaders:
+    """The data sets that loaders were built on, and those among them that the student was trained with."""
+
+    def __init__(self) -> None:
+        self._all: list[Any] = []
+        self._train: list[Any] = []
+        self._current: Any = None
+        self._learned: dict[int, set[bytes]] = {}
+        self._tested: dict[int, list[set[bytes]]] = {}
+        self._testing: int | None = None
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Note each loader when it is built and gone through."""
+
+        def wrap_init(original: Any) -> Any:
+            def init(loader: Any, *args: Any, **kwargs: Any) -> None:
+                original(loader, *args, **kwargs)
+                if len(self._all) < 64:
+                    self._all.append(loader.dataset)  # the set, not the loader: its workers must be able to end
+
+            return init
+
+        def wrap_iter(original: Any) -> Any:
+            def iterate(loader: Any) -> Any:
+                if torch.is_grad_enabled():
+                    self._current = loader.dataset
+                return original(loader)
+
+            return iterate
+
+        with hooks.patched(DataLoader, "__init__", wrap_init), hooks.patched(DataLoader, "__iter__", wrap_iter):
+            yield
+
+    def trained_on(self) -> None:
+        """Say that the batch at hand was distilled on."""
+        if self._current is not None and all(self._current is not t for t in self._train):
+            self._train.append(self._current)
+
+    def shown(self, network: int, rows: list[bytes], learning: bool) -> None:
+        """Take in a batch that the student was shown, to learn from or to be tested on."""
+        if any(len(row) < 16 for row in rows[:1]) or sum(map(len, self._learned.values())) > _MOST:
+            return
+        if learning:
+            self._learned.setdefault(network, set()).update(rows)
+            self._testing = None
+        else:
+            tests = self._tested.setdefault(network, [])
+            if self._testing != network or not tests:
+                tests.append(set())
+                self._testing = network
+            tests[-1].update(rows)
+
+    def overlap_of_rows(self) -> tuple[int, int, str] | None:
+        """Return the same of the rows that the student was shown, where no loader tells.
+
+        To test on the very samples learned from is how accuracy on them is measured; so a test on others beside it, or
+        one on some of each, tells the two apart.
+        """
+        for network, tests in self._tested.items():
+            learned = self._learned.get(network, set())
+            tests = [t for t in tests if len(t) >= 8]
+            if not learned or not tests:
+                continue
+            parts = [(len(t), len(t & learned)) for t in tests]
+            mixed = next(((n, both) for n, both in parts if 0.02 * n < both < n), None)
+            if mixed is not None:
+                return (*mixed, "rows shown to the student")
+            apart = [n for n, both in parts if both == 0]
+            if apart:
+                return apart[0], 0, "rows shown to the student"
+            whole = next(((n, both) for n, both in parts if both == n and n < len(learned)), None)
+            if whole is not None:
+                return (*whole, "rows shown to the student; every test is on rows learned from")
+        return None
+
+    def overlap(self) -> tuple[int, int, str] | None:
+        """Return samples in evaluation, those of them trained on, and how it was seen; None if nothing was to see."""
+        # The very same set again is accuracy on the training set itself.
+        others = [x for x in self._all if all(x is not t for t in self._train)]
+        result: tuple[int, int, str] | None = None
+        for a in self._train:
+            for b in others:
+                mine, theirs = _samples(a), _samples(b)
+                if mine is None or theirs is None or mine[0] != theirs[0]:
+                    continue
+                both = len(theirs[1] & mine[1])
+                how = f"{type(b).__name__} of {len(theirs[1])} against {type(a).__name__} of {len(mine[1])}"
+                if result is None or both > result[1]:
+                    result = (len(theirs[1]), both, how)
+        return result
+
+
+def _samples(dataset: Any) -> tuple[Any, set[Any]] | None:
+    """Return the samples of a set as ids, and what the ids are relative to."""
+    if isinstance(dataset, Subset):
+        indices = [int(i) for i in dataset.indices]
+        base = dataset.dataset
+        while isinstance(base, Subset):
+            indices = [int(base.indices[i]) for i in indices]
+            base = base.dataset
+        if isinstance(base, TensorDataset):
+            rows = _rows(base.tensors[0])
+            return None if rows is None else ("content", {rows[i] for i in indices})
+        rows = _rows_inside(base)
+        return (id(base), set(indices)) if rows is None else ("content", {rows[i] for i in indices})
+    if isinstance(dataset, TensorDataset):
+        rows = _rows(dataset.tensors[0])
+        return None if rows is None else ("content", set(rows))
+    rows = _rows_inside(dataset)
+    return None if rows is None else ("content", set(rows))
+
+
+def _rows_inside(dataset: Any) -> list[bytes] | None:
+    """Return the samples that a data set of the user's holds as one tensor; it is not asked for any, which may draw."""
+    try:
+        size = len(dataset)
+    except TypeError:
+        return None
+    for value in vars(dataset).values() if hasattr(dataset, "__dict__") else ():
+        if isinstance(value, Tensor) and value.ndim > 1 and len(value) == size and value.is_floating_point():
+            return _rows(value)
+    return None
+
+
+def _rows(values: Tensor) -> list[bytes] | None:
+    if len(values) > _MOST or values.numel() > 2**28 or values[:1].numel() < 4:
+        return None  # rows of a few numbers coincide by chance
+    flat = values.detach().reshape(len(values), -1).cpu().contiguous()
+    if flat.dtype == torch.bfloat16:
+        flat = flat.float()
+    return [row.tobytes() for row in flat.numpy()]

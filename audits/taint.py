@@ -1,0 +1,157 @@
+"""Following what a tensor was made of: the parameters it depends on, and the calls that it passed through.
+
+One torch function mode sees every function, method and operator, whether or not a gradient is recorded. A tensor that
+comes out of one is made of what went in. So a teacher asked under ``no_grad``, its cached answers, a detached copy and
+a hand-written loss are all followed alike, without a name or ``requires_grad`` being trusted.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+
+class Made(NamedTuple):
+    """What a tensor was made of, as bit masks."""
+
+    params: int = 0
+    "Parameters, by the number that :meth:`Taint.bit` gave them."
+    calls: int = 0
+    "Calls of modules and functions that it passed through, by their number after `base`."
+    base: int = 0
+
+
+NOTHING = Made()
+
+_GETTERS_TO_SKIP = frozenset(id(getattr(Tensor, name)) for name in ("grad", "_grad", "grad_fn"))
+
+
+def tensors_in(value: Any, depth: int = 3) -> Iterable[Tensor]:
+    """Yield the tensors in a nest of sequences, mappings and plain objects, e.g. what a network returned."""
+    if isinstance(value, Tensor):
+        yield value
+    elif depth == 0 or isinstance(value, str | bytes | int | float | nn.Module | None):
+        return
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from tensors_in(part, depth - 1)
+    elif isinstance(value, list | tuple | set | frozenset):
+        for part in value:
+            yield from tensors_in(part, depth - 1)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for f in fields(value):
+            yield from tensors_in(getattr(value, f.name, None), depth - 1)
+    elif type(value).__module__ not in ("builtins", "numpy") and len(inside := getattr(value, "__dict__", {})) < 20:
+        for part in inside.values():
+            yield from tensors_in(part, depth - 1)
+
+
+class Taint:
+    """The table of what each living tensor was made of."""
+
+    def __init__(self) -> None:
+        self._made: Any = WeakTensorKeyDictionary()
+        self._bits: Any = WeakTensorKeyDictionary()
+        self._params: list[Any] = []
+        self.window = 0
+        "Backwards so far."
+        self.base = 0
+        "Number of the first call that is remembered; older ones are forgotten."
+
+    def bit(self, param: Tensor) -> int:
+        """Return the parameter's own bit; given once, never used again for another."""
+        found: int | None = self._bits.get(param)
+        if found is None:
+            found = self._bits[param] = len(self._params)
+            self._params.append(torch.utils.weak.TensorWeakRef(param))
+        return 1 << found
+
+    def parameters(self, mask: int) -> list[nn.Parameter]:
+        """Return the parameters of a mask that are still alive."""
+        found = []
+        while mask:
+            low = mask & -mask
+            param = self._params[low.bit_length() - 1]()
+            if param is not None:
+                found.append(param)
+            mask ^= low
+        return found
+
+    def mask(self, params: Iterable[Tensor]) -> int:
+        """Return the mask of these parameters."""
+        whole = 0
+        for param in params:
+            whole |= self.bit(param)
+        return whole
+
+    def of(self, value: Any) -> Made:
+        """Return what a tensor, or all tensors in a nest of them, was made of."""
+        params = calls = 0
+        for tensor in (value,) if isinstance(value, Tensor) else tensors_in(value):
+            if isinstance(tensor, nn.Parameter):
+                params |= self.bit(tensor)
+                continue
+            made = self._made.get(tensor)
+            if made is not None:
+                params |= made.params
+                calls |= made.calls >> (self.base - made.base)
+        return Made(params, calls, self.base) if params or calls else NOTHING
+
+    def add(self, value: Any, made: Made) -> None:
+        """Say that the tensors in `value` are made of this too."""
+        for tensor in (value,) if isinstance(value, Tensor) else tensors_in(value):
+            if isinstance(tensor, nn.Parameter):
+                continue
+            old = self._made.get(tensor, NOTHING)
+            calls = made.calls | old.calls >> (made.base - old.base)
+            self._made[tensor] = Made(old.params | made.params, calls, made.base)
+
+    def put(self, value: Any, made: Made) -> None:
+        """Say that the tensors in `value` are made of exactly this."""
+        for tensor in (value,) if isinstance(value, Tensor) else tensors_in(value):
+            if not isinstance(tensor, nn.Parameter):
+                self._made[tensor] = made
+
+
+class Mode(TorchFunctionMode):
+    """Tells of each call of a torch function: the function, its arguments, what it returned."""
+
+    def __init__(self, tell: Callable[[Any, tuple[Any, ...], dict[str, Any], Any], None]) -> None:
+        super().__init__()
+        self._tell = tell
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call the function, and tell of it."""
+        out = func(*args, **(kwargs or {}))
+        if not torch.compiler.is_compiling():
+            self._tell(func, args, kwargs or {}, out)
+        return out
+
+
+def is_getter_to_skip(func: Any) -> bool:
+    """Say whether the call reads a gradient, which is no part of what reaches a loss."""
+    return id(getattr(func, "__self__", None)) in _GETTERS_TO_SKIP
+
+
+def pushed_modes() -> int:
+    """Return how many function modes are on this thread's stack."""
+    depth: int = torch._C._len_torch_function_stack()
+    return depth
+
+
+def push(mode: Mode) -> None:
+    """Put the mode on top of this thread's stack."""
+    mode.__enter__()
+
+
+def pop_if_on_top(mode: Mode) -> bool:
+    """Take the mode off the stack if it is on top of it; a user's own mode above it stays undisturbed."""
+    depth = pushed_modes()
+    if depth and torch._C._get_function_stack_at(depth - 1) is mode:
+        mode.__exit__(None, None, None)
+        return True
+    return False

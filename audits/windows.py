@@ -1,0 +1,537 @@
+"""What happened between one backward and the next: the calls of modules, the losses, and what they were made of.
+
+A window is what one backward is judged by. Only what reached the root of that backward counts, so a validation or a
+probe that ran meanwhile is not taken for training. Raw windows hold tensors and are dropped when their backward has
+run; what the checks read is made of them before (:mod:`audits.analysis`).
+"""
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+from audits import hooks
+from audits.events import Where
+from audits.taint import Made, Mode, Taint, is_getter_to_skip, pop_if_on_top, push, pushed_modes, tensors_in
+
+_KEPT = 4
+"Windows whose calls are kept while a loss computed in them waits for its backward."
+
+SMALL = 2**22
+"Numbers in a tensor up to which a copy is kept for as long as a window lasts."
+
+LABEL_LOSSES = frozenset(
+    {"cross_entropy", "nll_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits", "multi_margin_loss"}
+)
+DISTANCES = frozenset(
+    {
+        "mse_loss",
+        "l1_loss",
+        "smooth_l1_loss",
+        "huber_loss",
+        "cosine_similarity",
+        "cosine_embedding_loss",
+        "pairwise_distance",
+    }
+)
+SOFTMAXES = frozenset({"softmax", "log_softmax", "_softmax", "_log_softmax", "sigmoid", "logsigmoid"})
+LOOKUPS = frozenset({"gather", "take_along_dim", "__getitem__", "index_select"})
+_INPLACE = frozenset({"__imul__", "__itruediv__", "__idiv__", "__iadd__", "__isub__"})
+_NO_WRITES = frozenset({"zero_", "detach_", "requires_grad_", "_foreach_zero_", "retain_grad"})
+MOODY = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.modules.instancenorm._InstanceNorm)
+"Modules that answer otherwise in training mode."
+
+
+@dataclass(eq=False)
+class ModuleCall:
+    """One call of a module."""
+
+    module: nn.Module
+    index: int
+    parent: int | None
+    fed: Made
+    training: bool
+    grad: bool
+    "Whether a gradient could be recorded."
+    given: list[Tensor]
+    "The floating or integer tensors among its arguments, kept while the window lasts."
+    out: Made = field(default_factory=Made)
+    answer: Tensor | None = None
+    "A small output that could be logits; its values may be edited in place later."
+    value: Tensor | None = None
+    "A copy of the answer's values, as they were returned."
+    moody: list[str] = field(default_factory=list)
+    "Kinds of functional dropout or batch norm in training mode called directly within it."
+    shape: tuple[int, ...] | None = None
+    "Of its first output."
+    outputs: Any = None
+    "The first output, weakly."
+    has_children: bool = False
+
+
+@dataclass(eq=False)
+class FunctionCall:
+    """One call of a function that matters: a loss, a softmax, or one in which two networks' answers meet."""
+
+    name: str
+    index: int
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    operands: list[tuple[Any, Made, tuple[int, ...]]]
+    "Each tensor argument (None if too large to keep), what it was made of, its shape."
+    out: Any
+    made: Made
+    grad_fn: Any
+    requires_grad: bool
+    where: Where | None
+    values: list[Tensor | None] = field(default_factory=list)
+
+    def arg(self, position: int, name: str, default: Any = None) -> Any:
+        """Return an argument however it was passed."""
+        return self.args[position] if len(self.args) > position else self.kwargs.get(name, default)
+
+
+@dataclass(eq=False)
+class RawWindow:
+    """All of one window, before its backward runs."""
+
+    number: int
+    calls: list[ModuleCall] = field(default_factory=list)
+    functions: list[FunctionCall] = field(default_factory=list)
+    one_hot: list[Tensor] = field(default_factory=list)
+    scales: list[tuple[Made, float]] = field(default_factory=list)
+    "Numbers that scalars were multiplied with, and what those scalars were made of."
+    pools: list[tuple[int, int, int, int, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
+    "Functional max-pools: their number, that of the module around, kernel, stride, size before and after."
+    starts: list[int] = field(default_factory=lambda: [0])
+    "Numbers of the first calls of the windows that it holds."
+    roots: list[Tensor] = field(default_factory=list)
+    root: Made = field(default_factory=Made)
+    leaves: list[nn.Parameter] = field(default_factory=list)
+    root_scale: float = 1.0
+    where: Where | None = None
+    complete: bool = True
+    "False where the mode was not up for all of it."
+
+
+class Windows:
+    """Records windows while armed; tells of each before its backward runs, and of its parameters after."""
+
+    def __init__(
+        self,
+        on_window: Callable[[RawWindow], None],
+        on_answer: Callable[[ModuleCall], None],
+        on_error: Callable[[BaseException], None],
+        wants: Callable[[], bool],
+        on_modes: Callable[[list[bool]], None] = lambda modes: None,
+        on_write: Callable[[list[Tensor]], None] = lambda tensors: None,
+        on_shown: Callable[[nn.Module, Any], None] = lambda module, args: None,
+    ) -> None:
+        self.taint = Taint()
+        self._on_window, self._on_answer, self._on_error, self._wants = on_window, on_answer, on_error, wants
+        self._on_modes, self._on_write, self._on_shown = on_modes, on_write, on_shown
+        self._mode = Mode(self._on_function)
+        self._home = (os.getpid(), threading.get_ident())
+        self._stack: list[ModuleCall | None] = []
+        self._lifted = 0
+        self._pushed = False
+        self._in_backward = 0
+        self._next = 0
+        self._exit = ExitStack()
+        self._scaled: Any = torch.utils.weak.WeakTensorKeyDictionary()
+        self.armed = False
+        self._wanted = True
+        self.raw = RawWindow(0)
+        self.students: set[int] = set()
+        "Ids of the modules whose mode is noted at each call with a gradient, armed or not."
+        self.student_modes: list[bool] = []
+
+    # -- coming and going
+
+    def open(self) -> None:
+        """Register the module hooks, and arm."""
+        self._exit.callback(register_module_forward_pre_hook(self._enter_module).remove)
+        self._exit.callback(register_module_forward_hook(self._leave_module, with_kwargs=True, always_call=True).remove)
+        self._exit.enter_context(self._applied())
+        self._exit.enter_context(hooks.patched(torch.amp.grad_scaler.GradScaler, "scale", self._wrap_scale))
+        self.arm()
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self.disarm()
+        self._exit.close()
+
+    def arm(self) -> None:
+        """Begin to record, if the mode can be put up."""
+        if self.armed or not self._at_home():
+            return
+        self.armed = True
+        if not self._pushed:
+            push(self._mode)
+            self._pushed = True
+
+    @property
+    def in_backward(self) -> bool:
+        """Whether a backward runs, or what its window shows is being read."""
+        return self._in_backward > 0
+
+    def keep_up(self) -> None:
+        """Arm or disarm as the last window decided.
+
+        Not at once: the backward itself is called through the mode, and torch takes a mode off its stack for as long
+        as it is being told of a call.
+        """
+        if self._in_backward or self._stack or torch.compiler.is_compiling() or not self._at_home():
+            return
+        if self._wanted and not self.armed:
+            self.arm()
+        elif not self._wanted and (self.armed or self._pushed):
+            self.disarm()
+
+    def disarm(self) -> None:
+        """Stop recording; the mode is taken down where it is on top."""
+        self.armed = False
+        if self._pushed and self._at_home() and pop_if_on_top(self._mode):
+            self._pushed = False
+
+    def _at_home(self) -> bool:
+        return self._home == (os.getpid(), threading.get_ident())
+
+    def _seeing(self) -> bool:
+        return (
+            self.armed
+            and torch._C._functorch.peek_interpreter_stack() is None
+            and not self._in_backward
+            and not torch.compiler.is_compiling()
+            and self._at_home()
+        )
+
+    # -- functions
+
+    def _on_function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        if not self.armed or self._in_backward or not self._at_home() or torch._C._functorch.peek_interpreter_stack():
+            return
+        try:
+            self._function(func, args, kwargs, out)
+        except Exception as error:
+            self._on_error(error)
+
+    def _function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        name = getattr(func, "__name__", "")
+        if name == "__get__" and is_getter_to_skip(func):
+            return
+        given = [*tensors_in(args, 2), *tensors_in(list(kwargs.values()), 2)] if args or kwargs else []
+        if name in ("one_hot", "scatter", "scatter_") and isinstance(out, Tensor) and not self.taint.of(out).params:
+            self.raw.one_hot.append(out)
+        outs = [given[0]] if name == "__setitem__" else list(tensors_in(out, 2))
+        if not outs or not given:
+            return
+        taint = self.taint
+        mades = [taint.of(t) for t in given]
+        params = calls = 0
+        for made in mades:
+            params |= made.params
+            calls |= made.calls
+        if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")) or name in _INPLACE:
+            taint.add(given[0], Made(params, calls, taint.base))
+            if name not in _NO_WRITES:
+                self._on_write(given if name.startswith("_foreach") else given[:1])
+        if self._matters(name, func, given, mades, outs):
+            index = self._number()
+            calls |= 1 << index
+            first = outs[0]
+            self.raw.functions.append(
+                FunctionCall(
+                    name,
+                    index,
+                    args if name in LABEL_LOSSES | DISTANCES | SOFTMAXES | LOOKUPS | {"kl_div"} else (),
+                    kwargs,
+                    [(t if t.numel() <= SMALL else None, m, tuple(t.shape)) for t, m in zip(given, mades, strict=True)],
+                    first if first.numel() <= SMALL else None,
+                    Made(params, calls, taint.base),
+                    first.grad_fn,
+                    first.requires_grad,
+                    hooks.call_site(),
+                )
+            )
+        elif name in ("dropout", "batch_norm", "instance_norm", "alpha_dropout", "feature_dropout") and self._stack:
+            self._note_mood(name, args, kwargs)
+        elif name in (
+            "mul",
+            "__mul__",
+            "__rmul__",
+            "div",
+            "__truediv__",
+            "true_divide",
+            "multiply",
+            "__imul__",
+            "mul_",
+        ):
+            self._note_scale(name, args, mades, params, calls)
+        if name in ("max_pool2d", "boolean_dispatch", "max_pool2d_with_indices") and self._stack:
+            kernel = args[1] if len(args) > 1 else kwargs.get("kernel_size", 2)
+            stride = args[2] if len(args) > 2 else kwargs.get("stride")
+            sizes = (tuple(given[0].shape[-2:]), tuple(outs[0].shape[-2:]))
+            top = self._stack[-1]
+            if top is not None and not isinstance(top.module, nn.MaxPool2d):
+                self.raw.pools.append((self._number(), top.index, _largest(kernel), _largest(stride or kernel), *sizes))
+        if params or calls:
+            made = Made(params, calls, taint.base)
+            inplace = outs[0] is given[0]
+            for t in outs:
+                (taint.add if inplace else taint.put)(t, made)
+
+    def _matters(self, name: str, func: Any, given: list[Tensor], mades: list[Made], outs: list[Tensor]) -> bool:
+        if name in LABEL_LOSSES or name in DISTANCES or name == "kl_div":
+            return True
+        if name in SOFTMAXES:
+            return given[0].ndim in (2, 3) and given[0].numel() <= SMALL and given[0].is_floating_point()
+        if name in LOOKUPS:
+            return (
+                len(given) > 1
+                and bool(mades[0].params)
+                and given[0].is_floating_point()
+                and any(not t.is_floating_point() and not m.params for t, m in zip(given[1:], mades[1:], strict=True))
+            )
+        if len(given) < 2 or not outs[0].is_floating_point() or name.startswith("_foreach"):
+            return False
+        first, second = mades[0].params, mades[1].params
+        if any(t is h for h in self.raw.one_hot for t in given[:2]):
+            return bool(first | second)
+        if isinstance(given[0], nn.Parameter) or isinstance(given[1], nn.Parameter):
+            return False
+        # Two answers meet that each hold parameters which the other does not; scalars are only summed.
+        return bool(first & ~second) and bool(second & ~first) and max(given[0].ndim, given[1].ndim) > 0
+
+    def _note_mood(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        position = {"dropout": 2, "batch_norm": 5, "instance_norm": 5}.get(name, 2)
+        training = args[position] if len(args) > position else kwargs.get("training", name != "batch_norm")
+        rate = args[1] if len(args) > 1 and not isinstance(args[1], Tensor) else kwargs.get("p", 0.5)
+        top = self._stack[-1]
+        if (
+            top is not None
+            and training is True
+            and ("dropout" not in name or rate)
+            and not isinstance(top.module, MOODY)
+        ):
+            top.moody.append(name)
+
+    def _note_scale(self, name: str, args: tuple[Any, ...], mades: list[Made], params: int, calls: int) -> None:
+        if len(args) < 2 or not params:
+            return
+        scalar, number = (args[0], args[1]) if isinstance(args[0], Tensor) else (args[1], args[0])
+        if not isinstance(scalar, Tensor) or scalar.ndim > 3:
+            return
+        if isinstance(number, Tensor):
+            if number.ndim != 0 or self.taint.of(number).params:
+                return
+            number = number.item() if number.device.type == "cpu" else None
+        if isinstance(number, int | float):
+            factor = 1 / number if "div" in name and number else float(number)
+            self.raw.scales.append((Made(params, calls, self.taint.base), factor))
+
+    def _number(self) -> int:
+        self._next += 1
+        return self._next - 1 - self.taint.base
+
+    # -- modules
+
+    def _enter_module(self, module: nn.Module, args: Any) -> None:
+        if torch.compiler.is_compiling() or not self._at_home():
+            return
+        self.keep_up()
+        if id(module) in self.students and not self._in_backward:
+            if torch.is_grad_enabled():
+                self.student_modes.append(module.training)
+            self._on_shown(module, args)
+        if not self._seeing():
+            if self.armed or self._stack:
+                self._stack.append(None)
+            return
+        try:
+            parent = next((c for c in reversed(self._stack) if c is not None), None)
+            if parent is not None:
+                parent.has_children = True
+            given = list(tensors_in(args, 2))
+            call = ModuleCall(
+                module,
+                self._number(),
+                parent.index if parent is not None else None,
+                self.taint.of(given),
+                module.training,
+                torch.is_grad_enabled(),
+                given[:4],
+            )
+            self.raw.calls.append(call)
+            self._stack.append(call)
+            # With a mode up, torch's fused attention steps aside for another kernel, whose last bits differ.
+            fast = _has_fast_path(module) and not module.training
+            if fast and self._pushed and not self._lifted and pop_if_on_top(self._mode):
+                self._lifted = len(self._stack)
+        except Exception as error:
+            self._on_error(error)
+
+    def _leave_module(self, module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+        if torch.compiler.is_compiling() or not self._at_home() or not self._stack:
+            return
+        if self._lifted == len(self._stack):
+            self._lifted = 0
+            push(self._mode)
+        call = self._stack.pop()
+        if call is None or not self.armed:
+            return
+        try:
+            if kwargs and call.given != (more := [*call.given, *tensors_in(kwargs, 2)]):
+                call.given = more[:6]
+                call.fed = self.taint.of(more)
+            self._answered(call, out)
+        except Exception as error:
+            self._on_error(error)
+
+    def _answered(self, call: ModuleCall, out: Any) -> None:
+        taint = self.taint
+        outs = list(tensors_in(out))
+        made = taint.of(outs)
+        if not made.params:  # compiled code, threads, custom functions: seen from outside only
+            own = taint.mask(call.module.parameters())
+            made = Made(call.fed.params | own, call.fed.calls, taint.base)
+        bit = 1 << call.index
+        for t in outs:
+            old = taint.of(t)
+            taint.put(t, Made(old.params or made.params, old.calls | call.fed.calls | bit, taint.base))
+        call.out = Made(made.params, made.calls | call.fed.calls | bit, taint.base)
+        if outs:
+            call.shape = tuple(outs[0].shape)
+            call.outputs = torch.utils.weak.TensorWeakRef(outs[0])
+        likely = [t for t in outs if t.ndim in (2, 3) and t.numel() <= SMALL and t.is_floating_point()]
+        leaf = not call.has_children
+        if likely and (not leaf or isinstance(call.module, nn.Linear | nn.Bilinear) or call.parent is None):
+            best = _logits_among(out, likely)
+            call.answer, call.value = best, best.detach().clone()
+        if call.parent is None:
+            self._on_answer(call)
+
+    # -- what else makes tensors out of tensors
+
+    @contextmanager
+    def _applied(self) -> Iterator[None]:
+        """See through custom autograd functions, of which no mode tells."""
+        original = torch.autograd.Function.__dict__["apply"]
+        taint = self.taint
+
+        def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+            out = original.__get__(None, cls)(*args, **kwargs)
+            if self._seeing():
+                made = taint.of([*tensors_in(args, 2), *tensors_in(kwargs, 2)])
+                if made.params or made.calls:
+                    for t in tensors_in(out, 2):
+                        taint.add(t, made)
+            return out
+
+        setattr(torch.autograd.Function, "apply", classmethod(apply))  # noqa: B010
+        try:
+            yield
+        finally:
+            setattr(torch.autograd.Function, "apply", original)  # noqa: B010
+
+    def _wrap_scale(self, original: Any) -> Any:
+        def scale(scaler: Any, outputs: Any) -> Any:
+            result = original(scaler, outputs)
+            if self.armed and scaler.is_enabled() and isinstance(result, Tensor):
+                self._scaled[result] = float(scaler.get_scale())
+                self.taint.add(result, self.taint.of(outputs))
+            return result
+
+        return scale
+
+    # -- backward
+
+    def before_backward(self, roots: Any) -> None:
+        """Close the window, and tell of it while its graph still stands."""
+        self._in_backward += 1
+        if self._in_backward == 1 and self.student_modes:
+            self._on_modes(self.student_modes)
+            self.student_modes = []
+        if self._in_backward > 1 or not self._at_home() or not self.armed:
+            return
+        raw = self.raw
+        raw.roots = list(tensors_in(roots, 2))
+        raw.root = self.taint.of(raw.roots)
+        raw.leaves = leaves_of(t.grad_fn for t in raw.roots)
+        raw.where = hooks.call_site()
+        if len(raw.roots) == 1:
+            raw.root_scale = self._scaled.get(raw.roots[0], 1.0)
+        self._on_window(raw)
+
+    def _begin(self) -> None:
+        """Begin a window; with what the last ones computed for losses that have not been called backward yet."""
+        old, new = self.raw, RawWindow(self.taint.window, complete=self.armed)
+        # Two peers' losses are computed before either's backward; a loss that is only logged waits in vain.
+        waits = any(f.requires_grad and not old.root.calls >> f.index & 1 for f in old.functions)
+        starts = [*old.starts, self._next] if waits and self.armed else [self._next]
+        new.starts = starts[-_KEPT:]
+        gone = new.starts[0] - self.taint.base
+        self.taint.base = new.starts[0]
+        for kind in ("calls", "functions"):
+            for item in getattr(old, kind):
+                item.index -= gone
+                if isinstance(item, ModuleCall) and item.parent is not None:
+                    item.parent = item.parent - gone if item.parent >= gone else None
+                if item.index >= 0:
+                    getattr(new, kind).append(item)
+        if new.calls or new.functions:
+            new.one_hot = old.one_hot
+            new.scales = [(Made(m.params, m.calls >> gone, self.taint.base), f) for m, f in old.scales]
+            new.pools = [(n - gone, w - gone, *rest) for n, w, *rest in old.pools if n >= gone]  # type: ignore[misc]
+        self.raw = new
+
+    def after_backward(self) -> None:
+        """Begin the next window."""
+        self._in_backward = max(0, self._in_backward - 1)
+        if self._in_backward == 0:
+            self.taint.window += 1
+            self._begin()
+            self._stack = [None] * len(self._stack)
+            self._lifted = 0 if not self._stack else self._lifted
+            self._wanted = self._wants()
+
+
+def _largest(value: Any) -> int:
+    return max(value) if isinstance(value, tuple | list) else int(value)
+
+
+def _has_fast_path(module: nn.Module) -> bool:
+    return isinstance(module, nn.TransformerEncoderLayer | nn.MultiheadAttention | nn.TransformerEncoder)
+
+
+def _logits_among(out: Any, likely: list[Tensor]) -> Tensor:
+    named = out.get("logits") if isinstance(out, dict) else getattr(out, "logits", None)
+    if isinstance(named, Tensor) and any(named is t for t in likely):
+        return named
+    return likely[0]
+
+
+def leaves_of(nodes: Iterable[Any], limit: int = 200_000) -> list[nn.Parameter]:
+    """Return the leaf tensors that a backward from these graph nodes gives a gradient to."""
+    seen: set[Any] = set()
+    todo = [node for node in nodes if node is not None]
+    found: dict[int, nn.Parameter] = {}
+    while todo and len(seen) < limit:
+        node = todo.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        variable = getattr(node, "variable", None)
+        if variable is not None:
+            found[id(variable)] = variable
+        todo.extend(parent for parent, _ in node.next_functions if parent is not None)
+    return list(found.values())
+
+
+__all__ = ["FunctionCall", "ModuleCall", "RawWindow", "Windows", "leaves_of", "pushed_modes"]
