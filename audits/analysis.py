@@ -16,10 +16,11 @@ from audits.explain import Explanation, explain, temperature_of
 from audits.loads import Loads
 from audits.roles import Cast, Declared, Group, cast
 from audits.taint import Taint, tensors_in
-from audits.windows import DISTANCES, MOODY, SOFTMAXES, FunctionCall, ModuleCall, RawWindow, leaves_of
+from audits.windows import DISTANCES, LABEL_LOSSES, MOODY, SOFTMAXES, FunctionCall, ModuleCall, RawWindow, leaves_of
 
 T = TypeVar("T")
 
+_LOSSES = DISTANCES | LABEL_LOSSES | {"kl_div"}
 EXPLAINED = 3
 "Windows in which the gradient is explained: each costs a second backward through the loss."
 _ROWS_KEPT = 100_000
@@ -35,8 +36,8 @@ class Analyst:
         self.windows = windows
         self._raw = raw
         self._known: list[nn.Module] = []
-        self._answers: dict[bytes, tuple[Tensor, nn.Module]] = {}
-        "What networks that learned nothing said of each sample."
+        self._answers: list[tuple[nn.Module, dict[bytes, Tensor]]] = []
+        "By network that learned nothing then, what it said of each sample."
         self._moods: dict[int, list[str]] = {}
         "By network, the layers that answered in training mode then."
         self._names: dict[int, str] = {}
@@ -64,8 +65,9 @@ class Analyst:
     def declare(self, student: str | None, teacher: str | None) -> None:
         """Find the modules that the user named, by their variable or their class."""
         for role, name in (("student", student), ("teacher", teacher)):
-            if name is not None and getattr(self.declared, role) is None:
-                found = _named_module(name)
+            if name is not None and not self.started:
+                # Each time anew: the same name may hold another network in the phase before.
+                found = _named_module(name, self.trace.windows_seen % 10 == 0)
                 if found is not None:
                     setattr(self.declared, role, found)
 
@@ -79,6 +81,9 @@ class Analyst:
         """Take in the answer of a module that nothing called: what it says of each sample, if it learns nothing."""
         if call.fed.params or not any(True for _ in call.module.parameters()):
             return
+        if len(self.trace.networks) < 12:
+            name = self.name_of(Group(0, call.module))
+            self.trace.networks.setdefault(name, "learning" if call.grad else "asked without a gradient")
         if all(call.module is not m for m in self._known[-8:]):
             self._known = [*self._known[-30:], call.module]
         if (
@@ -90,10 +95,13 @@ class Analyst:
         ):
             return
         rows = call.given[0]
-        if len(rows) != len(call.value) or len(self._answers) > _ROWS_KEPT or rows.numel() > 2**25:
+        if len(rows) != len(call.value) or rows.numel() > 2**25:
             return
-        for key, row in zip(row_keys(rows), call.value.cpu().unbind(0), strict=True):
-            self._answers[key] = (row, call.module)
+        table = next((t for m, t in self._answers if m is call.module), None)
+        if table is None:
+            self._answers = [*self._answers[-7:], (call.module, table := {})]
+        if len(table) < _ROWS_KEPT:
+            table.update(zip(row_keys(rows), call.value.cpu().unbind(0), strict=True))
         self._moods[id(call.module)] = self._in_training(self._raw(), [call])
 
     def window(self, raw: RawWindow) -> None:
@@ -104,8 +112,8 @@ class Analyst:
         for label in cast_.labels:
             if self.started:
                 self.label_masks.append(label.made)
-        if any(f.name == "kl_div" and raw.root.calls >> f.index & 1 for f in raw.functions):
-            self.trace.soft_seen = True
+        reaching = {f.name for f in raw.functions if raw.root.calls >> f.index & 1 and f.name in _LOSSES}
+        self.trace.losses = sorted({*self.trace.losses, *reaching})
         if cast_.cached and len(self.trace.sights) < EXPLAINED:
             self._recognise(raw, cast_)
         if not cast_.is_distillation:
@@ -134,23 +142,36 @@ class Analyst:
         self.trace.sights.append(self._sight(raw, cast_))
 
     def _recognise(self, raw: RawWindow, cast_: Cast) -> None:
-        """Find the network that stored answers came from, by what it was seen to say of the student's samples."""
-        for x in self._shown(raw, cast_.student_mask):
-            if x.ndim < 1 or not len(x):
-                continue
-            found = [self._answers.get(k) for k in row_keys(x)]
-            known = [f for f in found if f is not None]
-            if len(known) < min(8, len(x)) or any(f[1] is not known[0][1] for f in known):
-                continue
-            module = known[0][1]
+        """Find the network that stored answers came from: each is what it was seen to say of some sample."""
+        used = [
+            t.detach().cpu().float()
+            for f in raw.functions
+            if raw.root.calls >> f.index & 1 and f.name in (*SOFTMAXES, "kl_div", "mse_loss", "cross_entropy")
+            for t, made, shape in f.operands[:2]
+            if t is not None and t.is_floating_point() and not made.params & cast_.student_mask and len(shape) == 2
+        ]
+        for module, table in self._answers:
             mask = self.taint.mask(module.parameters())
-            if mask & cast_.student_mask:
+            if mask & cast_.student_mask or not table:
                 continue
-            if not any(g.mask & mask for g in cast_.teachers):
-                cast_.teachers.append(Group(mask, module))
-            if len(known) == len(found):
-                cast_.stored = torch.stack([row for row, _ in known])
-            return
+            said = torch.stack(list(table.values())).float()
+            places = {key: i for i, key in enumerate(table)}
+            for x in self._shown(raw, cast_.student_mask):
+                own = [places.get(key, -1) for key in row_keys(x)] if x.ndim else []
+                for t in used:
+                    if len(own) != len(t) or t.shape[1] != said.shape[1] or len(own) < 8:
+                        continue
+                    match = _matches(t, said)
+                    known = [i for i, place in enumerate(own) if place >= 0 and bool(match[i].any())]
+                    if len(known) < 0.9 * len(own):
+                        continue
+                    differ = sum(not bool(match[i, own[i]]) for i in known)
+                    cast_.stored_rows = (len(known), differ)
+                    if not any(g.mask & mask for g in cast_.teachers):
+                        cast_.teachers.append(Group(mask, module))
+                    if all(place >= 0 for place in own):
+                        cast_.stored = said[own]
+                    return
 
     def _remember(self, table: dict[int, Group], group: Group) -> None:
         for key in list(table):
@@ -252,7 +273,7 @@ class Analyst:
             terms=self._terms(raw, cast_),
             explanations=explanations,
             cached=cast_.cached,
-            cached_rows=self._cached_rows(raw, cast_) if cast_.cached else None,
+            cached_rows=cast_.stored_rows,
             idle=bool(cast_.idle) and not cast_.teachers,
             self_taught=cast_.self_taught,
             asked_twice=_asked_twice(raw, cast_),
@@ -452,32 +473,6 @@ class Analyst:
                 found.append(call.given[0])
         return found[:12]
 
-    def _cached_rows(self, raw: RawWindow, cast_: Cast) -> tuple[int, int, float] | None:
-        """Hold stored answers against what a network said of the same samples, if it was seen to answer them."""
-        if not self._answers or len(self.trace.sights) >= EXPLAINED:
-            return None
-        shown = [t for t in self._shown(raw, cast_.student_mask) if t.ndim >= 2]
-        used: list[tuple[Tensor, bool]] = []
-        for f in raw.functions:
-            if not raw.root.calls >> f.index & 1 or f.name not in (*SOFTMAXES, "kl_div", "mse_loss", "cross_entropy"):
-                continue
-            for t, made, shape in f.operands[:2]:
-                if t is not None and t.is_floating_point() and not made.params & cast_.student_mask and len(shape) == 2:
-                    used.append((t.detach().cpu().float(), f.name in ("kl_div", "cross_entropy")))
-        for x in shown:
-            hits = [(i, self._answers[k][0]) for i, k in enumerate(row_keys(x)) if k in self._answers]
-            if len(hits) < min(8, len(x)):
-                continue
-            for t, _ in used:
-                if len(t) != len(x) or t.shape[1] != len(hits[0][1]):
-                    continue
-                live = torch.stack([row.float() for _, row in hits])
-                mine = t[[i for i, _ in hits]]
-                # Row by row: a stored row may be divided by T, be a softmax or be standardised; its order stays.
-                moved = int((_ranks(live) != _ranks(mine)).any(1).sum())
-                return len(hits), moved, float((live - mine).abs().max())
-        return None
-
     # -- names
 
     def name_of(self, group: Group) -> str:
@@ -499,6 +494,8 @@ class Analyst:
 
     def param_name(self, param: Tensor) -> str:
         """Return a parameter's dotted name under the module that plays a role, or its shape."""
+        if id(param) in self.trace.names:
+            return self.trace.names[id(param)]
         for table in (self.students, self.teachers, self.projectors):
             for group in table.values():
                 if group.module is None:
@@ -531,6 +528,7 @@ class Analyst:
         """Draw the conclusions that need the whole of what was seen."""
         trace = self.trace
         every = [*optimizers, *_living(torch.optim.Optimizer)]
+        trace.optimizers = sorted({type(o).__name__ for o in optimizers})
         optimised = [p for o in every for group in o.param_groups for p in group["params"]]
         stepped = list(self._moved.keys())
         optimised_mask = self.taint.mask(optimised)
@@ -563,6 +561,10 @@ class Analyst:
         trace.change = self._change(teacher, stepped_mask, labels)
 
         trace.ineffective = self._ineffective()
+        schedulers = [
+            s for s in _living(torch.optim.lr_scheduler.LRScheduler) if s.optimizer is self._student_optimizer
+        ]
+        trace.scheduled_groups = max((len(s.base_lrs) for s in schedulers), default=None)
         if trace.script:
             self._name_parameters()
         backwards = Counter(s.backwards for s in trace.steps if s.distils and s.number > 1)
@@ -608,7 +610,7 @@ class Analyst:
                 continue
             if isinstance(live, nn.Parameter):
                 params.append(name)
-            elif not name.endswith("num_batches_tracked"):
+            elif name.endswith(("running_mean", "running_var")):  # others may be queues and caches
                 buffers.append(name)
         rate = sum(self._rates) / len(self._rates) if self._rates else None
         return Change(params, buffers, bool(teacher & stepped), bool(teacher & labels), rate)
@@ -620,9 +622,9 @@ class Analyst:
             for student in self.students.values():
                 if teacher.module is None or student.module is None:
                     continue
-                own = dict(student.module.named_parameters())
+                own = {_plain(n): p for n, p in student.module.named_parameters()}
                 for name, p in teacher.module.named_parameters():
-                    other = own.get(name)
+                    other = own.get(_plain(name))
                     if other is not None and other.shape == p.shape and other is not p:
                         pairs.append((name, p, other))
         pairs = pairs[:6]
@@ -672,6 +674,11 @@ def _least_even_sum(values: Tensor) -> float | None:
     return best
 
 
+def _plain(name: str) -> str:
+    """Return a parameter's name without what wrappers put before it."""
+    return ".".join(part for part in name.split(".") if part not in ("module", "_orig_mod"))
+
+
 def _asked_twice(raw: RawWindow, cast_: Cast) -> bool:
     calls = [c for g in cast_.students for c in g.calls if c.given and raw.root.calls >> c.index & 1]
     return any(
@@ -679,9 +686,15 @@ def _asked_twice(raw: RawWindow, cast_: Cast) -> bool:
     )
 
 
-def _ranks(rows: Tensor) -> Tensor:
-    """Return the three largest columns of each row: they survive division, softmax and standardisation."""
-    return rows.topk(min(3, rows.shape[1]), dim=1).indices
+def _matches(used: Tensor, said: Tensor) -> Tensor:
+    """Say which of the answers (M, C) each stored row (N, C) is, be it divided by T or the softmax of that."""
+
+    def unit(rows: Tensor) -> Tensor:
+        rows = rows - rows.mean(1, keepdim=True)
+        return rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
+
+    forms = [used, used.log()] if bool((used > 0).all()) else [used]
+    return torch.stack([unit(form) @ unit(said).T > 0.999 for form in forms]).any(0)
 
 
 def _acts(module: nn.Module) -> bool:
@@ -783,7 +796,7 @@ def _variable_of(module: nn.Module) -> str | None:
     return best
 
 
-def _named_module(name: str) -> nn.Module | None:
+def _named_module(name: str, by_class: bool) -> nn.Module | None:
     """Return the module that a variable of this name holds, or the only living one of a class of this name."""
     frame = sys._getframe(1)
     tail = name.removeprefix("self.")
@@ -803,6 +816,8 @@ def _named_module(name: str) -> nn.Module | None:
     if isinstance(main.get(tail), nn.Module):
         found: nn.Module = main[tail]
         return found
+    if not by_class:
+        return None
     of_class = [m for m in _living(nn.Module) if type(m).__name__ == name]
     return of_class[0] if len(of_class) == 1 else None
 

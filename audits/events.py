@@ -187,8 +187,8 @@ class Sight:
     terms: list[Term]
     explanations: list[Any]
     cached: bool
-    cached_rows: tuple[int, int, float] | None = None
-    "Of the stored answers: rows recognised, rows that differ from the live answer, the largest difference."
+    cached_rows: tuple[int, int] | None = None
+    "Stored answers that some network was seen to give, and those among them that it gave to another sample."
     idle: bool = False
     self_taught: bool = False
     asked_twice: bool = False
@@ -220,6 +220,8 @@ class Loaded:
     trained: bool
     route: str
     same_as_student: bool = False
+    library: str = ""
+    "The name that a library such as Transformers made the teacher from, by routes of its own."
     where: Where | None = None
 
 
@@ -264,7 +266,12 @@ class Trace:
     "Backwards before which a second network answered the student's batch and reached no loss, while none did."
     idle_name: str = ""
     idle_where: Where | None = None
-    soft_seen: bool = False
+    networks: dict[str, str] = field(default_factory=dict)
+    "Networks that answered data, and whether they could learn from it."
+    losses: list[str] = field(default_factory=list)
+    "Names of torch's losses that reached a backward."
+    optimizers: list[str] = field(default_factory=list)
+    "Classes of the optimizers that stepped."
     roles: dict[str, list[str]] = field(default_factory=dict)
     "Names by role, as reports show them."
     peers: bool = False
@@ -287,6 +294,8 @@ class Trace:
     lr_rows: list[tuple[float, ...]] = field(default_factory=list)
     "Learning rates by group at each step of the distillation's first optimizer."
     group_names: list[str] = field(default_factory=list)
+    scheduled_groups: int | None = None
+    "Parameter groups that a scheduler of torch's sets on that optimizer; None without one."
     split_overlap: tuple[int, int, str] | None = None
     "Samples in evaluation, those of them trained on too, and how it was seen."
 

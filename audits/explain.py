@@ -154,7 +154,11 @@ def _heads(
     placed: set[int] = set()
     for call in calls:
         assert call.answer is not None and call.value is not None
-        mine = [label for label in labels if id(label) not in placed and _is_of(label, call.value)]
+        mine = [
+            label
+            for label in labels
+            if id(label) not in placed and _is_of(label, call.value) and _flows(label, call.answer)
+        ]
         if mine:
             placed.update(id(label) for label in mine)
             heads.append((call.answer, call.value, mine))
@@ -195,6 +199,15 @@ def _common_source(raw: RawWindow, label: Label, student: int) -> Tensor:
             if source is not None and source.requires_grad:
                 return source
     return label.logits
+
+
+def _flows(label: Label, z: Tensor) -> bool:
+    """Say whether the label loss was computed from this very tensor, and not from one of the same values beside it."""
+    out = label.call.out
+    if not isinstance(out, Tensor) or not out.requires_grad or z._backward_hooks:
+        return True
+    seed = torch.ones_like(out)
+    return torch.autograd.grad(out, z, seed, retain_graph=True, allow_unused=True)[0] is not None
 
 
 def _is_of(label: Label, value: Tensor) -> bool:

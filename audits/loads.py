@@ -179,7 +179,9 @@ class Loads:
                 missing.append(name)
         same = self._same_as_student(analyst)
         route = "trained in this process" if any_trained else "loaded" if any_loaded else "not seen"
-        return Loaded(covered, total, missing, aliases, changed, any_trained, route, same, self.where)
+        names = [getattr(g.module, "name_or_path", "") for g in analyst.teachers.values()]
+        library = next((n for n in names if isinstance(n, str) and n), "")
+        return Loaded(covered, total, missing, aliases, changed, any_trained, route, same, library, self.where)
 
     def _is_trivial(self, t: Tensor) -> bool:
         return bool((t == 0).all() or (t == 1).all())

@@ -60,6 +60,8 @@ class Cast:
     "Calls of losses between the student and something that is no label."
     cached: bool = False
     "Whether the student is taught by answers that no network gave in this window."
+    stored_rows: tuple[int, int] | None = None
+    "Stored answers that some network was seen to give, and those among them that it gave to another sample."
     stored: Tensor | None = None
     "What the network that gave the stored answers was seen to say of the samples of this window."
     self_taught: bool = False
@@ -183,6 +185,9 @@ def cast(raw: RawWindow, taint: Taint, declared: Declared, known: list[nn.Module
 
     reached = [c for c in raw.calls if raw.root.calls >> c.index & 1]
     fed_data = {c.index for c in reached if not c.fed.params}
+    reaching = raw.root.params | trained
+    if declared.student is not None and not params_of(declared.student) & reaching:
+        return result  # the backward of another training
     if declared.student is not None:
         result.by = "declared"
         masks = [params_of(declared.student)]
@@ -216,7 +221,7 @@ def cast(raw: RawWindow, taint: Taint, declared: Declared, known: list[nn.Module
                 result.teachers.append(group)
         elif group.mask & trained:
             result.projectors.append(group)
-        elif not any(c.fed.params & student for c in group.calls):
+        elif declared.teacher is None and not any(c.fed.params & student for c in group.calls):
             result.teachers.append(group)  # the teacher's own layers, called one by one
     met = _union(f.made.params for f in meeting)
     loose = rest & ~covered & ~trained & met

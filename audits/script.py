@@ -110,7 +110,8 @@ class ScriptWatch(Watch):
 
     def _on_shown(self, module: nn.Module, args: Any) -> None:
         first = next(iter(tensors_in(args, 2)), None)
-        if first is not None and first.ndim >= 2:
+        long_enough = first is not None and (first.is_floating_point() or first[:1].numel() >= 8)
+        if first is not None and first.ndim >= 2 and long_enough:
             self.loaders.shown(id(module), row_keys(first), torch.is_grad_enabled())
 
     def _after_step(self, optimizer: torch.optim.Optimizer, params: list[nn.Parameter]) -> None:
@@ -250,7 +251,9 @@ def run(
             watch.let_go = True
             done, watch.done = watch.done, None
     watch.done = done
-    return state.get("reported") or observe(watch)
+    seen: Observation = state.get("reported") or observe(watch)
+    seen.error, seen.exit_code = state.get("error"), state.get("exit")
+    return seen
 
 
 class _Timer(threading.Thread):

@@ -141,7 +141,7 @@ def _run(folder: Folder, spec: Spec, data_file: Path) -> Result:
     lap("test_seconds")
     story = None
     if fault is not None:
-        revealed = sorted(f["id"] for f in findings if f["status"] == "fail")
+        revealed = sorted(f["id"] for f in findings if f["status"] == "fail" and f["severity"] == "error")
         story = FaultStory(fault.name, fault.seam, calls, calls > 0, revealed)
     return Result(
         key=folder.key,

@@ -108,3 +108,39 @@ def observe_all(paths: list[Path], **options: Any) -> list[dict[str, Any]]:
 
     with ThreadPoolExecutor(2) as pool:
         return list(pool.map(one, paths))
+
+
+def _table() -> None:
+    """Observe every script and every twin, and print what was named, by audit and by fault."""
+    import sys
+
+    originals, broken = correct(), twins()
+    with tempfile.TemporaryDirectory() as folder:
+        copies = []
+        for number, twin in enumerate(broken):
+            place = Path(folder) / str(number)
+            place.mkdir()
+            copies.append(twin.write(place))
+        print(f"{len(originals) + len(broken)} runs, two at a time", file=sys.stderr)
+        seen = observe_all([*originals, *copies])
+    clean, caught = seen[: len(originals)], seen[len(originals) :]
+    first = [bool(s["failed"]) and s["failed"][0][0] in t.expect for t, s in zip(broken, caught, strict=True)]
+    alarms = [(p.stem, f) for p, s in zip(originals, clean, strict=True) for f in s["failed"] if f[1] != "info"]
+    print(f"correct scripts: {len(originals)}; alarms of severity error or warn: {len(alarms)}")
+    print(f"broken twins: {len(broken)}; cause named first: {sum(first)}\n")
+    print("| audit | twins whose cause it is | named first | decides on correct scripts (pass) |")
+    print("|---|---|---|---|")
+    for audit in sorted({t.expect[0] for t in broken}):
+        mine = [ok for t, ok in zip(broken, first, strict=True) if t.expect[0] == audit]
+        passes = sum(s["status"].get(audit) == "pass" for s in clean)
+        print(f"| {audit} | {len(mine)} | {sum(mine)} | {passes} of {len(originals)} |")
+    print("\nnot named first:")
+    for twin, ok, s in zip(broken, first, caught, strict=True):
+        if not ok:
+            said = s["failed"][0][0] if s["failed"] else "nothing failed"
+            why = "; ".join(f"{i}: {s['message'][i]}" for i in twin.expect)
+            print(f"- `{twin.name}` (wanted {', '.join(twin.expect)}): {said}. {why}")
+
+
+if __name__ == "__main__":
+    _table()

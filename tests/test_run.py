@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import write_images
 
+from audits.checks import CATALOGUE
 from harness.record import StudyFolder
 
 TINY = ["--width", "4", "--epochs", "3", "--teacher-epochs", "14", "--seeds", "0-1"]
@@ -85,7 +86,8 @@ def test_the_record_holds_what_was_promised(study):
         assert folder.student.is_file()
         assert (folder.path / "method.safetensors").is_file() == (spec.method == "feature")
         assert not (folder.path / "test_curve.jsonl").exists(), "test is scored once, for the report"
-        assert len(result.findings) == 5 and result.environment["code_digest"] and result.peak_memory_mb > 0
+        assert len(result.findings) == len(CATALOGUE)
+        assert result.environment["code_digest"] and result.peak_memory_mb > 0
         if spec.teacher is None:
             assert result.teacher is None
             continue

@@ -7,6 +7,15 @@ TOLERANCE = 1e-3
 "On the norm after clipping: torch divides by the norm plus 1e-6, and sums differ in the last bits."
 
 
+def _steps(trace: Trace) -> list[Step]:
+    """Return the steps to judge: of a whole script those of the distillation, if there is one."""
+    return [s for s in trace.steps if s.distils or not trace.script] or trace.steps
+
+
+def _option(trace: Trace) -> str:
+    return "--max-norm and --clip-scope" if trace.script else "clip=audits.Clip(max_norm), if clipped by hand"
+
+
 def _missed(step: Step) -> list[int]:
     """Return the positions in `stepped` that no clip reached."""
     reached = frozenset().union(*(clip.ids for clip in step.clips))
@@ -21,7 +30,7 @@ def _by_hand(trace: Trace) -> Verdict | None:
 
     Where it binds, it leaves one and the same norm; where it does not, a clip multiplies by 1, which nothing else does.
     """
-    seen = [(s, *s.hand_bound) for s in trace.steps if s.hand_bound is not None and (s.distils or not _distils(trace))]
+    seen = [(s, *s.hand_bound) for s in _steps(trace) if s.hand_bound is not None]
     binding = [norm for _, norm, _, factor in seen if factor < 1 - 1e-6]
     idle = [norm for _, norm, _, factor in seen if factor >= 1 - 1e-6]
     bound = max(binding, default=None)
@@ -40,10 +49,6 @@ def _by_hand(trace: Trace) -> Verdict | None:
                 step.where,
             )
     return passed(f"a clip by hand {what} reached every stepped gradient in {len(seen)} steps")
-
-
-def _distils(trace: Trace) -> bool:
-    return any(s.distils for s in trace.steps)
 
 
 def _is_judged(trace: Trace, step: Step) -> bool:
@@ -87,7 +92,8 @@ def clip_coverage(trace: Trace) -> Verdict:
     if not trace.steps:
         return undecided("not-in-these-steps", "no step of a watched optimizer was seen")
     # Without a torch clip call, writes to gradients are a clip only if a clip was declared.
-    judged = [step for step in trace.steps if _is_judged(trace, step)]
+    steps = _steps(trace)
+    judged = [step for step in steps if _is_judged(trace, step)]
     if not judged and trace.clip is None:
         verdict = _by_hand(trace)
         if verdict is not None:
@@ -95,8 +101,8 @@ def clip_coverage(trace: Trace) -> Verdict:
     if not judged:
         return undecided(
             "no-clip-call",
-            f"no clip was seen in the {len(trace.steps)} steps that were watched",
-            None if trace.clip is not None else "clip=audits.Clip(max_norm), if gradients are clipped by hand",
+            f"no clip was seen in the {len(steps)} steps that were watched",
+            None if trace.clip is not None else _option(trace),
         )
     for step in judged:
         missed = _missed(step)
@@ -127,7 +133,7 @@ def clip_order(trace: Trace) -> Verdict:
     """
     if not trace.steps:
         return undecided("not-in-these-steps", "no step of a watched optimizer was seen")
-    steps = [s for s in trace.steps if s.distils] or trace.steps
+    steps = _steps(trace)
     with_clips = [s for s in steps if s.clips]
     by_hand = [s for s in steps if s.hand_after_step]
     if len(by_hand) >= 2:
@@ -211,7 +217,7 @@ def norm_bound(trace: Trace) -> Verdict:
         return undecided("not-in-these-steps", "no step of a watched optimizer was seen")
     unknown: Verdict | None = None
     worst: tuple[float, float, Step] | None = None
-    for step in trace.steps:
+    for step in _steps(trace):
         bound = _bound(trace, step)
         if isinstance(bound, Verdict):
             unknown = unknown or bound
@@ -242,7 +248,7 @@ def _bound(trace: Trace, step: Step) -> float | Verdict:
     """Return the bound that holds for the step, or why none is known."""
     if trace.clip is not None and trace.clip.scope == "global":
         return float(trace.clip.max_norm)
-    option = "clip=audits.Clip(max_norm)"
+    option = _option(trace)
     calls = [clip for clip in step.clips if clip.ids] or step.clips  # without those that a later backward undid
     if trace.clip is not None:
         if not calls or _shared_with_hand(step):

@@ -48,8 +48,9 @@ def same_input(trace: Trace) -> Verdict:
     """
     if not trace.sights:
         return no_distillation(trace)
+    # Where answers are stored, the batches that were asked about while storing them are others.
     seen = [s for s in trace.sights if s.inputs is not None]
-    if not seen:
+    if not seen or any(s.cached for s in trace.sights):
         return undecided("no-teacher-seen", "no live teacher answered beside the student: nothing to compare")
     for sight in seen:
         assert sight.inputs is not None
@@ -112,11 +113,11 @@ def alignment(trace: Trace) -> Verdict:
                 "the teacher is shown the batch's rows in another order", {"permutation": turned[:32]}, sight.where
             )
         if sight.cached_rows is not None:
-            rows_seen, differ, most = sight.cached_rows
+            rows_seen, differ = sight.cached_rows
             if differ > max(1, 0.1 * rows_seen):
                 return failed(
-                    f"{differ} of {rows_seen} stored answers are not what the teacher said of these samples",
-                    {"recognised": rows_seen, "differing": differ, "largest_difference": most},
+                    f"{differ} of {rows_seen} stored answers are what the teacher said of other samples",
+                    {"recognised": rows_seen, "differing": differ},
                     sight.where,
                 )
             proven = True

@@ -75,11 +75,12 @@ def term_provenance(trace: Trace) -> Verdict:
             return failed(f"the student is held against its own answer{what}", {"student": s.student}, _place(trace, s))
     for kind in ("soft", "feature"):
         mine = [t for t in terms if t.kind == kind and not t.against_itself]
-        direct = [t for t in mine if t.name in _DIRECT]
+        # A similarity of the detached answers may weigh the samples of a term that acts.
+        direct = [t for t in mine if t.name in _DIRECT and not (acts and t.name == "cosine_similarity")]
         cut = [t for t in direct if not t.reaches_student]
         if not cut and mine and not any(t.reaches_student for t in mine):
             cut = mine
-        if kind == "soft" and acts and not any(not t.reaches_student for t in direct):
+        if kind == "soft" and acts:
             cut = []
         if cut:
             named = "distillation" if kind == "soft" else "feature"
@@ -125,7 +126,10 @@ def target_form(trace: Trace) -> Verdict:
     if not trace.sights:
         return no_distillation(trace)
     for sight in trace.sights:
+        both_ways = any(t.name == "kl_div" and not t.swapped and t.reaches_student for t in sight.terms)
         for t in sight.terms:
+            if t.swapped and both_ways:
+                continue  # a symmetric divergence
             if (verdict := _operands(t, trace)) is not None:
                 return verdict
     explained = _explained(trace)
@@ -274,11 +278,12 @@ def kd_scale(trace: Trace) -> Verdict:
         "residual": e.residual,
     }
     micro = sight.micro
+    loose = max(TOLERANCE, 2 * e.residual)  # in half precision the weight is read no better
     place = _place(trace, sight)
     intended = trace.kd.alpha if trace.kd.alpha is not None else trace.kd.kd_weight
     if intended:
         for n in {1, micro}:
-            if abs(k * n / intended - 1) <= TOLERANCE:
+            if abs(k * n / intended - 1) <= loose:
                 return passed(f"the term acts with weight {k * n:.4g}, as declared", observed)
         name = _names(k / intended, slips) or f"{k / intended:.4g}"
         return failed(f"the term acts with weight {k:.4g}, declared {intended:g}: a factor {name}", observed, place)
@@ -288,7 +293,7 @@ def kd_scale(trace: Trace) -> Verdict:
         )
     if a is not None and 0 < a < 1 - TOLERANCE:
         for n in sorted({1, micro}):
-            if abs(n * (a + k) - 1) <= TOLERANCE:
+            if abs(n * (a + k) - 1) <= loose:
                 return passed(f"the weights sum to one: labels {n * a:.4g}, distillation {n * k:.4g}", observed)
         for n in sorted({1, micro}):
             fit = [
@@ -387,7 +392,7 @@ def term_balance(trace: Trace) -> Verdict:
         return undecided(
             "intent-unknown",
             f"the soft term makes up about {share:.0%} of the gradient at the student's logits; no range was declared",
-            "kd=audits.KD(share=(low, high))",
+            None if trace.script else "kd=audits.KD(share=(low, high))",
             {"share": share},
         )
     low, high = trace.kd.share

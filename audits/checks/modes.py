@@ -24,6 +24,8 @@ def teacher_mode(trace: Trace) -> Verdict:
         return no_distillation(trace)
     if trace.peers:
         return undecided("out-of-scope", "the teacher has a label loss of its own: peers teach each other")
+    if trace.change is not None and trace.change.average_rate is not None:
+        return undecided("out-of-scope", "the teacher is a moving average of the student, in whichever mode")
     live = [s for s in trace.sights if s.teacher and not (s.cached and not s.teacher_training)]
     for sight in live:
         if sight.teacher_training:

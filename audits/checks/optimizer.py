@@ -241,6 +241,8 @@ def group_schedule(trace: Trace) -> Verdict:
     still = [i for i, moved in enumerate(moves) if not moved and rows[0][i] > 0]
     if not any(moves):
         return undecided("not-in-these-steps", "no learning rate changed in the steps seen", "--steps 0")
+    if still and trace.scheduled_groups == len(moves):
+        return undecided("intent-unknown", "a scheduler sets every group, and holds some where they are")
     if still:
         names = [f"group {i} ({trace.group_names[i]}, ...)" for i in still]
         return failed(

@@ -116,6 +116,8 @@ def _as_seen(trace: Trace) -> Verdict:
         )
     if found.covered == 0 or found.route == "not seen":
         verdict = _knows_something(trace)
+        if found.library:
+            return undecided("route-not-seen", f"the teacher was made by its library from {found.library}")
         if verdict:
             return undecided(
                 "route-not-seen", f"the teacher's weights came by a route that was not seen, yet {verdict}"
@@ -188,8 +190,8 @@ def teacher_above_chance(trace: Trace) -> Verdict:
         return undecided("no-teacher-seen", "no teacher was declared", "teacher=")
     if trace.script and not trace.sights:
         return no_distillation(trace)
-    if trace.peers:
-        return undecided("out-of-scope", "the teacher is trained along: peers teach each other")
+    if trace.peers or (trace.change is not None and trace.change.average_rate is not None):
+        return undecided("out-of-scope", "the teacher is trained along, or follows the student")
     if not trace.labels_shown:
         if trace.script:
             return undecided("form-not-recognised", "no labels to go with the teacher's logits were seen")
@@ -220,7 +222,7 @@ def teacher_above_chance(trace: Trace) -> Verdict:
         "too-few-labels",
         f"{right} of {n} right decides nothing against {threshold:.1%}; at this rate about "
         f"{_labels_needed(right / n, threshold)} labels would",
-        "burn_in= (more steps)",
+        "--steps" if trace.script else "burn_in= (more steps)",
         observed,
     )
 

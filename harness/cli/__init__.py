@@ -11,6 +11,7 @@ from kd.errors import InputError, unknown
 
 COMMANDS = {
     "run": "Train, audit and compare the arms of a study.",
+    "audit": "Audit a distillation script as it is, or our own training.",
     "compare": "Compare two arms of a study over its seeds.",
     "faults": "List the faults, or show one and what it changes.",
     "ui": "Open a study's runs in the MLflow UI.",

@@ -1,0 +1,220 @@
+"""A report in the forms that other programs read: JSON, JUnit XML, SARIF 2.1.0, and GitHub's workflow commands."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+from xml.etree import ElementTree
+
+from audits.checks import CATALOGUE
+from audits.finding import Finding, Report, Severity
+from audits.policy import Verdict, fingerprint
+
+_LEVELS: dict[Severity, str] = {"error": "error", "warn": "warning", "info": "note"}
+_COMMANDS: dict[Severity, str] = {"error": "error", "warn": "warning", "info": "notice"}
+
+
+@dataclass(frozen=True)
+class Audited:
+    """What was audited, and what came of it."""
+
+    target: str
+    "The script or module as it was named, `canonical`, a fault's name, or a run's folder."
+    report: Report
+    verdict: Verdict
+    threshold: Severity = "error"
+    "The mildest severity that counts as a failure."
+    steps: int | None = None
+    student: str | None = None
+    teacher: str | None = None
+    projectors: tuple[str, ...] = ()
+    script_error: str | None = None
+    script_exit: int | None = None
+    unobserved: tuple[str, ...] = ()
+    "Child processes that were not seen."
+
+    @property
+    def trouble(self) -> str | None:
+        """One sentence on why nothing was decided, or what could not run; None for `clean` and `failed`."""
+        if self.verdict == "could-not-run":
+            broken = next((f.message for f in self.report.findings if f.status == "error"), None)
+            last = self.script_error.splitlines()[-1] if self.script_error else None
+            return last or broken or f"the script ended with exit code {self.script_exit}"
+        if self.verdict == "undecided":
+            return next((f.message for f in self.report.findings if f.status == "not_triggered"), "no audit decided")
+        return None
+
+
+def to_json(audited: Audited) -> str:
+    """Return the object `kdbench.audit/1`."""
+    return json.dumps(
+        {
+            "schema": "kdbench.audit/1",
+            "target": audited.target,
+            "verdict": audited.verdict,
+            "steps": audited.steps,
+            "student": audited.student,
+            "teacher": audited.teacher,
+            "projectors": list(audited.projectors),
+            "findings": audited.report.to_dicts(),
+            "counts": audited.report.counts(),
+            "script_error": audited.script_error,
+            "script_exit": audited.script_exit,
+            "unobserved": list(audited.unobserved),
+        },
+        indent=2,
+        allow_nan=False,
+    )
+
+
+def to_junit(audited: Audited) -> str:
+    """Return a JUnit test suite: an audit a case, those that decided nothing skipped.
+
+    What could not run or decided nothing as a whole is an error of a case of its own: no suite of skips looks green.
+    """
+    suite = ElementTree.Element("testsuite", name=f"kdbench audit {_xml(audited.target)}")
+    fatal = {id(f) for f in audited.report.failed(audited.threshold)}
+    for f in audited.report.findings:
+        case = ElementTree.SubElement(suite, "testcase", classname="kdbench.audit", name=f"{f.id} {f.name}")
+        if f.where:
+            case.set("file", _xml(str(f.where["file"])))
+            case.set("line", str(f.where["line"]))
+        if id(f) in fatal:
+            ElementTree.SubElement(case, "failure", type=f.severity, message=_xml(f.message)).text = _xml(_long(f))
+        elif f.status == "fail":
+            ElementTree.SubElement(case, "system-out").text = _xml(_long(f))
+        elif f.status == "error":
+            ElementTree.SubElement(case, "error", message=_xml(f.message))
+        elif f.status in ("not_triggered", "waived"):
+            ElementTree.SubElement(case, "skipped", message=_xml(_short(f)))
+    if audited.trouble or audited.script_error:
+        case = ElementTree.SubElement(suite, "testcase", classname="kdbench.audit", name="run")
+        error = ElementTree.SubElement(
+            case, "error", message=_xml(f"{audited.verdict}: {audited.trouble or 'crashed'}")
+        )
+        error.text = _xml(audited.script_error or "")
+    for attribute, tag in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
+        suite.set(attribute, str(len(suite.findall(f"testcase/{tag}"))))
+    suite.set("tests", str(len(suite)))
+    ElementTree.indent(suite)
+    return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True)
+
+
+def to_sarif(audited: Audited) -> str:
+    """Return a SARIF 2.1.0 log: failures are results (waived ones suppressed), what was not decided is notified."""
+    audits_by_id = {audit.id: audit for audit in CATALOGUE.values()}
+    listed = [f for f in audited.report.findings if f.status in ("fail", "waived")]
+    told = [f for f in audited.report.findings if f.status in ("not_triggered", "error")]
+    ids = sorted({f.id for f in (*listed, *told)})
+    names = {f.id: f for f in (*listed, *told)}
+    rules = [
+        {
+            "id": id,
+            "name": names[id].name,
+            "shortDescription": {
+                "text": audits_by_id[id].story.splitlines()[0] if id in audits_by_id else names[id].name
+            },
+            "help": {"text": names[id].mend},
+        }
+        for id in ids
+    ]
+    notes: list[dict[str, Any]] = [
+        {
+            "level": "error" if f.status == "error" else "note",
+            "message": {"text": _short(f)},
+            "associatedRule": {"id": f.id, "index": ids.index(f.id)},
+        }
+        for f in told
+    ]
+    if audited.trouble or audited.script_error:
+        text = audited.script_error or audited.trouble
+        notes.append({"level": "error", "message": {"text": f"{audited.verdict}: {text}"}})
+    run = {
+        "tool": {"driver": {"name": "kdbench", "rules": rules}},
+        "invocations": [
+            {
+                "executionSuccessful": audited.verdict != "could-not-run",
+                "toolExecutionNotifications": notes,
+            }
+        ],
+        "results": [_result(f, ids.index(f.id), audited.target) for f in listed],
+    }
+    schema = "https://json.schemastore.org/sarif-2.1.0.json"
+    return json.dumps({"$schema": schema, "version": "2.1.0", "runs": [run]}, indent=2, allow_nan=False)
+
+
+def _result(f: Finding, index: int, target: str) -> dict[str, Any]:
+    result: dict[str, Any] = {
+        "ruleId": f.id,
+        "ruleIndex": index,
+        "level": _LEVELS[f.severity],
+        "message": {"text": _long(f)},
+        "partialFingerprints": {"kdbench/v1": fingerprint(f)},
+    }
+    if f.where:
+        region = {"startLine": max(1, int(f.where["line"]))}
+        result["locations"] = [
+            {"physicalLocation": {"artifactLocation": _place(str(f.where["file"])), "region": region}}
+        ]
+    elif target.endswith(".py"):
+        result["locations"] = [{"physicalLocation": {"artifactLocation": _place(target)}}]
+    if f.status == "waived":
+        result["suppressions"] = [{"kind": "external", "justification": f.reason or ""}]
+    return result
+
+
+def _place(file: str) -> dict[str, str]:
+    path = Path(file)
+    return {"uri": path.as_uri()} if path.is_absolute() else {"uri": quote(path.as_posix()), "uriBaseId": "%SRCROOT%"}
+
+
+def to_github(audited: Audited) -> str:
+    """Return workflow commands of GitHub Actions, one a line: they annotate the lines of a pull request."""
+    lines = [
+        _command(
+            _COMMANDS["error" if f in audited.report.failed(audited.threshold) else f.severity],
+            {**(f.where or {}), "title": f"{f.id} {f.name}"},
+            _long(f),
+        )
+        for f in audited.report.findings
+        if f.status == "fail"
+    ]
+    if audited.trouble or audited.script_error:
+        text = audited.script_error or audited.trouble or ""
+        lines.append(_command("error", {"title": f"kdbench audit: {audited.verdict}"}, text))
+    counts, failed = audited.report.counts(), len(audited.report.failed(audited.threshold))
+    told = f"failed {failed}, passed {counts['pass']}, not decided {counts['not_triggered']}"
+    lines.append(_command("notice", {"title": f"kdbench audit: {audited.verdict}"}, f"{audited.target}: {told}"))
+    return "\n".join(lines)
+
+
+def _command(name: str, properties: dict[str, Any], message: str) -> str:
+    def escaped(text: str) -> str:
+        return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+    said = ",".join(
+        f"{key}={escaped(str(value)).replace(':', '%3A').replace(',', '%2C')}" for key, value in properties.items()
+    )
+    return f"::{name} {said}::{escaped(message)}"
+
+
+def _long(f: Finding) -> str:
+    parts = [f.message]
+    if f.consequence_of:
+        parts.append(f"follows from {f.consequence_of}")
+    if f.mend:
+        parts.append(f"mend: {f.mend}")
+    return "\n".join(parts)
+
+
+def _short(f: Finding) -> str:
+    if f.status == "waived":
+        return f"waived ({f.reason}): {f.message}"
+    return f.message + (f"; decided by {f.decide_with}" if f.decide_with else "")
+
+
+def _xml(text: str) -> str:
+    """Return text without the characters that XML 1.0 cannot hold, as a script's coloured traceback has them."""
+    return re.sub("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "?", text)

@@ -1,0 +1,117 @@
+"""Our own training under the audits: a few steps of each method on real digits, canonical or with a fault."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+
+import audits
+from audits.finding import Report
+from harness import faults
+from harness.faults import Fault
+from harness.plan import load_preset, split_pair
+from kd import NUMERICS, train
+from kd.data import Dataset, cache_folder, load_file, prepare
+from kd.methods import METHODS, MethodSettings
+from kd.procedure import CANONICAL
+from kd.recipe import Recipe
+from kd.teacher import file_sha256, read_checkpoint, save_checkpoint
+
+EPOCHS = 2
+"Of ten steps each: the burn-in of a watch."
+TEACHER_EPOCHS = 6
+"Enough for a teacher that surely knows more than the commonest label."
+
+
+@dataclass(frozen=True)
+class Run:
+    """One method with one fault, or none, and what the audits say of it."""
+
+    method: str
+    fault: Fault | None
+    report: Report
+    steps: int
+
+    @property
+    def as_declared(self) -> bool:
+        """Whether the errors found are those that the fault declares, and no others; for no fault, none."""
+        failed = {f.name for f in self.report.failed("error")}
+        if self.fault is None:
+            return not failed
+        return set(self.fault.caught_by) <= failed <= {*self.fault.caught_by, *self.fault.follows}
+
+
+def audit_ourselves(
+    methods: Sequence[str], names: Sequence[str | None], seed: int, told: Callable[[str], None]
+) -> list[Run]:
+    """Train each method with each fault (None: canonical) for a few steps under all audits.
+
+    A fault that has nothing to replace in a method is left out. `told` hears what is being done, in words.
+    """
+    preset = load_preset("quick")
+    teacher_arch, student_arch = split_pair(preset.pairs[0])
+    dataset = load_file(prepare("digits", None, cache_folder()))
+    recipe = replace(preset.recipe, epochs=EPOCHS)
+    torch.set_num_threads(1)  # as a trial's: sums in another order have other last bits
+    runs = []
+    for name in names:
+        fault = faults.get(name) if name is not None else None
+        procedure = fault.inject(CANONICAL, lambda: None) if fault else CANONICAL
+        for method in methods:
+            if fault is not None and fault.why_not(method):
+                continue
+            settings = preset.settings(preset.pairs[0], method)
+            teacher = None
+            if METHODS[method].needs_teacher:
+                shared = fault if fault is not None and fault.scope == "both" else None
+                teacher = _teacher(dataset, teacher_arch, replace(recipe, epochs=TEACHER_EPOCHS), shared, told)
+            told(f"{method}{f' with {name}' if name else ''}: {EPOCHS} epochs of {student_arch} on digits")
+            training = train.prepare(
+                dataset, student_arch, teacher, method, settings, recipe, procedure, seed, torch.device("cpu")
+            )
+            with audits.watch(
+                student=training.student,
+                teacher=training.teacher,
+                projectors=dict(training.method.named_children()),
+                optimizer=training.optimizer,
+                clip=audits.Clip(recipe.max_norm),
+                kd=_declared(method, settings),
+                teacher_weights=read_checkpoint(teacher.checkpoint) if teacher is not None else None,
+            ) as watch:
+                for _ in train.epochs(training, watch.labels):
+                    pass
+            runs.append(Run(method, fault, watch.report, EPOCHS * training.steps_per_epoch))
+    return runs
+
+
+def _declared(method: str, settings: MethodSettings) -> audits.KD:
+    """Return what the method's settings say of a soft term; nothing for one that has none."""
+    if "temperature" not in METHODS[method].settings:
+        return audits.KD()
+    if settings.ce_weight + settings.kd_weight == 1:
+        return audits.KD(temperature=settings.temperature, alpha=settings.kd_weight)
+    return audits.KD(temperature=settings.temperature, kd_weight=settings.kd_weight)
+
+
+def _teacher(
+    dataset: Dataset, arch: str, recipe: Recipe, fault: Fault | None, told: Callable[[str], None]
+) -> train.Teacher:
+    """Return a trained teacher, out of the cache where it has been trained before."""
+    decided_by = (NUMERICS, dataset.digest, arch, asdict(recipe), fault.digest if fault else None)
+    path: Path = cache_folder() / "audit" / f"teacher-{sha256(repr(decided_by).encode()).hexdigest()[:16]}.safetensors"
+    if not path.is_file():
+        told(
+            f"teacher{f' with {fault.name}' if fault else ''}: {recipe.epochs} epochs of {arch}, kept in {path.parent}"
+        )
+        procedure = fault.inject(CANONICAL, lambda: None) if fault else CANONICAL
+        settings = MethodSettings()
+        training = train.prepare(dataset, arch, None, "baseline", settings, recipe, procedure, 0, torch.device("cpu"))
+        for _ in train.epochs(training):
+            pass
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        save_checkpoint(training.student, temporary)
+        temporary.replace(path)
+    return train.Teacher(arch, path, file_sha256(path))

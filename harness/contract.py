@@ -1,0 +1,134 @@
+"""The contract of a training script: what an audit inferred of it, corrected, and held to from then on."""
+
+import json
+import re
+import tomllib
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from audits.events import Trace, Where
+from kd.errors import InputError, unknown
+
+FILE = "kdbench.lock"
+"The name under which it is found beside a script."
+
+
+@dataclass(frozen=True)
+class Contract:
+    """Declared intent; None where nothing is said."""
+
+    student: str | None = None
+    "Variable or class of the network that is trained."
+    teacher: str | None = None
+    temperature: float | None = None
+    alpha: float | None = None
+    "Weight of the distillation term where the label term has 1 - alpha."
+    kd_weight: float | None = None
+    "Weight of the distillation term by itself."
+    max_norm: float | None = None
+    clip_scope: str | None = None
+    "global or per_group."
+
+    def __post_init__(self) -> None:
+        for name in ("student", "teacher", "clip_scope"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise InputError(f"{name} is {value!r}; it must be a text")
+        for name in ("temperature", "alpha", "kd_weight", "max_norm"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+                raise InputError(f"{name} is {value!r}; it must be a positive number")
+        if self.clip_scope not in (None, "global", "per_group"):
+            raise unknown("clip_scope", self.clip_scope, ["global", "per_group"])
+        if self.alpha is not None and self.kd_weight is not None:
+            raise InputError("alpha and kd_weight both weigh the distillation term; give one of them")
+        if self.alpha is not None and self.alpha > 1:
+            raise InputError(f"alpha is {self.alpha:g}; the labels have 1 - alpha, so it is at most 1 (else kd_weight)")
+
+
+def read_contract(path: Path) -> Contract:
+    """Read a contract strictly; InputError names the file, the key and the nearest one that there is."""
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"contract {path} does not exist; write it with --write-contract {path}") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"contract {path} cannot be read: {error}") from error
+    names = [f.name for f in fields(Contract)]
+    for key in raw:
+        if key not in names:
+            raise unknown("key", key, names, f"contract {path}")
+    try:
+        return Contract(**raw)
+    except InputError as error:
+        raise InputError(f"contract {path}: {error}") from error
+
+
+def contract_text(trace: Trace, target: str) -> str:
+    """Return a contract's TOML with what was seen of a script, each value with the line it was read from."""
+    lines = [
+        f"# What kdbench audit inferred of {target}. Correct what is wrong and commit it: later runs are held to it.",
+        "",
+    ]
+
+    def entry(key: str, value: Any, comment: str) -> None:
+        said = json.dumps(value, ensure_ascii=False)
+        lines.append(f"{key} = {said}  # {comment}" if value is not None else f"# {key} = ...  # {comment}")
+
+    sight = trace.sights[0] if trace.sights else None
+    backward = f"backward at {_place(sight.where)}" if sight else "no distillation was seen"
+    for role in ("student", "teacher"):
+        found = trace.roles.get(role, [])
+        name = _name(found[0]) if len(found) == 1 else None
+        entry(role, name, f"{', '.join(found) or 'not recognised'}; {backward}")
+    projectors = trace.roles.get("projectors", [])
+    lines.append(f"# projectors: {', '.join(projectors) or 'none'}")
+    read = [(s, e) for s in trace.sights for e in s.explanations if e.form == "forward" and e.temperature]
+    if read:
+        sight, e = read[0]
+        at = next((_place(t.where) for t in sight.terms if t.kind == "soft" and t.where), _place(sight.where))
+        entry("temperature", _rounded(e.temperature[0]), f"soft term at {at}")
+        if e.weight is None:
+            lines.append(f"# alpha or kd_weight: not read; soft term at {at}")
+        else:
+            labels = e.label_weight
+            sums = labels is not None and abs(labels + e.weight - 1) < 2e-3 and 0 < e.weight < 1
+            said = "unknown" if labels is None else f"{_rounded(labels):g}"
+            entry(
+                "alpha" if sums else "kd_weight", _rounded(e.weight), f"in force at {at}; the labels' weight is {said}"
+            )
+    else:
+        lines.append("# temperature, alpha, kd_weight: no soft term of a known form was seen")
+    clipped = [step for step in trace.steps if step.clips and step.distils]
+    bounds = {clip.bound for step in clipped for clip in step.clips if clip.kind == "norm"}
+    if len(bounds) == 1:
+        several = any(len(step.clips) > 1 for step in clipped)
+        at = f"clip at {_place(clipped[0].clips[0].where)}"
+        entry("max_norm", _rounded(bounds.pop()), at)
+        entry(
+            "clip_scope", "per_group" if several else "global", f"{'several calls' if several else 'one call'} a step"
+        )
+    else:
+        lines.append(f"# max_norm, clip_scope: {'clips have several bounds' if bounds else 'no clip by norm was seen'}")
+    return "\n".join(lines) + "\n"
+
+
+def _rounded(value: float) -> float:
+    """Return a weight as somebody would have written it: what is read off a gradient ends in rounding errors."""
+    return float(f"{value:.4g}")
+
+
+def _place(where: Where | None) -> str:
+    return f"{where['file']}:{where['line']}" if where else "a line that was not seen"
+
+
+def _name(found: str) -> str | None:
+    """Return the variable in `Class (variable)`; None where a class or an attribute is all there is.
+
+    Those may be another network's in an earlier part of the script, and a name must find the same one in every run.
+    """
+    match = re.fullmatch(r"\w+ \((\w+)\)", found)
+    return match[1] if match else None

@@ -1,0 +1,467 @@
+"""kdbench audit as a user runs it: on scripts that know nothing of it, and on our own training."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from xml.etree import ElementTree
+
+import pytest
+from click.testing import CliRunner
+
+from harness.cli import cli, run_cli
+from harness.contract import read_contract
+from kd.errors import InputError
+
+HEAD = """
+import sys
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+torch.manual_seed(0)
+x, y = torch.randn(64, 8), torch.randint(0, 3, (64,))
+
+
+def net(width):
+    return nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, 3))
+"""
+TEACHER = """
+teacher = net(16)
+fit = torch.optim.Adam(teacher.parameters(), lr=0.1)
+for _ in range(15):
+    fit.zero_grad()
+    F.cross_entropy(teacher(x), y).backward()
+    fit.step()
+teacher.eval()
+"""
+LOOP = """
+student = net(4)
+optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+for step in range(12):
+    with torch.no_grad():
+        answer = teacher(x)
+    logits = student(x)
+    soft = F.kl_div(F.log_softmax(logits / 4, 1), F.softmax(answer / 4, 1), reduction="batchmean")
+    loss = 0.3 * F.cross_entropy(logits, y) + 0.7 * 16 * soft
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(student.parameters(), 5.0)
+    optimizer.step()
+"""
+RIGHT = HEAD + TEACHER + LOOP
+WRONG = RIGHT.replace("0.7 * 16 * soft", "0.7 * soft")
+LABELS_ONLY = (
+    HEAD
+    + """
+student = net(4)
+optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+for step in range(4):
+    optimizer.zero_grad()
+    F.cross_entropy(student(x), y).backward()
+    nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+    optimizer.step()
+"""
+)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, text in (("right.py", RIGHT), ("wrong.py", WRONG), ("labels.py", LABELS_ONLY)):
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def audit(*args):
+    """Run the command in this process; return its exit code and what it printed on stdout and stderr."""
+    runner = CliRunner()
+    with runner.isolation() as streams:
+        words = ["audit", *map(str, args)]
+        code = run_cli(lambda: cli.main(words, prog_name="kdbench", standalone_mode=False))
+        sys.stdout.flush()  # as the end of a process does
+        out, err = streams[0].getvalue().decode(), streams[1].getvalue().decode()
+    return code, out, err
+
+
+def audit_json(*args):
+    code, out, _ = audit("--format", "json", *args)
+    return code, json.loads(out)
+
+
+def process(*args):
+    """Run the command in a process of its own."""
+    command = [sys.executable, "-m", "harness.cli", "audit", *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, "COLUMNS": "100"})
+    return done.returncode, done.stdout, done.stderr
+
+
+def failed(found):
+    return [f["id"] for f in found["findings"] if f["status"] == "fail" and f["severity"] == "error"]
+
+
+# -- what it says of scripts
+
+
+def test_a_right_script_is_clean_and_the_roles_are_named():
+    code, found = audit_json("right.py")
+    assert (code, found["verdict"], failed(found)) == (0, "clean", [])
+    assert (found["student"], found["teacher"]) == ("Sequential (student)", "Sequential (teacher)")
+    assert found["target"] == "right.py" and found["steps"] == 12
+    assert found["script_error"] is None and found["script_exit"] is None
+
+
+def test_a_wrong_script_fails_and_the_text_says_where_and_how_to_mend_it():
+    code, out, _ = audit("wrong.py")
+    assert code == 1
+    lines = out.splitlines()
+    assert lines[0].startswith("failed 1, ") and ", not decided " in lines[0]
+    assert "student Sequential (student), teacher Sequential (teacher), temperature 4" in lines[1]
+    line = WRONG.splitlines().index(
+        '    soft = F.kl_div(F.log_softmax(logits / 4, 1), F.softmax(answer / 4, 1), reduction="batchmean")'
+    )
+    assert f"wrong.py:{line + 1}" in out and "T * T is missing" in out and "mend:" in out
+    assert out.index("FAIL KD312") < out.index("not decided, and what would decide it") < out.index("\npassed KD101")
+
+
+def test_json_stands_alone_though_script_children_and_exit_handlers_print(folder):
+    (folder / "loud.py").write_text(
+        "import atexit, os, subprocess, sys\n"
+        "atexit.register(print, 'at the end')\n"
+        "print('from the script', sys.argv[1:])\n"
+        "sys.__stdout__.write('by the back door\\n')\n"
+        "os.system('echo from a shell')\n"
+        "subprocess.run([sys.executable, '-c', 'print(\"from a python\")'])\n" + RIGHT
+    )
+    code, out, err = process("--format", "json", "loud.py", "--format", "x", "--steps", "3")
+    found = json.loads(out)
+    assert (code, found["verdict"], found["steps"]) == (0, "clean", 12)
+    assert "from the script ['--format', 'x', '--steps', '3']" in err
+    assert all(said in err for said in ("by the back door", "from a shell", "from a python", "at the end"))
+    assert len(found["unobserved"]) == 1 and "python" in found["unobserved"][0]
+
+
+def test_modules_called_as_ours_are_the_users(folder):
+    for name in ("kd", "audits", "harness"):
+        (folder / f"{name}.py").write_text(f"SAYS = 'the {name} of the user'\n")
+    (folder / "named.py").write_text(
+        "import kd, audits, harness\nprint(kd.SAYS, audits.SAYS, harness.SAYS, sep='; ')\n" + WRONG
+    )
+    code, out, _ = audit("--steps", "5", "named.py")
+    assert code == 1 and "FAIL KD312" in out
+    assert "the kd of the user; the audits of the user; the harness of the user" in out
+
+
+def test_a_module_gets_all_that_stands_behind_its_name(folder):
+    (folder / "package").mkdir()
+    (folder / "package" / "__init__.py").write_text("")
+    (folder / "package" / "train.py").write_text("import sys\nprint(sys.argv[1:], __package__)\n" + WRONG)
+    code, out, _ = audit("-m", "package.train", "--seed", "3")
+    assert code == 1 and "['--seed', '3'] package" in out and "package/train.py:" in out
+
+
+@pytest.mark.parametrize(("ending", "exit_code"), [("sys.exit(7)", 7), ("sys.exit(0)", 0), ("sys.exit('no')", 1)])
+def test_the_scripts_exit_code_is_told(folder, ending, exit_code):
+    (folder / "right.py").write_text(f"{RIGHT}\n{ending}\n")
+    code, found = audit_json("right.py")
+    assert found["script_exit"] == exit_code
+    assert (code, found["verdict"]) == ((0, "clean") if exit_code == 0 else (3, "could-not-run"))
+
+
+def test_a_crash_leaves_its_traceback_and_the_report_of_what_was_seen(folder):
+    (folder / "crash.py").write_text(RIGHT + "\nraise RuntimeError('late')\n")
+    code, out, err = audit("--format", "json", "crash.py")
+    found = json.loads(out)
+    assert (code, found["verdict"], found["steps"]) == (3, "could-not-run", 12)
+    assert found["script_error"].splitlines()[-1] == "RuntimeError: late" and found["counts"]["pass"] > 10
+    assert "kdbench" not in found["script_error"] and "harness" not in found["script_error"]
+    assert "RuntimeError: late" in err
+
+
+def test_a_crash_after_a_failure_is_a_failure(folder):
+    (folder / "crash.py").write_text(WRONG + "\nraise RuntimeError('late')\n")
+    assert audit("crash.py")[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("import no_such_package\n", "-m pip install no_such_package"),
+        ("print 'x'\n", "this is not valid Python 3"),
+        ("\x00", "could not run"),
+    ],
+)
+def test_a_script_that_cannot_start_says_what_to_do(folder, text, says):
+    (folder / "bad.py").write_text(text)
+    code, out, err = audit("bad.py")
+    assert code == 3 and says in out + err and "not decided, and what" not in out
+
+
+@pytest.mark.parametrize("text", ["print('nothing')\n", LABELS_ONLY], ids=["never steps", "no distillation"])
+def test_silence_is_undecided(folder, text):
+    (folder / "silent.py").write_text(text)
+    code, out, _ = audit("silent.py")
+    assert code == 4 and "undecided: no distillation was seen" in out and "--teacher NAME" in out
+    assert ElementTree.fromstring(audit("--format", "junit", "silent.py")[1]).get("errors") == "1"
+
+
+# -- bad input
+
+BAD = {
+    "no such script": (["wrongg.py"], "wrongg.py does not exist; did you mean wrong.py?"),
+    "no script near": (["deep/x.py"], "deep/x.py does not exist; name a script"),
+    "folder": (["."], ". is a folder"),
+    "no such module": (["-m", "nowhere.train"], "module 'nowhere' is not found"),
+    "option": (["--stepz", "3", "right.py"], "No such option '--stepz'"),
+    "steps": (["--steps", "-1", "right.py"], "-1 is not in the range"),
+    "format": (["--format", "xml", "right.py"], "'xml' is not one of"),
+    "waiver without reason": (["--waive", "KD312", "right.py"], "gives no reason; write it as KD312=REASON"),
+    "waiver of nothing": (["--waive", "KD3122=x", "right.py"], "unknown audit 'KD3122'; did you mean 'KD312'"),
+    "select": (["--select", "kd-scal", "right.py"], "unknown audit 'kd-scal'; did you mean 'kd-scale'"),
+    "explain": (["--explain", "clip-coverag"], "did you mean 'clip-coverage'"),
+    "fault": (["--fault", "random-techer"], "did you mean 'random-teacher'"),
+    "variant": (["--variant", "both"], "unknown variant 'both'"),
+    "method": (["--method", "logits"], "did you mean 'logit'"),
+    "fault that applies to nothing": (["--fault", "random-teacher", "--method", "baseline"], "has no teacher"),
+    "script's option alone": (["--max-norm", "1"], "--max-norm is for a script"),
+    "our option with a script": (["--seed", "1", "right.py"], "--seed is for our own training"),
+    "two things at once": (["--list", "right.py"], "do not go together"),
+    "idle option": (["--list", "--steps", "3"], "--steps does nothing with --list"),
+    "scope alone": (["--clip-scope", "global", "right.py"], "give --max-norm too"),
+    "scope": (["--max-norm", "1", "--clip-scope", "golbal", "right.py"], "did you mean 'global'"),
+    "norm": (["--max-norm", "0", "right.py"], "max_norm is 0.0; it must be a positive number"),
+    "two weights": (["--alpha", "0.5", "--kd-weight", "1", "right.py"], "give one of them"),
+    "baseline": (["--baseline", "b.json", "right.py"], "b.json does not exist; write it with --update-baseline"),
+    "baseline unnamed": (["--update-baseline", "right.py"], "name it with --baseline FILE"),
+    "contract": (["--contract", "c.lock", "right.py"], "c.lock does not exist; write it with --write-contract"),
+    "contract there": (["--write-contract", "right.py", "right.py"], "right.py exists"),
+    "no trial": (["--run", "."], "no spec.json can be read"),
+}
+
+
+@pytest.mark.parametrize(("args", "says"), BAD.values(), ids=BAD)
+def test_bad_input_is_one_sentence(args, says):
+    code, out, err = audit(*args)
+    assert (code, out) == (2, "") and says in err and err.count("\n") == 1
+
+
+# -- the project's table
+
+
+def config(folder, text):
+    (folder / "pyproject.toml").write_text("[tool.kdbench]\n" + textwrap.dedent(text))
+
+
+def test_the_projects_table_is_read_from_above_and_the_command_line_wins(folder, monkeypatch):
+    config(folder, 'ignore = ["KD304"]\nsteps = 7\nwaive = { KD312 = "as in the paper" }\n')
+    inner = folder / "inner"
+    inner.mkdir()
+    (inner / "wrong.py").write_text(WRONG)
+    (inner / "pyproject.toml").write_text("[tool.other]\n")
+    monkeypatch.chdir(inner)
+    code, out, _ = audit("--format", "json", "wrong.py")
+    found = json.loads(out)
+    scale = next(f for f in found["findings"] if f["id"] == "KD312")
+    assert (code, found["steps"]) == (0, 7) and "KD304" not in {f["id"] for f in found["findings"]}
+    assert (scale["status"], scale["reason"]) == ("waived", "as in the paper")
+    code, out, _ = audit("--format", "json", "--steps", "5", "--waive", "KD313=x", "wrong.py")
+    assert (code, json.loads(out)["steps"]) == (1, 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("ignored = ['KD303']", "unknown key 'ignored'; did you mean 'ignore'"),
+        ("max-norm = 1.0", "did you mean 'max_norm'"),
+        ("steps = '7'", "steps is '7'; it must be a whole number"),
+        ("steps = true", "steps is True; it must be a whole number"),
+        ("select = 'KD303'", "select is 'KD303'; it must be a list"),
+        ("waive = ['KD312']", "gives no reason"),
+        ("steps = ", "cannot be read"),
+    ],
+)
+def test_a_wrong_table_is_refused(folder, text, says):
+    config(folder, text)
+    code, _, err = audit("right.py")
+    assert code == 2 and says in err and err.count("\n") == 1
+
+
+# -- living with it
+
+
+def test_baseline_round_trip(folder):
+    path = folder / "old.json"
+    code, out, _ = audit("--baseline", path, "--update-baseline", "wrong.py")
+    assert code == 0 and "1 failures of wrong.py written" in out and path.is_file()
+    (folder / "wrong.py").write_text("\n\n" + WRONG)  # another line, the same finding
+    assert audit("--baseline", path, "wrong.py")[0] == 0
+
+    worse = WRONG.replace("    optimizer.step()\n", "    optimizer.step()\n    optimizer.step()\n")
+    (folder / "wrong.py").write_text(worse)
+    code, out, _ = audit("--format", "json", "--baseline", path, "wrong.py")
+    assert code == 1 and failed(json.loads(out)) == ["KD212"]
+
+    (folder / "wrong.py").write_text(RIGHT)
+    code, out, _ = audit("--baseline", path, "wrong.py")
+    assert code == 0 and "no longer there: KD312 kd-scale" in out
+
+
+def test_no_baseline_is_written_of_what_did_not_run(folder):
+    (folder / "crash.py").write_text("raise RuntimeError\n")
+    code, out, _ = audit("--baseline", "old.json", "--update-baseline", "crash.py")
+    assert code == 3 and "baseline not written" in out and not (folder / "old.json").exists()
+
+
+def test_contract_round_trip(folder):
+    code, out, _ = audit("--write-contract", "kdbench.lock", "right.py")
+    lock = folder / "kdbench.lock"
+    text, contract = lock.read_text(), read_contract(lock)
+    assert code == 0 and "contract written to kdbench.lock" in out
+    assert (contract.student, contract.teacher) == ("student", "teacher")
+    assert (contract.temperature, contract.alpha, contract.kd_weight) == (4.0, 0.7, None)
+    assert (contract.max_norm, contract.clip_scope) == (5.0, "global")
+    lines = RIGHT.splitlines()
+    clip = next(i for i, line in enumerate(lines, 1) if "clip_grad_norm_" in line)
+    assert f"max_norm = 5.0  # clip at right.py:{clip}" in text and "the labels' weight is 0.3" in text
+
+    code, out, _ = audit("right.py")
+    assert code == 0 and "held to the contract kdbench.lock" in out
+    lock.write_text(text.replace("max_norm = 5.0", "max_norm = 0.01"))
+    code, found = audit_json("right.py")
+    assert code == 1 and failed(found) == ["KD204"]
+    assert audit_json("--max-norm", "5", "right.py")[0] == 0, "the command line wins"
+    lock.write_text(text.replace("alpha = 0.7", "alpha = 0.5"))
+    assert failed(audit_json("right.py")[1]) == ["KD312"]
+    assert audit_json("--kd-weight", "0.7", "right.py")[0] == 0
+
+
+def test_a_contract_names_no_network_that_a_name_may_not_find_again(folder):
+    loop = "\nclass Trainer:\n    def __init__(self, model):\n        self.model = model\n\n    def fit(self):\n"
+    loop += textwrap.indent(LOOP.replace("student = net(4)", "").replace("student", "self.model"), " " * 8)
+    (folder / "attribute.py").write_text(HEAD + TEACHER + loop + "\nTrainer(net(4)).fit()\n")
+    assert audit("--write-contract", "kdbench.lock", "attribute.py")[0] == 0
+    text = (folder / "kdbench.lock").read_text()
+    assert "# student = ...  # Sequential (self.model)" in text and 'teacher = "teacher"' in text
+
+
+def test_no_contract_is_written_where_no_distillation_was_seen(folder):
+    code, out, _ = audit("--write-contract", "kdbench.lock", "labels.py")
+    assert code == 4 and "no contract was written" in out and not (folder / "kdbench.lock").exists()
+
+
+def test_a_declared_name_that_nobody_has_is_told():
+    assert "no network called 'pupil' was seen as student" in audit("--student", "pupil", "right.py")[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("temprature = 4", "unknown key 'temprature'; did you mean 'temperature'"),
+        ("temperature = '4'", "temperature is '4'; it must be a positive number"),
+        ("alpha = 0.5\nkd_weight = 1", "give one of them"),
+        ("clip_scope = 'all'", "unknown clip_scope"),
+        ("alpha = ", "cannot be read"),
+    ],
+)
+def test_a_wrong_contract_is_refused(folder, text, says):
+    path = folder / "kdbench.lock"
+    path.write_text(text)
+    with pytest.raises(InputError, match=says):
+        read_contract(path)
+    assert audit("right.py")[0] == 2
+
+
+# -- guard
+
+JOB = "\nprint('the job went on')\nsys.exit(5)\n"
+
+
+def test_guard_looks_lets_go_and_leaves_the_job_its_end(folder):
+    (folder / "job.py").write_text(WRONG + JOB)
+    code, out, err = process("--guard", "warn", "--steps", "6", "job.py")
+    assert code == 5 and out == "the job went on\n" and "FAIL KD312" in err and "6 steps" in err
+
+
+def test_guard_stops_a_wrong_job_at_once(folder):
+    (folder / "job.py").write_text(WRONG + JOB)
+    code, out, err = process("--guard", "stop", "--steps", "6", "job.py")
+    assert code == 1 and out == "" and "FAIL KD312" in err
+
+
+def test_guard_lets_a_right_job_crash_as_it_would(folder):
+    (folder / "job.py").write_text(RIGHT + "\nraise RuntimeError('its own')\n")
+    code, out, err = process("--guard", "stop", "--steps", "6", "job.py")
+    assert (code, out) == (1, "") and "RuntimeError: its own" in err and "failed 0" in err
+
+
+def test_an_error_of_ours_does_not_stop_the_job(folder, monkeypatch):
+    from harness.cli import audit_text
+
+    def broken(*args):
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr(audit_text, "show_script", broken)
+    (folder / "job.py").write_text(RIGHT + "\nprint('the job went on')\n")
+    code, out, err = audit("--guard", "stop", "--steps", "6", "job.py")
+    print(out, err)
+    assert code == 0 and "the job went on" in out and "could not be reported: ZeroDivisionError: ours" in err
+
+
+# -- the catalogue and our own
+
+
+def test_list_holds_audits_and_laws():
+    from audits.checks import CATALOGUE
+    from audits.laws import LAWS
+
+    code, out, _ = audit("--list")
+    rows = [line.split()[:4] for line in out.splitlines() if line.startswith("KD")]
+    assert code == 0 and len(rows) == len(CATALOGUE) + len(LAWS)
+    assert ["KD312", "kd-scale", "error", "trace"] in rows
+    assert ["KD333", "selection-ignores-test", "error", "property"] in rows
+
+
+def test_explain_tells_story_sighting_and_mend():
+    for word in ("KD201", "clip-coverage"):
+        code, out, _ = audit("--explain", word)
+        assert code == 0 and "Whatever is stepped is clipped" in out and "mend: clip one list" in out
+        assert "seen as the fault projector-unclipped" in out and "umutonuryasar/kd-capacity-gap" in out
+
+
+def test_our_own_training_is_clean():
+    code, out, _ = audit("--format", "json", "--method", "logit", "--method", "baseline")
+    found = json.loads(out)
+    assert (code, found["target"], found["verdict"], failed(found)) == (0, "canonical", "clean", [])
+    decided = {f["id"] for f in found["findings"] if f["status"] == "pass" and f["observed"]["method"] == "logit"}
+    assert {"KD104", "KD201", "KD204", "KD303", "KD312", "KD313"} <= decided
+
+
+def test_our_own_fault_is_caught():
+    code, out, _ = audit("--fault", "projector-unclipped")
+    row = next(line for line in out.splitlines() if line.startswith("feature"))
+    assert code == 1 and "KD201 clip-coverage" in row and row.rstrip().endswith("yes")
+
+
+def test_a_recorded_trial_is_read_again(folder, monkeypatch):
+    from dataclasses import asdict
+
+    from test_policy import BOUND, MODE, SCALE
+
+    from harness.record import Folder, Result
+    from harness.spec import Spec
+    from kd.methods import MethodSettings
+    from kd.recipe import Recipe
+
+    spec = Spec(
+        "digits", "0" * 64, "r18", "baseline", MethodSettings(), Recipe(), None, "imagenet-stem", "0", 0, 1, "cpu"
+    )
+    trial = Folder(folder / spec.key)
+    trial.write_spec(spec)
+    code, _, err = audit("--run", trial.path)
+    assert code == 2 and "unfinished trial" in err
+    trial.write_result(Result(spec.key, "finished", findings=[asdict(f) for f in (SCALE, BOUND, MODE)]))
+    code, out, _ = audit("--run", trial.path)
+    assert code == 1 and out.startswith("failed 2, passed 1") and "imagenet-stem, r18, seed 0: finished" in out
+    code, out, _ = audit("--format", "json", "--ignore", "KD312,KD204", "--run", trial.path)
+    assert code == 0 and json.loads(out)["student"] == "r18"

@@ -1,0 +1,166 @@
+"""The pytest plugin as its users meet it: in the tests of a project that knows nothing of kdbench."""
+
+import sys
+
+import pytest
+
+pytest_plugins = ["pytester"]
+
+STEP = """
+import torch, pytest
+import torch.nn.functional as F
+from torch import nn
+
+T = 4.0
+
+def make():
+    torch.manual_seed(0)
+    student, teacher = nn.Linear(12, 5), nn.Sequential(nn.Linear(12, 16), nn.BatchNorm1d(16), nn.Linear(16, 5))
+    return student, teacher.eval().requires_grad_(False), torch.optim.SGD(student.parameters(), lr=0.1)
+
+def train(student, teacher, optimizer, square=T * T, steps=6):
+    for _ in range(steps):
+        x, y = torch.randn(32, 12), torch.randint(0, 5, (32,))
+        with torch.no_grad():
+            answer = teacher(x)
+        z = student(x)
+        kd = F.kl_div(F.log_softmax(z / T, 1), F.softmax(answer / T, 1), reduction="batchmean") * square
+        optimizer.zero_grad()
+        (0.5 * F.cross_entropy(z, y) + 0.5 * kd).backward()
+        optimizer.step()
+"""
+
+
+def run(pytester, body, *args):
+    pytester.makepyfile(STEP + body)
+    return pytester.runpytest_inprocess("-p", "no:cacheprovider", *args)
+
+
+FIXTURE = """
+def test_loop(kd_audit):
+    student, teacher, optimizer = make()
+    {before}
+    with kd_audit(student=student, teacher=teacher, optimizer=optimizer):
+        train(student, teacher, optimizer{change})
+"""
+
+
+def test_the_fixture_lets_a_right_loop_pass(pytester):
+    run(pytester, FIXTURE.format(before="", change="")).assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize(
+    ("before", "change", "finding"),
+    [("", ", square=1", "FAIL KD312 kd-scale*1/T^2*"), ("teacher.train()", "", "FAIL KD301 teacher-mode*BatchNorm1d*")],
+)
+def test_the_fixture_fails_a_wrong_one_at_teardown(pytester, before, change, finding):
+    result = run(pytester, FIXTURE.format(before=before, change=change))
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines([finding])
+
+
+def test_the_fixture_fails_a_watch_that_saw_nothing(pytester):
+    result = run(pytester, FIXTURE.format(before="", change=", steps=0"))
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["nothing was decided: no step of the declared optimizer was seen"])
+
+
+def test_a_test_that_fails_by_itself_is_left_to_that(pytester):
+    result = run(pytester, FIXTURE.format(before="", change=", steps=0") + "        assert False, 'mine'\n")
+    result.assert_outcomes(failed=1)
+
+
+OPTION = """
+def test_right():
+    train(*make())
+
+def test_no_square():
+    train(*make(), square=1)
+
+def test_of_no_training():
+    assert True
+"""
+TWICE = """
+def test_of_an_optimizer():
+    student, _, optimizer = make()
+    student(torch.randn(4, 12)).sum().backward()
+    for _ in range(3):
+        optimizer.step()
+"""
+
+
+def test_the_option_watches_every_test_and_fails_the_wrong_one(pytester):
+    result = run(pytester, OPTION, "--kd-audit")
+    result.assert_outcomes(passed=3, errors=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*ERROR at teardown of test_no_square*",
+            "FAIL KD312 kd-scale (*",
+            "2 tests step an optimizer, 2 of them in a distillation: 1 failed, 0 with warnings, 1 clean",
+        ]
+    )
+
+
+def test_without_the_option_nothing_is_said(pytester):
+    result = run(pytester, OPTION)
+    result.assert_outcomes(passed=3)
+    assert "kd-audit" not in result.stdout.str()
+
+
+def test_what_is_no_distillation_is_only_warned_of(pytester):
+    result = run(pytester, TWICE, "--kd-audit")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(
+        ["*test_of_an_optimizer", "FAIL KD212 *", "1 tests step an optimizer, 0 of them *: 0 failed, 1 with warnings*"]
+    )
+
+
+def test_a_training_in_a_fixture_is_the_tests_own(pytester):
+    body = "@pytest.fixture\ndef trained():\n    train(*make(), square=1)\n\ndef test_it(trained):\n    pass\n"
+    run(pytester, body, "--kd-audit").assert_outcomes(passed=1, errors=1)
+
+
+@pytest.mark.parametrize("how", ["option", "ini", "mark"])
+def test_a_waiver_with_a_reason_is_heard(pytester, how):
+    args = ["--kd-audit"]
+    if how == "option":
+        args += ["--kd-audit-waive", "KD312=as in the paper"]
+    if how == "ini":
+        pytester.makeini("[pytest]\nkd_audit_waive =\n    kd-scale=as in the paper\n")
+    mark = "@pytest.mark.kd_audit_waive('KD312', reason='as in the paper')\n" if how == "mark" else ""
+    body = mark + "def test_no_square():\n    train(*make(), square=1)\n"
+    run(pytester, body, *args).assert_outcomes(passed=1)
+    assert run(pytester, body.removeprefix(mark), "--kd-audit").parseoutcomes().get("errors") == (
+        None if how == "ini" else 1
+    )
+
+
+@pytest.mark.parametrize(("waiver", "says"), [("KD312", "gives no reason"), ("KD999=why", "unknown audit 'KD999'")])
+def test_a_wrong_waiver_is_refused_before_the_first_test(pytester, waiver, says):
+    result = run(pytester, OPTION, "--kd-audit", "--kd-audit-waive", waiver)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: kd_audit_waive:*{says}*"])
+
+
+def test_the_option_leaves_the_numbers_alone(pytester):
+    body = """
+def test_bits():
+    student, teacher, optimizer = make()
+    train(student, teacher, optimizer)
+    print("weights", student.weight.double().sum().item().hex(), torch.rand(()).item().hex())
+"""
+    seen, unseen = (run(pytester, body, "-s", *args).stdout.str() for args in (["--kd-audit"], []))
+    numbers = [text.partition("weights ")[2].split()[:2] for text in (seen, unseen)]
+    assert "1 clean" in seen and len(numbers[0]) == 2 and numbers[0] == numbers[1]
+
+
+def test_unused_it_costs_nothing_and_hides_no_module_of_the_users(pytester):
+    """In a process of its own: torch is not imported, and a project's own `audits` is the one found."""
+    pytester.makepyfile(audits="MINE = 1", harness="MINE = 1")
+    pytester.makepyfile(
+        "import sys\n\ndef test_it():\n"
+        "    assert 'torch' not in sys.modules\n    import audits, harness\n    assert audits.MINE and harness.MINE\n"
+    )
+    result = pytester.run(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--trace-config")
+    assert "kdbench_pytest" in result.stdout.str()
+    result.assert_outcomes(passed=1)

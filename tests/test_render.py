@@ -1,0 +1,134 @@
+"""The machine formats: well formed, complete, and never green in silence."""
+
+import json
+from dataclasses import replace
+from xml.etree import ElementTree
+
+import pytest
+from test_policy import ACTIVE, BOUND, BROKEN, INPUT, MODE, SCALE, SILENT
+
+from audits.finding import sorted_report
+from audits.render import Audited, to_github, to_json, to_junit, to_sarif
+
+FORMATS = (to_json, to_junit, to_sarif, to_github)
+WAIVED = replace(INPUT, status="waived", reason="own preprocessing")
+ODD = replace(SCALE, message="100% wrong: a, b <&>\x1b[31m", where={"file": "my train,v1.py", "line": 7})
+
+
+def audited(*findings, verdict="failed", **rest):
+    return Audited("train.py", sorted_report(findings), verdict, **rest)
+
+
+ALL = audited(SCALE, BOUND, WAIVED, ACTIVE, MODE, SILENT, BROKEN, steps=25, student="Net (student)", unobserved=("x",))
+SILENCE = audited(SILENT, verdict="undecided", script_exit=0)
+CRASH = audited(SILENT, verdict="could-not-run", script_error="Traceback\n\x1b[31mValueError: no", script_exit=None)
+
+
+def test_json_is_the_object_that_is_promised():
+    found = json.loads(to_json(ALL))
+    assert list(found) == [
+        "schema", "target", "verdict", "steps", "student", "teacher", "projectors", "findings", "counts",
+        "script_error", "script_exit", "unobserved",
+    ]  # fmt: skip
+    assert found["schema"] == "kdbench.audit/1" and found["target"] == "train.py" and found["teacher"] is None
+    assert found["counts"] == {"pass": 1, "fail": 3, "not_triggered": 1, "error": 1, "waived": 1}
+    assert [f["id"] for f in found["findings"]][:2] == ["KD312", "KD205"]
+    assert found["findings"][0] == {
+        "id": "KD312",
+        "name": "kd-scale",
+        "severity": "error",
+        "status": "fail",
+        "phase": "first",
+        "message": SCALE.message,
+        "observed": SCALE.observed,
+        "mend": "mend it",
+        "where": {"file": "train.py", "line": 7},
+        "consequence_of": None,
+        "reason": None,
+        "decide_with": None,
+    }
+
+
+def test_json_holds_no_nan():
+    assert '"kd_weight": null' in to_json(audited(replace(SCALE, observed={"kd_weight": float("nan")})))
+
+
+def test_junit_fails_what_failed_and_skips_what_was_silent():
+    suite = ElementTree.fromstring(to_junit(ALL))
+    cases = {case.get("name").split()[0]: case for case in suite.iter("testcase")}
+    assert suite.attrib | {"name": ""} == {"name": "", "tests": "7", "failures": "2", "errors": "1", "skipped": "2"}
+    assert cases["KD312"].get("line") == "7" and "mend: mend it" in cases["KD312"].find("failure").text
+    assert "follows from KD201" in cases["KD204"].find("failure").text
+    assert cases["KD205"].find("failure") is None and "binds always" in cases["KD205"].find("system-out").text
+    assert "own preprocessing" in cases["KD304"].find("skipped").get("message")
+    assert cases["KD203"].find("skipped") is not None and len(cases["KD301"]) == 0
+
+
+def test_junit_counts_a_warning_only_where_it_is_asked_to():
+    mild, strict = (
+        ElementTree.fromstring(to_junit(audited(INPUT, threshold=threshold))) for threshold in ("error", "warn")
+    )
+    assert (mild.get("failures"), strict.get("failures")) == ("0", "1")
+
+
+@pytest.mark.parametrize("case", [SILENCE, CRASH], ids=["silence", "crash"])
+def test_no_format_looks_green_in_silence(case):
+    assert ElementTree.fromstring(to_junit(case)).get("errors") == "1"
+    assert to_github(case).startswith("::error title=kdbench audit%3A")
+    notes = json.loads(to_sarif(case))["runs"][0]["invocations"][0]["toolExecutionNotifications"]
+    assert "error" in {note["level"] for note in notes}
+
+
+def test_sarif_names_rule_level_line_and_fingerprint():
+    log = json.loads(to_sarif(ALL))
+    (run,) = log["runs"]
+    rules = [rule["id"] for rule in run["tool"]["driver"]["rules"]]
+    results = {result["ruleId"]: result for result in run["results"]}
+    assert log["version"] == "2.1.0" and sorted(results) == ["KD204", "KD205", "KD304", "KD312"]
+    assert {id: r["level"] for id, r in results.items()} == {
+        "KD204": "error",
+        "KD205": "note",
+        "KD304": "warning",
+        "KD312": "error",
+    }
+    assert all(rules[r["ruleIndex"]] == id for id, r in results.items())
+    place = results["KD312"]["locations"][0]["physicalLocation"]
+    assert place["artifactLocation"]["uri"] == "train.py" and place["region"] == {"startLine": 7}
+    assert results["KD304"]["suppressions"][0]["justification"] == "own preprocessing"
+    assert "suppressions" not in results["KD312"]
+    moved = json.loads(to_sarif(audited(replace(SCALE, where={"file": "train.py", "line": 99}))))["runs"][0]["results"]
+    assert moved[0]["partialFingerprints"] == results["KD312"]["partialFingerprints"] != {}
+    notes = run["invocations"][0]["toolExecutionNotifications"]
+    assert {note["associatedRule"]["id"]: note["level"] for note in notes} == {"KD203": "note", "KD101": "error"}
+
+
+def test_sarif_writes_paths_as_uris():
+    def uri(file):
+        log = json.loads(to_sarif(audited(replace(SCALE, where={"file": file, "line": 1}))))
+        return log["runs"][0]["results"][0]["locations"][0]["physicalLocation"]["artifactLocation"]
+
+    assert uri("my code/a#b.py") == {"uri": "my%20code/a%23b.py", "uriBaseId": "%SRCROOT%"}
+    assert uri("/my code/a.py") == {"uri": "file:///my%20code/a.py"}
+
+
+def test_github_escapes_what_it_would_misread():
+    line = to_github(audited(ODD)).splitlines()[0]
+    assert line.startswith("::error file=my train%2Cv1.py,line=7,title=KD312 kd-scale::100%25 wrong: a, b <&>")
+    assert line.endswith("%0Amend: mend it")
+
+
+def test_github_says_one_line_a_failure_at_its_level():
+    lines = to_github(ALL).splitlines()
+    assert [line.split(" ")[0] for line in lines] == ["::error", "::notice", "::error", "::notice"]
+    assert lines[-1] == "::notice title=kdbench audit%3A failed::train.py: failed 2, passed 1, not decided 1"
+    assert to_github(audited(INPUT)).startswith("::warning ")
+    assert to_github(audited(INPUT, threshold="warn")).startswith("::error ")
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_odd_characters_break_no_format(form):
+    text = form(audited(ODD))
+    if form is to_junit:
+        assert "<&>" in ElementTree.fromstring(text).find("testcase/failure").get("message")
+    elif form is not to_github:
+        assert ODD.message in json.dumps(json.loads(text), ensure_ascii=False).encode().decode("unicode_escape")
