@@ -10,7 +10,7 @@ demo: $(READY)  ## train, audit and compare corrected and bugged variants on rea
 	$(BIN)/kdbench run --preset quick --variant both
 
 test: $(READY)  ## the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 bench: $(READY)  ## ratios against a textbook loop; for a machine that does nothing else meanwhile
 	$(BIN)/python -m pytest benchmarks --benchmark-only

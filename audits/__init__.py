@@ -4,11 +4,41 @@
         ...  # your own loop
     print(w.report)
 
-Knows torch and nothing of kd or harness, so it can be lifted out and used on any project.
+A training shows most of it; a decision that leaves no trace there (a selection, a schedule, a split, ...) is a function
+that ``check_selection`` and its like hold to its law. Knows torch and nothing of kd or harness, so it can be lifted out
+and used on any project.
 """
 
 from audits.events import KD, Clip
 from audits.finding import AuditFailure, Finding, Report
+from audits.laws import (
+    check_aggregation,
+    check_augmentation,
+    check_schedule,
+    check_seeds,
+    check_selection,
+    check_split,
+    check_spread,
+    check_weighting,
+    check_workers,
+)
 from audits.watch import Watch, watch
 
-__all__ = ["KD", "AuditFailure", "Clip", "Finding", "Report", "Watch", "watch"]
+__all__ = [
+    "KD",
+    "AuditFailure",
+    "Clip",
+    "Finding",
+    "Report",
+    "Watch",
+    "check_aggregation",
+    "check_augmentation",
+    "check_schedule",
+    "check_seeds",
+    "check_selection",
+    "check_split",
+    "check_spread",
+    "check_weighting",
+    "check_workers",
+    "watch",
+]

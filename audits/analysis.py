@@ -21,6 +21,8 @@ from audits.windows import DISTANCES, LABEL_LOSSES, MOODY, SOFTMAXES, FunctionCa
 T = TypeVar("T")
 
 _LOSSES = DISTANCES | LABEL_LOSSES | {"kl_div"}
+_LABELS = 1000
+"Of the labels that the teacher's answers are held against; they decide nearly always."
 EXPLAINED = 3
 "Windows in which the gradient is explained: each costs a second backward through the loss."
 _ROWS_KEPT = 100_000
@@ -53,6 +55,7 @@ class Analyst:
         self._first_params: dict[int, tuple[nn.Parameter, Tensor]] = {}
         self._leaf_mask = 0
         self._moved: Any = WeakTensorKeyDictionary()
+        self._plain_leaves: Any = WeakTensorKeyDictionary()
         self._student_optimizer: torch.optim.Optimizer | None = None
         self._steps_seen = 0
         self._sizes: dict[int, tuple[nn.Parameter, list[Tensor]]] = {}
@@ -72,10 +75,6 @@ class Analyst:
                     setattr(self.declared, role, found)
 
     # -- windows
-
-    def wants_more(self) -> bool:
-        """Say whether further windows should be recorded."""
-        return len(self.trace.sights) < self.windows
 
     def answered(self, call: ModuleCall) -> None:
         """Take in the answer of a module that nothing called: what it says of each sample, if it learns nothing."""
@@ -138,7 +137,7 @@ class Analyst:
             self._follow()
         if self._leaf_windows < 6:
             self._leaf_windows += 1
-            self._leaf_mask |= self.taint.mask(raw.leaves)
+            self._leaf_mask |= self.taint.mask(self._lasting(raw))
         self.trace.sights.append(self._sight(raw, cast_))
 
     def _recognise(self, raw: RawWindow, cast_: Cast) -> None:
@@ -172,6 +171,18 @@ class Analyst:
                     if all(place >= 0 for place in own):
                         cast_.stored = said[own]
                     return
+
+    def _lasting(self, raw: RawWindow) -> list[Tensor]:
+        """Return the leaves that are parameters: by their class, or since they come back and are no module's input."""
+        shown = {id(t) for c in raw.calls for t in c.given}
+        found: list[Tensor] = []
+        for leaf in raw.leaves:
+            if not isinstance(leaf, nn.Parameter):
+                before, self._plain_leaves[leaf] = leaf in self._plain_leaves, True
+                if not before or id(leaf) in shown:
+                    continue
+            found.append(leaf)
+        return found
 
     def _remember(self, table: dict[int, Group], group: Group) -> None:
         for key in list(table):
@@ -241,7 +252,7 @@ class Analyst:
         training = self._in_training(raw, teacher_calls)
         if cast_.cached:
             training += [m for g in cast_.teachers for m in self._moods.get(id(g.module), [])]
-        leaf_mask = self.taint.mask(raw.leaves)
+        leaf_mask = self.taint.moved_by(raw.leaves)
         teacher_leaves = leaf_mask & cast_.teacher_mask
         student_calls = [c for g in cast_.students for c in g.calls if c.grad]
         student_calls = [c for c in student_calls if raw.root.calls >> c.index & 1]
@@ -324,7 +335,11 @@ class Analyst:
         return type(call.module).__name__
 
     def _awaits_labels(self) -> bool:
-        return len(self.trace.sights) < self.windows
+        if not self.trace.script or len(self.trace.sights) >= self.windows:
+            return False
+        read = any(e.form not in ("unknown", "nothing") for s in self.trace.sights for e in s.explanations)
+        counted = 0 if self.trace.hits is None else int(self.trace.hits.by_class.sum())
+        return read and counted < _LABELS
 
     def _describe(self, call: ModuleCall, roots: list[ModuleCall]) -> str:
         for root in roots:
@@ -413,7 +428,8 @@ class Analyst:
         (x, made_x, _), (target, made_t, _) = f.operands[:2]
         term.reduction = str(f.arg(4, "reduction", "mean"))
         log_target = bool(f.arg(5, "log_target", False))
-        term.target_grad = bool(target is not None and target.requires_grad and not made_t.params & student)
+        if target is not None and target.requires_grad and not made_t.params & student:
+            term.target_grad = bool(self.taint.moved_by(leaves_of([target.grad_fn])) & teacher)
         term.swapped = bool(made_t.params & student and not made_x.params & student)
         with torch.no_grad():
             if target is not None and target.numel():
@@ -734,7 +750,8 @@ def _digest(data: bytes) -> bytes:
 
 def _relation(s: Tensor, t: Tensor) -> Inputs:
     s, t = s.detach(), t.detach()
-    if s is t or (s.shape == t.shape and torch.allclose(s, t.to(s.dtype).to(s.device), 0, 0, equal_nan=True)):
+    rounded = s.to(t.device, t.dtype) if s.is_floating_point() else s.to(t.device)
+    if s is t or (s.shape == t.shape and torch.allclose(rounded, t.to(rounded.dtype), 0, 0, equal_nan=True)):
         return Inputs("same")
     if s.shape != t.shape or s.ndim < 2:
         return Inputs("shapes", f"{tuple(s.shape)} and {tuple(t.shape)}")

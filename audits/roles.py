@@ -146,9 +146,9 @@ def _label(call: FunctionCall, raw: RawWindow, taint: Taint) -> Label | None:
 
 def _is_a_place(target: Tensor) -> bool:
     """Say whether the target is where a contrastive loss puts its positives: always first, or on the diagonal."""
-    if target.is_floating_point() or target.ndim != 1 or len(target) < 8:
+    if target.numel() < 8 or (target.ndim > 1 and target.shape[-1] > 1):
         return False
-    first = target.detach().cpu()
+    first = target.detach().cpu().flatten()
     return bool((first == first[0]).all()) or bool((first == torch.arange(len(first))).all())
 
 
@@ -175,7 +175,7 @@ def _are_log_probabilities(value: Tensor) -> bool:
 def cast(raw: RawWindow, taint: Taint, declared: Declared, known: list[nn.Module]) -> Cast:
     """Assign the roles in a window; `known` are modules that answered data on their own before."""
     result = Cast(labels=labels_in(raw, taint))
-    trained = taint.mask(raw.leaves)
+    trained = taint.moved_by(raw.leaves)
     own: dict[int, int] = {}
 
     def params_of(module: nn.Module) -> int:
@@ -188,6 +188,9 @@ def cast(raw: RawWindow, taint: Taint, declared: Declared, known: list[nn.Module
     reaching = raw.root.params | trained
     if declared.student is not None and not params_of(declared.student) & reaching:
         return result  # the backward of another training
+    peer = params_of(declared.teacher) if declared.teacher is not None else 0
+    if declared.student is not None and peer & trained and not params_of(declared.student) & trained:
+        return result  # the backward of a peer's own loss
     if declared.student is not None:
         result.by = "declared"
         masks = [params_of(declared.student)]

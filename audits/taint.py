@@ -88,6 +88,13 @@ class Taint:
             whole |= self.bit(param)
         return whole
 
+    def moved_by(self, leaves: Iterable[Tensor]) -> int:
+        """Return the mask of what a gradient at these leaves trains; a copy of a parameter stands for it."""
+        whole = 0
+        for leaf in leaves:
+            whole |= self.bit(leaf) if isinstance(leaf, nn.Parameter) else self.of(leaf).params
+        return whole
+
     def of(self, value: Any) -> Made:
         """Return what a tensor, or all tensors in a nest of them, was made of."""
         params = calls = 0

@@ -377,7 +377,9 @@ class Windows:
         except Exception as error:
             self._on_error(error)
 
-    def _leave_module(self, module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+    def _leave_module(self, module: nn.Module, args: Any, *rest: Any) -> None:
+        # Where a forward raises, torch calls its hooks without the keyword arguments.
+        kwargs, out = rest if len(rest) == 2 else ({}, rest[0])
         if torch.compiler.is_compiling() or not self._at_home() or not self._stack:
             return
         if self._lifted == len(self._stack):

@@ -12,6 +12,7 @@ from audits.finding import Report
 from harness import faults
 from harness.faults import Fault
 from harness.plan import load_preset, split_pair
+from harness.trial import declared
 from kd import NUMERICS, train
 from kd.data import Dataset, cache_folder, load_file, prepare
 from kd.methods import METHODS, MethodSettings
@@ -77,22 +78,13 @@ def audit_ourselves(
                 projectors=dict(training.method.named_children()),
                 optimizer=training.optimizer,
                 clip=audits.Clip(recipe.max_norm),
-                kd=_declared(method, settings),
+                kd=declared(method, settings),
                 teacher_weights=read_checkpoint(teacher.checkpoint) if teacher is not None else None,
             ) as watch:
                 for _ in train.epochs(training, watch.labels):
                     pass
             runs.append(Run(method, fault, watch.report, EPOCHS * training.steps_per_epoch))
     return runs
-
-
-def _declared(method: str, settings: MethodSettings) -> audits.KD:
-    """Return what the method's settings say of a soft term; nothing for one that has none."""
-    if "temperature" not in METHODS[method].settings:
-        return audits.KD()
-    if settings.ce_weight + settings.kd_weight == 1:
-        return audits.KD(temperature=settings.temperature, alpha=settings.kd_weight)
-    return audits.KD(temperature=settings.temperature, kd_weight=settings.kd_weight)
 
 
 def _teacher(

@@ -26,6 +26,7 @@ from harness.spec import Spec
 from kd import evaluate, train
 from kd.data import load_file
 from kd.errors import InputError
+from kd.methods import METHODS, MethodSettings
 from kd.procedure import CANONICAL
 from kd.teacher import file_sha256, read_checkpoint, save_checkpoint
 
@@ -65,6 +66,15 @@ def teacher_checkpoint(folder: Folder, spec: Spec) -> train.Teacher | None:
     paths = [study.weights(digest, suffix) for suffix in (".safetensors", ".pt")]
     path = next((p for p in paths if p.is_file()), paths[0])
     return train.Teacher(spec.teacher.arch, path, digest)
+
+
+def declared(method: str, settings: MethodSettings) -> audits.KD:
+    """Return what the method's settings say of a soft term; nothing for one that has none."""
+    if "temperature" not in METHODS[method].settings:
+        return audits.KD()
+    if settings.ce_weight + settings.kd_weight == 1:
+        return audits.KD(temperature=settings.temperature, alpha=settings.kd_weight)
+    return audits.KD(temperature=settings.temperature, kd_weight=settings.kd_weight)
 
 
 def _prepare_device(spec: Spec) -> torch.device:
@@ -118,6 +128,7 @@ def _run(folder: Folder, spec: Spec, data_file: Path) -> Result:
             projectors=dict(training.method.named_children()),
             optimizer=training.optimizer,
             clip=audits.Clip(spec.recipe.max_norm),
+            kd=declared(spec.method, spec.settings),
             teacher_weights=read_checkpoint(teacher.checkpoint) if teacher is not None else None,
         ) as watch,
     ):
