@@ -302,7 +302,7 @@ class Analyst:
             for c in calls
             if not c.has_children
             for m in c.module.modules()
-            if isinstance(m, MOODY) and m.training and _acts(m)
+            if isinstance(m, MOODY) and getattr(m, "training", False) and _acts(m)
         }
         return sorted(seen | inside)
 
@@ -580,7 +580,7 @@ class Analyst:
         schedulers = [
             s for s in _living(torch.optim.lr_scheduler.LRScheduler) if s.optimizer is self._student_optimizer
         ]
-        trace.scheduled_groups = max((len(s.base_lrs) for s in schedulers), default=None)
+        trace.scheduled_groups = max((len(getattr(s, "base_lrs", trace.group_names)) for s in schedulers), default=None)
         if trace.script:
             self._name_parameters()
         backwards = Counter(s.backwards for s in trace.steps if s.distils and s.number > 1)

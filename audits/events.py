@@ -296,8 +296,8 @@ class Trace:
     group_names: list[str] = field(default_factory=list)
     scheduled_groups: int | None = None
     "Parameter groups that a scheduler of torch's sets on that optimizer; None without one."
-    split_overlap: tuple[int, int, str] | None = None
-    "Samples in evaluation, those of them trained on too, and how it was seen."
+    split_overlap: tuple[int, int, str, bool] | None = None
+    "Samples in evaluation, those of them trained on too, how it was seen, and whether it is sure."
 
     broken: str | None = None
     "What went wrong in watching itself; from then on nothing was seen."

@@ -103,7 +103,7 @@ class ScriptWatch(Watch):
         before = len(self._trace.sights)
         super()._on_window(raw)
         if len(self._trace.sights) > before:
-            self.loaders.trained_on()
+            self.loaders.trained_on(self._trace.sights[-1].student)
             self._windows.students |= {id(g.module) for g in self._analyst.students.values() if g.module is not None}
         if self._analyst.started and self._counted is None:
             self._counted = sum(self._steps.counts.values())

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,13 +13,27 @@ from audits import hooks
 _MOST = 50_000
 
 
+class Overlap(NamedTuple):
+    """Samples of an evaluation that were trained on too."""
+
+    size: int
+    both: int
+    how: str
+    sure: bool
+    "Whether it was seen to be evaluated, and holds others too."
+
+
 class Loaders:
     """The data sets that loaders were built on, and those among them that the student was trained with."""
 
     def __init__(self) -> None:
         self._all: list[Any] = []
-        self._train: list[Any] = []
+        self._train: dict[str, list[Any]] = {}
+        "By student."
+        self._evaluated: dict[str, list[Any]] = {}
+        self._gone_through: list[Any] = []
         self._current: Any = None
+        self._student = ""
         self._learned: dict[int, set[bytes]] = {}
         self._tested: dict[int, list[set[bytes]]] = {}
         self._testing: int | None = None
@@ -40,6 +54,9 @@ class Loaders:
             def iterate(loader: Any) -> Any:
                 if torch.is_grad_enabled():
                     self._current = loader.dataset
+                else:
+                    self._evaluated.setdefault(self._student, []).append(loader.dataset)
+                self._gone_through.append(loader.dataset)
                 return original(loader)
 
             return iterate
@@ -47,10 +64,14 @@ class Loaders:
         with hooks.patched(DataLoader, "__init__", wrap_init), hooks.patched(DataLoader, "__iter__", wrap_iter):
             yield
 
-    def trained_on(self) -> None:
-        """Say that the batch at hand was distilled on."""
-        if self._current is not None and all(self._current is not t for t in self._train):
-            self._train.append(self._current)
+    def trained_on(self, student: str) -> None:
+        """Say that the batch at hand was distilled on, by this student."""
+        if not self._student:
+            self._evaluated[student] = self._evaluated.pop("", [])
+        self._student = student
+        mine = self._train.setdefault(student, [])
+        if self._current is not None and all(self._current is not t for t in mine):
+            mine.append(self._current)
 
     def shown(self, network: int, rows: list[bytes], learning: bool) -> None:
         """Take in a batch that the student was shown, to learn from or to be tested on."""
@@ -70,7 +91,7 @@ class Loaders:
                 self._testing = network
             tests[-1].update(rows)
 
-    def overlap_of_rows(self) -> tuple[int, int, str] | None:
+    def overlap_of_rows(self) -> Overlap | None:
         """Return the same of the rows that the student was shown, where no loader tells.
 
         To test on the very samples learned from is how accuracy on them is measured; so a test on others beside it, or
@@ -84,30 +105,38 @@ class Loaders:
             parts = [(len(t), len(t & learned)) for t in tests]
             mixed = next(((n, both) for n, both in parts if 0.02 * n < both < n), None)
             if mixed is not None:
-                return (*mixed, "rows shown to the student")
+                return Overlap(*mixed, "rows shown to the student", True)
             apart = [n for n, both in parts if both == 0]
             if apart:
-                return apart[0], 0, "rows shown to the student"
+                return Overlap(apart[0], 0, "rows shown to the student", True)
             whole = next(((n, both) for n, both in parts if both == n and n < len(learned)), None)
             if whole is not None:
-                return (*whole, "rows shown to the student; every test is on rows learned from")
+                return Overlap(*whole, "rows shown to the student; every test is on rows learned from", False)
         return None
 
-    def overlap(self) -> tuple[int, int, str] | None:
-        """Return samples in evaluation, those of them trained on, and how it was seen; None if nothing was to see."""
-        # The very same set again is accuracy on the training set itself.
-        others = [x for x in self._all if all(x is not t for t in self._train)]
-        result: tuple[int, int, str] | None = None
-        for a in self._train:
-            for b in others:
-                mine, theirs = _samples(a), _samples(b)
-                if mine is None or theirs is None or mine[0] != theirs[0]:
-                    continue
-                both = len(theirs[1] & mine[1])
-                how = f"{type(b).__name__} of {len(theirs[1])} against {type(a).__name__} of {len(mine[1])}"
-                if result is None or both > result[1]:
-                    result = (len(theirs[1]), both, how)
-        return result
+    def overlap(self) -> Overlap | None:
+        """Return what of a student's evaluation it was trained on, as far as loaders tell; None if nothing was to see.
+
+        The very same set again is accuracy on the training set itself, and so may a part of it be, where another set
+        is evaluated too. Of a loader that was never gone through nothing is sure.
+        """
+        found: list[Overlap] = []
+        idle = [d for d in self._all if all(d is not g for g in self._gone_through)]
+        for student, trained in self._train.items():
+            tested = self._evaluated.get(student, [])
+            for a in trained:
+                mine = _samples(a)
+                for b in [*tested, *idle]:
+                    theirs = _samples(b)
+                    if any(b is t for t in trained) or mine is None or theirs is None or mine[0] != theirs[0]:
+                        continue
+                    both = len(theirs[1] & mine[1])
+                    how = f"{type(b).__name__} of {len(theirs[1])} against {type(a).__name__} of {len(mine[1])}"
+                    sure = any(b is t for t in tested) and both < len(theirs[1])
+                    found.append(Overlap(len(theirs[1]), both, how, sure))
+        apart = [o for o in found if not o.both]
+        leaks = [o for o in found if o.both and (o.both < o.size or not apart)]
+        return max(leaks, key=lambda o: (o.sure, o.both), default=apart[0] if apart else None)
 
 
 def _samples(dataset: Any) -> tuple[Any, set[Any]] | None:

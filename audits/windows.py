@@ -348,7 +348,7 @@ class Windows:
         self.keep_up()
         if id(module) in self.students and not self._in_backward:
             if torch.is_grad_enabled():
-                self.student_modes.append(module.training)
+                self.student_modes.append(_training(module))
             self._on_shown(module, args)
         if not self._seeing():
             if self.armed or self._stack:
@@ -364,14 +364,14 @@ class Windows:
                 self._number(),
                 parent.index if parent is not None else None,
                 self.taint.of(given),
-                module.training,
+                _training(module),
                 torch.is_grad_enabled(),
                 given[:4],
             )
             self.raw.calls.append(call)
             self._stack.append(call)
             # With a mode up, torch's fused attention steps aside for another kernel, whose last bits differ.
-            fast = _has_fast_path(module) and not module.training
+            fast = _has_fast_path(module) and not _training(module)
             if fast and self._pushed and not self._lifted and pop_if_on_top(self._mode):
                 self._lifted = len(self._stack)
         except Exception as error:
@@ -506,6 +506,11 @@ class Windows:
 
 def _largest(value: Any) -> int:
     return max(value) if isinstance(value, tuple | list) else int(value)
+
+
+def _training(module: nn.Module) -> bool:
+    """Return the module's mode; a frozen script module has none, and answers as in evaluation."""
+    return bool(getattr(module, "training", False))
 
 
 def _has_fast_path(module: nn.Module) -> bool:

@@ -22,14 +22,19 @@ STEPS = 2
 
 @pytest.fixture(scope="session")
 def teacher(images, folder):
-    recipe = Recipe(base_width=16, train_size=128, val_size=8)
+    return make_teacher(images, folder, 16)
+
+
+def make_teacher(images, folder, width):
+    recipe = Recipe(base_width=width, train_size=128, val_size=8)
     net = train.prepare(images, "r34", None, "baseline", MethodSettings(), recipe, CANONICAL, 0, torch.device("cpu"))
-    save_checkpoint(net.student, folder / "teacher.safetensors")
-    return train.Teacher("r34", folder / "teacher.safetensors")
+    path = folder / f"teacher-{width}.safetensors"
+    save_checkpoint(net.student, path)
+    return train.Teacher("r34", path)
 
 
-def prepare(images, teacher, method, steps=STEPS):
-    recipe = Recipe(epochs=10**6, base_width=16, train_size=128 * steps, val_size=1, lr_min=0.1)
+def prepare(images, teacher, method, steps=STEPS, width=16):
+    recipe = Recipe(epochs=10**6, base_width=width, train_size=128 * steps, val_size=1, lr_min=0.1)
     settings = MethodSettings() if method == "baseline" else MethodSettings(0.5, 0.5)
     its = None if method == "baseline" else teacher
     return train.prepare(images, "r18", its, method, settings, recipe, CANONICAL, 0, torch.device("cpu"))

@@ -3,6 +3,7 @@
 from audits.checks import Verdict, audit, failed, passed, undecided
 from audits.checks.optimizer import no_distillation
 from audits.events import Trace
+from audits.finding import Severity
 
 
 @audit(
@@ -154,8 +155,11 @@ def split_hygiene(trace: Trace) -> Verdict:
             "no evaluation loader over a subset or tensors was seen",
             "audits.check_split(train, evaluation)",
         )
-    size, both, how = trace.split_overlap
+    size, both, how, sure = trace.split_overlap
     observed = {"evaluation": size, "also_trained_on": both, "seen": how}
     if both:
-        return failed(f"{both} of {size} samples of an evaluation set are trained on too ({how})", observed)
+        severity: Severity | None = None if sure else "warn"
+        return failed(
+            f"{both} of {size} samples of an evaluation set are trained on too ({how})", observed, None, severity
+        )
     return passed(f"none of {size} evaluation samples is trained on ({how})", observed)

@@ -137,7 +137,7 @@ def target_form(trace: Trace) -> Verdict:
         observed = {"form": e.form, "temperature": e.temperature, "residual": e.residual}
         if e.form in _FORMS:
             return failed(f"the distillation term has the wrong form: {_FORMS[e.form]}", observed, _place(trace, sight))
-        if e.form == "one-sided" and e.temperature is not None and 1.0 in e.temperature:
+        if e.form == "one-sided" and e.temperature is not None and 1.0 in e.temperature and max(e.temperature) > 1:
             side = "student's" if e.temperature[1] == 1.0 else "teacher's"
             return failed(
                 f"only the {side} side is softened: temperature {e.temperature[0]:g} for the student, "

@@ -250,5 +250,6 @@ def group_schedule(trace: Trace) -> Verdict:
             f"{rows[0][still[0]]:.3g}",
             {"first": list(rows[0]), "last": list(rows[-1]), "still": still},
             _first_where(trace),
+            None if trace.scheduled_groups is not None else "warn",  # set by hand, it may be meant
         )
     return passed(f"the schedule moves all {len(moves)} parameter groups")
