@@ -81,7 +81,7 @@ class Analyst:
         if call.fed.params or not any(True for _ in call.module.parameters()):
             return
         if len(self.trace.networks) < 12:
-            name = self.name_of(Group(0, call.module))
+            name = type(call.module).__name__  # its variable may be another's by the time it matters
             self.trace.networks.setdefault(name, "learning" if call.grad else "asked without a gradient")
         if all(call.module is not m for m in self._known[-8:]):
             self._known = [*self._known[-30:], call.module]

@@ -1,5 +1,6 @@
 """What observing a script leaves as it was, and what is said of scripts that crash, exit, or never distil."""
 
+import json
 import random
 import runpy
 import sys
@@ -147,7 +148,10 @@ def test_processes_that_a_script_starts_are_named_and_loader_workers_are_not(tmp
     step()
     """
     )
-    seen = observe_text(tmp_path, text)
+    script, out = tmp_path / "script.py", tmp_path / "seen.json"
+    script.write_text(textwrap.dedent(text))
+    assert in_child(corpus._observe_to, str(out), str(script), {}) == 0
+    seen = json.loads(out.read_text())
     assert seen["error"] is None
     assert any("train_elsewhere" in u for u in seen["unobserved"]) and any("python" in u for u in seen["unobserved"])
     assert len(seen["unobserved"]) == 2

@@ -1026,7 +1026,11 @@ CASES["KD321"] = {
     ),
     "in evaluation": (
         trace(
-            sights=[sight(), *(sight(student_eval=True, number=i, where=OTHER) for i in range(4, 16))],
+            sights=[
+                sight(),
+                sight(student_eval=True, number=4, where=OTHER),
+                *(sight(student_eval=True, number=i) for i in range(5, 16)),
+            ],
             eval_steps=list(range(20, 35)),
             eval_where=STEP,
         ),
@@ -1233,6 +1237,10 @@ CASES["KD332"] = {
             also_trained_on=0,
             seen="by index",
         ),
+    ),
+    "one shared, perhaps": (
+        trace(split_overlap=(100, 1, "by content", False)),
+        fails("1 of 100 samples", None, "warn", evaluation=100, also_trained_on=1, seen="by content"),
     ),
     "one shared": (
         trace(split_overlap=(100, 1, "by index", True)),
@@ -1523,6 +1531,10 @@ CASES["KD313"] = {
             BACKWARD,
             **formed("one-sided", (1.0, 2.5)),
         ),
+    ),
+    "one side is sharpened": (
+        seen(explained("one-sided", temperature=(1.0, 0.5))),
+        undecided("form-not-recognised", "was not recognised"),
     ),
     "two temperatures": (
         seen(explained("one-sided", temperature=(4.0, 2.0), residual=0.125)),
@@ -2139,8 +2151,8 @@ CASES["KD104"] = {
         fails(f"25 tensors were {ITSELF}, first layer0", DECLARED, **whence(0.25, aliases=MANY)),
     ),
     "all of it": (
-        provenance(2, differing=["a"], aliases=["b"], unexpected=["c"]),
-        fails("first a); 1 tensors were loaded", DECLARED, **whence(0.5, ["a"], ["b"], ["c"])),
+        provenance(2, differing=["a", "x"], aliases=["b", "y"], unexpected=["c", "z"]),
+        fails("first a); 2 tensors were loaded", DECLARED, **whence(0.5, ["a", "x"], ["b", "y"], ["c", "z"])),
     ),
     "one number, and a tensor without a place": (
         provenance(1, 1, unexpected=["c"]),
@@ -2194,6 +2206,10 @@ CASES["KD104"] = {
         loaded(3, route="not seen", missing=["c"]),
         fails("nothing was loaded into the teacher", BACKWARD, **came(0.75, "not seen", ["c"])),
     ),
+    "seen: nothing, yet it knows two classes": (
+        loaded(0, hits=hits(100, 50, 50)),
+        undecided("route-not-seen", "it is right on 100.0% of 100 labels"),
+    ),
     "seen: nothing, yet it knows": (
         loaded(0, route="not seen", missing=MANY, hits=KNOWS),
         undecided("route-not-seen", "a route that was not seen, yet it is right on 80.0% of 100 labels"),
@@ -2208,6 +2224,22 @@ CASES["KD104"] = {
     ),
     "seen: made by a library, and partly loaded": (
         loaded(3, missing=["c"], library="org/model"),
+        fails("only 75.0%", BACKWARD, **came(0.75, missing=["c"])),
+    ),
+    "seen: part, of a teacher that knows nothing": (
+        loaded(3, missing=["c"], hits=COIN),
+        fails("only 75.0%", BACKWARD, **came(0.75, missing=["c"])),
+    ),
+    "seen: overwritten, yet it knows": (
+        loaded(1, changed=["a"], hits=KNOWS),
+        fails("1 tensors of the teacher were overwritten", BACKWARD, "warn", **came(0.25, changed=["a"])),
+    ),
+    "seen: its own, yet it knows": (
+        loaded(1, aliases=["b"], hits=KNOWS),
+        fails("1 tensors of the teacher were loaded", BACKWARD, **came(0.25, aliases=["b"])),
+    ),
+    "seen: part, in the first backward of two": (
+        replace(loaded(3, missing=["c"]), sights=[sight(), sight(where=OTHER)]),
         fails("only 75.0%", BACKWARD, **came(0.75, missing=["c"])),
     ),
     "seen: part": (
@@ -2226,6 +2258,8 @@ CASES["KD104"] = {
 for name, knowledge, is_known in (
     ("32 of 100", tenths(32), False),
     ("33 of 100", tenths(33), True),
+    ("33 of 50 where half are of one class", hits(33, 25, 25), False),
+    ("labels nearly all of one class", hits(100, 99, 1), False),
     ("labels of one class", hits(100, 100, 0), False),
     ("no labels", hits(0, 0, 0), False),
 ):
@@ -2299,6 +2333,26 @@ CASES["KD303"] = {
         told(hits(55, 50, 50)),
         undecided("too-few-labels", "no number of labels would", MORE, **rate(55, 100, 0.5, 0.55)),
     ),
+    "most of one class, in a loop": (
+        told(hits(30, 60, 40)),
+        fails("right on 30.0% of 100 labels", DECLARED, **rate(30, 100, 0.6, 0.64)),
+    ),
+    "half of one class, in a script": (
+        told(hits(30, 50, 50), script=True, sights=[sight()]),
+        fails("right on 30.0% of 100 labels", DECLARED, **rate(30, 100, 0.5, 0.55)),
+    ),
+    "most of one class, in a script": (
+        told(hits(30, 60, 40), script=True, sights=[sight()]),
+        undecided("out-of-scope", "most labels are of one class", **rate(30, 100, 0.6, 0.64)),
+    ),
+    "most of one class, and right, in a script": (
+        told(hits(95, 60, 40), script=True, sights=[sight()]),
+        passes("right on 95.0% of 100 labels", **rate(95, 100, 0.6, 0.64)),
+    ),
+    "most of one class, and too few, in a script": (
+        told(hits(60, 60, 40), script=True, sights=[sight()]),
+        undecided("too-few-labels", "60 of 100 right", "--steps", **rate(60, 100, 0.6, 0.64)),
+    ),
     "unbalanced": (
         told(hits(85, 80, 20)),
         undecided("too-few-labels", "85 of 100 right", MORE, **rate(85, 100, 0.8, 0.8 + (1 - 0.8) / 10)),
@@ -2326,19 +2380,13 @@ def test_verdict(id: str, name: str) -> None:
     assert (found.where, found.decide_with) == (wanted.where, wanted.decide_with)
 
 
+PUT_FIRST = "its own values were put into the state dict before it was loaded"
 WHOLE = {
     ("KD103", "ballast alone"): "the optimizer holds 1 parameters that no module has any more (old.bias)",
-    (
-        "KD104",
-        "partly its own",
-    ): "25 tensors were loaded from the teacher itself, first layer0: its own values were put "
-    "into the state dict before it was loaded",
-    (
-        "KD104",
-        "all of it",
-    ): "only 50.0% of the teacher's numbers are those of the declared checkpoint (1 tensors differ, "
-    "first a); 1 tensors were loaded from the teacher itself, first b: its own values were put into the state dict "
-    "before it was loaded; 1 tensors of the checkpoint have no place in the teacher, first c",
+    ("KD104", "partly its own"): f"25 tensors were loaded from the teacher itself, first layer0: {PUT_FIRST}",
+    ("KD104", "all of it"): "only 50.0% of the teacher's numbers are those of the declared checkpoint (2 tensors "
+    f"differ, first a); 2 tensors were loaded from the teacher itself, first b: {PUT_FIRST}; 2 tensors of the "
+    "checkpoint have no place in the teacher, first c",
     ("KD202", "by hand after the step, twice"): "gradients are written to after the step that used them, in 2 of 2 "
     "steps: a clip by hand there bounds nothing",
     ("KD311", "against itself, asked twice"): "the student is held against its own answer",
