@@ -1746,6 +1746,12 @@ CASES["KD312"] = {
     "in half precision, beyond": scaled(
         ("fail", "declared 0.9: a factor 1.011"), 0.9 * 1.011, meant=ALPHA, residual=5e-3, extra={"residual": 5e-3}
     ),
+    "in half precision, by just twice the residual": scaled(
+        ("pass", "as declared"), 1 + 2**-8, meant=KD(kd_weight=1.0), residual=2**-9, extra={"residual": 2**-9}
+    ),
+    "in half precision, sum to just that": scaled(
+        ("pass", "sum to one"), 0.5 + 2**-8, 0.5, residual=2**-9, extra={"residual": 2**-9}
+    ),
     "in half precision, sum to one": scaled(("pass", "sum to one"), 0.909, residual=5e-3, extra={"residual": 5e-3}),
     "in half precision, sum to more": scaled(FREE, 0.911, residual=5e-3, extra={"residual": 5e-3}),
     "as the weight says": scaled(("pass", "weight 0.9, as declared"), 0.9, 1.0, meant=WEIGHT),
@@ -2629,6 +2635,7 @@ def test_an_audit_enters_the_catalogue_under_the_name_of_its_property(monkeypatc
     assert enter(always_so) is always_so
     entry = Audit("KD999", "always-so", "info", "end", "nothing", ("KD101",), always_so)
     assert checks.CATALOGUE["always-so"] == entry and entry.story == "It is so."
+    assert replace(entry, check=lambda of_trace: passed("")).story == ""
     found = finding("KD999", trace())
     assert (found.status, found.severity, found.phase, found.mend) == ("pass", "info", "end", "nothing")
     assert (found.message, found.observed) == ("it is so", {"so": True})
