@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from audits import hooks
 from audits.events import Change, Hits, Inputs, Leaf, Sight, Spatial, Term, Trace
-from audits.explain import Explanation, explain, temperature_of
+from audits.explain import Explanation, explain
 from audits.loads import Loads
 from audits.roles import Cast, Declared, Group, cast
-from audits.taint import Taint, tensors_in
+from audits.taint import Taint
 from audits.windows import DISTANCES, LABEL_LOSSES, MOODY, SOFTMAXES, FunctionCall, ModuleCall, RawWindow, leaves_of
 
 T = TypeVar("T")
@@ -23,6 +24,8 @@ T = TypeVar("T")
 _LOSSES = DISTANCES | LABEL_LOSSES | {"kl_div"}
 _LABELS = 1000
 "Of the labels that the teacher's answers are held against; they decide nearly always."
+_FIRST = 6
+"Windows in which it is seen what gets a gradient, and whether the teacher follows the student."
 EXPLAINED = 3
 "Windows in which the gradient is explained: each costs a second backward through the loss."
 _ROWS_KEPT = 100_000
@@ -44,8 +47,6 @@ class Analyst:
         "By network, the layers that answered in training mode then."
         self._names: dict[int, str] = {}
         self._kept: list[Any] = []
-        self.cast: Cast | None = None
-        "Of the latest distillation window."
         self.students: dict[int, Group] = {}
         self.teachers: dict[int, Group] = {}
         self.projectors: dict[int, Group] = {}
@@ -62,7 +63,6 @@ class Analyst:
         self._roots: list[Tensor] = []
         self._before: dict[str, tuple[Tensor, Tensor]] = {}
         self._rates: list[float] = []
-        self._leaf_windows = 0
         self.started = False
 
     def declare(self, student: str | None, teacher: str | None) -> None:
@@ -85,13 +85,7 @@ class Analyst:
             self.trace.networks.setdefault(name, "learning" if call.grad else "asked without a gradient")
         if all(call.module is not m for m in self._known[-8:]):
             self._known = [*self._known[-30:], call.module]
-        if (
-            call.grad
-            or call.value is None
-            or call.value.ndim != 2
-            or not call.given
-            or (self.started and not call.given)
-        ):
+        if call.grad or call.value is None or call.value.ndim != 2 or not call.given:
             return
         rows = call.given[0]
         if len(rows) != len(call.value) or rows.numel() > 2**25:
@@ -108,9 +102,8 @@ class Analyst:
         self.trace.windows_seen += 1
         self._roots = raw.roots
         cast_ = cast(raw, self.taint, self.declared, self._known)
-        for label in cast_.labels:
-            if self.started:
-                self.label_masks.append(label.made)
+        if self.started:
+            self.label_masks += [label.made for label in cast_.labels]
         reaching = {f.name for f in raw.functions if raw.root.calls >> f.index & 1 and f.name in _LOSSES}
         self.trace.losses = sorted({*self.trace.losses, *reaching})
         if cast_.cached and len(self.trace.sights) < EXPLAINED:
@@ -121,9 +114,9 @@ class Analyst:
                 self.trace.idle_name = self.name_of(cast_.idle[0])
                 self.trace.idle_where = raw.where
             return
-        self.cast = cast_
         if not self.started:
-            self._start(raw, cast_)
+            self.started = True
+            self.label_masks += [label.made for label in cast_.labels]
         for group in cast_.students:
             self._remember(self.students, group)
         for group in (*cast_.teachers, *cast_.idle):
@@ -133,10 +126,8 @@ class Analyst:
             self._remember(self.projectors, group)
         if self._first is None and self.teachers:
             self._snapshot()
-        if len(self.trace.sights) < 6:
+        if len(self.trace.sights) < _FIRST:
             self._follow()
-        if self._leaf_windows < 6:
-            self._leaf_windows += 1
             self._leaf_mask |= self.taint.mask(self._lasting(raw))
         self.trace.sights.append(self._sight(raw, cast_))
 
@@ -193,15 +184,11 @@ class Analyst:
                 return
         table[len(table) + id(group)] = Group(group.mask, group.module)
 
-    def _start(self, raw: RawWindow, cast_: Cast) -> None:
-        self.started = True
-        for label in cast_.labels:
-            self.label_masks.append(label.made)
-
     def modes(self, modes: list[bool], step: int) -> None:
         """Note a backward before which the student answered in evaluation mode only."""
         if not any(modes) and any(s.student_is_moody for s in self.trace.sights[-1:]):
             self.trace.eval_steps.append(step)
+            self.trace.eval_where = self.trace.eval_where or hooks.call_site()
 
     def stepped(self, optimizer: torch.optim.Optimizer, params: list[nn.Parameter]) -> None:
         """Take in a step: what it moved, and at what rates."""
@@ -276,7 +263,6 @@ class Analyst:
             teacher_training=training,
             teacher_leaves=self.param_names(teacher_leaves),
             teacher_grad=any(c.answer is not None and c.answer.requires_grad for c in teacher_calls),
-            teacher_where=None,
             student_eval=in_eval,
             student_is_moody=any(_acts(m) for m in moody) or bool(below),
             student_frozen=bool(student) and not leaf_mask & student,
@@ -316,7 +302,12 @@ class Analyst:
             if not under:  # the network was never called as a whole
                 mask = cast_.student_mask if role == "student" else cast_.teacher_mask
                 under = [c for c in raw.calls if self.taint.mask(c.module.parameters()) & mask]
-            found = [(c.index, s) for c in under if (s := spatial_call(self._describe_path(c, calls), c)) is not None]
+            shapes = [(c, tuple(c.given[0].shape) if c.given else None) for c in under]
+            found = [
+                (c.index, s)
+                for c, given in shapes
+                if (s := spatial_call(self._describe_path(c, calls), c.module, given, c.shape)) is not None
+            ]
             inside = {c.index for c in under}
             found += [
                 (number, Spatial("max_pool2d", "pool", kernel, stride, before, after))  # type: ignore[arg-type]
@@ -638,9 +629,9 @@ class Analyst:
             for student in self.students.values():
                 if teacher.module is None or student.module is None:
                     continue
-                own = {_plain(n): p for n, p in student.module.named_parameters()}
+                own = {plain_name(n): p for n, p in student.module.named_parameters()}
                 for name, p in teacher.module.named_parameters():
-                    other = own.get(_plain(name))
+                    other = own.get(plain_name(name))
                     if other is not None and other.shape == p.shape and other is not p:
                         pairs.append((name, p, other))
         pairs = pairs[:6]
@@ -663,13 +654,14 @@ class Analyst:
         self._before = {name: (p.detach().clone(), s.detach().clone()) for name, p, s in pairs}
 
 
-def spatial_call(name: str, call: ModuleCall) -> Spatial | None:
-    """Return what a convolution or pool did to the size of an image."""
-    module = call.module
-    if not isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d) or not call.given or call.shape is None:
+def spatial_call(
+    name: str, module: nn.Module, given: tuple[int, ...] | None, returned: tuple[int, ...] | None
+) -> Spatial | None:
+    """Return what a convolution or pool did to the size of an image, from the shapes of its input and output."""
+    if not isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d) or given is None or returned is None:
         return None
     kernel, stride = (max(v) if isinstance(v, tuple) else int(v) for v in (module.kernel_size, module.stride))
-    before, after = call.given[0].shape[-2:], call.shape[-2:]
+    before, after = given[-2:], returned[-2:]
     kind: Literal["conv", "pool"] = "conv" if isinstance(module, nn.Conv2d) else "pool"
     return Spatial(name, kind, kernel, stride, (int(before[0]), int(before[1])), (int(after[0]), int(after[1])))
 
@@ -690,8 +682,8 @@ def _least_even_sum(values: Tensor) -> float | None:
     return best
 
 
-def _plain(name: str) -> str:
-    """Return a parameter's name without what wrappers put before it."""
+def plain_name(name: str) -> str:
+    """Return a tensor's name without what DataParallel and torch.compile put into it."""
     return ".".join(part for part in name.split(".") if part not in ("module", "_orig_mod"))
 
 
@@ -860,6 +852,3 @@ def live_parameters() -> set[int]:
     for module in _living(nn.Module):
         found.update(id(p) for p in module._parameters.values() if p is not None)
     return found
-
-
-__all__ = ["Analyst", "live_parameters", "temperature_of", "tensors_in"]

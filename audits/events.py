@@ -178,7 +178,6 @@ class Sight:
     "The teacher's parameters that get a gradient from this backward."
     teacher_grad: bool
     "Whether the teacher's answer carried a gradient."
-    teacher_where: Where | None
     student_eval: bool
     student_is_moody: bool
     "Whether the student has modules that answer otherwise in training mode."
@@ -220,7 +219,7 @@ class Loaded:
     trained: bool
     route: str
     same_as_student: bool = False
-    library: str = ""
+    made_from: str = ""
     "The name that a library such as Transformers made the teacher from, by routes of its own."
     where: Where | None = None
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from audits.roles import Cast, Label
 from audits.taint import Taint
-from audits.windows import SOFTMAXES, FunctionCall, ModuleCall, RawWindow
+from audits.windows import SOFTMAXES, RawWindow
 
 _GRID = (1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 7.0, 8.0, 10.0, 12.0, 15.0, 16.0, 20.0)
 _TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 3e-3, torch.bfloat16: 2e-2}
@@ -26,8 +26,7 @@ class Explanation:
 
     form: str
     """forward, one-sided, reversed, probabilities, logits-as-target, log-target, mse-logits, mse-probabilities,
-    hard-labels, permuted,
-    nothing (no gradient at all), or unknown."""
+    hard-labels, permuted, nothing (no gradient at all), or unknown."""
     residual: float
     share: float
     "Size of the distillation term's gradient, relative to the label term's."
@@ -43,14 +42,12 @@ class Explanation:
     partial: bool = False
     "Whether only some rows are distilled."
     sequence: bool = False
-    temperatures_seen: bool = False
     factors_known: bool = False
     factors: list[float] = field(default_factory=list)
     "Numbers that the term was multiplied by on its way to the sum, as written."
     teacher_logits: Tensor | None = None
     "The teacher's answers to the rows, to be held against labels."
     labels: Tensor | None = None
-    peak: float = 0.0
 
 
 def _flat(value: Tensor) -> Tensor:
@@ -405,7 +402,6 @@ def _explain_head(
                     a,
                     partial=partial,
                     sequence=base.sequence,
-                    temperatures_seen=bool(seen_s and (seen_t or kind == "probabilities")),
                     teacher_logits=t if kind != "probabilities" else t.log(),
                     labels=base.labels,
                 )
@@ -541,6 +537,3 @@ def _factors(raw: RawWindow, cast: Cast, student: int, logits: tuple[int, ...]) 
         and made.calls & soft
         and raw.root.calls | made.calls == raw.root.calls
     ]
-
-
-__all__ = ["Explanation", "FunctionCall", "ModuleCall", "explain", "temperature_of"]

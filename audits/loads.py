@@ -42,7 +42,6 @@ class Loads:
         "Saved by this very process from modules that nothing had trained: to read them back proves nothing."
         self._loaded: Any = WeakTensorKeyDictionary()
         self._aliased: Any = WeakTensorKeyDictionary()
-        self._from_student: Any = WeakTensorKeyDictionary()
         self._trained_values: set[tuple[tuple[int, ...], bytes]] = set()
         self.trained: Any = WeakTensorKeyDictionary()
         "Parameters that an optimizer stepped before the distillation began."
@@ -180,8 +179,8 @@ class Loads:
         same = self._same_as_student(analyst)
         route = "trained in this process" if any_trained else "loaded" if any_loaded else "not seen"
         names = [getattr(g.module, "name_or_path", "") for g in analyst.teachers.values()]
-        library = next((n for n in names if isinstance(n, str) and n), "")
-        return Loaded(covered, total, missing, aliases, changed, any_trained, route, same, library, self.where)
+        made_from = next((n for n in names if isinstance(n, str) and n), "")
+        return Loaded(covered, total, missing, aliases, changed, any_trained, route, same, made_from, self.where)
 
     def _is_trivial(self, t: Tensor) -> bool:
         return bool((t == 0).all() or (t == 1).all())
@@ -233,6 +232,3 @@ def _is_close(one: tuple[tuple[int, ...], bytes], other: tuple[tuple[int, ...], 
     a = torch.frombuffer(bytearray(one[1]), dtype=torch.float32) if one[1] else torch.empty(0)
     b = torch.frombuffer(bytearray(other[1]), dtype=torch.float32) if other[1] else torch.empty(0)
     return len(a) == len(b) and bool((a - b).norm() <= 2e-2 * a.norm())
-
-
-__all__ = ["Loads", "sample"]

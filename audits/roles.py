@@ -66,7 +66,6 @@ class Cast:
     "What the network that gave the stored answers was seen to say of the samples of this window."
     self_taught: bool = False
     "Whether it is only taught by its own."
-    by: str = "labels"
 
     @property
     def is_distillation(self) -> bool:
@@ -192,14 +191,12 @@ def cast(raw: RawWindow, taint: Taint, declared: Declared, known: list[nn.Module
     if declared.student is not None and peer & trained and not params_of(declared.student) & trained:
         return result  # the backward of a peer's own loss
     if declared.student is not None:
-        result.by = "declared"
         masks = [params_of(declared.student)]
     else:
         masks = _merge([label.made for label in result.labels])
         if declared.teacher is not None:
             masks = [m for m in masks if not m & params_of(declared.teacher)] or masks
         if not masks:
-            result.by = "leaves"
             masks = _trained_by_data(raw, reached, fed_data, params_of, trained)
     student = _union(masks)
     if not student:

@@ -11,7 +11,6 @@ import runpy
 import subprocess
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -77,7 +76,6 @@ class ScriptWatch(Watch):
         trace = Trace(None, None, options.clip, {}, None, kd=options.kd, script=True)
         super().__init__(trace, None, 20, 50, "record", Declared(), windows=24)
         self._options, self._finish = options, finish
-        self._started_at = time.monotonic()
         self._counted: int | None = None
         self.done: str | None = None
         self._raised = 0

@@ -286,12 +286,12 @@ class Steps:
         if self._depth and self._backward_since:  # the step before this one raised, and its end was never told
             self._depth = 0
         self._depth += 1
-        since, self._backward_since = self._backward_since, False
+        self._backward_since = False
         if self._depth > 1 or not self._is_active(optimizer):  # a subclass that calls an already hooked super().step()
             return None
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:
-            self._record(optimizer, since)
+            self._record(optimizer)
             return None
         seen = False
 
@@ -300,12 +300,12 @@ class Steps:
             result = closure()
             if not seen:
                 seen = True
-                self._guard(self._record)(optimizer, True)
+                self._guard(self._record)(optimizer)
             return result
 
         return ((args[0], observed, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": observed})
 
-    def _record(self, optimizer: torch.optim.Optimizer, backward_since: bool) -> None:
+    def _record(self, optimizer: torch.optim.Optimizer) -> None:
         # A gradient that was zeroed and that no backward reached is there, and needs no clip.
         params = [p for p in with_gradient(optimizer) if id(p) not in self._zeroed]
         if not params:

@@ -144,12 +144,6 @@ def is_getter_to_skip(func: Any) -> bool:
     return id(getattr(func, "__self__", None)) in _GETTERS_TO_SKIP
 
 
-def pushed_modes() -> int:
-    """Return how many function modes are on this thread's stack."""
-    depth: int = torch._C._len_torch_function_stack()
-    return depth
-
-
 def push(mode: Mode) -> None:
     """Put the mode on top of this thread's stack."""
     mode.__enter__()
@@ -157,7 +151,7 @@ def push(mode: Mode) -> None:
 
 def pop_if_on_top(mode: Mode) -> bool:
     """Take the mode off the stack if it is on top of it; a user's own mode above it stays undisturbed."""
-    depth = pushed_modes()
+    depth = torch._C._len_torch_function_stack()
     if depth and torch._C._get_function_stack_at(depth - 1) is mode:
         mode.__exit__(None, None, None)
         return True

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from audits import checks, hooks
-from audits.analysis import Analyst
-from audits.events import KD, Clip, Hits, Provenance, Spatial, Trace
+from audits.analysis import Analyst, plain_name, spatial_call
+from audits.events import KD, Clip, Hits, Provenance, Trace
 from audits.finding import AuditFailure, Report
 from audits.loads import Loads
 from audits.roles import Declared
@@ -227,7 +227,9 @@ class Watch:
     def _on_forward(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         for role, name in self._roles.get(id(module), ()):
             calls = self._trace.spatial.setdefault(role, [])
-            if len(calls) < 3 and (call := _spatial(name, module, args, kwargs, output)) is not None:
+            image = args[0] if args else kwargs.get("input")
+            shapes = [tuple(t.shape) if isinstance(t, Tensor) else None for t in (image, output)]
+            if len(calls) < 3 and (call := spatial_call(name, module, *shapes)) is not None:
                 calls.append(call)
             if name == "":
                 logits = _logits(output)
@@ -265,22 +267,17 @@ class Watch:
             warnings.warn_explicit(str(report), UserWarning, where["file"], where["line"])
 
 
-def _plain(name: str) -> str:
-    """Return a tensor's name without what DataParallel and torch.compile put into it."""
-    return ".".join(part for part in name.split(".") if part not in ("module", "_orig_mod"))
-
-
 def _provenance(teacher: nn.Module, weights: Mapping[str, Tensor]) -> Provenance:
     weights = {name: value for name, value in weights.items() if not _carries_no_weight(name)}
     for name, value in weights.items():
         if not isinstance(value, Tensor):
             hint = f"; perhaps pass teacher_weights[{name!r}]" if isinstance(value, Mapping) else ""
             raise ValueError(f"audits.watch: teacher_weights: {name!r} is a {type(value).__name__}, no tensor{hint}")
-    declared = {_plain(name): value for name, value in weights.items()}
+    declared = {plain_name(name): value for name, value in weights.items()}
     own = {name: value for name, value in teacher.state_dict().items() if not _carries_no_weight(name)}
     equal, differing, aliases = [], [], []
     for name, value in own.items():
-        other = declared.get(_plain(name))
+        other = declared.get(plain_name(name))
         if other is not None and other.data_ptr() == value.data_ptr() and value.numel():
             aliases.append(name)
         elif other is not None and other.shape == value.shape and torch.equal(value.cpu(), other.to(value).cpu()):
@@ -289,13 +286,13 @@ def _provenance(teacher: nn.Module, weights: Mapping[str, Tensor]) -> Provenance
             differing.append(name)
     # Tied tensors stand in a checkpoint under one of their names.
     tied = {own[name].data_ptr() for name in equal}
-    lost = [name for name in differing if _plain(name) in declared or own[name].data_ptr() not in tied]
+    lost = [name for name in differing if plain_name(name) in declared or own[name].data_ptr() not in tied]
     equal += [name for name in differing if name not in lost]
     return Provenance(
         sum(own[name].numel() for name in equal),
         sum(value.numel() for value in own.values()),
         lost,
-        sorted(declared.keys() - {_plain(name) for name in own}),
+        sorted(declared.keys() - {plain_name(name) for name in own}),
         aliases,
     )
 
@@ -315,19 +312,3 @@ def _logits(output: Any) -> Tensor | None:
         flat = [part for part in output if isinstance(part, Tensor) and part.ndim == 2]
         output = flat[0] if len(flat) == 1 else None
     return output.detach() if isinstance(output, Tensor) and output.ndim == 2 else None
-
-
-def _spatial(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Spatial | None:
-    kind: Literal["conv", "pool"]
-    if isinstance(module, nn.Conv2d):
-        kind = "conv"
-    elif isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
-        kind = "pool"
-    else:
-        return None
-    image = args[0] if args else kwargs.get("input")
-    if not isinstance(image, Tensor) or not isinstance(output, Tensor):
-        return None
-    kernel, stride = (max(v) if isinstance(v, tuple) else int(v) for v in (module.kernel_size, module.stride))
-    before, after = image.shape[-2:], output.shape[-2:]
-    return Spatial(name, kind, kernel, stride, (int(before[0]), int(before[1])), (int(after[0]), int(after[1])))

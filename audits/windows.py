@@ -18,7 +18,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 from audits import hooks
 from audits.events import Where
-from audits.taint import Made, Mode, Taint, is_getter_to_skip, pop_if_on_top, push, pushed_modes, tensors_in
+from audits.taint import Made, Mode, Taint, is_getter_to_skip, pop_if_on_top, push, tensors_in
 
 _KEPT = 4
 "Windows whose calls are kept while a loss computed in them waits for its backward."
@@ -90,7 +90,6 @@ class FunctionCall:
     grad_fn: Any
     requires_grad: bool
     where: Where | None
-    values: list[Tensor | None] = field(default_factory=list)
 
     def arg(self, position: int, name: str, default: Any = None) -> Any:
         """Return an argument however it was passed."""
@@ -116,8 +115,6 @@ class RawWindow:
     leaves: list[nn.Parameter] = field(default_factory=list)
     root_scale: float = 1.0
     where: Where | None = None
-    complete: bool = True
-    "False where the mode was not up for all of it."
 
 
 class Windows:
@@ -473,7 +470,7 @@ class Windows:
 
     def _begin(self) -> None:
         """Begin a window; with what the last ones computed for losses that have not been called backward yet."""
-        old, new = self.raw, RawWindow(self.taint.window, complete=self.armed)
+        old, new = self.raw, RawWindow(self.taint.window)
         # Two peers' losses are computed before either's backward; a loss that is only logged waits in vain.
         waits = any(f.requires_grad and not old.root.calls >> f.index & 1 for f in old.functions)
         starts = [*old.starts, self._next] if waits and self.armed else [self._next]
@@ -539,6 +536,3 @@ def leaves_of(nodes: Iterable[Any], limit: int = 200_000) -> list[nn.Parameter]:
             found[id(variable)] = variable
         todo.extend(parent for parent, _ in node.next_functions if parent is not None)
     return list(found.values())
-
-
-__all__ = ["FunctionCall", "ModuleCall", "RawWindow", "Windows", "leaves_of", "pushed_modes"]

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -108,7 +109,7 @@ def test_sarif_writes_paths_as_uris():
         return log["runs"][0]["results"][0]["locations"][0]["physicalLocation"]["artifactLocation"]
 
     assert uri("my code/a#b.py") == {"uri": "my%20code/a%23b.py", "uriBaseId": "%SRCROOT%"}
-    assert uri("/my code/a.py") == {"uri": "file:///my%20code/a.py"}
+    assert uri("/my code/a.py") == {"uri": Path("/my code/a.py").as_uri()}
 
 
 def test_github_escapes_what_it_would_misread():

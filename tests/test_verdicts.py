@@ -91,7 +91,6 @@ def sight(*seen: Term | Explanation, **fields: Any) -> Sight:
         teacher_training=[],
         teacher_leaves=[],
         teacher_grad=False,
-        teacher_where=None,
         student_eval=False,
         student_is_moody=True,
         student_frozen=False,
@@ -111,7 +110,7 @@ def seen(*parts: Term | Explanation, kd: KD | None = None, **fields: Any) -> Tra
 def loaded(covered: int, total: int = 4, route: str = "loaded", **fields: Any) -> Trace:
     """A script whose teacher came by `route` to `covered` of its numbers."""
     lists: dict[str, list[str]] = {key: fields.pop(key, []) for key in ("missing", "aliases", "changed")}
-    own = {key: fields.pop(key) for key in ("same_as_student", "where", "library") if key in fields}
+    own = {key: fields.pop(key) for key in ("same_as_student", "where", "made_from") if key in fields}
     return trace(
         script=True,
         sights=[sight()],
@@ -184,6 +183,10 @@ BODY, HINT = Leaf(A, "body.weight", True), Leaf(C, "hint.weight", False)
 
 CASES["KD101"] = {
     "no step": (trace(leaves=[BODY]), undecided("not-in-these-steps", "no optimizer step was seen")),
+    "nothing gets a gradient": (
+        trace(leaves=[], steps=[step()]),
+        undecided("not-in-these-steps", "no parameter of the student or a projector got a gradient"),
+    ),
     "all are optimised": (
         trace(leaves=[BODY, BODY], steps=[step()]),
         passes("all 2 parameters with a gradient", with_gradient=2, not_optimised=[]),
@@ -956,10 +959,13 @@ CASES["KD301"] = {
         fails(
             "gives a gradient to 25 parameters of the teacher: layer0, layer1, layer2, and 22 more",
             OTHER,
-            "warn",
             parameters=MANY[:20],
             teacher="Net (teacher)",
         ),
+    ),
+    "an answer with a gradient that nothing gets": (
+        trace(sights=[sight(), sight(teacher_grad=True, where=OTHER)]),
+        fails("carries a gradient that no parameter of it gets", OTHER, "warn", teacher="Net (teacher)"),
     ),
     "given a gradient, and moved": (
         trace(sights=[sight(teacher_leaves=["fc.bias"])], teacher_moved=["fc.bias"]),
@@ -1156,6 +1162,10 @@ CASES["KD305"] = {
     ),
     "features of inputs in another order": (
         turned(TURN, feature()),
+        fails("features meet the student's in another order", TERM, term="mse_loss"),
+    ),
+    "features of inputs in another order, beside a label loss": (
+        turned(TURN, feature(), explained("nothing")),
         fails("features meet the student's in another order", TERM, term="mse_loss"),
     ),
     "a soft term not explained, inputs in another order": (
@@ -1738,6 +1748,10 @@ CASES["KD312"] = {
     "beyond two in a thousand": scaled(
         ("fail", "acts with weight 0.902, declared 0.9: a factor 1.002"), 0.902, meant=ALPHA
     ),
+    "without T^2, over two backwards": scaled(
+        ("fail", f"weight 0.02813, declared 0.9: a factor {T2}"), 0.9 / 32, meant=ALPHA, micro=2
+    ),
+    "declared off, and on": scaled(("fail", "weight 0.9, declared 0: a factor without end"), 0.9, meant=KD(alpha=0.0)),
     "as alpha says, over four backwards": scaled(("pass", "weight 0.9, as declared"), 0.225, meant=ALPHA, micro=4),
     "as alpha says, in each of four backwards": scaled(("pass", "0.9, as declared"), 0.9, meant=ALPHA, micro=4),
     "in half precision, within twice the residual": scaled(
@@ -1932,6 +1946,10 @@ CASES["KD314"] = {
     "within": (balanced(1.0, limits=(0.4, 0.6)), passes("makes up 50% of", share=0.5)),
     "at the lower end": (balanced(1.0, limits=(0.5, 0.6)), passes("makes up 50% of", share=0.5)),
     "at the upper end": (balanced(1.0, limits=(0.4, 0.5)), passes("makes up 50% of", share=0.5)),
+    "no labels": (
+        replace(seen(explained(share=0.02, label_weight=0.0)), script=True),
+        undecided("intent-unknown", "makes up about 100% of", share=1.0),
+    ),
     "below": (balanced(1.0, limits=(0.51, 0.6)), fails("makes up 50% of", None, share=0.5)),
     "above": (balanced(3.0, limits=(0.4, 0.7)), fails("makes up 75% of", None, share=0.75)),
 }
@@ -2221,15 +2239,15 @@ CASES["KD104"] = {
         undecided("route-not-seen", "a route that was not seen, yet it is right on 80.0% of 100 labels"),
     ),
     "seen: made by a library": (
-        loaded(0, route="not seen", library="org/model"),
-        undecided("route-not-seen", "the teacher was made by its library from org/model"),
+        loaded(0, route="not seen", made_from="org/model"),
+        undecided("route-not-seen", "the teacher was made by a library of its own from org/model"),
     ),
     "seen: made by a library, and it knows": (
-        loaded(0, route="not seen", library="org/model", hits=KNOWS),
-        undecided("route-not-seen", "was made by its library from org/model"),
+        loaded(0, route="not seen", made_from="org/model", hits=KNOWS),
+        undecided("route-not-seen", "was made by a library of its own from org/model"),
     ),
     "seen: made by a library, and partly loaded": (
-        loaded(3, missing=["c"], library="org/model"),
+        loaded(3, missing=["c"], made_from="org/model"),
         fails("only 75.0%", BACKWARD, **came(0.75, missing=["c"])),
     ),
     "seen: part, of a teacher that knows nothing": (
@@ -2533,7 +2551,7 @@ def test_every_audit_passes_a_clean_training() -> None:
     assert {f.id: f.status for f in run(clean()).findings} == dict.fromkeys(OWN, "pass")
 
 
-ALONG = {"KD202": {"KD201": "KD202"}, "KD341": {"KD312": None}}
+ALONG = {"KD202": {"KD201": "KD202"}, "KD341": {"KD312": "KD341"}}
 
 
 @pytest.mark.parametrize("id", OWN)
@@ -2552,8 +2570,8 @@ FOLLOWS = {
     "KD201": ["KD202"],
     "KD204": ["KD201", "KD202", "KD203"],
     "KD311": ["KD103", "KD214"],
-    "KD312": ["KD313", "KD305", "KD311"],
-    "KD313": ["KD102", "KD311"],
+    "KD312": ["KD313", "KD305", "KD311"],  # and KD341, which cannot fail beside it for another reason
+    "KD313": ["KD102", "KD301", "KD311"],
 }
 
 

@@ -117,6 +117,20 @@ def run(trace: Trace) -> Report:
     )
 
 
+_NO_DISTILLATION = "no distillation was seen: no second network's answer, live or stored, reached a loss"
+
+
+def no_distillation(trace: Trace) -> Verdict:
+    """Say that nothing of a distillation was seen, and what was."""
+    return undecided(
+        "no-teacher-seen",
+        f"{_NO_DISTILLATION} in {trace.windows_seen} backwards",
+        "--student NAME --teacher NAME, or more --steps"
+        if trace.script
+        else "teacher=, and a backward within the watch",
+    )
+
+
 def some(names: list[str], most: int = 6) -> str:
     """Return the first few of many names."""
     return ", ".join(names[:most]) + (f", and {len(names) - most} more" if len(names) > most else "")

@@ -36,7 +36,7 @@ def _by_hand(trace: Trace) -> Verdict | None:
     bound = max(binding, default=None)
     if len(seen) < 3 or (bound is not None and any(abs(n / bound - 1) > TOLERANCE for n in binding)):
         return None
-    if bound is not None and (len(seen) < 2 or max(idle, default=0.0) > bound * (1 + TOLERANCE)):
+    if bound is not None and max(idle, default=0.0) > bound * (1 + TOLERANCE):
         return None
     what = f"to norm {bound:.4g}" if bound is not None else "(it multiplied by 1 in the steps seen)"
     for step, _, ids, _ in seen:
@@ -177,9 +177,10 @@ def clip_after_unscale(trace: Trace) -> Verdict:
     Fails when a clip is called while the gradients still carry the scaler's factor: at a scale of 65536 it leaves
     next to nothing of them.
     """
-    if not any(s.scaled for s in trace.steps) and not any(c.scaled for s in trace.steps for c in s.clips):
+    steps = _steps(trace)
+    clips = [c for s in steps for c in s.clips]
+    if not any(s.scaled for s in steps) and not any(c.scaled for c in clips):
         return undecided("out-of-scope", "no GradScaler took part in the steps seen")
-    clips = [c for s in trace.steps for c in s.clips]
     early = [c for c in clips if c.scaled]
     if early:
         return failed(
@@ -187,7 +188,7 @@ def clip_after_unscale(trace: Trace) -> Verdict:
             {"clips": len(clips), "early": len(early), "bound": early[0].bound},
             early[0].where,
         )
-    by_hand = [s for s in trace.steps if s.hand_scaled]
+    by_hand = [s for s in steps if s.hand_scaled]
     if by_hand and trace.clip is not None and not clips:
         return failed(
             f"gradients were written to before they were unscaled, in {len(by_hand)} steps",
@@ -267,7 +268,7 @@ def _bound(trace: Trace, step: Step) -> float | Verdict:
 @audit("KD205", severity="info", phase="burn-in", mend="choose max_norm from the norms seen")
 def clip_active(trace: Trace) -> Verdict:
     """The clip binds sometimes, and not always: one that never binds or always does is no safeguard."""
-    norms = [(float(c.norms[0]), c.bound) for s in trace.steps for c in s.clips if c.norms is not None and c.ids]
+    norms = [(float(c.norms[0]), c.bound) for s in _steps(trace) for c in s.clips if c.norms is not None and c.ids]
     if not norms:
         return undecided("no-clip-call", "no clip by norm was seen")
     share = sum(norm > bound for norm, bound in norms) / len(norms)

@@ -1,7 +1,6 @@
 """What the networks are shown, and whether answers belong to the samples that they are held against."""
 
-from audits.checks import Verdict, audit, failed, passed, undecided
-from audits.checks.optimizer import no_distillation
+from audits.checks import Verdict, audit, failed, no_distillation, passed, undecided
 from audits.events import Trace
 from audits.finding import Severity
 
@@ -16,8 +15,7 @@ def feature_pairing(trace: Trace) -> Verdict:
     """Features that are compared have one shape; broadcasting compares each with every other in silence."""
     if not trace.sights:
         return no_distillation(trace)
-    terms = [t for s in trace.sights for t in s.terms if t.kind == "feature" or t.name in _DISTANCES]
-    terms = [t for t in terms if t.name in _DISTANCES]
+    terms = [t for s in trace.sights for t in s.terms if t.name in _DISTANCES]
     if not terms:
         return undecided("out-of-scope", "no distance between features was seen")
     for t in terms:
@@ -105,7 +103,8 @@ def alignment(trace: Trace) -> Verdict:
                 )
             proven = proven or (e.form in _READ and not sight.cached)
         for t in sight.terms:
-            if t.permutation or (turned is not None and t.kind == "feature" and not sight.explanations):
+            unread = all(e.form == "nothing" for e in sight.explanations)
+            if t.permutation or (turned is not None and t.kind == "feature" and unread):
                 return failed(
                     "the teacher's features meet the student's in another order of rows", {"term": t.name}, t.where
                 )

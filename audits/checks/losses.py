@@ -2,8 +2,7 @@
 
 import math
 
-from audits.checks import Verdict, audit, failed, passed, some, undecided
-from audits.checks.optimizer import no_distillation
+from audits.checks import Verdict, audit, failed, no_distillation, passed, some, undecided
 from audits.events import Sight, Term, Trace, Where
 from audits.explain import Explanation
 
@@ -114,7 +113,7 @@ def term_provenance(trace: Trace) -> Verdict:
     "KD313",
     severity="error",
     phase="first",
-    follows=("KD102", "KD311"),
+    follows=("KD102", "KD301", "KD311"),
     mend="F.kl_div(F.log_softmax(student / T, dim=1), F.softmax(teacher / T, dim=1), reduction='batchmean') * T * T",
 )
 def target_form(trace: Trace) -> Verdict:
@@ -242,7 +241,7 @@ def _digits(x: float) -> int:
     "KD312",
     severity="error",
     phase="first",
-    follows=("KD313", "KD305", "KD311"),
+    follows=("KD313", "KD305", "KD311", "KD341"),
     mend="reduction='batchmean', and * T * T; if the scale is meant (as with a mean over all numbers), "
     "waive it with the reason: --waive KD312=REASON",
 )
@@ -281,12 +280,14 @@ def kd_scale(trace: Trace) -> Verdict:
     loose = max(TOLERANCE, 2 * e.residual)  # in half precision the weight is read no better
     place = _place(trace, sight)
     intended = trace.kd.alpha if trace.kd.alpha is not None else trace.kd.kd_weight
-    if intended:
-        for n in {1, micro}:
-            if abs(k * n / intended - 1) <= loose:
+    if intended is not None:
+        ways = sorted({1, micro})  # a loss divided by its backwards acts with its weight over them all
+        for n in ways:
+            if abs(k * n - intended) <= loose * intended:
                 return passed(f"the term acts with weight {k * n:.4g}, as declared", observed)
-        name = _names(k / intended, slips) or f"{k / intended:.4g}"
-        return failed(f"the term acts with weight {k:.4g}, declared {intended:g}: a factor {name}", observed, place)
+        named = [name for n in ways if intended and (name := _names(k * n / intended, slips))]
+        factor = named[0] if named else f"{k / intended:.4g}" if intended else "without end"
+        return failed(f"the term acts with weight {k:.4g}, declared {intended:g}: a factor {factor}", observed, place)
     if e.partial:
         return undecided(
             "form-not-recognised", "only some rows are distilled, so the weight is relative", "--alpha", observed
@@ -302,11 +303,11 @@ def kd_scale(trace: Trace) -> Verdict:
                 if abs(n * (a + k / f) - 1) <= TOLERANCE and n * k / f > 0.02 and not e.sequence
             ]
             if fit and max(f for _, f in fit) <= 1.004 * min(f for _, f in fit):
-                factor = fit[0][1]
+                slip_factor = fit[0][1]
                 return failed(
-                    f"the term acts with weight {n * k:.4g} where {n * k / factor:.4g} belongs beside the labels' "
+                    f"the term acts with weight {n * k:.4g} where {n * k / slip_factor:.4g} belongs beside the labels' "
                     f"{n * a:.4g}: a factor {', or '.join(name for name, _ in fit)}",
-                    {**observed, "factor": factor},
+                    {**observed, "factor": slip_factor},
                     place,
                 )
     mean = _mean_reduction(trace)
@@ -384,10 +385,11 @@ def term_balance(trace: Trace) -> Verdict:
     """The distillation term's share of the gradient lies in the declared range."""
     if not trace.sights:
         return no_distillation(trace)
-    ratios = [e.share for _, e in _explained(trace) if e.form != "nothing"]
-    if not ratios:
+    soft = [e for _, e in _explained(trace) if e.form != "nothing"]
+    if not soft:
         return undecided("form-not-recognised", "no gradient of a soft term was seen")
-    share = sum(r / (1 + r) for r in ratios) / len(ratios)
+    shares = [1.0 if e.label_weight == 0 else e.share / (1 + e.share) for e in soft]
+    share = sum(shares) / len(shares)
     if trace.kd.share is None:
         return undecided(
             "intent-unknown",

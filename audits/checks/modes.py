@@ -1,7 +1,6 @@
 """In which mode the networks answer, and whether the teacher stays what it was."""
 
-from audits.checks import Verdict, audit, failed, passed, some, undecided
-from audits.checks.optimizer import no_distillation
+from audits.checks import Verdict, audit, failed, no_distillation, passed, some, undecided
 from audits.events import Trace
 
 
@@ -42,7 +41,14 @@ def teacher_mode(trace: Trace) -> Verdict:
                 f"{some(sight.teacher_leaves, 3)}",
                 {"parameters": sight.teacher_leaves[:20], "teacher": sight.teacher},
                 sight.where,
-                None if trace.teacher_moved else "warn",
+            )
+    for sight in live:
+        if sight.teacher_grad:
+            return failed(
+                "the teacher's answer carries a gradient that no parameter of it gets: memory for nothing",
+                {"teacher": sight.teacher},
+                sight.where,
+                "warn",
             )
     if not live:
         return undecided(

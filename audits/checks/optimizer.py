@@ -1,20 +1,7 @@
 """What is optimised: every parameter that should be, nothing that should not, once for each backward."""
 
-from audits.checks import Verdict, audit, failed, passed, some, undecided
+from audits.checks import Verdict, audit, failed, no_distillation, passed, some, undecided
 from audits.events import Step, Trace
-
-_NO_DISTILLATION = "no distillation was seen: no second network's answer, live or stored, reached a loss"
-
-
-def no_distillation(trace: Trace) -> Verdict:
-    """Say that nothing of a distillation was seen, and what was."""
-    return undecided(
-        "no-teacher-seen",
-        f"{_NO_DISTILLATION} in {trace.windows_seen} backwards",
-        "--student NAME --teacher NAME, or more --steps"
-        if trace.script
-        else "teacher=, and a backward within the watch",
-    )
 
 
 @audit(
@@ -36,6 +23,8 @@ def optimizer_coverage(trace: Trace) -> Verdict:
         return no_distillation(trace)
     if not trace.steps:
         return undecided("not-in-these-steps", "no optimizer step was seen")
+    if not trace.leaves:
+        return undecided("not-in-these-steps", "no parameter of the student or a projector got a gradient")
     lost = [leaf.name for leaf in trace.leaves if not leaf.optimised]
     observed = {"with_gradient": len(trace.leaves), "not_optimised": lost}
     if lost:
@@ -252,4 +241,5 @@ def group_schedule(trace: Trace) -> Verdict:
             _first_where(trace),
             None if trace.scheduled_groups is not None else "warn",  # set by hand, it may be meant
         )
-    return passed(f"the schedule moves all {len(moves)} parameter groups")
+    held = "" if all(moves) else " whose rate is not zero"
+    return passed(f"the schedule moves all {sum(moves)} parameter groups{held}")

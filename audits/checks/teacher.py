@@ -2,8 +2,7 @@
 
 import math
 
-from audits.checks import Verdict, audit, failed, passed, some, undecided
-from audits.checks.optimizer import no_distillation
+from audits.checks import Verdict, audit, failed, no_distillation, passed, some, undecided
 from audits.events import Trace
 from audits.finding import Severity
 
@@ -119,8 +118,8 @@ def _as_seen(trace: Trace) -> Verdict:
         )
     if found.covered == 0 or found.route == "not seen":
         verdict = _knows_something(trace)
-        if found.library:
-            return undecided("route-not-seen", f"the teacher was made by its library from {found.library}")
+        if found.made_from:
+            return undecided("route-not-seen", f"the teacher was made by a library of its own from {found.made_from}")
         if verdict:
             return undecided(
                 "route-not-seen", f"the teacher's weights came by a route that was not seen, yet {verdict}"
