@@ -79,7 +79,6 @@ class ScriptWatch(Watch):
         self._counted: int | None = None
         self.done: str | None = None
         self._raised = 0
-        self.let_go = False
         self.loaders = Loaders()
 
     @property
@@ -130,11 +129,21 @@ class ScriptWatch(Watch):
             self.stop()
 
     def _let_go(self) -> None:
-        """Take every hook away and leave the job to itself; or end it, if that was asked for and an audit failed."""
-        self.let_go = True
-        self._conclude()
-        self._stack.close()
+        """Report, and leave the job to itself; or end it, if that was asked for and an audit failed.
+
+        The hooks themselves go at the next backward: torch is going through a table of them just now.
+        """
         self._finish(self)
+        self.let_go = True
+        self._windows.disarm()
+
+    def _wrap_backward(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def backward(*args: Any, **kwargs: Any) -> Any:
+            if self.let_go and self._options.guard:
+                self._stack.close()
+            return original(*args, **kwargs)
+
+        return backward
 
     def stop(self) -> None:
         """End the script, again if it caught the exception and went on; at last, the process."""
@@ -153,6 +162,7 @@ class ScriptWatch(Watch):
 
     def __enter__(self) -> "ScriptWatch":
         super().__enter__()
+        self._stack.enter_context(hooks.patched(torch.autograd, "backward", self._wrap_backward))
         self._forward_hook.remove()
         self._loads.open()
         self._stack.callback(self._loads.close)

@@ -104,6 +104,8 @@ class Watch:
         )
         self._analyst = Analyst(trace, self._windows.taint, self._loads, declared, windows, lambda: self._windows.raw)
         self._teacher_logits: Tensor | None = None
+        self.let_go = False
+        "Whether what is left of the hooks does nothing any more."
         self._stack = ExitStack()
         self._forward_hook: Any = None
         self._roles: dict[int, list[tuple[str, str]]] = {}
@@ -150,7 +152,9 @@ class Watch:
         """Keep a hook to this process and to eager code, and an error of ours out of the user's training."""
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            if torch.compiler.is_compiling() or os.getpid() != self._home or self._trace.broken is not None:
+            if torch.compiler.is_compiling() or os.getpid() != self._home:
+                return None
+            if self.let_go or self._trace.broken is not None:
                 return None
             try:
                 return hook(*args, **kwargs)

@@ -384,6 +384,20 @@ def test_guard_looks_lets_go_and_leaves_the_job_its_end(folder):
     assert code == 5 and out == "the job went on\n" and "FAIL KD312" in err and "6 steps" in err
 
 
+def test_guard_leaves_no_hook_behind_and_those_of_the_job_in_place(folder):
+    text = RIGHT.replace(
+        "import torch\n",
+        "import torch\nfrom torch.optim import optimizer as O\nfrom torch.nn.modules import module as M\nmine = []\n"
+        "O.register_optimizer_step_post_hook(lambda *a: mine.append(1) and None)\n",
+        1,
+    )
+    assert text != RIGHT
+    text += "\nprint(len(mine), len(O._global_optimizer_post_hooks), len(M._global_forward_hooks))\n"
+    (folder / "job.py").write_text(text)
+    code, out, err = process("--guard", "warn", "--steps", "6", "job.py")
+    assert (code, out.split()[-2:]) == (0, ["1", "0"]) and int(out.split()[-3]) >= 12 and "failed 0" in err
+
+
 def test_guard_stops_a_wrong_job_at_once(folder):
     (folder / "job.py").write_text(WRONG + JOB)
     code, out, err = process("--guard", "stop", "--steps", "6", "job.py")
