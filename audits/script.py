@@ -256,7 +256,6 @@ def run(
                 timer.cancel()
             watch.done = watch.done or ("the script crashed" if "error" in state else None)
             # From here on the script's own exit handlers may run modules: they are let run.
-            watch.let_go = True
             done, watch.done = watch.done, None
     watch.done = done
     seen: Observation = state.get("reported") or observe(watch)
