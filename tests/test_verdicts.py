@@ -1093,6 +1093,20 @@ CASES["KD304"] = {
         trace(sights=[sight(inputs=Inputs("flipped")), sight(inputs=Inputs("flipped"), cached=True)]),
         undecided("no-teacher-seen", "nothing to compare"),
     ),
+    "an answer that a second student takes over": (
+        trace(sights=[sight(inputs=Inputs("flipped", "x")), sight(student="Other", cached=True)] * 2),
+        fails("the teacher is shown mirrored inputs: x", BACKWARD, relation="flipped", detail="x"),
+    ),
+    "an answer stored over two backwards": (
+        trace(
+            sights=[
+                sight(inputs=Inputs("flipped")),
+                sight(student="Other", cached=True),
+                sight(cached=True),
+            ]
+        ),
+        undecided("no-teacher-seen", "nothing to compare"),
+    ),
     "same": (shown(None, "same", "shapes"), passes("shown the same values")),
     "permuted": (shown("permuted"), passes("shown the same values")),
     "shapes": (

@@ -1,7 +1,7 @@
 """What the networks are shown, and whether answers belong to the samples that they are held against."""
 
 from audits.checks import Verdict, audit, failed, no_distillation, passed, undecided
-from audits.events import Trace
+from audits.events import Sight, Trace
 from audits.finding import Severity
 
 
@@ -47,9 +47,8 @@ def same_input(trace: Trace) -> Verdict:
     """
     if not trace.sights:
         return no_distillation(trace)
-    # Where answers are stored, the batches that were asked about while storing them are others.
     seen = [s for s in trace.sights if s.inputs is not None]
-    if not seen or any(s.cached for s in trace.sights):
+    if not seen or _are_stored(trace.sights):
         return undecided("no-teacher-seen", "no live teacher answered beside the student: nothing to compare")
     for sight in seen:
         assert sight.inputs is not None
@@ -67,6 +66,22 @@ def same_input(trace: Trace) -> Verdict:
             "out-of-scope", f"the inputs have other shapes ({detail}): the teacher has preprocessing of its own"
         )
     return passed("teacher and student are shown the same values")
+
+
+def _are_stored(sights: list[Sight]) -> bool:
+    """Say whether answers are stored: then the batches that were asked about while storing them are others.
+
+    An answer that every student of several takes over in turn is no store.
+    """
+    taught: set[str] = set()
+    "By the latest answer."
+    for sight in sights:
+        if not sight.cached:
+            taught = set()
+        elif not taught or sight.student in taught:
+            return True
+        taught.add(sight.student)
+    return False
 
 
 @audit(
