@@ -376,25 +376,26 @@ class Steps:
         active = self._is_active(optimizer)
         self._clips_read[key] = len(self._clips)
         self._scaled.discard(key)
-        stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        for marks in (self._written, self._written_with_all, self._written_after, self._hand_scaled, self._stale):
-            marks -= stepped
-        params = with_gradient(optimizer)
-        for key_of in stepped & self._kept.keys():
-            del self._kept[key_of]
+        params = with_gradient(optimizer) if active else []
+        marked = (self._written, self._written_with_all, self._written_after, self._hand_scaled, self._stale)
+        if active or any(marked) or self._kept or self._consumed:
+            stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            for marks in marked:
+                marks -= stepped
+            for kept in stepped & self._kept.keys():
+                del self._kept[kept]
+            for used in () if active else stepped & self._consumed.keys():
+                del self._consumed[used]
         if active:
             self._consumed.update((id(p), p) for p in params)
             self._stamps_used[key] = {id(p): _stamp(p.grad) for p in params if p.grad is not None}
-        else:
-            for used in stepped & self._consumed.keys():
-                del self._consumed[used]
         self._backwards_used[key] = self._backwards
         self.counts[key] = self.counts.get(key, 0) + 1
         if self.active and self._versions is not None:
             self._snapshot()
         else:
             self._versions = None
-        self._tell_step(optimizer, params)
+        self._tell_step(optimizer, params if active else [])
 
 
 def with_gradient(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:

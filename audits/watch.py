@@ -172,7 +172,8 @@ class Watch:
             traceback.print_exception(error)  # for those who mend kdbench
 
     def _wants_window(self) -> bool:
-        return self._trace.broken is None and self._trace.windows_seen < self._analyst.windows
+        in_burn_in = self._steps.most < self._burn_in
+        return in_burn_in and self._trace.broken is None and self._trace.windows_seen < self._analyst.windows
 
     def _on_window(self, raw: RawWindow) -> None:
         self._analyst.window(raw)
