@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,8 @@ class Analyst:
         "By network that learned nothing then, what it said of each sample."
         self._moods: dict[int, list[str]] = {}
         "By network, the layers that answered in training mode then."
+        self._trained_on: Any = WeakKeyDictionary()
+        "By network, mean and deviation of what it was shown when it learned for itself."
         self._names: dict[int, str] = {}
         self._kept: list[Any] = []
         self.students: dict[int, Group] = {}
@@ -85,6 +88,8 @@ class Analyst:
             self.trace.networks.setdefault(name, "learning" if call.grad else "asked without a gradient")
         if all(call.module is not m for m in self._known[-8:]):
             self._known = [*self._known[-30:], call.module]
+        if call.grad and call.training and call.given and call.given[0].is_floating_point():
+            self._trained_on.setdefault(call.module, _spread(call.given[0]))
         if call.grad or call.value is None or call.value.ndim != 2 or not call.given:
             return
         rows = call.given[0]
@@ -274,6 +279,7 @@ class Analyst:
             idle=bool(cast_.idle) and not cast_.teachers,
             self_taught=cast_.self_taught,
             asked_twice=_asked_twice(raw, cast_),
+            probabilities=_softened_twice(raw, cast_) if len(self.trace.sights) < EXPLAINED else "",
         )
 
     def _in_training(self, raw: RawWindow, calls: list[ModuleCall]) -> list[str]:
@@ -330,7 +336,7 @@ class Analyst:
             return False
         read = any(e.form not in ("unknown", "nothing") for s in self.trace.sights for e in s.explanations)
         counted = 0 if self.trace.hits is None else int(self.trace.hits.by_class.sum())
-        return read and counted < _LABELS
+        return read and 0 < counted < _LABELS
 
     def _describe(self, call: ModuleCall, roots: list[ModuleCall]) -> str:
         for root in roots:
@@ -368,6 +374,7 @@ class Analyst:
             return []
         student, teacher = cast_.student_mask, cast_.teacher_mask
         projectors = [(self.name_of(g), g.mask) for g in cast_.projectors]
+        classes = {label.classes for label in cast_.labels if label.classes}
         terms = []
         done: set[Any] = set()
         for f in cast_.soft:
@@ -401,7 +408,7 @@ class Analyst:
                 shapes,
                 against_itself=not any(m & ~student for m in masks) and not cast_.cached,
             )
-            self._read_operands(term, f, student, teacher)
+            self._read_operands(term, f, student, teacher, classes)
             if feature:
                 term.permutation = self._rows_moved(raw, cast_, f)
             terms.append(term)
@@ -413,7 +420,7 @@ class Analyst:
         }
         return any(s in widths for s in shapes)
 
-    def _read_operands(self, term: Term, f: FunctionCall, student: int, teacher: int) -> None:
+    def _read_operands(self, term: Term, f: FunctionCall, student: int, teacher: int, classes: set[int]) -> None:
         if f.name != "kl_div" or len(f.operands) < 2:
             return
         (x, made_x, _), (target, made_t, _) = f.operands[:2]
@@ -421,6 +428,7 @@ class Analyst:
         log_target = bool(f.arg(5, "log_target", False))
         if target is not None and target.requires_grad and not made_t.params & student:
             term.target_grad = bool(self.taint.moved_by(leaves_of([target.grad_fn])) & teacher)
+        term.log_target = log_target
         term.swapped = bool(made_t.params & student and not made_x.params & student)
         with torch.no_grad():
             if target is not None and target.numel():
@@ -428,7 +436,9 @@ class Analyst:
                 term.target_sum = _least_even_sum(rows)
                 term.target_least = float(rows.min())
             if x is not None and x.numel():
-                term.input_sum = _least_even_sum(x.detach().double().exp())
+                probabilities = x.detach().double().exp()
+                term.input_sum = _least_even_sum(probabilities)
+                term.across = _across(probabilities, classes)
         out = f.out
         if isinstance(out, Tensor) and out.ndim == 0 and out.requires_grad and len(self._roots) == 1:
             (w,) = torch.autograd.grad(self._roots[0], out, retain_graph=True, allow_unused=True)
@@ -468,7 +478,24 @@ class Analyst:
                 found = _relation(s, t)
                 if best is None or order.index(found.relation) < order.index(best.relation):
                     best = found
+        if best is not None and best.relation in ("same", "shapes"):
+            best = self._untrained_on(cast_) or best
         return best
+
+    def _untrained_on(self, cast_: Cast) -> Inputs | None:
+        """Say how what the teacher is shown differs in mean or deviation from what it learned on."""
+        for group in cast_.teachers:
+            learned = self._trained_on.get(group.module)
+            given = [c.given[0] for c in group.calls if c.module is group.module and c.given and not c.fed.params]
+            if learned is None or not given or not given[0].is_floating_point():
+                continue
+            (mean, deviation), (now, spread) = learned, _spread(given[0])
+            if deviation > 0 and (abs(now - mean) > 0.5 * deviation or not 0.6 < spread / deviation < 1.7):
+                trained = f"{mean:.3g} and {deviation:.3g}"
+                return Inputs(
+                    "untrained", f"mean {now:.3g} and deviation {spread:.3g}, where it was trained on {trained}"
+                )
+        return None
 
     def _shown(self, raw: RawWindow, mask: int) -> list[Tensor]:
         found: list[Tensor] = []
@@ -521,6 +548,8 @@ class Analyst:
             if group.module is None:
                 continue
             for name, value in _state(group.module):
+                if value.is_meta:
+                    continue
                 self._first[f"{self.name_of(group)}.{name}"] = (value, value.detach().clone())
         for group in self.students.values():
             if group.module is not None:
@@ -632,7 +661,7 @@ class Analyst:
                 own = {plain_name(n): p for n, p in student.module.named_parameters()}
                 for name, p in teacher.module.named_parameters():
                     other = own.get(plain_name(name))
-                    if other is not None and other.shape == p.shape and other is not p:
+                    if other is not None and other.shape == p.shape and other is not p and other.device == p.device:
                         pairs.append((name, p, other))
         pairs = pairs[:6]
         if pairs and self._before:
@@ -664,6 +693,54 @@ def spatial_call(
     before, after = given[-2:], returned[-2:]
     kind: Literal["conv", "pool"] = "conv" if isinstance(module, nn.Conv2d) else "pool"
     return Spatial(name, kind, kernel, stride, (int(before[0]), int(before[1])), (int(after[0]), int(after[1])))
+
+
+def _softened_twice(raw: RawWindow, cast_: Cast) -> str:
+    """Say whose answers are probabilities already where a softmax over the classes is taken of them."""
+    classes = {label.classes for label in cast_.labels if label.classes}
+    arguments = [
+        (f.operands[0][0], f.operands[0][1].params)
+        for f in raw.functions
+        if f.name in ("softmax", "log_softmax") and f.operands and raw.root.calls >> f.index & 1
+    ]
+    arguments += [
+        (label.logits, label.made) for label in cast_.labels if label.call.name == "cross_entropy" and label.is_plain
+    ]
+    for x, made in arguments:
+        if x is None or x.ndim != 2 or x.shape[1] not in classes or len(x) < 2:
+            continue
+        rows = x.detach().double()
+        sums = rows.sum(1)
+        # Divided by a temperature they still sum to one number.
+        even = bool((rows >= 0).all()) and float(sums.max() - sums.min()) <= 1e-4 * float(sums.max())
+        if even and float(rows.max() - rows.min()) > 1e-2 * float(sums.max()):
+            if made & cast_.student_mask:
+                return "student's"
+            if made & cast_.teacher_mask:
+                return "teacher's"
+    return ""
+
+
+def _spread(values: Tensor) -> tuple[float, float]:
+    """Return mean and standard deviation over all numbers."""
+    values = values.detach().double()
+    return float(values.mean()), float(values.std()) if values.numel() > 1 else 0.0
+
+
+def _across(probabilities: Tensor, classes: set[int]) -> int | None:
+    """Return the dimension over which probabilities sum to one, if it is not that of the classes.
+
+    `classes` are the widths of the label losses' logits; where none is known, rows of a batch are over the last.
+    """
+    shape = probabilities.shape
+    if probabilities.ndim not in (2, 3) or len(set(shape)) < probabilities.ndim or min(shape) < 2:
+        return None
+    even = [d for d in range(probabilities.ndim) if bool(((probabilities.sum(d) - 1).abs() < 2e-2).all())]
+    if len(even) != 1 or even[0] == probabilities.ndim - 1:
+        return None
+    if not classes:
+        return even[0] if probabilities.ndim == 2 else None
+    return even[0] if shape[-1] in classes and shape[even[0]] not in classes else None
 
 
 def _least_even_sum(values: Tensor) -> float | None:

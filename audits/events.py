@@ -73,6 +73,12 @@ class Step:
     "Whether gradients were written to, by no zeroing, between the step before and the next backward."
     hand_bound: tuple[float, frozenset[int], float] | None = None
     "The norm after gradients were multiplied by one factor of at most 1, which gradients, and the factor."
+    hand_norms: Tensor | None = None
+    "2-norm of each gradient of `stepped`, where any was written to and no clip was called."
+    hand_factors: dict[int, float] | None = field(default_factory=dict)
+    "By id, what gradients that were written to were multiplied by; None if anything else was done to one."
+    strays: list[ClipCall] = field(default_factory=list)
+    "Clips since this optimizer's step before of parameters that are none of `stepped`."
     distils: bool = False
     "Whether it came after the first distillation backward."
 
@@ -153,13 +159,16 @@ class Term:
     "Whether the teacher's rows met the student's in another order."
     swapped: bool = False
     "Whether the student stands in the target's place."
+    log_target: bool = False
+    across: int | None = None
+    "The dimension over which probabilities sum to one where it is not the classes'."
 
 
 @dataclass
 class Inputs:
     """How what the student was shown compares with what the teacher was shown."""
 
-    relation: Literal["same", "permuted", "flipped", "affine", "differ", "shapes"]
+    relation: Literal["same", "permuted", "flipped", "affine", "differ", "shapes", "untrained"]
     detail: str = ""
     permutation: list[int] | None = None
 
@@ -190,6 +199,8 @@ class Sight:
     "Stored answers that some network was seen to give, and those among them that it gave to another sample."
     idle: bool = False
     self_taught: bool = False
+    probabilities: str = ""
+    "Whose answers (student's, teacher's) are probabilities already, where a softmax is taken of them."
     asked_twice: bool = False
     "Whether the student was asked the same batch again without a gradient, for a target."
     micro: int = 1
@@ -258,6 +269,8 @@ class Trace:
     kd: KD = field(default_factory=KD)
     script: bool = False
     "Whether nothing was declared by code: roles were read off what was seen."
+    movable: frozenset[int] = frozenset()
+    "Ids of the parameters of every optimizer known, but for those that stepped only before the distillation."
     sights: list[Sight] = field(default_factory=list)
     windows_seen: int = 0
     "Backwards, of whatever training."

@@ -6,6 +6,7 @@ For T^2 KL(teacher || student) averaged over N rows that is T (softmax(z/T) - so
 coefficient is the weight in force, and a wrong form leaves a residual that a right one does not.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -159,6 +160,17 @@ def _heads(
         if mine:
             placed.update(id(label) for label in mine)
             heads.append((call.answer, call.value, mine))
+    for call in calls:  # language models drop the last position for their labels
+        assert call.answer is not None and call.value is not None
+        if (call.value.numel(), call.value.shape[-1]) in shapes and call.value.ndim == 3:
+            mine = [
+                label
+                for label in labels
+                if id(label) not in placed and _is_cut_from(label, call.value) and _flows(label, call.answer)
+            ]
+            if mine:
+                placed.update(id(label) for label in mine)
+                heads.append((call.answer, call.value, mine))
     for label in labels:
         if (
             id(label) not in placed
@@ -171,6 +183,7 @@ def _heads(
             placed.add(id(label))
     known = {id(z) for z, _, _ in heads}
     values = [v for _, v, _ in heads]
+    widths = {v.shape[-1] for v in values}  # what is narrower or wider lies below a head: labels teach it too
     for call in calls:
         assert call.answer is not None and call.value is not None
         fits = not shapes or (call.value.numel(), call.value.shape[-1]) in shapes
@@ -180,7 +193,7 @@ def _heads(
             and torch.equal(v.reshape(-1), call.value.reshape(-1).to(v.dtype))
             for v in values
         )
-        if id(call.answer) not in known and fits and not same:
+        if id(call.answer) not in known and fits and not same and (not widths or call.value.shape[-1] in widths):
             heads.append((call.answer, call.value, []))
             known.add(id(call.answer))
             values.append(call.value)
@@ -223,6 +236,12 @@ def _is_of(label: Label, value: Tensor) -> bool:
     if float((a - b).abs().max()) <= loose * scale:
         return True
     return float((a - b.log_softmax(1)).abs().max()) <= max(loose, 1e-4) * scale
+
+
+def _is_cut_from(label: Label, value: Tensor) -> bool:
+    """Say whether the label loss takes fewer rows than the logits (B, L, C) have."""
+    x = label.logits
+    return x is not None and x.ndim in (2, 3) and x.shape[-1] == value.shape[-1] and x.numel() < value.numel()
 
 
 def _gradients(raw: RawWindow, z: Tensor, labels: list[Label]) -> tuple[Tensor, Tensor | None, float | None] | None:
@@ -352,7 +371,12 @@ def _explain_head(
     base = Explanation("nothing", 0.0, share, n, classes, batch, label_weight=label_weight)
     base.sequence = value.ndim == 3
     base.labels = next(
-        (label.target for label in labels if label.target is not None and not label.target.is_floating_point()), None
+        (
+            label.target
+            for label in labels
+            if label.target is not None and not label.target.is_floating_point() and label.target.numel() == n
+        ),
+        None,
     )
     noise = {torch.float16: 1e-2, torch.bfloat16: 4e-2}.get(z.dtype, 1e-5)
     if part is not None and share < max(_LEAST_SHARE, noise if label_size else 0):
@@ -360,13 +384,14 @@ def _explain_head(
     live = kd.abs().amax(1) > 1e-12 * float(kd.abs().max() or 1.0)
     partial = part is not None and int(live.sum()) < n and int(live.sum()) > 0
     rows = int(live.sum()) if partial else n
+    # A last token that has no next one is neither labelled nor distilled: then the weights compare.
+    together = partial and part is not None and torch.equal(live, part.abs().amax(1) > 0)
     seen_s, seen_t, candidates = _temperatures(raw, taint, student, zv, answers, cast)
-    best: Explanation | None = None
-    for kind, t in candidates:
-        if t.shape != zv.shape:
-            continue
-        pairs = _pairs(seen_s, seen_t, kind)
-        for ts, tt in pairs:
+
+    def fits(tries: list[tuple[str, Tensor, tuple[float, float]]]) -> Iterator[Explanation]:
+        for kind, t, (ts, tt) in tries:
+            if t.shape != zv.shape:
+                continue
             for form, basis in _forms(zv, t, kind, ts, tt, rows):
                 if partial:
                     basis = basis * live[:, None]
@@ -400,13 +425,26 @@ def _explain_head(
                     (ts, tt),
                     coefficient,
                     a,
-                    partial=partial,
+                    partial=partial and not together,
                     sequence=base.sequence,
                     teacher_logits=t if kind != "probabilities" else t.log(),
                     labels=base.labels,
                 )
-                if best is None or residual < best.residual * (0.5 if form != "forward" else 0.999):
-                    best = candidate
+                yield candidate
+
+    def better(best: Explanation | None, found: Iterable[Explanation]) -> Explanation | None:
+        for e in found:
+            if best is None or e.residual < best.residual * (0.5 if e.form != "forward" else 0.999):
+                best = e
+            if best.form == "forward" and best.residual <= 0.1 * tolerance:
+                break
+        return best
+
+    best = better(None, fits([(kind, t, pair) for kind, t in candidates for pair in _pairs(seen_s, seen_t, kind)]))
+    if part is not None and (best is None or best.residual > tolerance):
+        # A softmax that is written out by hand shows no temperature.
+        logits = [(kind, t) for kind, t in candidates if kind == "logits"]
+        best = better(best, (e for e in fits([(*c, (g, g)) for c in logits for g in _GRID]) if e.form == "forward"))
     if best is None:
         base.form, base.residual = ("unknown", 1.0)
         return base
@@ -416,6 +454,19 @@ def _explain_head(
         best.residual <= 3e-3 and best.form == "forward" and part is None and best.share > 0.01
     ):
         return best
+    if part is not None and value.ndim == 3:
+        for by in (-1, 1):
+            moved = [
+                (kind, t.reshape(value.shape).roll(by, 1).reshape(zv.shape), pair)
+                for kind, t in candidates
+                if t.shape == zv.shape
+                for pair in _pairs(seen_s, seen_t, kind)
+            ]
+            shifted = better(None, (e for e in fits(moved) if e.form == "forward"))
+            if shifted is not None and shifted.residual <= tolerance:
+                shifted.form = "permuted"
+                shifted.permutation = [i - by if taught else i for i, taught in enumerate(live.tolist())]
+                return shifted
     permutation = _permutation(kd, zv, candidates, seen_s, seen_t) if part is not None else None
     if permutation is not None:
         best.form, best.permutation = "permuted", permutation

@@ -211,7 +211,8 @@ class Loads:
                         for n, b in module._buffers.items()
                         if b is not None and n.startswith("running")
                     ]
-        return found
+        # A shell on the meta device holds no weights: what answers is handed to it call by call.
+        return [(name, t) for name, t in found if not t.is_meta]
 
     def _same_as_student(self, analyst: "Analyst") -> bool:
         """Say whether the teacher, loaded from a file, holds number by number what the student holds."""

@@ -31,6 +31,14 @@ class Label:
     is_plain: bool
     "Whether it is torch's mean cross-entropy without class weights, so that its weight is the gradient at its output."
 
+    @property
+    def classes(self) -> int | None:
+        """The number of classes that it tells apart, where that can be seen."""
+        if self.logits is None or self.logits.ndim < 2:
+            return None
+        of_torch = self.call.name in ("cross_entropy", "nll_loss")
+        return int(self.logits.shape[1 if of_torch else -1])
+
 
 @dataclass(eq=False)
 class Group:
@@ -241,7 +249,8 @@ def cast(raw: RawWindow, taint: Taint, declared: Declared, known: list[nn.Module
         and all(f is not label.call for label in result.labels)
     ]
     if not result.teachers:
-        stored = [f for f in result.soft if _is_against_stored(f, student)]
+        widths = {label.classes for label in result.labels if label.classes}
+        stored = [f for f in result.soft if _is_against_stored(f, student, widths)]
         result.cached = bool(stored)
         result.idle = _idle(raw, params_of, student, reached)
         result.self_taught = not stored and any(_is_against_itself(f, student) for f in result.soft)
@@ -264,12 +273,12 @@ def _trained_by_data(
     for call in reached:
         if call.index in fed_data and params_of(call.module) & trained and not params_of(call.module) & found:
             mask = params_of(call.module)
-            inner = [c for c in reached if c.parent is not None and c.index in fed_data and _inside(c, call, raw)]
-            if mask & ~trained and any(
-                params_of(c.module) & ~trained and not params_of(c.module) & trained for c in inner
-            ):
-                continue  # it holds a frozen network that is asked on its own: a wrapper of both
-            found |= mask & trained
+            inner = [c for c in reached if c.parent is not None and _inside(c, call, raw)]
+            frozen = [c for c in inner if c.index in fed_data and not params_of(c.module) & trained]
+            taught = [c for c in inner if params_of(c.module) & trained]
+            if any(params_of(c.module) and not any(t.fed.params & params_of(c.module) for t in taught) for c in frozen):
+                continue  # it holds a frozen network whose answer nothing trained goes on from: a wrapper of both
+            found |= mask & (trained | call.out.params)
     # Layers of its own that follow, in one network or head by head, are the student's if nothing else feeds them.
     return [found] if found else []
 
@@ -365,14 +374,20 @@ def _holder(
     return best, [c for c in reached if c.module is best]
 
 
-def _is_against_stored(call: FunctionCall, student: int) -> bool:
-    """Say whether the student's answer is held against a stored one: floating numbers that no parameter made."""
+def _is_against_stored(call: FunctionCall, student: int, widths: set[int]) -> bool:
+    """Say whether the student's answer is held against a stored one: floating numbers that no parameter made.
+
+    Beside a label loss a distance to numbers counts only where they are as wide as the logits (`widths`): boxes and
+    the like are labels too.
+    """
     if call.name not in ("kl_div", "mse_loss", "cross_entropy", "smooth_l1_loss", "l1_loss", "huber_loss"):
         return False
     stored = [
         (t, shape) for t, made, shape in call.operands if not made.params and (t is None or t.is_floating_point())
     ]
     of_student = [shape for _, made, shape in call.operands if made.params & student]
+    if widths and call.name != "kl_div":
+        stored = [(t, shape) for t, shape in stored if shape and shape[-1] in widths]
     return any(shape == own and len(shape) >= 2 and shape[-1] > 1 for _, shape in stored for own in of_student)
 
 

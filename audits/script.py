@@ -80,6 +80,7 @@ class ScriptWatch(Watch):
         self.done: str | None = None
         self._raised = 0
         self.loaders = Loaders()
+        self._windows.heeds_answers = True
 
     @property
     def seen(self) -> int:
@@ -102,6 +103,8 @@ class ScriptWatch(Watch):
         if len(self._trace.sights) > before:
             self.loaders.trained_on(self._trace.sights[-1].student)
             self._windows.students |= {id(g.module) for g in self._analyst.students.values() if g.module is not None}
+        if self._analyst.started:
+            self._windows.heeds_answers = False
         if self._analyst.started and self._counted is None:
             self._counted = sum(self._steps.counts.values())
 

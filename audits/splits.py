@@ -3,10 +3,21 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from audits import hooks
 
@@ -23,14 +34,20 @@ class Overlap(NamedTuple):
     "Whether it was seen to be evaluated, and holds others too."
 
 
+class Sampled(Subset[Any]):
+    """What a sampler takes of a set."""
+
+
 class Loaders:
     """The data sets that loaders were built on, and those among them that the student was trained with."""
 
     def __init__(self) -> None:
         self._all: list[Any] = []
+        self._by_loader: WeakKeyDictionary[DataLoader[Any], Any] = WeakKeyDictionary()
         self._train: dict[str, list[Any]] = {}
         "By student."
-        self._evaluated: dict[str, list[Any]] = {}
+        self._evaluated: dict[str, list[tuple[Any, Any]]] = {}
+        "By student, each with the set that was gone through for training before it: folds follow each other."
         self._gone_through: list[Any] = []
         self._current: Any = None
         self._student = ""
@@ -46,17 +63,18 @@ class Loaders:
             def init(loader: Any, *args: Any, **kwargs: Any) -> None:
                 original(loader, *args, **kwargs)
                 if len(self._all) < 64:
-                    self._all.append(loader.dataset)  # the set, not the loader: its workers must be able to end
+                    self._all.append(self._set_of(loader))  # not the loader: its workers must be able to end
 
             return init
 
         def wrap_iter(original: Any) -> Any:
             def iterate(loader: Any) -> Any:
+                dataset = self._set_of(loader)
                 if torch.is_grad_enabled():
-                    self._current = loader.dataset
+                    self._current = dataset
                 else:
-                    self._evaluated.setdefault(self._student, []).append(loader.dataset)
-                self._gone_through.append(loader.dataset)
+                    self._evaluated.setdefault(self._student, []).append((dataset, self._current))
+                self._gone_through.append(dataset)
                 return original(loader)
 
             return iterate
@@ -64,10 +82,18 @@ class Loaders:
         with hooks.patched(DataLoader, "__init__", wrap_init), hooks.patched(DataLoader, "__iter__", wrap_iter):
             yield
 
+    def _set_of(self, loader: DataLoader[Any]) -> Any:
+        try:
+            if loader not in self._by_loader:
+                self._by_loader[loader] = _taken(loader)
+            return self._by_loader[loader]
+        except Exception:  # a sampler of the user's, in the midst of the user's training
+            return loader.dataset
+
     def trained_on(self, student: str) -> None:
         """Say that the batch at hand was distilled on, by this student."""
         if not self._student:
-            self._evaluated[student] = self._evaluated.pop("", [])
+            self._evaluated[student] = [(b, self._current) for b, _ in self._evaluated.pop("", [])]
         self._student = student
         mine = self._train.setdefault(student, [])
         if self._current is not None and all(self._current is not t for t in mine):
@@ -118,25 +144,61 @@ class Loaders:
         """Return what of a student's evaluation it was trained on, as far as loaders tell; None if nothing was to see.
 
         The very same set again is accuracy on the training set itself, and so may a part of it be, where another set
-        is evaluated too. Of a loader that was never gone through nothing is sure.
+        is evaluated too, or what answers are stored of beforehand. Of a loader that was never gone through nothing is
+        sure: it may be another fold's.
         """
         found: list[Overlap] = []
+        gone_through = [t for trained in (*self._train.values(), [self._current]) for t in trained]
         idle = [d for d in self._all if all(d is not g for g in self._gone_through)]
         for student, trained in self._train.items():
-            tested = self._evaluated.get(student, [])
             for a in trained:
                 mine = _samples(a)
+                tested = [b for b, current in self._evaluated.get(student, []) if current is a]
                 for b in [*tested, *idle]:
                     theirs = _samples(b)
                     if any(b is t for t in trained) or mine is None or theirs is None or mine[0] != theirs[0]:
                         continue
+                    if any(isinstance(part, Sampled) and part.dataset is all_ for part, all_ in ((a, b), (b, a))):
+                        continue
                     both = len(theirs[1] & mine[1])
+                    if both and any(_are_apart(theirs, _samples(t)) for t in gone_through if t is not a):
+                        continue  # of a fold to come
                     how = f"{type(b).__name__} of {len(theirs[1])} against {type(a).__name__} of {len(mine[1])}"
                     sure = any(b is t for t in tested) and both < len(theirs[1])
                     found.append(Overlap(len(theirs[1]), both, how, sure))
         apart = [o for o in found if not o.both]
-        leaks = [o for o in found if o.both and (o.both < o.size or not apart)]
+        partly = [o for o in found if 0 < o.both < o.size]
+        if apart and partly and not any(o.sure for o in partly):
+            return None
+        leaks = partly if apart else found
         return max(leaks, key=lambda o: (o.sure, o.both), default=apart[0] if apart else None)
+
+
+def _are_apart(some: tuple[Any, set[Any]], others: tuple[Any, set[Any]] | None) -> bool:
+    return others is not None and some[0] == others[0] and not some[1] & others[1]
+
+
+def _taken(loader: DataLoader[Any]) -> Any:
+    """Return a loader's set, or what its sampler takes of it if that is told before it is drawn."""
+    dataset: Any = loader.dataset
+    sampler: Any = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
+    while isinstance(sampler, BatchSampler):
+        sampler = sampler.sampler
+    if sampler is loader.batch_sampler and isinstance(sampler, list | tuple):
+        sampler = [i for batch in sampler for i in batch]
+    if type(sampler) in (SequentialSampler, RandomSampler):  # of indices, too, they count from 0
+        indices: Any = range(len(sampler.data_source))
+    elif type(sampler) is SubsetRandomSampler:
+        indices = sampler.indices
+    elif type(sampler) is WeightedRandomSampler:
+        indices = sampler.weights.nonzero().flatten().tolist()
+    elif isinstance(sampler, list | tuple | range | np.ndarray | Tensor):
+        indices = sampler
+    else:
+        return dataset
+    if len(indices) < len(dataset) or (not isinstance(indices, range) and len({*map(int, indices)}) < len(dataset)):
+        return Sampled(dataset, indices)
+    return dataset
 
 
 def _samples(dataset: Any) -> tuple[Any, set[Any]] | None:

@@ -36,6 +36,8 @@ class Steps:
         # A wrapper may step for the optimizer that was declared, or the other way round: they share parameters.
         self._params_watched = {id(p) for o in named for group in o.param_groups for p in group["params"]}
         self._is_watched = WeakKeyDictionary(dict.fromkeys(named, True))
+        self._stepped_late: WeakKeyDictionary[torch.optim.Optimizer, bool] = WeakKeyDictionary()
+        "Whether an optimizer, watched or not, stepped in the distillation last."
         self.stepping = list(named)
         "Strong references: an id alone is given to another object after collection."
         self._burn_in, self._every = burn_in, every
@@ -87,6 +89,11 @@ class Steps:
     def most(self) -> int:
         """Return the number of steps of the optimizer that stepped most."""
         return max(self.counts.values(), default=0)
+
+    def finish(self) -> None:
+        """Tell whose parameters may move: of every optimizer but those that stepped only before the distillation."""
+        alive = [o for o in self._is_watched if self._stepped_late.get(o, self.distils) == self.distils]
+        self._trace.movable = frozenset(id(p) for o in alive for group in o.param_groups for p in group["params"])
 
     def _is_active(self, optimizer: torch.optim.Optimizer) -> bool:
         count = self.counts.get(id(optimizer), 0)
@@ -158,7 +165,7 @@ class Steps:
         left = {key: p for key, p in self._consumed.items() if p.grad is not None and not p.grad.is_sparse}
         grads = [p.grad for p in left.values() if p.grad is not None]
         if grads:
-            sizes = torch.stack([n.to(grads[0].device) for n in torch._foreach_norm(grads)]).tolist()
+            sizes = _norms(grads).tolist()
             left = {key: p for (key, p), size in zip(left.items(), sizes, strict=True) if size != 0}
         self._consumed = left
         self._stale &= left.keys()
@@ -281,6 +288,7 @@ class Steps:
     # -- steps
 
     def _on_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
+        self._stepped_late[optimizer] = self.distils
         if not self._watches(optimizer):
             return None
         if self._depth and self._backward_since:  # the step before this one raised, and its end was never told
@@ -327,6 +335,8 @@ class Steps:
         written |= {id(p) for p in params if p._backward_hooks}  # a hook of the user's may clip, and is not seen
         stamps = {id(p): _stamp(p.grad) for p in params if p.grad is not None}
         backwards = self._backwards - self._backwards_used.get(key, 0)
+        by_hand = not clips and bool(written & stepped) and scale is None
+        factors = self._hand_factors(params) if by_hand else {}
         self._trace.steps.append(
             Step(
                 number=self.counts.get(key, 0) + 1,
@@ -344,27 +354,39 @@ class Steps:
                 hand_scaled=bool(self._hand_scaled & stepped),
                 hand_after_step=bool(self._written_after & stepped) and not written & stepped and not clips,
                 distils=self.distils,
-                hand_bound=self._hand_bound(params) if not clips and written & stepped else None,
+                hand_bound=self._hand_bound(params, factors) if factors else None,
+                hand_norms=_norms(dense) if by_hand else None,
+                hand_factors=factors,
+                strays=[c for c in since if c.handed_ids and not c.grown and not c.handed_ids & stepped],
             )
         )
 
-    def _hand_bound(self, params: list[nn.Parameter]) -> tuple[float, frozenset[int], float] | None:
+    def _hand_factors(self, params: list[nn.Parameter]) -> dict[int, float] | None:
+        """Return what gradients that were written to were multiplied by; None if anything else was done to one."""
+        factors = {}
+        for param in params:
+            now, old = param.grad, self._kept.get(id(param))
+            if now is None or old is None or id(param) not in self._touched or not bool(old.any()):
+                continue
+            factor = float((now * old).sum() / (old * old).sum())
+            if not float((now - factor * old).norm()) <= 1e-3 * float(old.norm()):
+                return None
+            factors[id(param)] = factor
+        return factors
+
+    def _hand_bound(
+        self, params: list[nn.Parameter], factors: dict[int, float]
+    ) -> tuple[float, frozenset[int], float] | None:
         """Return the norm that a clip by hand left, of what, and its factor: one for all, at most 1."""
-        mine = [(id(p), p.grad, self._kept[id(p)]) for p in params if p.grad is not None and id(p) in self._kept]
-        touched = self._written | self._written_with_all
-        moved = [(k, now, old) for k, now, old in mine if k in touched]
-        if not moved or any(not float(old.norm()) for _, _, old in moved[:1]):
+        least, most = min(factors.values()), max(factors.values())
+        if not 0 < most <= 1 + 1e-6 or most - least > 1e-3 * most:
             return None
-        moved = [(k, now, old) for k, now, old in moved if bool(old.any())]
-        shrunk = [float((now * old).sum() / (old * old).sum()) for _, now, old in moved]
-        straight = all(
-            float((now - c * old).norm()) <= 1e-3 * float(old.norm())
-            for c, (_, now, old) in zip(shrunk, moved, strict=True)
-        )
-        if not straight or not 0 < max(shrunk) <= 1 + 1e-6 or max(shrunk) - min(shrunk) > 1e-3 * max(shrunk):
-            return None
-        norm = float(nn.utils.get_total_norm([now for _, now, _ in moved]))
-        return norm, frozenset(k for k, _, _ in mine if k in touched), max(shrunk)
+        norm = float(nn.utils.get_total_norm([p.grad for p in params if p.grad is not None and id(p) in factors]))
+        return norm, frozenset(id(p) for p in params if id(p) in self._kept and id(p) in self._touched), most
+
+    @property
+    def _touched(self) -> set[int]:
+        return self._written | self._written_with_all
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if not self._watches(optimizer):
@@ -401,6 +423,10 @@ class Steps:
 def with_gradient(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     """Return the parameters that a step would move; a frozen one may keep a gradient from before."""
     return [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None and p.requires_grad]
+
+
+def _norms(grads: list[Tensor]) -> Tensor:
+    return torch.stack([n.to(grads[0].device) for n in torch._foreach_norm(grads)]).detach()
 
 
 def _stamp(grad: Tensor) -> tuple[int, int]:

@@ -228,6 +228,7 @@ class Watch:
 
     def _conclude(self) -> None:
         self._guarded(self._analyst.finish)(self._steps.stepping)
+        self._guarded(self._steps.finish)()
 
     def _on_forward(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         for role, name in self._roles.get(id(module), ()):

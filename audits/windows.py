@@ -148,6 +148,8 @@ class Windows:
         self.students: set[int] = set()
         "Ids of the modules whose mode is noted at each call with a gradient, armed or not."
         self.student_modes: list[bool] = []
+        self.heeds_answers = False
+        "Whether answers that learn nothing are recorded between windows too: they may be stored for later."
 
     # -- coming and going
 
@@ -342,6 +344,8 @@ class Windows:
     def _enter_module(self, module: nn.Module, args: Any) -> None:
         if torch.compiler.is_compiling() or not self._at_home():
             return
+        if self.heeds_answers and not self.armed and not torch.is_grad_enabled() and not self._in_backward:
+            self._wanted = True  # until the next backward
         self.keep_up()
         if id(module) in self.students and not self._in_backward:
             if torch.is_grad_enabled():

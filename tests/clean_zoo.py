@@ -437,6 +437,39 @@ def clipped_by_hand(watch: Open) -> nn.Module:
     return student
 
 
+def _each_by_hand(watch: Open, needs: Callable[[Tensor], bool]) -> nn.Module:
+    teacher, student = loaded("mlp"), mlp()
+    optimizer = torch.optim.Adam(student.parameters(), lr=1e-2)
+    with watch(student=student, teacher=teacher, optimizer=optimizer):
+        for _ in range(STEPS):
+            x, y = rows()
+            with torch.no_grad():
+                answer = teacher(x)
+            logits = student(x)
+            optimizer.zero_grad()
+            (F.cross_entropy(logits, y) + kl(logits, answer)).backward()
+            for p in student.parameters():
+                if needs(p.grad):
+                    p.grad.div_(2 * p.grad.norm())
+            optimizer.step()
+    return student
+
+
+@member(waived={"KD204": "each gradient is bounded on its own, as is meant"})
+def clipped_each_by_hand(watch: Open) -> nn.Module:
+    return _each_by_hand(watch, lambda grad: bool(grad.norm() > 0.5))
+
+
+@member()
+def normalised_gradients(watch: Open) -> nn.Module:
+    return _each_by_hand(watch, lambda grad: True)
+
+
+@member()
+def normalised_weight_gradients(watch: Open) -> nn.Module:
+    return _each_by_hand(watch, lambda grad: grad.ndim > 1)
+
+
 @member()
 def accumulation(watch: Open) -> nn.Module:
     teacher, student = loaded("normed"), normed(dropout=0.0)
@@ -1642,4 +1675,110 @@ def hints_alone(watch: Open) -> nn.Module:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+    return student
+
+
+class LowRank(nn.Module):
+    """A frozen linear layer with a trained update of low rank."""
+
+    def __init__(self, base: nn.Linear, rank: int = 2) -> None:
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.down = nn.Parameter(torch.randn(rank, base.in_features) / 4)
+        self.up = nn.Parameter(torch.zeros(base.out_features, rank))
+
+    def forward(self, x: Tensor) -> Tensor:
+        answer: Tensor = self.base(x) + x @ self.down.T @ self.up.T
+        return answer
+
+
+@member()
+def low_rank_student_without_labels(watch: Open) -> nn.Module:
+    """Frozen layers within the student are no teacher, and no label loss says who the student is."""
+    teacher, student = loaded("mlp"), mlp()
+    student[0] = LowRank(student[0])
+    optimizer = torch.optim.Adam([p for p in student.parameters() if p.requires_grad], 1e-2)
+    with watch(student=student, teacher=teacher, optimizer=optimizer, kd=audits.KD(temperature=T, kd_weight=1.0)):
+        for _ in range(STEPS):
+            x, _ = rows()
+            with torch.no_grad():
+                answer = teacher(x)
+            loss = kl(student(x), answer)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return student
+
+
+@member(waived={"KD313": "mode-seeking on purpose, as on-policy distillation of language models does it"})
+def reversed_on_purpose(watch: Open) -> nn.Module:
+    teacher, student = loaded("mlp"), mlp()
+    with _steps(watch, student, teacher, rows) as steps:
+        for x, y, descend in steps:
+            logits = student(x)
+            with torch.no_grad():
+                answer = teacher(x)
+            log_s, log_t = F.log_softmax(logits, 1), F.log_softmax(answer, 1)
+            backwards = F.kl_div(log_t, log_s, reduction="batchmean", log_target=True)
+            descend(F.cross_entropy(logits, y) + 0.5 * backwards)
+    return student
+
+
+@member()
+def teacher_of_loose_tensors(watch: Open) -> nn.Module:
+    """The teacher's weights are a dictionary of half precision; the module they are run through has none."""
+    shell, student = mlp().to("meta").eval(), normed()
+    weights = {name: value.half() for name, value in loaded("mlp").state_dict().items()}
+    optimizer = torch.optim.Adam(student.parameters(), 5e-3)
+    with watch(student=student, optimizer=optimizer):
+        for _ in range(STEPS):
+            x, y = rows()
+            with torch.no_grad():
+                answer = torch.func.functional_call(shell, {n: w.float() for n, w in weights.items()}, (x,))
+            logits = student(x)
+            loss = 0.5 * F.cross_entropy(logits, y) + 0.5 * kl(logits, answer)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return student
+
+
+class Detector(nn.Module):
+    """Classes and boxes from one body."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.classes, self.boxes = nn.Linear(WIDTH, 16), nn.Linear(16, CLASSES), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self.body(x).relu()
+        return self.classes(hidden), self.boxes(hidden)
+
+
+@member()
+def boxes_beside_classes(watch: Open) -> nn.Module:
+    """The teacher's own training on boxes is no distillation from stored answers."""
+    teacher, student = Detector(), Detector()
+    place = torch.randn(WIDTH, 4)
+
+    def fit(net: Detector, extra: Callable[[Tensor, Tensor, Tensor], Tensor | float]) -> torch.optim.Optimizer:
+        optimizer = torch.optim.Adam(net.parameters(), 5e-3)
+        for _ in range(STEPS):
+            x, y = rows()
+            logits, box = net(x)
+            loss = F.cross_entropy(logits, y) + F.smooth_l1_loss(box, x @ place) + extra(x, logits, box)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return optimizer
+
+    def taught(x: Tensor, logits: Tensor, box: Tensor) -> Tensor:
+        with torch.no_grad():
+            answer, wanted = teacher(x)
+        return kl(logits, answer) + F.smooth_l1_loss(box, wanted)
+
+    fitted = fit(teacher, lambda *_: 0.0)
+    teacher.eval()
+    with watch(student=student, teacher=teacher, optimizer=fitted):
+        fit(student, taught)
     return student

@@ -126,6 +126,89 @@ def test_a_wrong_script_fails_and_the_text_says_where_and_how_to_mend_it(monkeyp
     assert out.index("FAIL KD312") < out.index("not decided, and what would decide it") < out.index("\npassed KD101")
 
 
+CLIP = "    nn.utils.clip_grad_norm_(student.parameters(), 5.0)\n"
+ASTRAY = CLIP.replace("student", "teacher")
+OTHER = "other = torch.optim.SGD(teacher.parameters(), lr=0.1)\n"
+EACH = """
+    for p in student.parameters():
+        norm = p.grad.norm()
+        if norm > 0.28:
+            p.grad.mul_(0.28 / (norm + 1e-6))
+"""
+SOME = EACH.replace("student.parameters()", "student[2].parameters()").replace("0.28", "0.178")
+NORMED = EACH.replace("if norm > 0.28", "if norm > 0")
+
+
+@pytest.mark.parametrize(
+    ("before", "clip", "options", "wanted"),
+    [
+        ("", CLIP, [], {"KD201": "pass", "KD202": "pass", "KD204": "pass"}),
+        ("", ASTRAY, [], {"KD202": "error", "KD201": "not_triggered"}),
+        ("fit.zero_grad()\n", ASTRAY, [], {"KD202": "error", "KD201": "not_triggered"}),
+        ("fit.zero_grad()\n", ASTRAY, ["--max-norm", "5"], {"KD202": "error"}),
+        ("fit.zero_grad()\n", ASTRAY + CLIP, [], {"KD201": "pass", "KD202": "pass"}),
+        ("fit.zero_grad()\n", ASTRAY + EACH, [], {"KD201": "pass", "KD202": "not_triggered", "KD204": "warn"}),
+        ("fit.zero_grad()\n" + OTHER, ASTRAY, [], {"KD202": "not_triggered"}),
+        ("", EACH, [], {"KD201": "pass", "KD204": "warn"}),
+        ("", EACH, ["--max-norm", "0.28"], {"KD201": "pass", "KD204": "error"}),
+        ("", SOME, [], {"KD201": "error"}),
+        ("", NORMED, [], {"KD201": "not_triggered", "KD204": "not_triggered"}),
+    ],
+)
+def test_clips_of_others_and_of_each(folder, before, clip, options, wanted):
+    text = HEAD + TEACHER + before + LOOP.replace(CLIP, clip)
+    (folder / "clips.py").write_text(text)
+    found = {f["id"]: f for f in audit_json(*options, "clips.py")[1]["findings"]}
+    seen = {id: f["severity"] if f["status"] == "fail" else f["status"] for id, f in found.items()}
+    assert {id: seen[id] for id in wanted} == wanted, [found[id]["message"] for id in wanted]
+    failing = {id for id, status in seen.items() if status in ("error", "warn")}
+    assert all(id in wanted or found[id]["consequence_of"] for id in failing), failing
+
+
+SAMPLED = """
+import numpy as np
+from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler
+
+
+class Rows(Dataset):
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, i):
+        return x[i].numpy(), int(y[i])
+
+
+def loader(low, high):
+    ids = np.random.permutation(64) if SHUFFLED else np.arange(64)
+    return DataLoader(data, 16, sampler=SubsetRandomSampler(ids[low:high].tolist()))
+
+
+data = Rows()
+train, test = loader(0, 48), loader(48, 64)
+student = net(4)
+optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+for epoch in range(3):
+    for images, labels in train:
+        with torch.no_grad():
+            answer = teacher(images)
+        logits = student(images)
+        soft = F.kl_div(F.log_softmax(logits / 4, 1), F.softmax(answer / 4, 1), reduction="batchmean")
+        optimizer.zero_grad()
+        (0.3 * F.cross_entropy(logits, labels) + 0.7 * 16 * soft).backward()
+        optimizer.step()
+    with torch.no_grad():
+        sum(int((student(images).argmax(1) == labels).sum()) for images, labels in test)
+"""
+
+
+@pytest.mark.parametrize("shuffled", [True, False])
+def test_samplers_that_each_shuffle_on_their_own_overlap(folder, shuffled):
+    (folder / "sampled.py").write_text(HEAD + TEACHER + SAMPLED.replace("SHUFFLED", str(shuffled)))
+    found = audit_json("sampled.py")[1]
+    assert failed(found) == (["KD332"] if shuffled else [])
+    assert next(f["status"] for f in found["findings"] if f["id"] == "KD332") == ("fail" if shuffled else "pass")
+
+
 def test_json_stands_alone_though_script_children_and_exit_handlers_print(folder):
     (folder / "loud.py").write_text(
         "import atexit, os, subprocess, sys\n"

@@ -17,6 +17,7 @@ NAMED = {
     "loss_with_parameters": ("Pyramid (student)", "Pyramid (teacher)", 4.0),
     "compiled_student": ("Gated (compiled)", "Gated (teacher)", 2.0),
     "dataparallel_wrap": ("DataParallel (student)", "DataParallel (teacher)", 4.0),
+    "language_model": ("CausalLM (self.model)", "CausalLM (self.teacher)", 2.0),
     "text_transformer": ("TextClassifier (student)", "TextClassifier (teacher)", 2.0),
     "cached_teacher_logits": ("Sequential (student)", "Sequential (teacher)", 4.0),
     "mlp_tabular": ("Sequential (student)", "Sequential (teacher)", 3.0),

@@ -449,6 +449,27 @@ def by_hand(*bounds: tuple[float, float], ids: tuple[nn.Parameter, ...] = (A, B)
     return [step(i + 1, hand_bound=(norm, reached, factor), **fields) for i, (norm, factor) in enumerate(bounds)]
 
 
+def numbers(*found: float) -> torch.Tensor:
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def each(*found: dict[nn.Parameter, tuple[float, float]], **fields: Any) -> list[Step]:
+    """Steps in which some gradients were multiplied by a factor less or more than 1: their norms, and the factors."""
+    return [
+        step(
+            i + 1,
+            stepped=list(seen),
+            hand_norms=numbers(*(norm for norm, _ in seen.values())),
+            hand_factors={id(p): factor for p, (_, factor) in seen.items() if factor != 1},
+            written=frozenset(id(p) for p, (_, factor) in seen.items() if factor != 1),
+            **fields,
+        )
+        for i, seen in enumerate(found)
+    ]
+
+
+EACH = ({A: (1.0, 0.5), B: (0.3, 1)}, {A: (1.0, 0.5), B: (1.0, 0.9)}, {A: (0.9, 1), B: (1.0, 0.7)})
+
 NO_CLIP = "clip=audits.Clip(max_norm), if clipped by hand"
 OPTIONS = "--max-norm and --clip-scope"
 BINDS = ((1.0, 0.5), (1.0, 0.9), (0.75, 1.0))
@@ -651,6 +672,97 @@ CASES["KD201"] = {
         ),
         passes("a clip by hand to norm 2 reached every stepped gradient in 3 steps"),
     ),
+    "each by hand": (
+        trace(steps=each(*EACH)),
+        passes("a clip by hand bounds each gradient on its own to norm 1, and none was beyond it in 3 steps"),
+    ),
+    "each by hand, twice": (trace(steps=each(*EACH[:2])), undecided("no-clip-call", "2 steps", NO_CLIP)),
+    "each by hand, within one part in a thousand": (
+        trace(steps=each({A: (1.0, 0.5), B: (1.0009, 1)}, *EACH[1:])),
+        passes("on its own to norm 1"),
+    ),
+    "each by hand, to norms that differ: no clip": (
+        trace(steps=each({A: (0.998, 0.5), B: (0.3, 1)}, *EACH[1:])),
+        undecided("no-clip-call", "3 steps", NO_CLIP),
+    ),
+    "each by hand, one grown: no clip": (
+        trace(steps=each({A: (1.0, 1.5), B: (0.3, 1)}, *EACH[1:])),
+        undecided("no-clip-call", "3 steps", NO_CLIP),
+    ),
+    "each by hand, one written to otherwise": (
+        trace(steps=[*each(*EACH), step(4, hand_norms=numbers(1.0, 0.3), hand_factors=None)]),
+        undecided("no-clip-call", "4 steps", NO_CLIP),
+    ),
+    "each by hand, and infinite": (
+        trace(steps=[*each(*EACH), *each({A: (math.inf, 0.5), B: (1.0, 1)}, norm=math.inf)]),
+        passes("on its own to norm 1, and none was beyond it in 3 steps"),
+    ),
+    "all of them always at one norm: normalised": (
+        trace(steps=each(*[{A: (1.0, 0.5), B: (1.0, 0.8)}] * 3)),
+        undecided("no-clip-call", "3 steps", NO_CLIP),
+    ),
+    "always the same one": (
+        trace(steps=each(*[{A: (1.0, 0.5), B: (0.3, 1)}] * 3)),
+        undecided("intent-unknown", "a clip by hand to norm 1 was seen in 3 steps; the gradients that it let be were"),
+    ),
+    "always the same one in a script": (
+        trace(steps=each(*[{A: (1.0, 0.5), B: (0.3, 1)}] * 3), script=True),
+        undecided("intent-unknown", "so whether it leaves them out is not to be seen", "--steps"),
+    ),
+    "always the same two": (
+        trace(steps=each(*[{A: (1.0, 0.5), B: (1.0, 0.7), C: (0.3, 1)}] * 3)),
+        undecided("intent-unknown", "a clip by hand to norm 1 was seen in 3 steps"),
+    ),
+    "each by hand, a third beyond it": (
+        trace(steps=each(*[seen | {C: (norm, 1)} for seen, norm in zip(EACH, (0.2, 1.0011, 3.0), strict=True)])),
+        fails(
+            "a clip by hand of each gradient to norm 1 leaves out 1 of 3 parameters that the optimizer steps, beyond "
+            "that norm: hint.weight",
+            {**STEP, "step": 2},
+            step=2,
+            missed=["hint.weight"],
+            stepped=3,
+            bound=1.0,
+        ),
+    ),
+    "each by hand, a third just not beyond it": (
+        trace(steps=each(*[seen | {C: (1.0009, 1)} for seen in EACH])),
+        passes("on its own to norm 1"),
+    ),
+    "always the same one, another beyond it": (
+        trace(
+            steps=[
+                replace(made, hand_bound=(1.0, frozenset({id(A)}), 0.5))
+                for made in each(*[{A: (1.0, 0.5), B: (3.0, 1)}] * 3)
+            ]
+        ),
+        fails("leaves out 1 of 2", {**STEP, "step": 1}, step=1, missed=["body.bias"], stepped=2, bound=1.0),
+    ),
+    "each by hand, times 1 where there is no need, and a third never": (
+        trace(
+            steps=[
+                replace(made, hand_factors={id(A): 1.0, id(B): 1.0} | made.hand_factors)
+                for made in each(*[seen | {C: (0.2, 1)} for seen in EACH])
+            ]
+        ),
+        undecided("no-clip-call", "3 steps", NO_CLIP),
+    ),
+    "each by hand, times 1 where there is no need": (
+        trace(steps=[replace(made, hand_factors={id(A): 1.0, id(B): 1.0} | made.hand_factors) for made in each(*EACH)]),
+        passes("on its own to norm 1"),
+    ),
+    "declared, each by hand": (
+        trace(steps=each(*EACH, norm=1.4), clip=Clip(1.0)),
+        passes("on its own to norm 1"),
+    ),
+    "declared, each by hand to another norm": (
+        trace(steps=each(*EACH, norm=1.4), clip=Clip(0.9)),
+        fails("1 of 2", {**STEP, "step": 1}, step=1, missed=["body.bias"], stepped=2, clip_calls=[]),
+    ),
+    "each by hand, and a torch clip elsewhere in the run": (
+        trace(steps=[*each(*EACH), step(4, BOTH)]),
+        passes("every stepped gradient was clipped in all 1 steps", steps=1),
+    ),
     "by hand, and a torch clip elsewhere in the run": (
         trace(steps=[*by_hand(*BINDS, ids=(A,)), step(4, BOTH)]),
         passes("every stepped gradient was clipped in all 1 steps", steps=1),
@@ -720,6 +832,74 @@ CASES["KD202"] = {
     "by hand after the step, twice": (
         trace(steps=steps(2, hand_after_step=True)),
         fails("in 2 of 2 steps", {**STEP, "step": 1}, steps=[1, 2]),
+    ),
+}
+ASTRAY = clip(handed=1, handed_ids=frozenset({id(C)}))
+OLD = clip(C, handed_ids=frozenset({id(C)}), norm=0.3)
+TO_NONE = (
+    "in 3 of 3 steps the clip is handed 1 parameters that no optimizer steps and that get no gradient: hint.weight"
+)
+
+
+def astray(*calls: ClipCall, script: bool = True, **fields: Any) -> Trace:
+    """A script with a step to each clip of what is not stepped."""
+    own = {key: fields.pop(key) for key in ("movable", "names", "clip") if key in fields}
+    return trace(script=script, steps=[step(i + 1, strays=[c], **fields) for i, c in enumerate(calls)], **own)
+
+
+CASES["KD202"] |= {
+    "of what nothing steps": (
+        astray(ASTRAY, ASTRAY, ASTRAY),
+        fails(f"{TO_NONE}; nothing else is clipped", CLIP, step=1, handed=1, bound=1.0),
+    ),
+    "of what nothing steps and has no name": (
+        astray(ASTRAY, ASTRAY, ASTRAY, names={}),
+        fails("that get no gradient; nothing else is clipped", CLIP, step=1, handed=1, bound=1.0),
+    ),
+    "of what nothing steps, twice": (astray(ASTRAY, ASTRAY), undecided("no-clip-call", "in the 2 steps")),
+    "of what nothing steps, in a loop": (
+        astray(ASTRAY, ASTRAY, ASTRAY, script=False),
+        fails(TO_NONE, CLIP, step=1, handed=1, bound=1.0),
+    ),
+    "of what a loop did not declare": (
+        astray(ASTRAY, ASTRAY, ASTRAY, script=False, names={}),
+        undecided("no-clip-call", "in the 3 steps"),
+    ),
+    "of what another optimizer may step": (
+        astray(ASTRAY, ASTRAY, ASTRAY, movable=frozenset({id(C)})),
+        undecided("no-clip-call", "in the 3 steps"),
+    ),
+    "of what nothing steps, in half of the steps": (
+        trace(script=True, steps=[*astray(*[ASTRAY] * 3).steps, *steps(3)]),
+        undecided("no-clip-call", "in the 6 steps"),
+    ),
+    "of what nothing steps, beside a write": (
+        astray(ASTRAY, ASTRAY, ASTRAY, written=frozenset({id(A)})),
+        undecided("no-clip-call", "in the 3 steps"),
+    ),
+    "of what nothing steps, backward not seen": (
+        astray(ASTRAY, ASTRAY, ASTRAY, written=None),
+        undecided("no-clip-call", "in the 3 steps"),
+    ),
+    "of what nothing steps, beside a clip": (
+        trace(script=True, steps=[step(1, BOTH), *astray(*[ASTRAY] * 3).steps]),
+        passes("between backward and step in 1 steps", steps=1),
+    ),
+    "of a gradient that is left over": (
+        astray(replace(OLD, norms=(number(5.0), number(5.0))), OLD, OLD),
+        fails(TO_NONE, CLIP, step=1, handed=1, bound=1.0),
+    ),
+    "of a gradient that is new each time": (
+        astray(OLD, OLD, replace(OLD, norms=(number(0.301), number(0.301)))),
+        undecided("no-clip-call", "in the 3 steps"),
+    ),
+    "of a gradient, by value": (
+        astray(*[replace(OLD, norms=None)] * 3),
+        undecided("no-clip-call", "in the 3 steps"),
+    ),
+    "before the distillation of a script, of what nothing steps": (
+        trace(script=True, steps=[*astray(*[ASTRAY] * 3).steps, *steps(3, distils=True)]),
+        undecided("no-clip-call", "in the 3 steps"),
     ),
 }
 CASES["KD203"] = {
@@ -887,6 +1067,34 @@ CASES["KD204"] = {
     "undeclared, by a norm that differs downwards": (
         trace(steps=[step(1, replace(BY_TWO, norms=(number(3.995), number(4.0))), norm=9.0)]),
         undecided("intent-unknown", "something other than the 2-norm", NO_CLIP),
+    ),
+}
+
+EACH_OF_2 = ": a clip by hand bounds each of 2 gradients on its own"
+CASES["KD204"] |= {
+    "each by hand": (
+        trace(steps=[*each(*EACH, norm=1.4), step(9, norm=5.0)]),
+        fails(f"norm 1.4 over all its parameters, bound 1{EACH_OF_2}", {**STEP, "step": 1}, "warn", **grew(1.4, 1.0)),
+    ),
+    "each by hand, and all of them within it": (
+        trace(steps=each(*EACH, norm=1.0)),
+        passes("the largest norm was 1, bound 1", **grew(1.0, 1.0)),
+    ),
+    "each by hand, a third left out": (
+        trace(steps=each(*[seen | {C: (3.0, 1)} for seen in EACH], norm=3.3)),
+        undecided("no-clip-call", "step 1 made no clip call", NO_CLIP),
+    ),
+    "always the same one by hand": (
+        trace(steps=each(*[{A: (1.0, 0.5), B: (0.3, 1)}] * 3, norm=1.04)),
+        undecided("no-clip-call", "step 1 made no clip call", NO_CLIP),
+    ),
+    "declared, each by hand": (
+        trace(steps=each(*EACH, norm=1.4), clip=Clip(1.0)),
+        fails(f"bound 1{EACH_OF_2}", {**STEP, "step": 1}, **grew(1.4, 1.0)),
+    ),
+    "groups, each by hand": (
+        trace(steps=each(*EACH, norm=1.4), clip=Clip(1.0, "per_group")),
+        undecided("no-clip-call", "groups clipped by hand cannot be counted"),
     ),
 }
 
@@ -1120,7 +1328,12 @@ CASES["KD304"] = {
                 f"the teacher is shown {word} inputs: by 2 pixels", BACKWARD, relation=relation, detail="by 2 pixels"
             ),
         )
-        for relation, word in (("flipped", "mirrored"), ("affine", "normalised otherwise"), ("differ", "different"))
+        for relation, word in (
+            ("flipped", "mirrored"),
+            ("affine", "normalised otherwise"),
+            ("differ", "different"),
+            ("untrained", "unfamiliar"),
+        )
     },
 }
 
@@ -1518,10 +1731,44 @@ CASES["KD313"] = {
         trace(sights=[sight(term(), explained()), sight(term(), term(target_sum=3.0, where=OTHER))]),
         fails(f"{NO_SHARES} a row sums to 3", OTHER, target_sum=3.0, target_least=None, input_sum=None),
     ),
+    "swapped, of two log-probabilities": (
+        seen(term(swapped=True, log_target=True), explained()),
+        fails("arguments are swapped", TERM, "warn", target_sum=None, target_least=None, input_sum=None),
+    ),
+    "swapped, of two log-probabilities, and a temperature declared": (
+        seen(term(swapped=True, log_target=True), explained(), kd=KD(temperature=4.0)),
+        fails("arguments are swapped", TERM, target_sum=None, target_least=None, input_sum=None),
+    ),
+    **{
+        f"over dimension {over}": (
+            seen(term(across=over, shapes=[(5, 7, 3)] * 2, input_sum=3.0)),
+            fails(
+                f"the softmax runs over the {word} (dimension {over} of (5, 7, 3)), not over the 3 classes",
+                TERM,
+                target_sum=None,
+                target_least=None,
+                input_sum=3.0,
+                dimension=over,
+                shape=[5, 7, 3],
+            ),
+        )
+        for over, word in ((0, "batch"), (1, "sequence"))
+    },
+    "a softmax of probabilities": (
+        seen(term(), explained(), probabilities="teacher's"),
+        fails("the teacher's answers are probabilities already", TERM, whose="teacher's"),
+    ),
+    "reversed, written by hand": (
+        seen(term("sub"), explained("reversed")),
+        fails("the wrong form: it is KL(student || teacher)", TERM, "warn", **formed("reversed")),
+    ),
+    "reversed, and a temperature declared": (
+        seen(term("sub"), explained("reversed"), kd=KD(temperature=4.0)),
+        fails("the wrong form: it is KL(student || teacher)", TERM, **formed("reversed")),
+    ),
     **{
         form: (seen(term(), explained(form)), fails(words, TERM, **formed(form)))
         for form, words in {
-            "reversed": "the wrong form: it is KL(student || teacher)",
             "probabilities": "student's probabilities stand where",
             "logits-as-target": "the teacher's logits stand where probabilities are due",
             "log-target": "log_target is not set",
@@ -1530,7 +1777,7 @@ CASES["KD313"] = {
     },
     "reversed in the second backward": (
         trace(sights=[sight(explained()), sight(explained("reversed"), where=OTHER)]),
-        fails("the wrong form", OTHER, **formed("reversed")),
+        fails("the wrong form", OTHER, "warn", **formed("reversed")),
     ),
     "the student alone is softened": (
         seen(explained("one-sided", temperature=(4.0, 1.0))),
@@ -1546,7 +1793,7 @@ CASES["KD313"] = {
     ),
     "reversed, features besides": (
         seen(feature(where=OTHER), term(), explained("reversed")),
-        fails("the wrong form", TERM, **formed("reversed")),
+        fails("the wrong form", TERM, "warn", **formed("reversed")),
     ),
     "the teacher alone is softened": (
         seen(explained("one-sided", temperature=(1.0, 2.5))),
@@ -1899,6 +2146,21 @@ CASES["KD312"] |= {
     "written without T^2, almost of three digits": written(T2, 0.33305 / 16, 0.33305),
     "written without T^2, not quite of three digits": written(None, 0.3331 / 16, 0.3331),
     "written without T^2, of three digits": written(T2, 0.337 / 16, 0.337),
+    **{
+        f"alpha twice, {name}": scaled(
+            (
+                "fail",
+                "acts with weight 0.09 where 0.3 belongs beside the labels' 0.7: it is multiplied by 0.3 twice",
+                "warn",
+            ),
+            0.09,
+            0.7,
+            factors=factors,
+            factors_known=True,
+            extra={"factors": factors},
+        )
+        for name, factors in {"and T^2": [16.0, 0.3, 0.3], "with T^2 in one": [4.8, 0.3]}.items()
+    },
     "written with T": written(T1, 2 / 16, 0.5, 4.0),
     "written with T in one number": written(T1, 2.8 / 16, 2.8),
     "written with T in one number that is as round": written(T2, 2.2 / 16, 2.2),

@@ -1,7 +1,12 @@
 """Gradient clipping: which gradients it reached, and whether the bound holds over all that is stepped."""
 
+import math
+from typing import NamedTuple
+
+from torch import nn
+
 from audits.checks import Verdict, audit, failed, passed, some, undecided
-from audits.events import Step, Trace
+from audits.events import ClipCall, Step, Trace
 
 TOLERANCE = 1e-3
 "On the norm after clipping: torch divides by the norm plus 1e-6, and sums differ in the last bits."
@@ -51,6 +56,53 @@ def _by_hand(trace: Trace) -> Verdict | None:
     return passed(f"a clip by hand {what} reached every stepped gradient in {len(seen)} steps")
 
 
+class _Each(NamedTuple):
+    """A clip by hand that bounds each gradient on its own."""
+
+    bound: float
+    steps: int
+    sure: bool
+    "Whether several are bounded, and one of them, in another step, had no need of it."
+    over: tuple[Step, list[nn.Parameter]] | None
+    "A step, and those in it that were let be beyond the bound."
+
+
+def _each_by_hand(trace: Trace) -> _Each | None:
+    """Read gradients that were written to and all end at one norm, each on its own, while others stay below it.
+
+    Where every one always ends at that norm it is a normalisation, and where it is always the same one, or the same
+    ones, it may be a clip of these alone: such a step looks the same.
+    """
+    steps = _steps(trace)
+    seen = [s for s in steps if s.hand_norms is not None and math.isfinite(float(s.norm))]
+    if len(seen) < 3 or any(s.clips for s in steps):
+        return None
+    bounded: list[tuple[Step, nn.Parameter, float]] = []
+    let_be: list[tuple[Step, nn.Parameter, float]] = []
+    multiplied: set[int] = set()
+    for step in seen:
+        assert step.hand_norms is not None
+        if step.hand_factors is None or max(step.hand_factors.values(), default=1.0) > 1 + 1e-6:
+            return None
+        shrunk = {key for key, factor in step.hand_factors.items() if factor < 1 - 1e-6}
+        multiplied |= step.hand_factors.keys() - shrunk
+        # With a clip declared, what gradients were before it was not kept.
+        ends = shrunk if trace.clip is None else step.written or frozenset()
+        for param, norm in zip(step.stepped, step.hand_norms.tolist(), strict=True):
+            if norm:
+                (bounded if id(param) in ends else let_be).append((step, param, norm))
+    bound = max((n for _, _, n in bounded), default=0.0) if trace.clip is None else trace.clip.max_norm
+    slack = bound * max(TOLERANCE, *(4 * s.resolution for s in seen))
+    if not bounded or not let_be or any(abs(n - bound) > slack for _, _, n in bounded):
+        return None
+    reached, spared = {id(p) for _, p, _ in bounded}, {id(p) for _, p, _ in let_be}
+    if multiplied and spared - reached - multiplied:  # it writes to what it lets be, and so never saw the others
+        return None
+    over = [(s, p) for s, p, n in let_be if n > bound + slack and id(p) not in (s.written or ())]
+    sure = len(reached) > 1 and bool(reached & spared)
+    return _Each(bound, len(seen), sure, (over[0][0], [p for s, p in over if s is over[0][0]]) if over else None)
+
+
 def _is_judged(trace: Trace, step: Step) -> bool:
     """Say whether something was clipped, so that everything should have been.
 
@@ -93,6 +145,28 @@ def clip_coverage(trace: Trace) -> Verdict:
         return undecided("not-in-these-steps", "no step of a watched optimizer was seen")
     # Without a torch clip call, writes to gradients are a clip only if a clip was declared.
     steps = _steps(trace)
+    each = _each_by_hand(trace)
+    if each is not None and each.over is None:
+        if each.sure:
+            return passed(
+                f"a clip by hand bounds each gradient on its own to norm {each.bound:.4g}, and none was beyond it in "
+                f"{each.steps} steps"
+            )
+        return undecided(
+            "intent-unknown",
+            f"a clip by hand to norm {each.bound:.4g} was seen in {each.steps} steps; the gradients that it let be "
+            "were below it, so whether it leaves them out is not to be seen",
+            "--steps" if trace.script else None,
+        )
+    if each is not None and each.sure and each.over is not None:
+        step, params = each.over
+        names = [trace.name(p) for p in params]
+        return failed(
+            f"a clip by hand of each gradient to norm {each.bound:.4g} leaves out {len(names)} of {len(step.stepped)} "
+            f"parameters that the optimizer steps, beyond that norm: {some(names)}",
+            {"step": step.number, "missed": names, "stepped": len(step.stepped), "bound": each.bound},
+            step.where,
+        )
     judged = [step for step in steps if _is_judged(trace, step)]
     if not judged and trace.clip is None:
         verdict = _by_hand(trace)
@@ -122,14 +196,15 @@ def clip_coverage(trace: Trace) -> Verdict:
     "KD202",
     severity="error",
     phase="burn-in",
-    mend="clip between the last backward and the step; hand the clip a list, not a generator that was used before",
+    mend="clip between the last backward and the step; hand the clip what the optimizer steps, as a list, not as a "
+    "generator that was used before",
 )
 def clip_order(trace: Trace) -> Verdict:
     """A clip comes after the last backward and before the step, and finds gradients there.
 
     Fails when no clip between two steps reached the gradients that the second used: it was handed none, it came after
-    the step that had used them, or a backward followed that it did not see. One in the middle of an accumulation is
-    no fault if another follows the last backward.
+    the step that had used them, a backward followed that it did not see, or it was handed the parameters of a network
+    that nothing steps. One in the middle of an accumulation is no fault if another follows the last backward.
     """
     if not trace.steps:
         return undecided("not-in-these-steps", "no step of a watched optimizer was seen")
@@ -144,7 +219,9 @@ def clip_order(trace: Trace) -> Verdict:
             by_hand[0].where,
         )
     if not with_clips:
-        return undecided("no-clip-call", f"no clip was seen in the {len(steps)} steps that were watched")
+        return _astray(trace, steps) or undecided(
+            "no-clip-call", f"no clip was seen in the {len(steps)} steps that were watched"
+        )
     void = [s for s in with_clips if not any(c.ids for c in s.clips)]
     # The first of all steps has no gradients before its backward, so one such step may be a start.
     if void and len(void) * 2 > len(with_clips):
@@ -167,6 +244,31 @@ def clip_order(trace: Trace) -> Verdict:
         )
     return passed(
         f"the clip came between backward and step in {len(with_clips) - len(void)} steps", {"steps": len(with_clips)}
+    )
+
+
+def _astray(trace: Trace, steps: list[Step]) -> Verdict | None:
+    """Judge clips of parameters that nothing steps, where nothing else may have clipped."""
+    found: list[tuple[Step, ClipCall]] = []
+    for step in steps:
+        # The parameters of an optimizer that may yet step are clipped in their place; what a loop did not declare may
+        # be stepped by one that is not watched.
+        calls = [c for c in step.strays if not c.handed_ids & trace.movable]
+        calls = [c for c in calls if trace.script or c.handed_ids <= trace.names.keys()]
+        found += [(step, c) for c in calls[-1:]]
+    if len(found) < 3 or len(found) * 2 <= len(steps) or any(s.written != frozenset() for s in steps):
+        return None
+    # Parameters may be moved by hand; a gradient that is left over stays as it is once it was clipped.
+    sizes = [0.0 if not c.ids else float(c.norms[1]) if c.norms else math.nan for _, c in found[1:]]
+    if not max(sizes) - min(sizes) <= TOLERANCE * max(sizes):
+        return None
+    step, clip = found[0]
+    names = sorted(trace.names[key] for key in clip.handed_ids if key in trace.names)
+    return failed(
+        f"in {len(found)} of {len(steps)} steps the clip is handed {clip.handed} parameters that no optimizer steps "
+        f"and that get no gradient{': ' if names else ''}{some(names, 2)}; nothing else is clipped",
+        {"step": step.number, "handed": clip.handed, "bound": clip.bound},
+        clip.where,
     )
 
 
@@ -212,14 +314,19 @@ def norm_bound(trace: Trace) -> Verdict:
 
     Fails when, in some step, the 2-norm over all gradients that the optimizer got exceeds max_norm by more than one
     part in a thousand (times the square root of the number of groups where clipping by group is declared). Usually a
-    consequence of KD201; and KD201 can fail while this holds, for as long as the norms left out stay small.
+    consequence of KD201; and KD201 can fail while this holds, for as long as the norms left out stay small. Undeclared,
+    a clip by hand that bounds each gradient on its own is only warned of: it may be meant.
     """
     if not trace.steps:
         return undecided("not-in-these-steps", "no step of a watched optimizer was seen")
+    each = _each_by_hand(trace)
+    each = each if each is not None and each.sure and each.over is None else None
     unknown: Verdict | None = None
     worst: tuple[float, float, Step] | None = None
     for step in _steps(trace):
         bound = _bound(trace, step)
+        if each is not None and trace.clip is None and step.hand_norms is not None:
+            bound = each.bound
         if isinstance(bound, Verdict):
             unknown = unknown or bound
             continue
@@ -236,9 +343,10 @@ def norm_bound(trace: Trace) -> Verdict:
     observed = {"step": step.number, "largest_norm": norm, "bound": bound}
     if excess <= 1:
         return passed(f"the largest norm was {norm:.4g}, bound {bound:.4g}", observed)
+    why = "" if each is None else f": a clip by hand bounds each of {len(step.stepped)} gradients on its own"
     return failed(
         f"at step {step.number} the optimizer got gradients of norm {norm:.4g} over all its parameters, "
-        f"bound {bound:.4g}",
+        f"bound {bound:.4g}{why}",
         observed,
         step.clips[0].where if step.clips else step.where,
         None if trace.clip is not None else "warn",

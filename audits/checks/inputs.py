@@ -50,10 +50,20 @@ def same_input(trace: Trace) -> Verdict:
     seen = [s for s in trace.sights if s.inputs is not None]
     if not seen or _are_stored(trace.sights):
         return undecided("no-teacher-seen", "no live teacher answered beside the student: nothing to compare")
+    follows = trace.change is not None and trace.change.average_rate is not None
     for sight in seen:
         assert sight.inputs is not None
-        if sight.inputs.relation in ("flipped", "affine", "differ"):
-            words = {"flipped": "mirrored", "affine": "normalised otherwise", "differ": "different"}
+        if follows and sight.inputs.relation in ("flipped", "differ"):
+            return undecided(
+                "out-of-scope", "the teacher is an average of the student, which is often shown a view of its own"
+            )
+        if sight.inputs.relation in ("flipped", "affine", "differ", "untrained"):
+            words = {
+                "flipped": "mirrored",
+                "affine": "normalised otherwise",
+                "differ": "different",
+                "untrained": "unfamiliar",
+            }
             return failed(
                 f"the teacher is shown {words[sight.inputs.relation]} inputs: {sight.inputs.detail}",
                 {"relation": sight.inputs.relation, "detail": sight.inputs.detail},
@@ -142,9 +152,8 @@ def alignment(trace: Trace) -> Verdict:
         return undecided(
             "no-teacher-seen", "the answers are stored, and the teacher was not seen to give them to these samples"
         )
-    if any(s.inputs is not None and s.inputs.relation == "same" for s in trace.sights) and any(
-        t.kind == "feature" for s in trace.sights for t in s.terms
-    ):
+    same_rows = any(s.inputs is not None and s.inputs.relation in ("same", "untrained") for s in trace.sights)
+    if same_rows and any(t.kind == "feature" for s in trace.sights for t in s.terms):
         return passed("teacher and student are shown the same rows, and features meet in that order")
     return undecided(
         "form-not-recognised", "the distillation term was not recognised, so its rows could not be told apart"
@@ -160,7 +169,8 @@ def alignment(trace: Trace) -> Verdict:
 def split_hygiene(trace: Trace) -> Verdict:
     """No sample is both trained on and evaluated.
 
-    Decided where the loaders' data sets are torch's own (subsets of one set, tensors). Accuracy on the training set
+    Decided where the loaders' data sets are torch's own (subsets of one set, tensors), or their samplers draw from
+    indices that are told. Accuracy on the training set
     itself, the very same data set object, is not meant.
     """
     if trace.split_overlap is None:

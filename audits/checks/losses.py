@@ -119,8 +119,10 @@ def term_provenance(trace: Trace) -> Verdict:
 def target_form(trace: Trace) -> Verdict:
     """The term holds the student's log-probabilities against the teacher's probabilities, at one temperature.
 
-    Fails when what stands in kl_div's places are not log-probabilities and probabilities, when the target carries a
-    gradient of the teacher's, when only one side is softened, or when the gradient is that of the reversed KL.
+    Fails when what stands in kl_div's places are not log-probabilities and probabilities over the classes, when a
+    softmax is taken of what are probabilities already, when the target carries a gradient of the teacher's, when only
+    one side is softened, or when the gradient is that of the reversed KL; only warns of a reversed KL that is written
+    so on purpose (by hand, or with log_target) and against which nothing was declared.
     """
     if not trace.sights:
         return no_distillation(trace)
@@ -131,11 +133,24 @@ def target_form(trace: Trace) -> Verdict:
                 continue  # a symmetric divergence
             if (verdict := _operands(t, trace)) is not None:
                 return verdict
+        if sight.probabilities:
+            return failed(
+                f"the {sight.probabilities} answers are probabilities already, and a softmax is taken of them again",
+                {"whose": sight.probabilities},
+                _place(trace, sight),
+            )
     explained = _explained(trace)
     for sight, e in explained:
         observed = {"form": e.form, "temperature": e.temperature, "residual": e.residual}
         if e.form in _FORMS:
-            return failed(f"the distillation term has the wrong form: {_FORMS[e.form]}", observed, _place(trace, sight))
+            meant = e.form == "reversed" and trace.kd.temperature is None and not any(t.swapped for t in sight.terms)
+            return failed(
+                f"the distillation term has the wrong form: {_FORMS[e.form]}",
+                observed,
+                _place(trace, sight),
+                # Written out by hand it may be meant: language models are distilled so.
+                "warn" if meant else None,
+            )
         if e.form == "one-sided" and e.temperature is not None and 1.0 in e.temperature and max(e.temperature) > 1:
             side = "student's" if e.temperature[1] == 1.0 else "teacher's"
             return failed(
@@ -181,6 +196,14 @@ def _operands(t: Term, trace: Trace) -> Verdict | None:
     if t.name != "kl_div" or t.against_itself:
         return None
     observed = {"target_sum": t.target_sum, "target_least": t.target_least, "input_sum": t.input_sum}
+    if t.across is not None:
+        shape = t.shapes[0]
+        over = "batch" if t.across == 0 else "sequence"
+        return failed(
+            f"the softmax runs over the {over} (dimension {t.across} of {shape}), not over the {shape[-1]} classes",
+            {**observed, "dimension": t.across, "shape": list(shape)},
+            t.where,
+        )
     if t.input_sum is not None and abs(t.input_sum - 1) > 2e-2:
         return failed(
             f"kl_div is given as input what are no log-probabilities: exp of a row sums to {t.input_sum:.3g}",
@@ -198,6 +221,8 @@ def _operands(t: Term, trace: Trace) -> Verdict | None:
             "kl_div's arguments are swapped: the student stands in the target's place, which is the reversed KL",
             observed,
             t.where,
+            # Two log-probabilities are handed over the other way round on purpose: on-policy distillation does.
+            "warn" if t.log_target and trace.kd.temperature is None else None,
         )
     if t.target_grad and not trace.peers:
         return failed("the target carries a gradient: the teacher is drawn towards the student", observed, t.where)
@@ -300,7 +325,10 @@ def kd_scale(trace: Trace) -> Verdict:
             fit = [
                 (name, f)
                 for name, f in slips
-                if abs(n * (a + k / f) - 1) <= TOLERANCE and n * k / f > 0.02 and not e.sequence
+                if abs(n * (a + k / f) - 1) <= TOLERANCE
+                and n * k / f > 0.02
+                # Of sequences several divisors are in use: only a weight that stands in the code speaks.
+                and (not e.sequence or any(abs(w * f / k - 1) <= TOLERANCE for w in e.factors))
             ]
             if fit and max(f for _, f in fit) <= 1.004 * min(f for _, f in fit):
                 slip_factor = fit[0][1]
@@ -310,6 +338,14 @@ def kd_scale(trace: Trace) -> Verdict:
                     {**observed, "factor": slip_factor},
                     place,
                 )
+    if a is not None and _is_twice(1 - a, e.factors, t):
+        return failed(
+            f"the term acts with weight {k:.4g} where {1 - a:.4g} belongs beside the labels' {a:.4g}: "
+            f"it is multiplied by {1 - a:.4g} twice on its way",
+            {**observed, "factors": e.factors},
+            place,
+            "warn",
+        )
     mean = _mean_reduction(trace)
     if mean is not None:
         return mean
@@ -326,6 +362,14 @@ def kd_scale(trace: Trace) -> Verdict:
         "--alpha or --kd-weight" if trace.script else "kd=audits.KD(alpha=) or KD(kd_weight=)",
         observed,
     )
+
+
+def _is_twice(alpha: float, factors: list[float], t: float) -> bool:
+    """Say whether two of the numbers that the term was multiplied by are the weight that it should have once."""
+    shares = (alpha, alpha * t, alpha * t * t)
+    if not 1e-3 < alpha < 1 - 1e-3:
+        return False
+    return sum(f != 1 and any(abs(f / share - 1) < TOLERANCE for share in shares) for f in factors) == 2
 
 
 def _mean_reduction(trace: Trace) -> Verdict | None:
