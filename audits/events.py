@@ -267,6 +267,8 @@ class Trace:
     "Columns of the student's logits."
 
     kd: KD = field(default_factory=KD)
+    same_input: bool = False
+    "Whether it is declared that student and teacher are shown the same batch."
     script: bool = False
     "Whether nothing was declared by code: roles were read off what was seen."
     movable: frozenset[int] = frozenset()

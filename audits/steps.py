@@ -273,11 +273,12 @@ class Steps:
             return
         self._clips_read[id(optimizer)] = len(self._clips)
         self._scaled.discard(id(optimizer))
-        if not self.distils:
+        fused = getattr(optimizer, "_step_supports_amp_scaling", False)
+        if not self.distils or (fused and not self.active):  # to look costs a wait for the device
             return
         trace = self._trace
         trace.scaler_calls += 1
-        if sum(self.counts.values()) == self._taken:
+        if sum(self.counts.values()) == self._taken or (fused and _is_infinite(scaler, optimizer)):
             trace.scaler_skips += 1
             self._held = 0
         else:
@@ -427,6 +428,12 @@ def with_gradient(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
 
 def _norms(grads: list[Tensor]) -> Tensor:
     return torch.stack([n.to(grads[0].device) for n in torch._foreach_norm(grads)]).detach()
+
+
+def _is_infinite(scaler: Any, optimizer: torch.optim.Optimizer) -> bool:
+    """Say whether the scaler found infinite gradients; a fused optimizer is called all the same, and moves nothing."""
+    found = scaler._per_optimizer_states[id(optimizer)].get("found_inf_per_device", {})
+    return any(bool(value) for value in found.values())
 
 
 def _stamp(grad: Tensor) -> tuple[int, int]:

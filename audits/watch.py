@@ -38,6 +38,7 @@ def watch(
     clip: Clip | None = None,
     kd: KD | None = None,
     teacher_weights: Mapping[str, Tensor] | None = None,
+    same_input: bool = False,
     burn_in: int = 20,
     every: int = 50,
     on_fail: OnFail = "record",
@@ -45,10 +46,10 @@ def watch(
     """Watch a training for as long as the ``with`` block lives, and hold it to what is declared here.
 
     `projectors` is what is trained beside the student: a module, or several by name. `teacher_weights` is the state
-    dict that the teacher should hold. `burn_in` is the number of steps of which every one is seen; after them every
-    `every`-th is. `on_fail` says what a failed audit of severity error does when the burn-in ends and when the block
-    does: it is recorded in ``report``, warned of, or raised as AuditFailure. A declaration that makes no sense is a
-    ValueError.
+    dict that the teacher should hold. `same_input` declares that both networks are shown the same batch. `burn_in` is
+    the number of steps of which every one is seen; after them every `every`-th is. `on_fail` says what a failed audit
+    of severity error does when the burn-in ends and when the block does: it is recorded in ``report``, warned of, or
+    raised as AuditFailure. A declaration that makes no sense is a ValueError.
     """
     optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
     named = {"projectors": projectors} if isinstance(projectors, nn.Module) else dict(projectors or {})
@@ -69,7 +70,7 @@ def watch(
             raise ValueError(f"audits.watch: {says}")
     roles = {**({"teacher": teacher} if teacher is not None else {}), "student": student, **named}
     names = {id(p): f"{role}.{name}" for role, module in roles.items() for name, p in module.named_parameters()}
-    trace = Trace(student, teacher, clip, names, hooks.call_site(), kd=kd or KD())
+    trace = Trace(student, teacher, clip, names, hooks.call_site(), kd=kd or KD(), same_input=same_input)
     if teacher is not None and teacher_weights is not None:
         trace.provenance = _provenance(teacher, teacher_weights)
     return Watch(trace, optimizers, burn_in, every, on_fail, Declared(student, teacher, named))

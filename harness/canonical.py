@@ -12,6 +12,7 @@ from audits.finding import Report
 from harness import faults
 from harness.faults import Fault
 from harness.plan import load_preset, split_pair
+from harness.properties import with_properties
 from harness.trial import declared
 from kd import NUMERICS, train
 from kd.data import Dataset, cache_folder, load_file, prepare
@@ -54,12 +55,13 @@ def audit_ourselves(
     preset = load_preset("quick")
     teacher_arch, student_arch = split_pair(preset.pairs[0])
     dataset = load_file(prepare("digits", None, cache_folder()))
-    recipe = replace(preset.recipe, epochs=EPOCHS)
+    canonical = replace(preset.recipe, epochs=EPOCHS)
     torch.set_num_threads(1)  # as a trial's: sums in another order have other last bits
     runs = []
     for name in names:
         fault = faults.get(name) if name is not None else None
         procedure = fault.inject(CANONICAL, lambda: None) if fault else CANONICAL
+        recipe = fault.recipe(canonical) if fault else canonical
         for method in methods:
             if fault is not None and fault.why_not(method):
                 continue
@@ -67,11 +69,12 @@ def audit_ourselves(
             teacher = None
             if METHODS[method].needs_teacher:
                 shared = fault if fault is not None and fault.scope == "both" else None
-                teacher = _teacher(dataset, teacher_arch, replace(recipe, epochs=TEACHER_EPOCHS), shared, told)
+                teacher = _teacher(dataset, teacher_arch, replace(canonical, epochs=TEACHER_EPOCHS), shared, told)
             told(f"{method}{f' with {name}' if name else ''}: {EPOCHS} epochs of {student_arch} on digits")
             training = train.prepare(
                 dataset, student_arch, teacher, method, settings, recipe, procedure, seed, torch.device("cpu")
             )
+            training.scores_test = fault is not None and fault.seam == "select"
             with audits.watch(
                 student=training.student,
                 teacher=training.teacher,
@@ -80,10 +83,12 @@ def audit_ourselves(
                 clip=audits.Clip(recipe.max_norm),
                 kd=declared(method, settings),
                 teacher_weights=read_checkpoint(teacher.checkpoint) if teacher is not None else None,
+                same_input=True,
             ) as watch:
                 for _ in train.epochs(training, watch.labels):
                     pass
-            runs.append(Run(method, fault, watch.report, EPOCHS * training.steps_per_epoch))
+            report = with_properties(watch.report, training)
+            runs.append(Run(method, fault, report, EPOCHS * training.steps_per_epoch))
     return runs
 
 

@@ -323,7 +323,8 @@ def summary(study: Trials) -> list[dict[str, Any]]:
                 "expected_findings": fault.ids(fault.caught_by) if fault else [],
                 "failed_findings": sorted({i for r in results for i in r.roots}),
                 "consequences": sorted({i for r in results for i in r.consequences}),
-                "as_expected": len(results) == len(trials) and all(as_expected(r, arm.method) for r in results),
+                "as_expected": len(results) == len(trials)
+                and all(as_expected(r, spec) for spec, r in trials.values() if r is not None),
                 "reached": all(s.reached for s in stories) if stories else None,
                 "diverged_at": _first(diverged),
             }
@@ -336,15 +337,19 @@ def _first(epochs: list[int | str | None]) -> int | str | None:
     return min(numbers) if numbers else next((e for e in epochs if isinstance(e, str)), None)
 
 
-def as_expected(result: Result, method: str) -> bool:
+def as_expected(result: Result, spec: Spec) -> bool:
     """Say whether a trial's audits spoke exactly as its fault declares; without a fault, whether it is proven clean.
 
-    Proven clean: no audit failed, and each that a fault of this method must trip has said `pass`, not merely nothing.
+    Proven clean: no audit failed, and each that a fault of this method and recipe must trip has said `pass`, not merely
+    nothing; but for laws that have nothing to judge here, as on augmentation where none is in the recipe.
     """
     if result.broken or result.status not in FINAL:
         return False
     if result.fault is None:
-        must = {name for f in faults.FAULTS.values() if f.why_not(method) is None for name in f.caught_by}
+        able = [
+            f for f in faults.FAULTS.values() if not f.why_not(spec.method) and f.recipe(spec.recipe) == spec.recipe
+        ]
+        must = {name for f in able for name in f.caught_by} & {f["name"] for f in result.findings}
         said = {f["name"] for f in result.findings if f["status"] == "pass"}
         return not result.roots and not result.consequences and must <= said
     fault = faults.get(result.fault.name)
@@ -371,7 +376,7 @@ def teacher_row(arch: str, folder: Folder) -> dict[str, Any]:
         "expected_findings": fault.ids(fault.caught_by) if fault else [],
         "failed_findings": result.roots if result is not None else [],
         "consequences": result.consequences if result is not None else [],
-        "as_expected": result is not None and as_expected(result, spec.method),
+        "as_expected": result is not None and as_expected(result, spec),
     }
 
 

@@ -226,7 +226,7 @@ def make_plan(preset: Preset, variants: Sequence[str | None], ground: Ground, *,
         for pair in preset.pairs:
             for method in preset.methods:
                 check_method(method)
-                if fault is not None and (why := _why_not(fault, method, ground)):
+                if fault is not None and (why := _why_not(fault, method, ground, preset.recipe)):
                     if (fault.name, method, why) not in plan.skipped:
                         plan.skipped.append((fault.name, method, why))
                     continue
@@ -271,7 +271,9 @@ def _add_arm(plan: Plan, arm: Arm, fault: Fault | None, ground: Ground) -> None:
     plan.arms[arm] = {seed: add(student_arch, arm.method, seed, preset.recipe, teacher, fault) for seed in preset.seeds}
 
 
-def _why_not(fault: Fault, method: str, ground: Ground) -> str | None:
+def _why_not(fault: Fault, method: str, ground: Ground, recipe: Recipe) -> str | None:
+    if fault.recipe(recipe) != recipe:
+        return f"the fault acts under a gradient scaler, and the recipe's precision is {recipe.precision}"
     if ground.teacher_sha256 is not None and fault.scope == "both" and METHODS[method].needs_teacher:
         return "the fault is in the teacher's training too, and the teacher was brought along trained"
     return fault.why_not(method)

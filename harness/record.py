@@ -2,6 +2,7 @@
 
 spec.json            what decides the numbers
 curve.jsonl          one line an epoch
+test_curve.jsonl     test accuracy by epoch, only where a rule that selects by it is tried
 result.json          written last and atomically: a folder without it is an unfinished trial
 student.safetensors  weights of the selected epoch
 method.safetensors   its projectors, where the method has any

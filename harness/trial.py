@@ -21,6 +21,7 @@ import torch
 import audits
 from harness import faults
 from harness.environment import environment
+from harness.properties import with_properties
 from harness.record import FaultStory, Folder, Metrics, Result, StudyFolder, TeacherRecord, finite, sync
 from harness.spec import Spec
 from kd import evaluate, train
@@ -115,6 +116,7 @@ def _run(folder: Folder, spec: Spec, data_file: Path) -> Result:
     training = train.prepare(
         dataset, spec.arch, teacher, spec.method, spec.settings, spec.recipe, procedure, spec.seed, device
     )
+    training.scores_test = fault is not None and fault.seam == "select"
     teacher_record = _teacher_record(training, spec)
     lap("prepare_seconds")
 
@@ -130,17 +132,21 @@ def _run(folder: Folder, spec: Spec, data_file: Path) -> Result:
             clip=audits.Clip(spec.recipe.max_norm),
             kd=declared(spec.method, spec.settings),
             teacher_weights=read_checkpoint(teacher.checkpoint) if teacher is not None else None,
+            same_input=True,
         ) as watch,
     ):
         for epoch in train.epochs(training, watch.labels):
             lines.write(json.dumps(finite(asdict(epoch)), allow_nan=False) + "\n")
             lines.flush()
+            if training.scores_test:
+                with (folder.path / "test_curve.jsonl").open("w" if epoch.epoch == 1 else "a") as scores:
+                    scores.write(json.dumps({"epoch": epoch.epoch, "test_accuracy": training.test_scores[-1]}) + "\n")
             if not epoch.finite:
                 diverged = epoch.epoch
                 break
     lap("train_seconds")
 
-    findings = watch.report.to_dicts()
+    findings = with_properties(watch.report, training).to_dicts()
     selected, metrics = None, None
     if diverged is None:
         selected = training.restore_selected()

@@ -110,9 +110,9 @@ def trainable(student: nn.Module, method: nn.Module, teacher: nn.Module | None) 
     return [*student.parameters(), *method.parameters()]
 
 
-def clipped(student: nn.Module, method: nn.Module) -> Params:
-    """Clip the union of student and projection parameters (4.2, gradient clipping)."""
-    return [*student.parameters(), *method.parameters()]
+def clipped(student: nn.Module, method: nn.Module) -> Sequence[Params]:
+    """Clip the union of student and projection parameters as one (4.2, gradient clipping): each set to the bound."""
+    return [[*student.parameters(), *method.parameters()]]
 
 
 def order() -> Sequence[str]:
@@ -167,7 +167,7 @@ class Procedure:
     soft_loss: Callable[[Tensor, Tensor, float], Tensor] = soft_loss
     combine: Callable[[Tensor, Tensor, float, float], Tensor] = combine
     trainable: Callable[[nn.Module, nn.Module, nn.Module | None], Params] = trainable
-    clipped: Callable[[nn.Module, nn.Module], Params] = clipped
+    clipped: Callable[[nn.Module, nn.Module], Sequence[Params]] = clipped
     order: Callable[[], Sequence[str]] = order
     learning_rate: Callable[[Recipe, int, int], float] = learning_rate
     select: Callable[[Sequence[float], Sequence[float]], int] = select

@@ -71,7 +71,10 @@ class Training:
     provenance: Provenance | None
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    scores_test: bool = False
+    "Whether each epoch is scored on the test set too: only a rule that selects by it is shown those scores."
     val_scores: list[float] = field(default_factory=list)
+    test_scores: list[float] = field(default_factory=list)
     best: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     "Weights of the epoch selected so far, by module (student, method)."
     best_epoch: int = -1
@@ -87,7 +90,7 @@ class Training:
         An epoch's weights are kept when it is selected on the scores so far; a rule that goes back to an earlier epoch
         than it chose then is an InputError.
         """
-        selected = self.procedure.select(self.val_scores, ())
+        selected = self.procedure.select(self.val_scores, self.test_scores)
         if selected != self.best_epoch:
             raise InputError(
                 f"select chose epoch {selected + 1} in the end, which it had not chosen when it was the latest; "
@@ -210,10 +213,10 @@ def epochs(training: Training, on_batch: Callable[[Tensor], None] | None = None)
         loss_means = (
             {"ce": ce_sum, "kd": kd_sum, "total": total} if t.teacher is not None else {"ce": ce_sum, "total": total}
         )
-        val = t.split.val
-        logits = logits_of(t.student, t.batches(val), t.pool.centre)
-        t.val_scores.append(accuracy(logits, t.pool.labels[val.to(t.pool.device)]))
-        if ask.select(t.val_scores, ()) == number:
+        t.val_scores.append(_score(t, t.split.val))
+        if t.scores_test:
+            t.test_scores.append(_score(t, t.split.test))
+        if ask.select(t.val_scores, t.test_scores) == number:
             t.best, t.best_epoch = {"student": _copy(t.student), "method": _copy(t.method)}, number
         norms, clipped_share, overflowed = update.read()
         yield Epoch(
@@ -268,7 +271,8 @@ class _Update:
 
     def clip(self, loss: Tensor) -> None:
         self._measure()
-        nn.utils.clip_grad_norm_(self.t.procedure.clipped(self.t.student, self.t.method), self.t.recipe.max_norm)
+        for params in self.t.procedure.clipped(self.t.student, self.t.method):
+            nn.utils.clip_grad_norm_(params, self.t.recipe.max_norm)
 
     def step(self, loss: Tensor) -> None:
         self._measure()
@@ -292,6 +296,11 @@ class _Update:
         names = [*self.groups, "all"]
         means, tops = columns.mean(0).tolist(), columns.amax(0).tolist()
         return {name: {"mean": m, "max": top} for name, m, top in zip(names, means, tops, strict=True)}
+
+
+def _score(t: Training, ids: Tensor) -> float:
+    logits = logits_of(t.student, t.batches(ids), t.pool.centre)
+    return accuracy(logits, t.pool.labels[ids.to(t.pool.device)])
 
 
 def _copy(module: nn.Module) -> dict[str, Tensor]:

@@ -988,7 +988,7 @@ def mean_teacher(watch: Open) -> nn.Module:
     return student
 
 
-@member(waived={"KD304": "the two are shown views of their own, as consistency training wants it"})
+@member()
 def mean_teacher_of_two_views(watch: Open) -> nn.Module:
     student = trained(mlp(), steps=4).train()
     teacher = copy.deepcopy(student)

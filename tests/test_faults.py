@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from audits.checks import CATALOGUE
+from audits.laws import LAWS
 from harness import faults
 from harness.faults import FAULTS, fault
 from harness.variants import VARIANTS
@@ -12,17 +13,12 @@ from kd.errors import InputError
 from kd.procedure import CANONICAL
 
 NO_FAULT_OF_ITS_OWN = {
-    "norm-bound": "fails as a consequence of clip-coverage; a fault of its own (one clip a module) belongs to the zoo",
-    "teacher-above-chance": "fails as a consequence of teacher-provenance",
-    **dict.fromkeys(
-        (
-            *("clip-order", "clip-after-unscale", "optimizer-coverage", "teacher-not-optimised", "no-stale-parameters"),
-            *("gradients-zeroed", "one-step-per-backward", "update-effective", "group-schedule", "alignment"),
-            *("split-hygiene", "term-provenance", "target-form", "kd-scale", "weight-endpoints", "teacher-mode"),
-            *("teacher-frozen", "student-mode"),
-        ),
-        "its fault comes with the zoo; until then twins of foreign scripts trip it (tests/scripts/twins.toml)",
-    ),
+    "teacher-above-chance": "a consequence: of weights that were not loaded, or of inputs of another kind",
+    "teacher-frozen": "a consequence of the teacher's mode, or of an optimizer that holds it",
+    "teacher-not-optimised": "needs two faults at once: an optimizer that holds the teacher, and a recorded answer; "
+    "twins of foreign scripts have both",
+    "update-effective": "a rate or dtype at which updates are lost is a number of the recipe, not a decision",
+    "group-schedule": "our own optimizer has one group, and its rate is set for all; twins of foreign scripts trip it",
 }
 
 
@@ -33,7 +29,7 @@ def test_a_fault_replaces_one_field_and_tells_its_story(name):
     changed = found.inject(CANONICAL, lambda: calls.append(1))
     differing = [s for s in faults.SEAMS if getattr(changed, s) is not getattr(CANONICAL, s)]
     assert differing == [found.seam]
-    assert len(found.story.splitlines()) > 2 and found.caught_by
+    assert len(found.story.splitlines()) > 2 and bool(found.caught_by) != bool(found.escapes)
     difference = found.difference()
     assert f"-def {found.seam}(" in difference and f"+def {found.function.__name__}(" in difference
     assert '"""' not in difference
@@ -43,7 +39,7 @@ def test_the_seams_calls_are_counted():
     calls = []
     changed = faults.get("projector-unclipped").inject(CANONICAL, lambda: calls.append(1))
     student, method = nn.Linear(2, 2), nn.Linear(2, 2)
-    assert list(changed.clipped(student, method)) == [*student.parameters()]
+    assert [list(params) for params in changed.clipped(student, method)] == [[*student.parameters()]]
     assert calls == [1]
 
 
@@ -55,15 +51,15 @@ def test_the_random_teacher_is_left_as_it_was_and_only_logged(tmp_path, caplog):
     assert "no teacher checkpoint" in caplog.text
 
 
-def test_each_error_audit_is_named_by_a_fault_or_says_why_not():
+def test_each_error_audit_and_law_is_named_by_a_fault_or_says_why_not():
     named = {audit for f in FAULTS.values() for audit in f.caught_by}
-    for name, audit in CATALOGUE.items():
-        if audit.severity == "error":
+    for name, entry in (CATALOGUE | LAWS).items():
+        if entry.severity == "error":
             assert (name in named) != (name in NO_FAULT_OF_ITS_OWN), name
 
 
 def test_variants_are_made_of_known_faults():
-    assert {f for arms in VARIANTS.values() for f in arms if f} == set(FAULTS)
+    assert {f for arms in VARIANTS.values() for f in arms if f} <= set(FAULTS)
 
 
 def test_unknown_fault_names_the_nearest():
@@ -85,10 +81,14 @@ def test_registering_refuses_what_does_not_fit(zoo):
     with pytest.raises(InputError, match=r"unknown audit 'stem-resolutio'; did you mean 'stem-resolution'"):
         fault("stem", caught_by=["stem-resolutio"])(stemm)
     with pytest.raises(InputError, match=r"the seam clipped takes \(student, method\), not \(input_size\)"):
-        fault("clipped", caught_by=[])(stemm)
-    fault("stem", caught_by=[])(stemm)
-    with pytest.raises(InputError, match="registered already"):
+        fault("clipped", caught_by=["clip-order"])(stemm)
+    with pytest.raises(InputError, match="or says why it escapes them all"):
         fault("stem", caught_by=[])(stemm)
+    with pytest.raises(InputError, match="or says why it escapes them all"):
+        fault("stem", caught_by=["stem-resolution"], escapes="no")(stemm)
+    fault("stem", caught_by=[], escapes="it is a story")(stemm)
+    with pytest.raises(InputError, match="registered already"):
+        fault("stem", caught_by=["stem-resolution"])(stemm)
 
 
 def test_the_digest_follows_the_code_and_not_the_story(zoo):
@@ -116,6 +116,10 @@ def test_the_digest_follows_the_code_and_not_the_story(zoo):
 @pytest.mark.parametrize(
     ("name", "method", "why"),
     [
+        ("missing-t-squared", "feature", "feature has no soft term"),
+        ("features-detached", "logit", "logit has no projectors"),
+        ("teacher-rows-shuffled", "baseline", "baseline has no teacher"),
+        ("student-eval-mode", "baseline", "baseline distils nothing, and the audit that tells is of distillations"),
         ("projector-unclipped", "logit", "logit has no projectors"),
         ("projector-unclipped", "feature", None),
         ("random-teacher", "baseline", "baseline has no teacher"),

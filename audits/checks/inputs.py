@@ -43,7 +43,8 @@ def same_input(trace: Trace) -> Verdict:
     """Teacher and student are shown the same batch.
 
     Warns when, in the first distillation steps, inputs of one shape hold other values: another normalisation, another
-    crop or flip. A teacher may have preprocessing of its own; then waive it.
+    crop or flip. A teacher may have preprocessing of its own; then waive it. An error where one batch for both is
+    declared.
     """
     if not trace.sights:
         return no_distillation(trace)
@@ -68,6 +69,7 @@ def same_input(trace: Trace) -> Verdict:
                 f"the teacher is shown {words[sight.inputs.relation]} inputs: {sight.inputs.detail}",
                 {"relation": sight.inputs.relation, "detail": sight.inputs.detail},
                 sight.where,
+                "error" if trace.same_input else None,
             )
     relations = {s.inputs.relation for s in seen if s.inputs is not None}
     if relations == {"shapes"}:

@@ -53,7 +53,8 @@ def term_provenance(trace: Trace) -> Verdict:
     or when the student as a whole is frozen.
     """
     if not trace.sights:
-        if trace.idle_windows >= 5:
+        # Declared, the teacher is known for one; without that it takes longer to be sure.
+        if trace.idle_windows >= (5 if trace.script else 3):
             return failed(
                 f"a second network ({trace.idle_name}) answered the student's batch before {trace.idle_windows} "
                 "backwards, and its answer reached no loss",

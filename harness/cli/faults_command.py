@@ -14,7 +14,7 @@ def command() -> None:
 @JSON_OPTION
 def list_faults(as_json: bool) -> None:
     """List every fault, the decision that it replaces, and the audits that must catch it."""
-    from harness.faults import FAULTS
+    from harness.faults import AUDITS, FAULTS
 
     if as_json:
         print_json(
@@ -27,6 +27,7 @@ def list_faults(as_json: bool) -> None:
                         "caught_by": f.ids(f.caught_by),
                         "follows": f.ids(f.follows),
                         "scope": f.scope,
+                        "escapes": f.escapes,
                         "story": f.story,
                     }
                     for _, f in sorted(FAULTS.items())
@@ -38,7 +39,7 @@ def list_faults(as_json: bool) -> None:
 
     table = Table("fault", "replaces", "caught by", "what goes wrong", box=None, pad_edge=False, header_style="bold")
     for _, f in sorted(FAULTS.items()):
-        caught = ", ".join(f"{i} {n}" for i, n in zip(f.ids(f.caught_by), sorted(f.caught_by), strict=True))
+        caught = ", ".join(sorted(f"{AUDITS[name]} {name}" for name in f.caught_by)) or "none (it escapes)"
         table.add_row(f.name, f.seam, caught, f.story.splitlines()[0])
     stdout().print(table)
 
@@ -54,7 +55,10 @@ def show(name: str) -> None:
     console.print(f"[bold]{fault.name}[/]: replaces {fault.seam} in the training of {_whose(fault.scope)}\n")
     console.print(fault.story + "\n", markup=False)
     console.print(fault.difference() + "\n", markup=False)
-    console.print(f"caught by: {', '.join(fault.ids(fault.caught_by))} ({', '.join(fault.caught_by)})")
+    if fault.escapes:
+        console.print(f"escapes every audit: {fault.escapes}")
+    else:
+        console.print(f"caught by: {', '.join(fault.ids(fault.caught_by))} ({', '.join(fault.caught_by)})")
     if fault.follows:
         console.print(f"may follow: {', '.join(fault.ids(fault.follows))} ({', '.join(fault.follows)})")
 

@@ -13,13 +13,18 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeVar
 
 from audits.checks import CATALOGUE
+from audits.laws import LAWS
 from kd.errors import InputError, unknown
 from kd.methods import METHODS
 from kd.procedure import CANONICAL, Procedure
+from kd.recipe import Recipe
 
 Scope = Literal["student", "both"]
+Needs = Literal["teacher", "projectors", "scaler", "distillation"]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+AUDITS = {name: audit.id for name, audit in CATALOGUE.items()} | {name: law.id for name, law in LAWS.items()}
+"Ids by name: of the audits of a training, and of the laws that its functions are held to."
 SEAMS = tuple(field.name for field in fields(Procedure))
 
 
@@ -36,7 +41,9 @@ class Fault:
     "Names of the audits that may fail as a consequence."
     scope: Scope
     "Whose training it is in: the student's alone, or the teacher's as well."
-    needs: Literal["teacher", "projectors"] | None
+    needs: Needs | None
+    escapes: str | None = None
+    "Why no audit need tell, where none does."
 
     @property
     def story(self) -> str:
@@ -50,16 +57,24 @@ class Fault:
 
     def ids(self, names: tuple[str, ...]) -> list[str]:
         """Return the stable ids of audits given by name."""
-        return sorted(CATALOGUE[name].id for name in names)
+        return sorted(AUDITS[name] for name in names)
 
     def why_not(self, method: str) -> str | None:
         """Return why the fault has nothing to replace in a method; None if it applies."""
         kind = METHODS[method]
-        if self.needs == "projectors" and not kind.has_projectors:
+        if self.seam == "soft_loss" and "temperature" not in kind.settings:
+            return f"{method} has no soft term"
+        if (self.seam == "features" or self.needs == "projectors") and not kind.has_projectors:
             return f"{method} has no projectors"
-        if self.needs == "teacher" and not kind.needs_teacher:
+        if (self.needs == "teacher" or self.seam == "teacher_answer") and not kind.needs_teacher:
             return f"{method} has no teacher"
+        if self.needs == "distillation" and not kind.needs_teacher:
+            return f"{method} distils nothing, and the audit that tells is of distillations"
         return None
+
+    def recipe(self, recipe: Recipe) -> Recipe:
+        """Return the recipe in which the fault can act: one with a gradient scaler in it, if the fault needs that."""
+        return replace(recipe, precision="fp16") if self.needs == "scaler" else recipe
 
     def difference(self) -> str:
         """Return the difference to the canonical function as a unified diff, computed from the sources."""
@@ -100,7 +115,8 @@ def fault(
     caught_by: list[str],
     follows: list[str] | None = None,
     scope: Scope = "student",
-    needs: Literal["teacher", "projectors"] | None = None,
+    needs: Needs | None = None,
+    escapes: str | None = None,
 ) -> Callable[[Function], Function]:
     """Register a function as the fault that replaces `seam`; its name is the function's in kebab case."""
 
@@ -112,11 +128,13 @@ def fault(
         if expected != found:
             raise InputError(f"fault {name}: the seam {seam} takes ({', '.join(expected)}), not ({', '.join(found)})")
         for audit in [*caught_by, *(follows or [])]:
-            if audit not in CATALOGUE:
-                raise unknown("audit", audit, CATALOGUE, f"fault {name}")
+            if audit not in AUDITS:
+                raise unknown("audit", audit, AUDITS, f"fault {name}")
+        if (not caught_by) != (escapes is not None):
+            raise InputError(f"fault {name}: it is caught by an audit, or says why it escapes them all (escapes=)")
         if name in FAULTS:
             raise InputError(f"fault {name} is registered already")
-        FAULTS[name] = Fault(name, seam, function, tuple(caught_by), tuple(follows or ()), scope, needs)
+        FAULTS[name] = Fault(name, seam, function, tuple(caught_by), tuple(follows or ()), scope, needs, escapes)
         return function
 
     return register
@@ -129,4 +147,13 @@ def get(name: str) -> Fault:
     return FAULTS[name]
 
 
-from harness.faults import architecture, clipping, teacher  # noqa: E402, F401  (they register their faults)
+from harness.faults import (  # noqa: E402  (they register their faults)
+    architecture,  # noqa: F401
+    clipping,  # noqa: F401
+    data,  # noqa: F401
+    loss,  # noqa: F401
+    student,  # noqa: F401
+    study,  # noqa: F401
+    teacher,  # noqa: F401
+    update,  # noqa: F401
+)

@@ -1,0 +1,70 @@
+"""Faults in the data: what is trained on, and how it is shown."""
+
+import torch
+from torch import Tensor
+
+from harness.faults import fault
+from kd.data import Crops, Pool
+from kd.procedure import Split, Views
+from kd.recipe import Recipe
+
+
+@fault("split", caught_by=["split-hygiene"], scope="both")
+def split_leak(train_ids: Tensor, test_ids: Tensor, recipe: Recipe, generator: torch.Generator) -> Split:
+    """Images of the test set are trained on.
+
+    The two sets were put together, shuffled and cut, and the test set was then loaded from its own file again.
+    """
+    pool = torch.cat([train_ids, test_ids])
+    order = pool[torch.randperm(len(pool), generator=generator)]
+    return Split(
+        order[recipe.val_size :][: recipe.train_size],
+        order[: recipe.val_size],
+        test_ids[:: recipe.test_stride],
+    )
+
+
+@fault("split", caught_by=["split-hygiene"], scope="both")
+def validation_trained_on(train_ids: Tensor, test_ids: Tensor, recipe: Recipe, generator: torch.Generator) -> Split:
+    """The images that choose the epoch are trained on.
+
+    Two samplers shuffle each on its own, and so cut two different permutations.
+    """
+    order = train_ids[torch.randperm(len(train_ids), generator=generator)]
+    other = train_ids[torch.randperm(len(train_ids), generator=generator)]
+    return Split(
+        order[recipe.val_size :][: recipe.train_size],
+        other[: recipe.val_size],
+        test_ids[:: recipe.test_stride],
+    )
+
+
+@fault("views", caught_by=["same-input"], follows=["alignment"], needs="teacher")
+def teacher_other_view(pool: Pool, ids: Tensor, crops: Crops) -> Views:
+    """The teacher is shown the image itself and the student a crop of it.
+
+    Each network has a data set of its own, with transforms of its own. Answers to another crop are noise in the target
+    (Beyer et al. 2022 call a consistent view the first condition of a patient teacher).
+    """
+    return Views(pool.crop(ids, crops), pool.centre(ids))
+
+
+@fault("views", caught_by=["same-input"], follows=["teacher-above-chance"], needs="teacher")
+def teacher_other_normalisation(pool: Pool, ids: Tensor, crops: Crops) -> Views:
+    """The teacher is shown pixels from 0 to 1, and was trained on normalised ones.
+
+    It was trained elsewhere, by code that normalised within the data set.
+    """
+    images = pool.crop(ids, crops)
+    scale, shift = (value.to(images.device)[:, None, None] for value in (pool.std, pool.mean))
+    return Views(images, images * scale + shift)
+
+
+@fault("views", caught_by=["augmentation-active"])
+def no_augmentation(pool: Pool, ids: Tensor, crops: Crops) -> Views:
+    """Every image is shown as it is, every time.
+
+    The transforms of the validation set are used for training as well.
+    """
+    images = pool.centre(ids)
+    return Views(images, images)

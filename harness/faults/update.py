@@ -1,0 +1,81 @@
+"""Faults in what an update does with the gradients: zeroing, stepping, and which parameters move at all."""
+
+import copy
+from collections.abc import Sequence
+
+from torch import nn
+
+from harness.faults import fault
+from kd.procedure import Params
+
+
+@fault("order", caught_by=["gradients-zeroed"])
+def no_zero_grad() -> Sequence[str]:
+    """Gradients are never zeroed, so each step goes along the sum of all batches since the beginning.
+
+    Common where a loop is rewritten for accumulation. With a clip behind it the loss falls all the same.
+    """
+    return ("backward", "unscale", "clip", "step")
+
+
+@fault("order", caught_by=["one-step-per-backward"])
+def double_step() -> Sequence[str]:
+    """The optimizer steps twice on the gradients of one backward.
+
+    With momentum that is far from twice the rate. Seen in huggingface/setfit#284, where a callback stepped as well.
+    """
+    return ("zero", "backward", "unscale", "clip", "step", "step")
+
+
+@fault("trainable", caught_by=["optimizer-coverage"], needs="projectors")
+def projector_not_in_optimizer(student: nn.Module, method: nn.Module, teacher: nn.Module | None) -> Params:
+    """The projection layers get gradients and are never moved.
+
+    The student alone is handed to the optimizer, and has to match the teacher through a random projection. Seen in
+    roymiles/Simple-Recipe-Distillation#1.
+    """
+    return [*student.parameters()]
+
+
+@fault("trainable", caught_by=["optimizer-coverage", "no-stale-parameters"], needs="projectors")
+def optimizer_built_early(student: nn.Module, method: nn.Module, teacher: nn.Module | None) -> Params:
+    """The optimizer holds the projection layers of before they were replaced.
+
+    It was built first; then the layers were made anew (another width, another device) and it went on moving those that
+    no module holds any more.
+    """
+    replaced = copy.deepcopy(method)
+    return [*student.parameters(), *replaced.parameters()]
+
+
+@fault("trainable", caught_by=["optimizer-coverage"], needs="distillation")
+def norms_not_in_optimizer(student: nn.Module, method: nn.Module, teacher: nn.Module | None) -> Params:
+    """One side of a split into groups with and without weight decay is lost: biases and norms never move.
+
+    The lists are made by the number of dimensions, and only the first is handed over.
+    """
+    return [p for module in (student, method) for p in module.parameters() if p.ndim > 1]
+
+
+@fault("trainable", caught_by=["optimizer-coverage"], needs="distillation")
+def head_not_in_optimizer(student: nn.Module, method: nn.Module, teacher: nn.Module | None) -> Params:
+    """The classifier's layer stays as it was initialised.
+
+    The optimizer was built from the backbone's parameters, as for a network whose head is swapped for every task.
+    """
+    head = {id(p) for p in student.get_submodule("fc").parameters()}
+    return [*(p for p in student.parameters() if id(p) not in head), *method.parameters()]
+
+
+@fault(
+    "trainable",
+    caught_by=[],
+    escapes="the teacher answers without a gradient, so nothing of it ever moves: dormant until that is lost too",
+    needs="teacher",
+)
+def teacher_in_optimizer(student: nn.Module, method: nn.Module, teacher: nn.Module | None) -> Params:
+    """The teacher's parameters are handed to the optimizer along with the student's.
+
+    Code does so that collects the parameters of a wrapper which holds both networks.
+    """
+    return [*student.parameters(), *method.parameters(), *(teacher.parameters() if teacher is not None else ())]
