@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import (
@@ -192,7 +191,7 @@ def _taken(loader: DataLoader[Any]) -> Any:
         indices = sampler.indices
     elif type(sampler) is WeightedRandomSampler:
         indices = sampler.weights.nonzero().flatten().tolist()
-    elif isinstance(sampler, list | tuple | range | np.ndarray | Tensor):
+    elif isinstance(sampler, list | tuple | range | Tensor) or hasattr(sampler, "__array__"):
         indices = sampler
     else:
         return dataset

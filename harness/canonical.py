@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
@@ -11,14 +12,14 @@ import audits
 from audits.finding import Report
 from harness import faults
 from harness.faults import Fault
-from harness.plan import load_preset, split_pair
+from harness.plan import Preset, load_preset, split_pair
 from harness.properties import with_properties
 from harness.trial import declared
 from kd import NUMERICS, train
 from kd.data import Dataset, cache_folder, load_file, prepare
 from kd.methods import METHODS, MethodSettings
 from kd.procedure import CANONICAL
-from kd.recipe import Recipe
+from kd.recipe import Precision, Recipe
 from kd.teacher import file_sha256, read_checkpoint, save_checkpoint
 
 EPOCHS = 2
@@ -33,13 +34,19 @@ class Run:
 
     method: str
     fault: Fault | None
+    seed: int
     report: Report
     steps: int
+    calls: int
+    "How often the fault's seam was asked."
+    epochs: tuple[train.Epoch, ...]
 
     @property
     def as_declared(self) -> bool:
         """Whether the errors found are those that the fault declares, and no others; for no fault, none."""
         failed = {f.name for f in self.report.failed("error")}
+        if any(f.status == "error" for f in self.report.findings):
+            return False
         if self.fault is None:
             return not failed
         return set(self.fault.caught_by) <= failed <= {*self.fault.caught_by, *self.fault.follows}
@@ -52,44 +59,68 @@ def audit_ourselves(
 
     A fault that has nothing to replace in a method is left out. `told` hears what is being done, in words.
     """
-    preset = load_preset("quick")
+    found = [faults.get(name) if name is not None else None for name in names]
+    return [
+        audit_once(method, fault, seed, told)
+        for fault in found
+        for method in methods
+        if fault is None or not fault.why_not(method)
+    ]
+
+
+def audit_once(
+    method: str, fault: Fault | None, seed: int, told: Callable[[str], None], precision: Precision | None = None
+) -> Run:
+    """Train one method, with a fault or without, for a few steps under all audits; in the precision the fault needs."""
+    preset, dataset = _study()
     teacher_arch, student_arch = split_pair(preset.pairs[0])
-    dataset = load_file(prepare("digits", None, cache_folder()))
     canonical = replace(preset.recipe, epochs=EPOCHS)
+    recipe = fault.recipe(canonical) if fault else canonical
+    recipe = replace(recipe, precision=precision) if precision is not None else recipe
     torch.set_num_threads(1)  # as a trial's: sums in another order have other last bits
-    runs = []
-    for name in names:
-        fault = faults.get(name) if name is not None else None
-        procedure = fault.inject(CANONICAL, lambda: None) if fault else CANONICAL
-        recipe = fault.recipe(canonical) if fault else canonical
-        for method in methods:
-            if fault is not None and fault.why_not(method):
-                continue
-            settings = preset.settings(preset.pairs[0], method)
-            teacher = None
-            if METHODS[method].needs_teacher:
-                shared = fault if fault is not None and fault.scope == "both" else None
-                teacher = _teacher(dataset, teacher_arch, replace(canonical, epochs=TEACHER_EPOCHS), shared, told)
-            told(f"{method}{f' with {name}' if name else ''}: {EPOCHS} epochs of {student_arch} on digits")
-            training = train.prepare(
-                dataset, student_arch, teacher, method, settings, recipe, procedure, seed, torch.device("cpu")
-            )
-            training.scores_test = fault is not None and fault.seam == "select"
-            with audits.watch(
-                student=training.student,
-                teacher=training.teacher,
-                projectors=dict(training.method.named_children()),
-                optimizer=training.optimizer,
-                clip=audits.Clip(recipe.max_norm),
-                kd=declared(method, settings),
-                teacher_weights=read_checkpoint(teacher.checkpoint) if teacher is not None else None,
-                same_input=True,
-            ) as watch:
-                for _ in train.epochs(training, watch.labels):
-                    pass
-            report = with_properties(watch.report, training)
-            runs.append(Run(method, fault, report, EPOCHS * training.steps_per_epoch))
-    return runs
+    calls = 0
+
+    def reached() -> None:
+        nonlocal calls
+        calls += 1
+
+    procedure = fault.inject(CANONICAL, reached) if fault else CANONICAL
+    settings = preset.settings(preset.pairs[0], method)
+    teacher = None
+    if METHODS[method].needs_teacher:
+        shared = fault if fault is not None and fault.scope == "both" else None
+        teacher = _teacher(dataset, teacher_arch, replace(canonical, epochs=TEACHER_EPOCHS), shared, told)
+    told(f"{method}{f' with {fault.name}' if fault else ''}: {EPOCHS} epochs of {student_arch} on digits")
+    training = train.prepare(
+        dataset, student_arch, teacher, method, settings, recipe, procedure, seed, torch.device("cpu")
+    )
+    training.scores_test = fault is not None and fault.seam == "select"
+    with audits.watch(
+        student=training.student,
+        teacher=training.teacher,
+        projectors=dict(training.method.named_children()),
+        optimizer=training.optimizer,
+        clip=audits.Clip(recipe.max_norm),
+        kd=declared(method, settings),
+        teacher_weights=read_checkpoint(teacher.checkpoint) if teacher is not None else None,
+        same_input=True,
+    ) as watch:
+        epochs = tuple(train.epochs(training, watch.labels))
+    report = with_properties(watch.report, training)
+    return Run(method, fault, seed, report, EPOCHS * training.steps_per_epoch, calls, epochs)
+
+
+@cache
+def _study() -> tuple[Preset, Dataset]:
+    return load_preset("quick"), load_file(prepare("digits", None, cache_folder()))
+
+
+def prepare_teachers(chosen: Sequence[Fault], told: Callable[[str], None]) -> None:
+    """Train what teachers the faults need, once and before processes that would each train them."""
+    preset, dataset = _study()
+    arch = split_pair(preset.pairs[0])[0]
+    for fault in (None, *(f for f in chosen if f.scope == "both")):
+        _teacher(dataset, arch, replace(preset.recipe, epochs=TEACHER_EPOCHS), fault, told)
 
 
 def _teacher(

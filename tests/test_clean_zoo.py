@@ -5,7 +5,8 @@ import os
 
 import pytest
 import torch
-from clean_zoo import MEMBERS, distil, loaded, normed, observe
+
+from harness.clean_zoo import MEMBERS, distil, loaded, normed, observe
 
 SEEDS = range(int(os.environ.get("KDBENCH_ZOO_SEEDS", "1")))
 "One in the suite; reports/audits.md has what ten say."

@@ -270,7 +270,7 @@ def test_a_seed_without_a_score_is_counted_as_missing(copy):
     assert feature["verdict"] == "undefined"
 
 
-LONG = ["run", "--variant", "corrected", "--method", "baseline", "--width", "4", "--epochs", "25", "--seeds", "0"]
+LONG = ["run", "--variant", "corrected", "--method", "baseline", "--width", "4", "--epochs", "40", "--seeds", "0"]
 
 
 def start(place):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from harness.cli.common import stderr, stdout
+from harness.cli.common import print_json, stderr, stdout
 from kd.errors import InputError, unknown
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ _CONFIG: dict[str, tuple[type, ...]] = {
 
 _POLICY = {"waive", "select", "ignore", "strict", "format"}
 _OURS = _POLICY | {"variant", "fault", "method", "seed"}
-_MODES = {"--list": set[str](), "--explain": set[str](), "--run": _POLICY}
+_MATRIX = {"fault", "method", "seeds", "output", "format", "workers"}
+_MODES = {"--list": set[str](), "--explain": set[str](), "--run": _POLICY, "--matrix": _MATRIX}
 "Options that go with what is not the audit of a script."
 
 
@@ -145,10 +146,10 @@ class ConfiguredCommand(click.Command):
 @click.option(
     "--format",
     "format_",
-    type=click.Choice(["text", "json", "junit", "sarif", "github"]),
+    type=click.Choice(["text", "json", "junit", "sarif", "github", "html"]),
     default="text",
     show_default=True,
-    help="Of the report. All but text: alone on stdout, the script's own output goes to stderr.",
+    help="Of the report. All but text: alone on stdout, the script's own output goes to stderr. html: of --matrix.",
 )
 @click.option("--baseline", type=click.Path(path_type=Path), help="Accept the failures that stand in this file.")
 @click.option("--update-baseline", is_flag=True, help="Write this script's failures into the baseline.")
@@ -191,8 +192,19 @@ class ConfiguredCommand(click.Command):
 )
 @click.option("--method", multiple=True, metavar="NAME", help="Without SCRIPT: these methods only.")
 @click.option("--seed", type=int, default=0, help="Without SCRIPT: of our own training.")
+@click.option("--matrix", is_flag=True, help="Every fault against every audit, and correct trainings: minutes.")
+@click.option("--seeds", metavar="RANGE", default="0-2", show_default=True, help="Of --matrix, as in 0-9.")
+@click.option("--workers", type=click.IntRange(1), help="Of --matrix: processes at a time  [default: usable cores]")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Of --matrix: matrix.json, .html and .png go there.",
+)
 @click.pass_context
-def command(ctx: click.Context, script: str | None, args: tuple[str, ...], list_: bool, **options: Any) -> int:
+def command(
+    ctx: click.Context, script: str | None, args: tuple[str, ...], list_: bool, matrix: bool, **options: Any
+) -> int:
     """Audit a distillation script as it is, nothing declared: options stand before SCRIPT, its own arguments after it.
 
     Without SCRIPT our own training is audited, each method for a few steps. Choices for a project stand in
@@ -200,7 +212,7 @@ def command(ctx: click.Context, script: str | None, args: tuple[str, ...], list_
 
     Exit 0 clean, 1 an audit failed, 2 bad input, 3 could not run, 4 nothing was decided.
     """
-    modes = {"--list": list_, "--explain": options["explain"], "--run": options["run_folder"]}
+    modes = {"--list": list_, "--explain": options["explain"], "--run": options["run_folder"], "--matrix": matrix}
     asked = [mode for mode, value in modes.items() if value]
     if len(asked) > 1 or (asked and script):
         raise InputError(f"{' and '.join([*asked, *([script] if script else [])])} do not go together; ask for one")
@@ -209,6 +221,10 @@ def command(ctx: click.Context, script: str | None, args: tuple[str, ...], list_
         return _list()
     if options["explain"]:
         return _explain(options["explain"])
+    if matrix:
+        return _matrix(options)
+    if options["format_"] == "html":
+        raise InputError("--format html is of --matrix; an audit is reported as text, json, junit, sarif or github")
     from audits.policy import Policy, PolicyError
 
     try:
@@ -227,11 +243,13 @@ def _refuse_others(ctx: click.Context, mode: str | None, script: str | None) -> 
     for param in ctx.command.params:
         name = str(param.name).strip("_")
         given = param.name is not None and ctx.get_parameter_source(param.name) == ParameterSource.COMMANDLINE
-        if not given or name in ("script", "args", "list", "explain", "run_folder"):
+        if not given or name in ("script", "args", "list", "explain", "run_folder", "matrix"):
             continue
         if mode is not None:
             if name not in _MODES[mode]:
                 raise InputError(f"{param.opts[-1]} does nothing with {mode}; leave it out")
+        elif name in _MATRIX - _OURS:
+            raise InputError(f"{param.opts[-1]} does nothing without --matrix; leave it out")
         elif script is None and name not in _OURS:
             raise InputError(f"{param.opts[-1]} is for a script, and none was named; write it after the options")
         elif script is not None and name in _OURS - _POLICY:
@@ -560,6 +578,52 @@ def _recorded(path: Path, policy: "Policy", format_: str) -> int:
     else:
         click.echo(_renderer(format_)(audited))
     return EXIT_CODES[audited.verdict]
+
+
+# -- the zoo
+
+
+def _matrix(options: dict[str, Any]) -> int:
+    """Run the matrix; exit 1 if anything in it is not as declared."""
+    import json
+
+    from rich.progress import Progress
+
+    from harness import matrix, matrix_page
+    from harness.environment import usable_cores
+    from harness.faults import FAULTS, get
+    from harness.plan import check_method, parse_seeds
+    from kd.methods import METHODS
+
+    if options["format_"] in ("junit", "sarif", "github"):
+        raise InputError(f"--matrix is printed as text, json or html, not as {options['format_']}")
+    chosen = [get(name).name for name in options["fault"]] or list(FAULTS)
+    methods = list(options["method"]) or list(METHODS)
+    for method in methods:
+        check_method(method)
+    seeds = parse_seeds(options["seeds"])
+    tasks = matrix.tasks_for(chosen, methods, seeds, seeds)
+    notes = stderr()
+    cells = []
+    with Progress(console=notes, transient=True) as progress:
+        bar = progress.add_task(f"{len(tasks)} trainings", total=len(tasks))
+        for cell in matrix.run(tasks, options["workers"] or usable_cores(), lambda word: notes.print(word)):
+            cells.append(cell)
+            progress.advance(bar)
+    found = matrix.summary(cells, methods, seeds)
+    if options["output"] is not None:
+        folder: Path = options["output"]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "matrix.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        (folder / "matrix.html").write_text(matrix_page.page(found), encoding="utf-8")
+        matrix_page.draw(found, folder / "matrix.png")
+    if options["format_"] == "json":
+        print_json(found)
+    elif options["format_"] == "html":
+        click.echo(matrix_page.page(found), nl=False)
+    else:
+        matrix_page.show(stdout(), found)
+    return 0 if found["exact"] else 1
 
 
 # -- the catalogue

@@ -1,0 +1,93 @@
+"""Each fault is caught by exactly the audits that it names; and how the matrix counts."""
+
+import json
+
+import pytest
+from test_cli import kdbench
+
+from harness import matrix, matrix_page
+from harness.canonical import audit_once
+from harness.faults import FAULTS
+from harness.matrix import Cell, Task
+from kd.methods import METHODS
+
+
+def method_for(name: str) -> str:
+    """Return one method that the fault applies to, in turn, so that all three come up."""
+    able = [method for method in METHODS if not FAULTS[name].why_not(method)]
+    return able[sorted(FAULTS).index(name) % len(able)]
+
+
+@pytest.mark.parametrize("name", sorted(FAULTS))
+def test_a_fault_is_caught_by_exactly_its_audits(name):
+    """One seed and one method; `kdbench audit --matrix --seeds 0-9` has ten seeds of every method."""
+    run = audit_once(method_for(name), FAULTS[name], 0, lambda _: None)
+    assert run.calls > 0, "never reached"
+    assert run.as_declared, {f.name: f.message for f in run.report.failed("error")}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_canonical_procedure_is_clean(method):
+    run = audit_once(method, None, 3, lambda _: None)
+    assert run.as_declared and run.report.failed("warn") == []
+
+
+def cell(kind, name, method="logit", seed=0, failed=(), declared=True, **more):
+    return Cell(Task(kind, name, method, seed), dict.fromkeys(failed), [], [], declared, **more)
+
+
+def test_the_matrix_counts_detection_alarms_and_what_lay_dormant():
+    cells = [
+        *(cell("clean", "fp32", seed=seed, digests=["a", "b"]) for seed in (0, 1)),
+        cell("fault", "missing-t-squared", failed=["KD312"], reached=True, digests=["a", "x"]),
+        cell("fault", "missing-t-squared", seed=1, declared=False, reached=True, digests=["a", "b"]),
+        cell("zoo", "plain_sgd", "foreign", failed=["KD301"], declared=False),
+        cell("zoo", "plain_sgd", "declared"),
+    ]
+    found = matrix.summary(cells, ["logit"], [0, 1])
+    (row,) = found["faults"]
+    assert row["detected"] == {"KD312": [1, 2]} and row["caught"] == [1, 2] and not row["exact"]
+    assert (row["first_divergence"], row["dormant"]) == (2, 1)
+    assert row["inexact"] == ["logit seed 1: nothing"]
+    assert found["clean"]["runs"] == 4 and found["clean"]["alarms"] == 1
+    assert found["clean"]["alarmed"] == ["zoo plain_sgd foreign seed 0: KD301"]
+    assert found["clean"]["members"] == ["clean:logit", "zoo:plain_sgd"] and not found["exact"]
+    page = matrix_page.page(found)
+    assert '<td class="n miss">1/2</td>' in page and "logit seed 1: nothing" in page
+
+
+def test_a_bound_is_one_sided_and_exact():
+    assert matrix.bound(0, 300, "upper") == pytest.approx(1 - 0.05 ** (1 / 300))
+    assert matrix.bound(10, 10, "lower") == pytest.approx(0.05 ** (1 / 10))
+    assert matrix.bound(0, 0, "upper") is None
+
+
+def test_an_error_of_a_training_is_counted_and_not_raised():
+    seen = matrix.look(Task("fault", "random-teacher", "no such method", 0))
+    assert seen.error and not seen.as_declared
+
+
+def test_a_fault_that_is_not_declared_so_is_painted_red(tmp_path):
+    found = matrix.summary(
+        [cell("fault", "kl-reversed", failed=["KD313", "KD201"], declared=False, reached=True)], ["logit"], [0]
+    )
+    kinds = {id: matrix_page.kind_of(found["faults"][0], id) for id in matrix_page.ids_of(found)}
+    assert kinds == {"KD201": "wrong", "KD313": "hit"}
+    matrix_page.draw(found, tmp_path / "matrix.png")
+    assert (tmp_path / "matrix.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--matrix", "--format", "sarif"], "printed as text, json or html"),
+        (["--matrix", "--steps", "3"], "--steps does nothing with --matrix"),
+        (["--matrix", "--fault", "kl-revered"], "did you mean 'kl-reversed'"),
+        (["--format", "html"], "is of --matrix"),
+        (["--seeds", "0-1"], "--seeds does nothing without --matrix"),
+    ],
+)
+def test_what_the_matrix_refuses(words, says):
+    code, out, err = kdbench("audit", *words)
+    assert code == 2 and out == "" and says in " ".join(err.split())
