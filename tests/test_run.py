@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -270,13 +271,15 @@ def test_a_seed_without_a_score_is_counted_as_missing(copy):
     assert feature["verdict"] == "undefined"
 
 
-LONG = ["run", "--variant", "corrected", "--method", "baseline", "--width", "4", "--epochs", "40", "--seeds", "0"]
+LONG = ["run", "--variant", "corrected", "--method", "baseline", "--width", "4", "--epochs", "25", "--seeds", "0"]
 
 
 def start(place):
     command = [sys.executable, "-m", "harness.cli", *LONG, "--json"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=place, start_new_session=True, **pipes)
+    # A shell's background job ignores SIGINT, and so would what it starts: pytest itself may be one.
+    heed = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    return subprocess.Popen(command, cwd=place, start_new_session=True, preexec_fn=heed, **pipes)
 
 
 def wait_for_trial(place, epochs=1):
