@@ -418,7 +418,7 @@ class Steps:
             self._snapshot()
         else:
             self._versions = None
-        self._tell_step(optimizer, params if active else [])
+        self._tell_step(optimizer, params)
 
 
 def with_gradient(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:

@@ -94,7 +94,7 @@ def audit_once(
     training = train.prepare(
         dataset, student_arch, teacher, method, settings, recipe, procedure, seed, torch.device("cpu")
     )
-    training.scores_test = fault is not None and fault.seam == "select"
+    training.scores_test = fault is not None and fault.needs_test_scores
     with audits.watch(
         student=training.student,
         teacher=training.teacher,

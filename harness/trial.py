@@ -116,7 +116,7 @@ def _run(folder: Folder, spec: Spec, data_file: Path) -> Result:
     training = train.prepare(
         dataset, spec.arch, teacher, spec.method, spec.settings, spec.recipe, procedure, spec.seed, device
     )
-    training.scores_test = fault is not None and fault.seam == "select"
+    training.scores_test = fault is not None and fault.needs_test_scores
     teacher_record = _teacher_record(training, spec)
     lap("prepare_seconds")
 

@@ -72,6 +72,11 @@ class Fault:
             return f"{method} distils nothing, and the audit that tells is of distillations"
         return None
 
+    @property
+    def needs_test_scores(self) -> bool:
+        """Whether each epoch must be scored on the test set, for a rule that selects by it."""
+        return self.seam == "select"
+
     def recipe(self, recipe: Recipe) -> Recipe:
         """Return the recipe in which the fault can act: one with a gradient scaler in it, if the fault needs that."""
         return replace(recipe, precision="fp16") if self.needs == "scaler" else recipe
