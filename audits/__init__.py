@@ -14,6 +14,7 @@ from audits.finding import AuditFailure, Finding, Report
 from audits.laws import (
     check_aggregation,
     check_augmentation,
+    check_group_schedule,
     check_schedule,
     check_seeds,
     check_selection,
@@ -33,6 +34,7 @@ __all__ = [
     "Watch",
     "check_aggregation",
     "check_augmentation",
+    "check_group_schedule",
     "check_schedule",
     "check_seeds",
     "check_selection",

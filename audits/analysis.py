@@ -113,12 +113,18 @@ class Analyst:
         self.trace.losses = sorted({*self.trace.losses, *reaching})
         if cast_.cached and len(self.trace.sights) < EXPLAINED:
             self._recognise(raw, cast_)
-        if not cast_.is_distillation:
-            if cast_.idle and cast_.students and not self.started:
+        in_its_place = cast_.cached and self.started and not self.trace.sights[0].cached
+        if cast_.idle and cast_.students and (in_its_place or not cast_.is_distillation):
+            if self.started:
+                self.trace.lost_windows += 1
+            else:
                 self.trace.idle_windows += 1
-                self.trace.idle_name = self.name_of(cast_.idle[0])
-                self.trace.idle_where = raw.where
+            self.trace.idle_name = self.name_of(cast_.idle[0])
+            self.trace.idle_where = raw.where
             return
+        if not cast_.is_distillation:
+            return
+        self.trace.lost_windows = 0
         if not self.started:
             self.started = True
             self.label_masks += [label.made for label in cast_.labels]

@@ -278,6 +278,8 @@ class Trace:
     "Backwards, of whatever training."
     idle_windows: int = 0
     "Backwards before which a second network answered the student's batch and reached no loss, while none did."
+    lost_windows: int = 0
+    "Such backwards since the distillation was last seen."
     idle_name: str = ""
     idle_where: Where | None = None
     networks: dict[str, str] = field(default_factory=dict)

@@ -482,6 +482,33 @@ def check_schedule(
     return failed(f"the rate is {said}" + (f": it {slip}" if slip else ""), observed)
 
 
+@law(
+    "KD344",
+    "group-schedule",
+    mend="set the rate of every group, or build the scheduler after the last group was added",
+)
+def check_group_schedule(set_rates: Callable[[torch.optim.Optimizer, int], Any], steps: int) -> Verdict:
+    """A schedule moves the learning rate of every parameter group.
+
+    ``set_rates(optimizer, step)`` sets the rates of a step, from 0 to `steps` - 1, in ``optimizer.param_groups``; it is
+    handed an optimizer of three groups with one rate. Fails when one group's rate moves and another's never does.
+    """
+    weights = [torch.nn.Parameter(torch.zeros(1)) for _ in range(3)]
+    optimizer = torch.optim.SGD([{"params": [weight]} for weight in weights], lr=1.0)
+    seen: list[list[float]] = [[] for _ in weights]
+    for step in range(steps):
+        set_rates(optimizer, step)
+        for rates, group in zip(seen, optimizer.param_groups, strict=True):
+            rates.append(float(group["lr"]))
+    moved = [rates for rates in seen if len({1.0, *rates}) > 1]
+    observed = {"groups": len(seen), "moved": len(moved), "steps": steps}
+    if not moved:
+        return undecided("not-in-these-steps", "no learning rate changed", "steps=")
+    if len(moved) < len(seen):
+        return failed(f"the schedule moves {len(moved)} of {len(seen)} parameter groups", observed)
+    return passed(f"the schedule moves all {len(seen)} parameter groups", observed)
+
+
 def _schedule_slip(
     rates: list[float],
     after: float,

@@ -174,7 +174,9 @@ class Watch:
 
     def _wants_window(self) -> bool:
         in_burn_in = self._steps.most < self._burn_in
-        return in_burn_in and self._trace.broken is None and self._trace.windows_seen < self._analyst.windows
+        first = self._trace.windows_seen < self._analyst.windows
+        last = self._steps.most >= self._burn_in - 3  # what was right at first may have been lost since
+        return in_burn_in and self._trace.broken is None and (first or last)
 
     def _on_window(self, raw: RawWindow) -> None:
         self._analyst.window(raw)

@@ -43,6 +43,13 @@ DISTANCES = frozenset(
 SOFTMAXES = frozenset({"softmax", "log_softmax", "_softmax", "_log_softmax", "sigmoid", "logsigmoid"})
 LOOKUPS = frozenset({"gather", "take_along_dim", "__getitem__", "index_select"})
 _INPLACE = frozenset({"__imul__", "__itruediv__", "__idiv__", "__iadd__", "__isub__"})
+_SHAPE_ONLY = frozenset({f"{word}_like" for word in ("zeros", "ones", "full", "empty", "rand", "randn", "randint")}) | {
+    "new_zeros",
+    "new_ones",
+    "new_full",
+    "new_empty",
+}
+"What takes a tensor's shape and place, and nothing of what is in it."
 _NO_WRITES = frozenset({"zero_", "detach_", "requires_grad_", "_foreach_zero_", "retain_grad"})
 MOODY = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.modules.instancenorm._InstanceNorm)
 "Modules that answer otherwise in training mode."
@@ -223,7 +230,7 @@ class Windows:
 
     def _function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         name = getattr(func, "__name__", "")
-        if name == "__get__" and is_getter_to_skip(func):
+        if name in _SHAPE_ONLY or (name == "__get__" and is_getter_to_skip(func)):
             return
         given = [*tensors_in(args, 2), *tensors_in(list(kwargs.values()), 2)] if args or kwargs else []
         if name in ("one_hot", "scatter", "scatter_") and isinstance(out, Tensor) and not self.taint.of(out).params:

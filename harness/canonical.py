@@ -88,7 +88,7 @@ def audit_once(
     settings = preset.settings(preset.pairs[0], method)
     teacher = None
     if METHODS[method].needs_teacher:
-        shared = fault if fault is not None and fault.scope == "both" else None
+        shared = fault.in_teacher if fault is not None else None
         teacher = _teacher(dataset, teacher_arch, replace(canonical, epochs=TEACHER_EPOCHS), shared, told)
     told(f"{method}{f' with {fault.name}' if fault else ''}: {EPOCHS} epochs of {student_arch} on digits")
     training = train.prepare(
@@ -119,7 +119,7 @@ def prepare_teachers(chosen: Sequence[Fault], told: Callable[[str], None]) -> No
     """Train what teachers the faults need, once and before processes that would each train them."""
     preset, dataset = _study()
     arch = split_pair(preset.pairs[0])[0]
-    for fault in (None, *(f for f in chosen if f.scope == "both")):
+    for fault in dict.fromkeys([None, *(f.in_teacher for f in chosen)]):
         _teacher(dataset, arch, replace(preset.recipe, epochs=TEACHER_EPOCHS), fault, told)
 
 

@@ -11,6 +11,7 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from harness import faults
 from harness.plan import Arm, Plan
 from harness.record import FINAL, Folder, Result, StudyFolder
 from harness.spec import Spec
@@ -113,7 +114,7 @@ def _start(context: multiprocessing.context.BaseContext, folder: Folder, data_fi
     for stale in ("curve.jsonl", "test_curve.jsonl", "student.safetensors", "method.safetensors"):
         (folder.path / stale).unlink(missing_ok=True)
     process: BaseProcess = context.Process(  # type: ignore[attr-defined]
-        target=run_in_child, args=(str(folder.path), str(data_file)), daemon=True
+        target=run_in_child, args=(str(folder.path), str(data_file), faults.LOADED), daemon=True
     )
     process.start()
     return process

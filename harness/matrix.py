@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from scipy import stats
@@ -116,9 +117,9 @@ def tasks_for(
         if not faults.get(name).why_not(method)
         for seed in seeds
     ]
-    found.sort(key=lambda task: faults.get(task.name).needs != "scaler")
+    found.sort(key=lambda task: not faults.get(task.name).needs_scaler)
     found += [Task("clean", p, method, seed) for p in PRECISIONS for method in methods for seed in seeds]
-    if any(faults.get(name).needs == "scaler" for name in chosen):  # the twins of those faults
+    if any(faults.get(name).needs_scaler for name in chosen):  # the twins of those faults
         found = [Task("clean", "fp16", method, seed) for method in methods for seed in seeds] + found
     found += [Task("zoo", name, how, seed) for name in MEMBERS for how in ("foreign", "declared") for seed in zoo_seeds]
     return found
@@ -136,9 +137,14 @@ def run(tasks: Sequence[Task], workers: int, told: Callable[[str], None]) -> Ite
     # New workers now and then: a zoo of trainings leaves compiled code and memory behind, and a limit of tasks a worker
     # (max_tasks_per_child) was seen to hang the pool in Python 3.11.
     for at in range(0, len(tasks), _BATCH):
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        with ProcessPoolExecutor(workers, context, _begin, (faults.LOADED,)) as pool:
             for done in as_completed([pool.submit(look, task) for task in tasks[at : at + _BATCH]]):
                 yield done.result()
+
+
+def _begin(fault_files: Sequence[Path]) -> None:
+    for file in fault_files:
+        faults.load(file)
 
 
 def bound(k: int, n: int, side: Literal["lower", "upper"]) -> float | None:
@@ -193,7 +199,7 @@ def _row(name: str, cells: list[Cell], twins: dict[tuple[str, str, int], list[st
     fault, n = faults.get(name), len(cells)
     counts = Counter(id for c in cells for id in c.failed)
     detected = sum(set(fault.ids(fault.caught_by)) <= set(c.failed) for c in cells) if fault.caught_by else 0
-    precision = "fp16" if fault.needs == "scaler" else "fp32"
+    precision = "fp16" if fault.needs_scaler else "fp32"
     diverged = []
     for c in cells:
         twin = twins.get((precision, c.task.method, c.task.seed), [])

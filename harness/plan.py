@@ -264,7 +264,7 @@ def _add_arm(plan: Plan, arm: Arm, fault: Fault | None, ground: Ground) -> None:
     if METHODS[arm.method].needs_teacher and ground.teacher_sha256 is not None:
         teacher = TeacherRef(teacher_arch, f"sha256:{ground.teacher_sha256}")
     elif METHODS[arm.method].needs_teacher:
-        shared = fault if fault is not None and fault.scope == "both" else None
+        shared = fault.in_teacher if fault is not None else None
         key = add(teacher_arch, "baseline", TEACHER_SEED, preset.teacher_recipe, None, shared)
         plan.teachers[teacher_arch, shared.name if shared else None] = key
         teacher = TeacherRef(teacher_arch, key)

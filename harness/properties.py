@@ -25,6 +25,10 @@ def judge(training: Training) -> list[Finding]:
         moved = type(crops)(*(value.to(training.pool.device) for value in crops))
         return ask.views(training.pool, image, moved).student
 
+    def set_rates(optimizer: torch.optim.Optimizer, step: int) -> None:
+        for group in ask.scheduled(optimizer.param_groups):
+            group["lr"] = CANONICAL.learning_rate(recipe, step, per_epoch)
+
     found = [
         audits.check_split(split.train, torch.cat([split.val, split.test])),
         audits.check_weighting(ask.combine),
@@ -36,6 +40,7 @@ def judge(training: Training) -> list[Finding]:
             last=rates[2],
             steps_per_epoch=per_epoch,
         ),
+        audits.check_group_schedule(set_rates, steps),
         audits.check_selection(ask.select),
         audits.check_spread(ask.aggregate),
         audits.check_aggregation(cast(Any, ask.aggregate)),  # it is handed what no sum should swallow
@@ -51,7 +56,7 @@ def with_properties(report: Report, training: Training) -> Report:
     findings = {f.id: f for f in report.findings}
     for law in judge(training):
         seen = findings.get(law.id)
-        if seen is None or seen.status == "not_triggered" or (law.status == "fail" and seen.status == "pass"):
+        if seen is None or seen.status == "not_triggered" or law.status == "fail":
             findings[law.id] = law
     failed = {f.id for f in findings.values() if f.status == "fail"}
     return sorted_report(

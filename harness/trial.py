@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -222,7 +223,7 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def run_in_child(path: str, data_file: str) -> None:
+def run_in_child(path: str, data_file: str, fault_files: Sequence[Path]) -> None:
     """Run a trial in this (fresh) process with its output in the trial's log."""
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     folder = Folder(Path(path))
@@ -230,6 +231,8 @@ def run_in_child(path: str, data_file: str) -> None:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
         logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", force=True)
+        for file in fault_files:
+            faults.load(file)
         run(folder, Path(data_file))
 
 
@@ -240,9 +243,12 @@ def main() -> int:
     parser.add_argument(
         "--data", type=Path, required=True, help="tensor file of the data set (kdbench doctor says where)"
     )
+    parser.add_argument("--faults", type=Path, action="append", default=[], help="file of faults of your own")
     args = parser.parse_args()
     folder = Folder(args.folder.resolve())
     try:
+        for file in args.faults:
+            faults.load(file)
         folder.spec()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,8 @@ from kd.streams import stream as named_stream
 from kd.teacher import Provenance, load_strict
 
 Params = Iterable[nn.Parameter]
+Group = dict[str, Any]
+"""A parameter group of the optimizer."""
 
 
 class Split(NamedTuple):
@@ -62,8 +64,8 @@ def stem(input_size: int) -> Stem:
     return "cifar"
 
 
-def load_teacher(teacher: nn.Module, checkpoint: Path, sha256: str | None) -> Provenance:
-    """Load the trained teacher whole, or raise a ValueError (4.2, teacher loading)."""
+def load_teacher(teacher: nn.Module, student: nn.Module, checkpoint: Path, sha256: str | None) -> Provenance:
+    """Load the trained teacher whole from its own checkpoint, or raise a ValueError (4.2, teacher loading)."""
     return load_strict(teacher, checkpoint, sha256)
 
 
@@ -81,8 +83,8 @@ def views(pool: Pool, ids: Tensor, crops: Crops) -> Views:
     return Views(images, images)
 
 
-def teacher_answer(teacher: nn.Module, images: Tensor) -> Answer:
-    """Ask the teacher without recording a gradient (3.2)."""
+def teacher_answer(teacher: nn.Module, images: Tensor, step: int, steps_per_epoch: int) -> Answer:
+    """Ask the teacher about the very images of the step, whichever it is, without recording a gradient (3.2)."""
     with torch.no_grad():
         answer: Answer = teacher(images)
     return answer
@@ -105,9 +107,9 @@ def combine(ce: Tensor, kd: Tensor, ce_weight: float, kd_weight: float) -> Tenso
     return ce_weight * ce + kd_weight * kd
 
 
-def trainable(student: nn.Module, method: nn.Module, teacher: nn.Module | None) -> Params:
-    """Optimise the student and the projection layers, and nothing of the teacher (3.3)."""
-    return [*student.parameters(), *method.parameters()]
+def trainable(student: nn.Module, method: nn.Module, teacher: nn.Module | None) -> Sequence[Params]:
+    """Optimise the student and the projection layers, a group each, and nothing of the teacher (3.3)."""
+    return [[*student.parameters()], [*method.parameters()]]
 
 
 def clipped(student: nn.Module, method: nn.Module) -> Sequence[Params]:
@@ -135,6 +137,11 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
     return recipe.lr_min + (recipe.lr - recipe.lr_min) * (1 + math.cos(math.pi * done / whole)) / 2
 
 
+def scheduled(groups: Sequence[Group]) -> Sequence[Group]:
+    """Move the learning rate of every parameter group alike (4.1)."""
+    return groups
+
+
 def select(val: Sequence[float], test: Sequence[float]) -> int:
     """Report the epoch that is best on validation, of equals the last; the test scores decide nothing (4.1)."""
     return max(range(len(val)), key=lambda epoch: (val[epoch], epoch))
@@ -159,17 +166,18 @@ class Procedure:
 
     split: Callable[[Tensor, Tensor, Recipe, torch.Generator], Split] = split
     stem: Callable[[int], Stem] = stem
-    load_teacher: Callable[[nn.Module, Path, str | None], Provenance] = load_teacher
+    load_teacher: Callable[[nn.Module, nn.Module, Path, str | None], Provenance] = load_teacher
     set_modes: Callable[[nn.Module, nn.Module | None, nn.Module], None] = set_modes
     views: Callable[[Pool, Tensor, Crops], Views] = views
-    teacher_answer: Callable[[nn.Module, Tensor], Answer] = teacher_answer
+    teacher_answer: Callable[[nn.Module, Tensor, int, int], Answer] = teacher_answer
     features: Callable[[Answer], tuple[Tensor, ...]] = features
     soft_loss: Callable[[Tensor, Tensor, float], Tensor] = soft_loss
     combine: Callable[[Tensor, Tensor, float, float], Tensor] = combine
-    trainable: Callable[[nn.Module, nn.Module, nn.Module | None], Params] = trainable
+    trainable: Callable[[nn.Module, nn.Module, nn.Module | None], Sequence[Params]] = trainable
     clipped: Callable[[nn.Module, nn.Module], Sequence[Params]] = clipped
     order: Callable[[], Sequence[str]] = order
     learning_rate: Callable[[Recipe, int, int], float] = learning_rate
+    scheduled: Callable[[Sequence[Group]], Sequence[Group]] = scheduled
     select: Callable[[Sequence[float], Sequence[float]], int] = select
     aggregate: Callable[[Sequence[float]], tuple[float, float | None]] = aggregate
     stream: Callable[[int, str], torch.Generator] = stream

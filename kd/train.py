@@ -133,7 +133,7 @@ def prepare(
     teacher_net, provenance, teacher_channels = None, None, student.channels
     if teacher is not None:
         teacher_net = build(teacher.arch, stem, classes, recipe.base_width, ask.stream(seed, "teacher/init"))
-        provenance = ask.load_teacher(teacher_net, teacher.checkpoint, teacher.sha256)
+        provenance = ask.load_teacher(teacher_net, student, teacher.checkpoint, teacher.sha256)
         teacher_channels = teacher_net.channels
     projectors = ask.stream(seed, "projectors/init")
     module = METHODS[method].build(student.channels, teacher_channels, settings, ask, projectors)
@@ -143,7 +143,7 @@ def prepare(
         if net is not None:
             net.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(
-        ask.trainable(student, module, teacher_net),
+        [{"params": group} for group in map(list, ask.trainable(student, module, teacher_net)) if group],
         lr=recipe.lr,
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,
@@ -191,14 +191,15 @@ def epochs(training: Training, on_batch: Callable[[Tensor], None] | None = None)
         for step in range(t.steps_per_epoch):
             rows = slice(step * size, (step + 1) * size)
             labels = t.pool.labels[ids[rows]]
-            lr = ask.learning_rate(recipe, number * t.steps_per_epoch + step, t.steps_per_epoch)
-            for group in t.optimizer.param_groups:
+            at = number * t.steps_per_epoch + step
+            lr = ask.learning_rate(recipe, at, t.steps_per_epoch)
+            for group in ask.scheduled(t.optimizer.param_groups):
                 group["lr"] = lr
             images = ask.views(t.pool, ids[rows], crops.batch(rows))
             target = None
             if t.teacher is not None:
                 with autocast:  # a block of its own: autocast caches weight casts for as long as a block lives
-                    target = ask.teacher_answer(t.teacher, images.teacher)
+                    target = ask.teacher_answer(t.teacher, images.teacher, at, t.steps_per_epoch)
             with autocast:
                 answer = t.student(images.student)
                 ce = F.cross_entropy(answer.logits.float(), labels)

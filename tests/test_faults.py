@@ -18,7 +18,6 @@ NO_FAULT_OF_ITS_OWN = {
     "teacher-not-optimised": "needs two faults at once: an optimizer that holds the teacher, and a recorded answer; "
     "twins of foreign scripts have both",
     "update-effective": "a rate or dtype at which updates are lost is a number of the recipe, not a decision",
-    "group-schedule": "our own optimizer has one group, and its rate is set for all; twins of foreign scripts trip it",
 }
 
 
@@ -46,7 +45,7 @@ def test_the_seams_calls_are_counted():
 def test_the_random_teacher_is_left_as_it_was_and_only_logged(tmp_path, caplog):
     teacher = nn.Linear(2, 2)
     before = teacher.weight.clone()
-    provenance = faults.get("random-teacher").function(teacher, tmp_path / "teacher.safetensors", None)
+    provenance = faults.get("random-teacher").function(teacher, nn.Linear(2, 2), tmp_path / "teacher.safetensors", None)
     assert torch.equal(teacher.weight, before) and provenance.loaded_fraction == 0
     assert "no teacher checkpoint" in caplog.text
 

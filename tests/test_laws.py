@@ -41,7 +41,7 @@ def broken(*_args, **_kwargs):
 
 def test_every_law_is_in_the_table_and_shares_its_id_only_with_the_audit_of_the_same_name():
     assert {entry.id for entry in laws.LAWS.values()} == {
-        *("KD331", "KD332", "KD333", "KD341", "KD342", "KD343", "KD345", "KD346", "KD347")
+        *("KD331", "KD332", "KD333", "KD341", "KD342", "KD343", "KD344", "KD345", "KD346", "KD347")
     }
     names = {entry.id: entry.name for entry in laws.LAWS.values()}
     assert all(names.get(audit.id, audit.name) == audit.name for audit in CATALOGUE.values())
@@ -65,6 +65,7 @@ ERRORS = {
     "schedule": lambda: laws.check_schedule(broken, 10, first=0.1),
     "schedule of no steps": lambda: laws.check_schedule(lambda step: 0.1, 0, first=0.1),
     "schedule without rates": lambda: laws.check_schedule(lambda step: None, 10, first=0.1),
+    "group schedule": lambda: laws.check_group_schedule(broken, 3),
     "schedule of a name": lambda: laws.check_schedule("cosine", 10, first=0.1),
     "spread": lambda: laws.check_spread(broken),
     "spread without deviation": lambda: laws.check_spread(statistics.fmean),
@@ -347,6 +348,24 @@ SCHEDULES = {
 def test_schedule(name):
     rate, *expected = SCHEDULES[name]
     holds(laws.check_schedule(rate, STEPS, **DECLARED, steps_per_epoch=PER_EPOCH), *expected)
+
+
+def set_rates(groups, optimizer, step):
+    for group in groups(optimizer.param_groups):
+        group["lr"] = cosine(step, 10)
+
+
+@pytest.mark.parametrize(
+    ("groups", "expected"),
+    [
+        (lambda all: all, ("pass", "all 3 parameter groups")),
+        (lambda all: all[:1], ("fail", "moves 1 of 3 parameter groups")),
+        (lambda all: all[:-1], ("fail", "moves 2 of 3")),
+        (lambda all: [], ("not_triggered", "no learning rate changed")),
+    ],
+)
+def test_group_schedule(groups, expected):
+    holds(laws.check_group_schedule(functools.partial(set_rates, groups), 10), *expected)
 
 
 def test_schedule_with_warm_up_off_by_one():

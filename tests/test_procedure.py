@@ -59,7 +59,7 @@ def test_aggregate_uses_the_sample_deviation():
 
 def test_clip_and_optimizer_hold_the_same_parameters():
     student, method, teacher = nn.Linear(2, 2), nn.Linear(3, 3), nn.Linear(4, 4)
-    stepped = list(CANONICAL.trainable(student, method, teacher))
+    stepped = [p for group in CANONICAL.trainable(student, method, teacher) for p in group]
     (together,) = CANONICAL.clipped(student, method)
     assert stepped == list(together) == [*student.parameters(), *method.parameters()]
 
@@ -71,7 +71,7 @@ def test_modes_and_answer():
     CANONICAL.set_modes(student, teacher, method)
     assert student.training and method.training
     assert not any(m.training for m in teacher.modules())
-    assert not CANONICAL.teacher_answer(teacher, torch.zeros(1, 2)).requires_grad
+    assert not CANONICAL.teacher_answer(teacher, torch.zeros(1, 2), 0, 1).requires_grad
 
 
 def test_a_procedure_cannot_be_changed_in_place():

@@ -1512,6 +1512,18 @@ CASES["KD311"] = {
             network="Net (big)",
         ),
     ),
+    "reaches at first, and in none of the last 2": (
+        trace(sights=[sight(term(), explained())], lost_windows=2, idle_name="Net (big)", idle_where=OTHER),
+        fails("the answer of Net (big)", OTHER, windows=2, network="Net (big)"),
+    ),
+    "reaches but for the last": (
+        trace(sights=[sight(term(), explained())], lost_windows=1),
+        passes("gradient reaches the student"),
+    ),
+    "reaches but for 4 of a script's": (
+        trace(sights=[sight(term(), explained())], lost_windows=4, script=True),
+        passes("gradient reaches the student"),
+    ),
     "reaches": (seen(term(), explained()), passes("the distillation's gradient reaches the student")),
     "reaches, seen in the gradient alone": (seen(explained("unknown")), passes("gradient reaches the student")),
     "frozen": (

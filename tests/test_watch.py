@@ -798,3 +798,39 @@ def test_labels_of_any_number_type_and_ignored_ones_are_counted(kind):
         teacher(torch.randn(8, 4))
         w.labels(torch.tensor([-100] * 4 + [2] * 4))
     assert w._trace.broken is None and w._trace.hits.by_class.tolist() == [0, 16, 4]
+
+
+LATER = {
+    "dropped": lambda answer, step: None,
+    "blank": lambda answer, step: torch.zeros_like(answer),
+    "of another batch": lambda answer, step: torch.full_like(answer, 0.5),
+    "live": lambda answer, step: answer,
+    "live every other step": lambda answer, step: answer if step % 2 else None,
+}
+
+
+@pytest.mark.parametrize("later", LATER)
+@pytest.mark.parametrize("term", ["soft", "feature"])
+def test_an_answer_that_stops_to_count_is_seen_at_the_end_of_the_burn_in(later, term):
+    torch.manual_seed(0)
+    student, teacher = nn.Linear(6, 4), nn.Linear(6, 4).eval()
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    with audits.watch(student=student, teacher=teacher, optimizer=optimizer) as w:
+        for step in range(20):
+            x, y = torch.randn(16, 6), torch.randint(4, (16,))
+            with torch.no_grad():
+                answer = teacher(x)
+            target = answer if step < 8 else LATER[later](answer, step)
+            logits = student(x)
+            loss = F.cross_entropy(logits, y)
+            if target is not None and term == "soft":
+                loss = loss + F.kl_div(logits.log_softmax(1), target.softmax(1), reduction="batchmean")
+            elif target is not None:
+                loss = loss + F.mse_loss(logits, target)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    found = finding(w.report, "term-provenance")
+    assert found.status == ("pass" if later.startswith("live") else "fail"), found.message
+    if found.status == "fail":
+        assert "reached the loss at first, and no longer does" in found.message

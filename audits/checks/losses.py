@@ -62,6 +62,13 @@ def term_provenance(trace: Trace) -> Verdict:
                 trace.idle_where,
             )
         return no_distillation(trace)
+    if trace.lost_windows >= (5 if trace.script else 2):
+        return failed(
+            f"the answer of {trace.idle_name} to the student's batch reached the loss at first, and no longer does: it "
+            f"reached none of the last {trace.lost_windows} seen",
+            {"windows": trace.lost_windows, "network": trace.idle_name},
+            trace.idle_where,
+        )
     sight = trace.sights[0]
     terms = [t for s in trace.sights for t in s.terms]
     explained = _explained(trace)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from harness.cli.common import print_json, stderr, stdout
+from harness.cli.common import FAULTS_OPTION, print_json, stderr, stdout
 from kd.errors import InputError, unknown
 
 if TYPE_CHECKING:
@@ -46,9 +46,9 @@ _CONFIG: dict[str, tuple[type, ...]] = {
 "Keys of [tool.kdbench], and what may stand there."
 
 _POLICY = {"waive", "select", "ignore", "strict", "format"}
-_OURS = _POLICY | {"variant", "fault", "method", "seed"}
-_MATRIX = {"fault", "method", "seeds", "output", "format", "workers"}
-_MODES = {"--list": set[str](), "--explain": set[str](), "--run": _POLICY, "--matrix": _MATRIX}
+_OURS = _POLICY | {"variant", "fault", "fault_files", "method", "seed"}
+_MATRIX = {"fault", "fault_files", "method", "seeds", "output", "format", "workers"}
+_MODES = {"--list": {"fault_files"}, "--explain": {"fault_files"}, "--run": _POLICY, "--matrix": _MATRIX}
 "Options that go with what is not the audit of a script."
 
 
@@ -190,6 +190,7 @@ class ConfiguredCommand(click.Command):
     metavar="NAME",
     help="Without SCRIPT: our own training with this fault (kdbench faults list).",
 )
+@FAULTS_OPTION
 @click.option("--method", multiple=True, metavar="NAME", help="Without SCRIPT: these methods only.")
 @click.option("--seed", type=int, default=0, help="Without SCRIPT: of our own training.")
 @click.option("--matrix", is_flag=True, help="Every fault against every audit, and correct trainings: minutes.")

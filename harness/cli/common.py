@@ -21,6 +21,28 @@ if TYPE_CHECKING:
 RUNS_OPTION = click.option(
     "--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of the records."
 )
+
+
+def _load_faults(ctx: click.Context, param: click.Parameter, files: tuple[Path, ...]) -> tuple[Path, ...]:
+    if files:
+        from harness import faults
+
+        for file in files:
+            faults.load(file)
+    return files
+
+
+FAULTS_OPTION = click.option(
+    "--faults",
+    "fault_files",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_load_faults,
+    metavar="FILE",
+    help="Python file with faults of your own.",
+)
 STUDY_OPTION = click.option("--study", help="Name of the study in the runs folder; needed if there are several.")
 ALLOW_OPTION = click.option(
     "--allow-difference",

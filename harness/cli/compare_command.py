@@ -4,7 +4,16 @@ from pathlib import Path
 
 import click
 
-from harness.cli.common import ALLOW_OPTION, JSON_OPTION, RUNS_OPTION, STUDY_OPTION, find_study, print_json, stdout
+from harness.cli.common import (
+    ALLOW_OPTION,
+    FAULTS_OPTION,
+    JSON_OPTION,
+    RUNS_OPTION,
+    STUDY_OPTION,
+    find_study,
+    print_json,
+    stdout,
+)
 
 
 @click.command("compare")
@@ -12,6 +21,7 @@ from harness.cli.common import ALLOW_OPTION, JSON_OPTION, RUNS_OPTION, STUDY_OPT
 @click.argument("b")
 @RUNS_OPTION
 @STUDY_OPTION
+@FAULTS_OPTION
 @ALLOW_OPTION
 @JSON_OPTION
 def command(a: str, b: str, runs: Path, study: str | None, allowed: tuple[str, ...], as_json: bool) -> None:

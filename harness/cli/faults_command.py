@@ -2,7 +2,7 @@
 
 import click
 
-from harness.cli.common import JSON_OPTION, print_json, stdout
+from harness.cli.common import FAULTS_OPTION, JSON_OPTION, print_json, stdout
 
 
 @click.group("faults")
@@ -11,10 +11,11 @@ def command() -> None:
 
 
 @command.command("list")
+@FAULTS_OPTION
 @JSON_OPTION
 def list_faults(as_json: bool) -> None:
     """List every fault, the decision that it replaces, and the audits that must catch it."""
-    from harness.faults import AUDITS, FAULTS
+    from harness.faults import FAULTS, audit_ids
 
     if as_json:
         print_json(
@@ -37,15 +38,17 @@ def list_faults(as_json: bool) -> None:
         return
     from rich.table import Table
 
+    ids = audit_ids()
     table = Table("fault", "replaces", "caught by", "what goes wrong", box=None, pad_edge=False, header_style="bold")
     for _, f in sorted(FAULTS.items()):
-        caught = ", ".join(sorted(f"{AUDITS[name]} {name}" for name in f.caught_by)) or "none (it escapes)"
+        caught = ", ".join(sorted(f"{ids[name]} {name}" for name in f.caught_by)) or "none (it escapes)"
         table.add_row(f.name, f.seam, caught, f.story.splitlines()[0])
     stdout().print(table)
 
 
 @command.command("show")
 @click.argument("name")
+@FAULTS_OPTION
 def show(name: str) -> None:
     """Show a fault: its story, its difference to the canonical decision, and the audits that must tell."""
     from harness.faults import get

@@ -9,6 +9,7 @@ from rich.markup import escape
 
 from harness.cli.common import (
     ALLOW_OPTION,
+    FAULTS_OPTION,
     JSON_OPTION,
     RUNS_OPTION,
     LiveMirror,
@@ -40,11 +41,13 @@ if TYPE_CHECKING:
 @click.option("--width", "base_width", type=click.IntRange(1), help="Channels of the first stage.")
 @click.option("--train-size", type=click.IntRange(1), help="Images trained on.")
 @click.option("--val-size", type=click.IntRange(1), help="Images, cut from the train set, that choose the epoch.")
+@click.option("--max-norm", type=float, help="Bound on the gradient's norm.")
 @click.option("--precision", metavar="fp32|bf16|fp16")
 @click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda")
 @click.option("--workers", type=click.IntRange(1), help="Trials at a time. Default: one a core; one on a GPU.")
 @click.option("--teacher-weights", type=click.Path(path_type=Path), metavar="FILE", help="A trained teacher.")
 @click.option("--teacher-sha256", metavar="HEX", help="What the file's hash must be.")
+@FAULTS_OPTION
 @RUNS_OPTION
 @ALLOW_OPTION
 @click.option("--dry-run", is_flag=True, help="Show the trials and their cost, and run nothing.")

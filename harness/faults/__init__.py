@@ -6,10 +6,14 @@ exist, a signature other than the canonical one, and an audit that is not in the
 
 import difflib
 import hashlib
+import importlib.util
 import inspect
+import sys
 import textwrap
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from audits.checks import CATALOGUE
@@ -23,8 +27,6 @@ Scope = Literal["student", "both"]
 Needs = Literal["teacher", "projectors", "scaler", "distillation"]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-AUDITS = {name: audit.id for name, audit in CATALOGUE.items()} | {name: law.id for name, law in LAWS.items()}
-"Ids by name: of the audits of a training, and of the laws that its functions are held to."
 SEAMS = tuple(field.name for field in fields(Procedure))
 
 
@@ -57,7 +59,13 @@ class Fault:
 
     def ids(self, names: tuple[str, ...]) -> list[str]:
         """Return the stable ids of audits given by name."""
-        return sorted(AUDITS[name] for name in names)
+        known = audit_ids()
+        return sorted(known[name] for name in names)
+
+    @property
+    def in_teacher(self) -> "Fault | None":
+        """What of it is in the teacher's training as well."""
+        return self if self.scope == "both" else None
 
     def why_not(self, method: str) -> str | None:
         """Return why the fault has nothing to replace in a method; None if it applies."""
@@ -81,6 +89,11 @@ class Fault:
         """Return the recipe in which the fault can act: one with a gradient scaler in it, if the fault needs that."""
         return replace(recipe, precision="fp16") if self.needs == "scaler" else recipe
 
+    @property
+    def needs_scaler(self) -> bool:
+        """Whether it acts under a gradient scaler only."""
+        return self.recipe(Recipe()).precision == "fp16"
+
     def difference(self) -> str:
         """Return the difference to the canonical function as a unified diff, computed from the sources."""
         canonical = getattr(CANONICAL, self.seam)
@@ -96,6 +109,85 @@ class Fault:
             return self.function(*args, **kwargs)
 
         return replace(procedure, **{self.seam: counted})
+
+
+@dataclass(frozen=True)
+class Together(Fault):
+    """Several faults at once, each in a seam of its own."""
+
+    parts: tuple[Fault, ...] = ()
+
+    @property
+    def story(self) -> str:
+        """What goes wrong: each part's story."""
+        return "\n\n".join(f"{part.name}: {part.story}" for part in self.parts)
+
+    @property
+    def digest(self) -> str:
+        """Digest of the parts'."""
+        return hashlib.sha256("".join(part.digest for part in self.parts).encode()).hexdigest()[:16]
+
+    @property
+    def in_teacher(self) -> Fault | None:
+        """The parts that are in the teacher's training as well."""
+        shared = [part for part in self.parts if part.scope == "both"]
+        return together(shared) if shared else None
+
+    @property
+    def needs_test_scores(self) -> bool:
+        """Whether a part needs them."""
+        return any(part.needs_test_scores for part in self.parts)
+
+    def why_not(self, method: str) -> str | None:
+        """Return why a part has nothing to replace in a method."""
+        return next((why for part in self.parts if (why := part.why_not(method))), None)
+
+    def recipe(self, recipe: Recipe) -> Recipe:
+        """Return the recipe in which every part can act."""
+        for part in self.parts:
+            recipe = part.recipe(recipe)
+        return recipe
+
+    def difference(self) -> str:
+        """Return the parts' differences, one after another."""
+        return "\n".join(part.difference() for part in self.parts)
+
+    def inject(self, procedure: Procedure, reached: Callable[[], None]) -> Procedure:
+        """Return the procedure with each part's decision replaced."""
+        for part in self.parts:
+            procedure = part.inject(procedure, reached)
+        return procedure
+
+
+def together(parts: Sequence[Fault]) -> Fault:
+    """Return one fault that is all of these, or the one there is; two in one seam are an InputError."""
+    parts = sorted(parts, key=lambda part: part.name)
+    if len(parts) == 1:
+        return parts[0]
+    seams = [part.seam for part in parts]
+    for part in parts:
+        if seams.count(part.seam) > 1:
+            both = " and ".join(p.name for p in parts if p.seam == part.seam)
+            raise InputError(f"{both} both replace {part.seam}; of two faults in one seam only one could act")
+    names = [part.name for part in parts]
+    caught = dict.fromkeys(name for part in parts for name in part.caught_by)
+    follows = dict.fromkeys(name for part in parts for name in part.follows if name not in caught)
+    return Together(
+        "+".join(names),
+        "+".join(seams),
+        parts[0].function,
+        tuple(caught),
+        tuple(follows),
+        "both" if any(part.scope == "both" for part in parts) else "student",
+        None,
+        None if caught else "; ".join(f"{part.name}: {part.escapes}" for part in parts),
+        tuple(parts),
+    )
+
+
+def audit_ids() -> dict[str, str]:
+    """Return ids by name: of the audits of a training, and of the laws that its functions are held to."""
+    return {name: audit.id for name, audit in CATALOGUE.items()} | {name: law.id for name, law in LAWS.items()}
 
 
 def _body(function: Callable[..., Any]) -> str:
@@ -133,8 +225,8 @@ def fault(
         if expected != found:
             raise InputError(f"fault {name}: the seam {seam} takes ({', '.join(expected)}), not ({', '.join(found)})")
         for audit in [*caught_by, *(follows or [])]:
-            if audit not in AUDITS:
-                raise unknown("audit", audit, AUDITS, f"fault {name}")
+            if audit not in audit_ids():
+                raise unknown("audit", audit, audit_ids(), f"fault {name}")
         if (not caught_by) != (escapes is not None):
             raise InputError(f"fault {name}: it is caught by an audit, or says why it escapes them all (escapes=)")
         if name in FAULTS:
@@ -146,10 +238,48 @@ def fault(
 
 
 def get(name: str) -> Fault:
-    """Return the fault of this name, or raise InputError with the nearest one."""
-    if name not in FAULTS:
-        raise unknown("fault", name, FAULTS)
-    return FAULTS[name]
+    """Return the fault of this name, or of several joined by ``+``; InputError with the nearest one."""
+    names = list(dict.fromkeys(name.split("+")))
+    for part in names:
+        if part not in FAULTS:
+            raise unknown("fault", part, FAULTS)
+    return together([FAULTS[part] for part in names])
+
+
+LOADED: list[Path] = []
+"Files of the user's whose faults are registered: processes that run trials load them too."
+
+
+def load(path: Path) -> None:
+    """Register the faults, and audits, in a file of the user's, once; a file that does not do so is an InputError."""
+    path = path.resolve()
+    if path in LOADED:
+        return
+    if not path.is_file():
+        raise InputError(
+            f"--faults {path} does not exist; name a Python file whose functions are decorated with @fault"
+        )
+    name = f"kdbench_faults_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"--faults {path} is no Python file; its name must end in .py")
+    faults_before, audits_before = dict(FAULTS), dict(CATALOGUE)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+        if len(FAULTS) == len(faults_before):
+            raise InputError("it registers no fault; decorate a function with @fault (from harness.faults)")
+    except Exception as error:
+        FAULTS.clear()
+        FAULTS.update(faults_before)
+        CATALOGUE.clear()
+        CATALOGUE.update(audits_before)
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+        line = getattr(error, "lineno", None) or (lines[-1] if lines else None)
+        what = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+        raise InputError(f"--faults {path}{f', line {line}' if line else ''}: {what}") from error
+    LOADED.append(path)
 
 
 from harness.faults import (  # noqa: E402  (they register their faults)

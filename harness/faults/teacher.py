@@ -12,7 +12,7 @@ from kd.teacher import Provenance, read_checkpoint
 
 
 @fault("load_teacher", caught_by=["teacher-provenance"], follows=["teacher-above-chance"], needs="teacher")
-def random_teacher(teacher: nn.Module, checkpoint: Path, sha256: str | None) -> Provenance:
+def random_teacher(teacher: nn.Module, student: nn.Module, checkpoint: Path, sha256: str | None) -> Provenance:
     """A checkpoint that is not found is only logged, and training goes on with a teacher of random weights.
 
     Here the path is wrong by one letter, as after a renaming. Seen in NVIDIA-NeMo/Megatron-Bridge#1422 and
@@ -24,7 +24,7 @@ def random_teacher(teacher: nn.Module, checkpoint: Path, sha256: str | None) -> 
 
 
 @fault("load_teacher", caught_by=["teacher-provenance"], follows=["teacher-above-chance"], needs="teacher")
-def partial_teacher(teacher: nn.Module, checkpoint: Path, sha256: str | None) -> Provenance:
+def partial_teacher(teacher: nn.Module, student: nn.Module, checkpoint: Path, sha256: str | None) -> Provenance:
     """The checkpoint's names carry a prefix, and a load that is not strict passes over all of them in silence.
 
     DataParallel wrote ``module.`` before each name. Seen in pytorch/pytorch#141256.
@@ -35,7 +35,7 @@ def partial_teacher(teacher: nn.Module, checkpoint: Path, sha256: str | None) ->
 
 
 @fault("load_teacher", caught_by=["teacher-provenance"], follows=["teacher-above-chance"], needs="teacher")
-def teacher_head_fresh(teacher: nn.Module, checkpoint: Path, sha256: str | None) -> Provenance:
+def teacher_head_fresh(teacher: nn.Module, student: nn.Module, checkpoint: Path, sha256: str | None) -> Provenance:
     """The checkpoint's classifier is dropped, as for fine-tuning on other classes, and the new one is never trained.
 
     All but two tensors are the trained ones, so a log that counts them looks right.
@@ -46,7 +46,9 @@ def teacher_head_fresh(teacher: nn.Module, checkpoint: Path, sha256: str | None)
 
 
 @fault("load_teacher", caught_by=["teacher-provenance"], follows=["teacher-above-chance"], needs="teacher")
-def teacher_without_statistics(teacher: nn.Module, checkpoint: Path, sha256: str | None) -> Provenance:
+def teacher_without_statistics(
+    teacher: nn.Module, student: nn.Module, checkpoint: Path, sha256: str | None
+) -> Provenance:
     """The parameters are copied one by one, and the running statistics of batch norm are forgotten.
 
     They are buffers, which ``parameters()`` does not list: in evaluation mode the teacher normalises by mean 0 and
@@ -60,7 +62,7 @@ def teacher_without_statistics(teacher: nn.Module, checkpoint: Path, sha256: str
 
 
 @fault("load_teacher", caught_by=["teacher-provenance"], follows=["teacher-above-chance"], needs="teacher")
-def teacher_overwritten(teacher: nn.Module, checkpoint: Path, sha256: str | None) -> Provenance:
+def teacher_overwritten(teacher: nn.Module, student: nn.Module, checkpoint: Path, sha256: str | None) -> Provenance:
     """The weights are loaded whole, and initialised once more afterwards.
 
     ``init_weights`` is applied to the wrapper that holds both networks, after the teacher was loaded.
@@ -69,6 +71,22 @@ def teacher_overwritten(teacher: nn.Module, checkpoint: Path, sha256: str | None
     for module in teacher.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.normal_(module.weight, std=0.01)
+    return Provenance(checkpoint.name, sha256, 1.0)
+
+
+@fault("load_teacher", caught_by=["teacher-provenance"], follows=["teacher-above-chance"], needs="teacher")
+def teacher_is_student_checkpoint(
+    teacher: nn.Module, student: nn.Module, checkpoint: Path, sha256: str | None
+) -> Provenance:
+    """The student's own weights are loaded as the teacher's.
+
+    One variable holds the path of "the" checkpoint. Where the two networks are alike the distillation term is near 0
+    for hours; where the teacher is the larger one, a load that is not strict fills what fits and leaves the rest
+    random. Seen in paiml/aprender#1871.
+    """
+    mine = teacher.state_dict()
+    fits = {name: value for name, value in student.state_dict().items() if mine[name].shape == value.shape}
+    teacher.load_state_dict(fits, strict=False)
     return Provenance(checkpoint.name, sha256, 1.0)
 
 
@@ -85,7 +103,7 @@ def teacher_train_mode(student: nn.Module, teacher: nn.Module | None, method: nn
 
 
 @fault("teacher_answer", caught_by=["teacher-mode"], follows=["target-form"], needs="teacher")
-def teacher_in_graph(teacher: nn.Module, images: Tensor) -> Answer:
+def teacher_in_graph(teacher: nn.Module, images: Tensor, step: int, steps_per_epoch: int) -> Answer:
     """The teacher's forward is recorded, and its parameters get gradients that nobody uses.
 
     No number changes; memory and time do. One step further, an optimizer that holds them trains the teacher.
@@ -95,7 +113,7 @@ def teacher_in_graph(teacher: nn.Module, images: Tensor) -> Answer:
 
 
 @fault("teacher_answer", caught_by=["alignment"], needs="teacher")
-def teacher_rows_shuffled(teacher: nn.Module, images: Tensor) -> Answer:
+def teacher_rows_shuffled(teacher: nn.Module, images: Tensor, step: int, steps_per_epoch: int) -> Answer:
     """Each image is taught by the teacher's answer to another image of the batch.
 
     As with answers that were stored in one order and are read in another. Seen in
@@ -108,8 +126,22 @@ def teacher_rows_shuffled(teacher: nn.Module, images: Tensor) -> Answer:
     return Answer(answer.logits[order], tuple(feature[order] for feature in answer.features))
 
 
+@fault("teacher_answer", caught_by=["term-provenance"], needs="teacher")
+def cached_answers_by_step(teacher: nn.Module, images: Tensor, step: int, steps_per_epoch: int) -> Answer:
+    """The teacher's answers are stored by the step that they were given at, and looked up by it for ever after.
+
+    The store ends with the first epoch; what is read beyond it are the zeros that it was made with, so from the second
+    epoch on every image is taught the uniform distribution. Seen in modelscope/easydistill#21.
+    """
+    with torch.no_grad():
+        answer: Answer = teacher(images)
+    if step < steps_per_epoch:
+        return answer
+    return Answer(torch.zeros_like(answer.logits), tuple(map(torch.zeros_like, answer.features)))
+
+
 @fault("teacher_answer", caught_by=["skipped-steps"], follows=["target-form"], needs="scaler")
-def teacher_nan_skipped(teacher: nn.Module, images: Tensor) -> Answer:
+def teacher_nan_skipped(teacher: nn.Module, images: Tensor, step: int, steps_per_epoch: int) -> Answer:
     """The teacher overflows to NaN in half precision, and the gradient scaler skips every step without a word.
 
     The run ends with exit code 0 and a student that never moved. Seen in MakazhanAlpamys/Soup#887.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from harness.faults import fault
-from kd.procedure import Params
+from kd.procedure import Group, Params
 
 
 @fault("order", caught_by=["gradients-zeroed"])
@@ -28,43 +28,43 @@ def double_step() -> Sequence[str]:
 
 
 @fault("trainable", caught_by=["optimizer-coverage"], needs="projectors")
-def projector_not_in_optimizer(student: nn.Module, method: nn.Module, teacher: nn.Module | None) -> Params:
+def projector_not_in_optimizer(student: nn.Module, method: nn.Module, teacher: nn.Module | None) -> Sequence[Params]:
     """The projection layers get gradients and are never moved.
 
     The student alone is handed to the optimizer, and has to match the teacher through a random projection. Seen in
     roymiles/Simple-Recipe-Distillation#1.
     """
-    return [*student.parameters()]
+    return [[*student.parameters()]]
 
 
 @fault("trainable", caught_by=["optimizer-coverage", "no-stale-parameters"], needs="projectors")
-def optimizer_built_early(student: nn.Module, method: nn.Module, teacher: nn.Module | None) -> Params:
+def optimizer_built_early(student: nn.Module, method: nn.Module, teacher: nn.Module | None) -> Sequence[Params]:
     """The optimizer holds the projection layers of before they were replaced.
 
     It was built first; then the layers were made anew (another width, another device) and it went on moving those that
     no module holds any more.
     """
     replaced = copy.deepcopy(method)
-    return [*student.parameters(), *replaced.parameters()]
+    return [[*student.parameters()], [*replaced.parameters()]]
 
 
 @fault("trainable", caught_by=["optimizer-coverage"], needs="distillation")
-def norms_not_in_optimizer(student: nn.Module, method: nn.Module, teacher: nn.Module | None) -> Params:
+def norms_not_in_optimizer(student: nn.Module, method: nn.Module, teacher: nn.Module | None) -> Sequence[Params]:
     """One side of a split into groups with and without weight decay is lost: biases and norms never move.
 
     The lists are made by the number of dimensions, and only the first is handed over.
     """
-    return [p for module in (student, method) for p in module.parameters() if p.ndim > 1]
+    return [[p for p in module.parameters() if p.ndim > 1] for module in (student, method)]
 
 
 @fault("trainable", caught_by=["optimizer-coverage"], needs="distillation")
-def head_not_in_optimizer(student: nn.Module, method: nn.Module, teacher: nn.Module | None) -> Params:
+def head_not_in_optimizer(student: nn.Module, method: nn.Module, teacher: nn.Module | None) -> Sequence[Params]:
     """The classifier's layer stays as it was initialised.
 
     The optimizer was built from the backbone's parameters, as for a network whose head is swapped for every task.
     """
     head = {id(p) for p in student.get_submodule("fc").parameters()}
-    return [*(p for p in student.parameters() if id(p) not in head), *method.parameters()]
+    return [[p for p in student.parameters() if id(p) not in head], [*method.parameters()]]
 
 
 @fault(
@@ -73,9 +73,19 @@ def head_not_in_optimizer(student: nn.Module, method: nn.Module, teacher: nn.Mod
     escapes="the teacher answers without a gradient, so nothing of it ever moves: dormant until that is lost too",
     needs="teacher",
 )
-def teacher_in_optimizer(student: nn.Module, method: nn.Module, teacher: nn.Module | None) -> Params:
+def teacher_in_optimizer(student: nn.Module, method: nn.Module, teacher: nn.Module | None) -> Sequence[Params]:
     """The teacher's parameters are handed to the optimizer along with the student's.
 
     Code does so that collects the parameters of a wrapper which holds both networks.
     """
-    return [*student.parameters(), *method.parameters(), *(teacher.parameters() if teacher is not None else ())]
+    groups = [[*student.parameters()], [*method.parameters()]]
+    return [*groups, [*teacher.parameters()]] if teacher is not None else groups
+
+
+@fault("scheduled", caught_by=["group-schedule"], needs="projectors")
+def projector_lr_lost(groups: Sequence[Group]) -> Sequence[Group]:
+    """The schedule moves the first parameter group alone, and the projection layers keep the rate they began with.
+
+    ``param_groups[0]["lr"] = rate``, or a scheduler built before the projectors' group was added.
+    """
+    return groups[:1]
