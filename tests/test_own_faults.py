@@ -68,10 +68,6 @@ def test_it_is_listed_audited_and_trained(own, tmp_path):
     assert code == 1 and found["OWN01"] == found["KD343"] == "fail"
     few = ["--method", "logit", "--seeds", "0", "--epochs", "2", "--teacher-epochs", "8"]
     few += ["--runs", str(tmp_path / "runs")]
-        "--runs",
-        str(tmp_path / "runs"),
-        *["--method", "logit", "--seeds", "0", "--epochs", "2", "--teacher-epochs", "8"],
-    ]
     code, out, err = kdbench("run", *named, "--fault", "first-epoch-lost", *few, "--json")
     assert code == 0, err
     bugged = next(arm for arm in json.loads(out)["arms"] if arm["fault"])
