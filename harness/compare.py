@@ -3,11 +3,11 @@
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
 from harness import faults, stats
-from harness.plan import Arm, Decision
+from harness.plan import Arm, Controls, Decision
 from harness.record import FINAL, Folder, Result, StudyFolder, write_atomic
 from harness.spec import Spec
 from harness.variants import VARIANTS, variant_of
@@ -25,6 +25,9 @@ _FACTOR = {
 _ENVIRONMENT = ("torch", "device_name", "code_digest")
 
 
+Effect = Literal["invalid", "dormant", "latent", "visible", "undecided"]
+
+
 @dataclass
 class Trials:
     """A study's trials by arm and seed."""
@@ -32,28 +35,48 @@ class Trials:
     folder: StudyFolder
     decision: Decision
     arms: dict[Arm, dict[int, tuple[Spec, Result | None]]]
+    controls: dict[Arm, dict[int, tuple[Spec, Result | None]]] = field(default_factory=dict)
+    "The positive control and its corrected twin, where they were run; of no family and no table."
+    again: tuple[Folder, Folder] | None = None
+    "A trial and its repeat."
 
 
-def write_study(folder: StudyFolder, decision: Decision, arms: dict[Arm, dict[int, str]]) -> None:
+def write_study(
+    folder: StudyFolder, decision: Decision, arms: dict[Arm, dict[int, str]], controls: Controls | None = None
+) -> None:
     """Note in study.json how to decide and which trial belongs to which arm, beside what is noted already."""
     known = {}
+    noted = None
     if (folder.path / "study.json").is_file():
         raw = _read_json(folder)
+        noted = raw.get("controls")
         known = {_arm(entry): {int(s): key for s, key in entry["trials"].items()} for entry in raw["arms"]}
     for arm, by_seed in arms.items():
         known.setdefault(arm, {}).update(by_seed)
-    entries = [
-        {**asdict(arm), "trials": {str(seed): known[arm][seed] for seed in sorted(known[arm])}}
-        for arm in sorted(known, key=order)
-    ]
+    entries = _entries(known)
+    if controls is not None:
+        watched: dict[Arm, dict[int, str]] = {}
+        for entry in noted["arms"] if noted else []:
+            watched[_arm(entry)] = {int(s): key for s, key in entry["trials"].items()}
+        if controls.positive is not None:
+            watched.setdefault(controls.positive, {}).update(controls.positive_trials)
+            watched.setdefault(replace(controls.positive, fault=None), {}).update(controls.corrected_trials)
+        noted = {"again": list(controls.again) if controls.again else None, "arms": _entries(watched)}
     # Unpaired, since training diverges chaotically: a shared seed couples two arms little.
     declared = {
         **asdict(decision),
         "paired": False,
         "family": "every bugged arm against its corrected one; every method against its baseline",
     }
-    study = {"schema": "kdbench.study/1", "decision": declared, "arms": entries}
+    study = {"schema": "kdbench.study/1", "decision": declared, "arms": entries, "controls": noted}
     write_atomic(folder.path / "study.json", json.dumps(study, indent=2) + "\n")
+
+
+def _entries(arms: Mapping[Arm, Mapping[int, str]]) -> list[dict[str, Any]]:
+    return [
+        {**asdict(arm), "trials": {str(seed): arms[arm][seed] for seed in sorted(arms[arm])}}
+        for arm in sorted(arms, key=order)
+    ]
 
 
 def _read_json(folder: StudyFolder) -> dict[str, Any]:
@@ -80,12 +103,18 @@ def order(arm: Arm) -> tuple[Any, ...]:
 def read_study(folder: StudyFolder) -> Trials:
     """Read a study from disk."""
     raw = _read_json(folder)
-    arms: dict[Arm, dict[int, tuple[Spec, Result | None]]] = {}
-    for entry in raw["arms"]:
-        trials = {int(seed): folder.trial(key) for seed, key in entry["trials"].items()}
-        arms[_arm(entry)] = {seed: (trial.spec(), trial.result()) for seed, trial in trials.items()}
+
+    def read(entries: list[dict[str, Any]]) -> dict[Arm, dict[int, tuple[Spec, Result | None]]]:
+        arms = {}
+        for entry in entries:
+            trials = {int(seed): folder.trial(key) for seed, key in entry["trials"].items()}
+            arms[_arm(entry)] = {seed: (trial.spec(), trial.result()) for seed, trial in trials.items()}
+        return arms
+
     decision = {name: raw["decision"][name] for name in ("metric", "margin_pp", "alpha")}
-    return Trials(folder, Decision(**decision), arms)
+    controls = raw.get("controls") or {"again": None, "arms": []}
+    again = (folder.trial(controls["again"][0]), folder.trial(controls["again"][1])) if controls["again"] else None
+    return Trials(folder, Decision(**decision), read(raw["arms"]), read(controls["arms"]), again)
 
 
 def write_table(study: Trials) -> None:
@@ -104,6 +133,10 @@ def write_table(study: Trials) -> None:
             **{
                 name: getattr(result.metrics, name) if result and result.metrics else None
                 for name in ("test_accuracy", "val_accuracy", "agreement", "kl_t1", "kl_t4")
+            },
+            **{
+                name: getattr(result.fault, name) if result and result.fault else None
+                for name in ("reached", "diverged_at", "dormant")
             },
             "failed_audits": " ".join([*result.roots, *result.consequences]) if result else "",
             "trial": spec.key,
@@ -303,8 +336,9 @@ def summary(study: Trials) -> list[dict[str, Any]]:
         trials = study.arms[arm]
         results = [result for _, (_, result) in sorted(trials.items()) if result is not None]
         values, _ = scores(trials)
-        mean, std = CANONICAL.aggregate(values) if values else (None, None)
         fault = faults.get(arm.fault) if arm.fault else None
+        procedure = fault.inject(CANONICAL, lambda: None) if fault else CANONICAL
+        mean, std = procedure.aggregate(values) if values else (None, None)
         stories = [r.fault for r in results if r.fault is not None]
         diverged = [s.diverged_at for s in stories]
         rows.append(
@@ -327,9 +361,71 @@ def summary(study: Trials) -> list[dict[str, Any]]:
                 and all(as_expected(r, spec) for spec, r in trials.values() if r is not None),
                 "reached": all(s.reached for s in stories) if stories else None,
                 "diverged_at": _first(diverged),
+                "dormant": sum(s.dormant is True for s in stories) if stories else None,
             }
         )
     return rows
+
+
+def effect(row: dict[str, Any], verdict: stats.Verdict | None) -> Effect | None:
+    """Say how far a bug got, of its arm's row and the verdict on its accuracy; None of an arm without a bug.
+
+    `invalid`: its seam was never asked. `dormant`: it changed no weight and no score of any seed. `latent`: it changed
+    the weights, and the accuracy is equivalent at the margin. `visible`: the accuracy differs by more than can be
+    shown to be within the margin. `undecided`: these seeds cannot tell; so too where the corrected twin is missing.
+    """
+    if row["fault"] is None:
+        return None
+    if row["reached"] is False:
+        return "invalid"
+    if row["dormant"] == len(row["seeds"]):
+        return "dormant"
+    if verdict in ("equivalent", "both"):
+        return "latent"
+    return "visible" if verdict == "different" else "undecided"
+
+
+def controls(study: Trials) -> dict[str, Any] | None:
+    """Return what the controls showed, as in kdbench.run/1; None where none were run."""
+    if study.again is None and not study.controls:
+        return None
+    again = _again(*study.again) if study.again else None
+    positive = None
+    bugged = next((arm for arm in study.controls if arm.fault), None)
+    if bugged is not None:
+        trials = Trials(study.folder, study.decision, study.controls)
+        row = next(row for row in summary(trials) if row["fault"])
+        (entry,) = compare_arms(trials, bug_pairs(study.controls), refuse=False)
+        lower = entry["difference_pp"] is not None and entry["difference_pp"] < 0
+        positive = {
+            **row,
+            "comparison": entry,
+            "seen_by_audit": row["as_expected"],
+            "seen_in_accuracy": entry["verdict"] in ("different", "both") and lower,
+        }
+    seen = positive is None or (positive["seen_by_audit"] and positive["seen_in_accuracy"])
+    same = again is None or again["verdict"] in ("identical", "undecidable")
+    return {"again": again, "positive": positive, "sound": bool(seen and same and positive is not None)}
+
+
+def _again(folder: Folder, repeat: Folder) -> dict[str, Any]:
+    """Compare a trial with its repeat, bit by bit, by the digests of its weights."""
+    spec, first, second = folder.spec(), folder.result(), repeat.result()
+    mine, theirs = ([epoch["digest"] for epoch in trial.curve()] for trial in (folder, repeat))
+    verdict = "identical"
+    if first is None or second is None or first.status not in FINAL or second.status not in FINAL:
+        verdict = "missing"
+    elif mine != theirs or first.metrics != second.metrics:
+        same = all(first.environment.get(name) == second.environment.get(name) for name in ("torch", "device_name"))
+        verdict = "differs" if spec.device == "cpu" and same else "undecidable"
+    return {
+        "trial": folder.key,
+        "method": spec.method,
+        "fault": spec.fault,
+        "seed": spec.seed,
+        "epochs": len(mine),
+        "verdict": verdict,
+    }
 
 
 def _first(epochs: list[int | str | None]) -> int | str | None:
@@ -363,7 +459,7 @@ def as_expected(result: Result, spec: Spec) -> bool:
 def only(study: Trials, arms: Mapping[Arm, Mapping[int, str]]) -> Trials:
     """Return the study with no more than these arms and seeds."""
     kept = {arm: {seed: study.arms[arm][seed] for seed in seeds} for arm, seeds in arms.items()}
-    return Trials(study.folder, study.decision, kept)
+    return Trials(study.folder, study.decision, kept, study.controls, study.again)
 
 
 def teacher_row(arch: str, folder: Folder) -> dict[str, Any]:

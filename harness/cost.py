@@ -53,7 +53,7 @@ def forward_flop(arch: str, stem: Stem, width: int, classes: int = 10) -> int:
 def trial_flop(spec: Spec, test_images: int) -> int:
     """Return the floating-point operations of a trial: a backward costs two forwards, scoring one."""
     fault = faults.get(spec.fault) if spec.fault else None
-    stem = fault.function(SIZE) if fault is not None and fault.seam == "stem" else CANONICAL.stem(SIZE)
+    stem = (fault.inject(CANONICAL, lambda: None) if fault else CANONICAL).stem(SIZE)
     recipe = spec.recipe
     student = forward_flop(spec.arch, stem, recipe.base_width)
     teacher = forward_flop(spec.teacher.arch, stem, recipe.base_width) if spec.teacher else 0

@@ -162,7 +162,9 @@ def complete_stories(arms: Mapping[Arm, Mapping[int, tuple[Spec, Result | None]]
             elif mine and theirs:
                 pairs = zip(mine, theirs, strict=False)
                 first = next((a["epoch"] for a, b in pairs if a["digest"] != b["digest"]), None)
-                story = replace(result.fault, diverged_at=first, dormant=first is None)
+                # A choice among the same weights may differ, and with it the scores.
+                untouched = first is None and result.metrics == twin.metrics
+                story = replace(result.fault, diverged_at=first, dormant=untouched)
             else:
                 continue
             if story != result.fault:

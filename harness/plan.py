@@ -10,6 +10,7 @@ from typing import Any
 
 from harness import faults
 from harness.faults import Fault
+from harness.record import repeat_of
 from harness.spec import Spec, TeacherRef
 from kd.errors import InputError, unknown
 from kd.methods import METHODS, MethodSettings
@@ -174,6 +175,23 @@ class Arm:
         return self.fault or "corrected"
 
 
+POSITIVE_CONTROL = "teacher-rows-shuffled"
+"A fault that any study of a distillation must see, by its audit and in accuracy."
+
+
+@dataclass(frozen=True)
+class Controls:
+    """What a study must see before it may say anything: by a name each, the keys of trials by seed."""
+
+    again: tuple[str, str] | None
+    "A trial and its repeat: the same seed twice must give the same bits."
+    positive: Arm | None
+    "The arm of the positive control; None where no method asked for has a teacher."
+    positive_trials: Mapping[int, str] = field(default_factory=dict)
+    corrected_trials: Mapping[int, str] = field(default_factory=dict)
+    "Its corrected twins."
+
+
 @dataclass
 class Plan:
     """The trials of a study."""
@@ -189,6 +207,7 @@ class Plan:
     "Keys by architecture and fault."
     skipped: list[tuple[str, str, str]] = field(default_factory=list)
     "Fault, method and reason, where a fault of a whole variant does not apply."
+    controls: Controls | None = None
 
     def needs(self, key: str) -> str | None:
         """Return the key of the trial that must be done first."""
@@ -214,11 +233,19 @@ class Ground:
     "Of the checkpoint that was brought along, if any: then no teacher is trained."
 
 
-def make_plan(preset: Preset, variants: Sequence[str | None], ground: Ground, *, named_fault: bool = False) -> Plan:
+def make_plan(
+    preset: Preset,
+    variants: Sequence[str | None],
+    ground: Ground,
+    *,
+    named_fault: bool = False,
+    controls: bool = True,
+) -> Plan:
     """Lay out the trials of a study.
 
     `variants` are the faults of the arms, None for the corrected one. Where a fault does not apply to a method, that
-    arm is skipped and listed; if it was named (`named_fault`) and applies to none, that is an InputError.
+    arm is skipped and listed; if it was named (`named_fault`) and applies to none, that is an InputError. `controls`
+    adds those of the first pair.
     """
     plan = Plan(_study_name(preset, ground), preset)
     for name in variants:
@@ -230,15 +257,33 @@ def make_plan(preset: Preset, variants: Sequence[str | None], ground: Ground, *,
                     if (fault.name, method, why) not in plan.skipped:
                         plan.skipped.append((fault.name, method, why))
                     continue
-                _add_arm(plan, Arm(name, pair, method), fault, ground)
+                arm = Arm(name, pair, method)
+                plan.arms[arm] = _trials(plan, arm, fault, ground)
     missing = {name for name in variants if name is not None} - {arm.fault for arm in plan.arms}
     if named_fault and missing:
         reasons = "; ".join(f"{fault}: {why}" for fault, _, why in plan.skipped if fault in missing)
         raise InputError(f"the fault named applies to none of the methods asked for ({reasons})")
+    if controls and plan.arms:
+        plan.controls = _controls(plan, ground)
     return plan
 
 
-def _add_arm(plan: Plan, arm: Arm, fault: Fault | None, ground: Ground) -> None:
+def _controls(plan: Plan, ground: Ground) -> Controls:
+    """Add the repeat of one trial, and the positive control of the first method that has a teacher."""
+    fault, pair = faults.get(POSITIVE_CONTROL), plan.preset.pairs[0]
+    able = [method for method in plan.preset.methods if not _why_not(fault, method, ground, plan.preset.recipe)]
+    arm = next(iter(sorted(plan.arms, key=lambda a: (a.fault is not None, a.pair != pair, a.method not in able))))
+    first = next(iter(plan.arms[arm].values()))
+    plan.trials[repeat_of(first)] = plan.trials[first]
+    again = (first, repeat_of(first))
+    if not able:
+        return Controls(again, None)
+    positive, corrected = Arm(fault.name, pair, able[0]), Arm(None, pair, able[0])
+    return Controls(again, positive, _trials(plan, positive, fault, ground), _trials(plan, corrected, None, ground))
+
+
+def _trials(plan: Plan, arm: Arm, fault: Fault | None, ground: Ground) -> dict[int, str]:
+    """Enter the trials of an arm, and its teacher; return their keys by seed."""
     preset = plan.preset
     teacher_arch, student_arch = split_pair(arm.pair)
 
@@ -268,7 +313,7 @@ def _add_arm(plan: Plan, arm: Arm, fault: Fault | None, ground: Ground) -> None:
         key = add(teacher_arch, "baseline", TEACHER_SEED, preset.teacher_recipe, None, shared)
         plan.teachers[teacher_arch, shared.name if shared else None] = key
         teacher = TeacherRef(teacher_arch, key)
-    plan.arms[arm] = {seed: add(student_arch, arm.method, seed, preset.recipe, teacher, fault) for seed in preset.seeds}
+    return {seed: add(student_arch, arm.method, seed, preset.recipe, teacher, fault) for seed in preset.seeds}
 
 
 def _why_not(fault: Fault, method: str, ground: Ground, recipe: Recipe) -> str | None:

@@ -7,6 +7,8 @@ result.json          written last and atomically: a folder without it is an unfi
 student.safetensors  weights of the selected epoch
 method.safetensors   its projectors, where the method has any
 log.txt              what the process printed
+
+All of it lies in STUDY/trials/KEY; in STUDY/again/KEY a trial that was run a second time, as a control.
 """
 
 import json
@@ -60,7 +62,7 @@ class FaultStory:
     diverged_at: int | str | None = None
     "First epoch whose weights differ from the corrected twin's; `undecidable` on a device without determinism."
     dormant: bool | None = None
-    "Whether the weights never differed; null while no corrected twin is there to compare with."
+    "Whether neither weights nor scores ever differed; null while no corrected twin is there to compare with."
 
 
 @dataclass(frozen=True)
@@ -204,6 +206,14 @@ class Folder:
         return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
+_REPEAT = "again-"
+
+
+def repeat_of(key: str) -> str:
+    """Return the name under which a trial is run a second time, as a control."""
+    return _REPEAT + key
+
+
 @dataclass(frozen=True)
 class StudyFolder:
     """A study's folder under the runs folder."""
@@ -226,7 +236,9 @@ class StudyFolder:
             yield
 
     def trial(self, key: str) -> Folder:
-        """Return a trial's folder."""
+        """Return a trial's folder; that of a repeat (:func:`repeat_of`) lies apart, so that no table counts it."""
+        if key.startswith(_REPEAT):
+            return Folder(self.path / "again" / key.removeprefix(_REPEAT))
         return Folder(self.path / "trials" / key)
 
     def trials(self) -> Iterator[Folder]:

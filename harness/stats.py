@@ -90,7 +90,8 @@ def holm(ps: Sequence[float], family: int | None = None) -> list[float]:
     return adjusted
 
 
-def _constant(x: np.ndarray) -> bool:
+def constant(x: np.ndarray) -> bool:
+    """Say whether values do not vary, but for the last bits of their sums."""
     return bool(np.ptp(x) <= 1e-9 * max(1.0, abs(float(x.mean()))))
 
 
@@ -129,7 +130,7 @@ def compare(a: Sequence[float], b: Sequence[float], margin: float, alpha: float 
     n_a, n_b = len(x), len(y)
     if min(n_a, n_b) < 2:
         return undefined(a, b, f"{n_a} v {n_b} seeds: with fewer than two in an arm nothing can be said of the spread")
-    if _constant(x) and _constant(y):
+    if constant(x) and constant(y):
         return undefined(
             a, b, "neither arm varies over its seeds: the difference is deterministic, and no test applies"
         )
@@ -176,7 +177,7 @@ def compare(a: Sequence[float], b: Sequence[float], margin: float, alpha: float 
         float(stats.mannwhitneyu(y, x).statistic) / (n_a * n_b),
         float(max(lower, upper)),
         mde * pooled,
-        "a" if _constant(x) else "b" if _constant(y) else None,
+        "a" if constant(x) else "b" if constant(y) else None,
         seeds_needed(margin / pooled, alpha),
         warnings=remarks,
     )

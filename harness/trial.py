@@ -61,10 +61,10 @@ def teacher_checkpoint(folder: Folder, spec: Spec) -> train.Teacher | None:
     if spec.teacher is None:
         return None
     kind, _, digest = spec.teacher.key.partition(":")
-    if kind != "sha256":
-        path = Folder(folder.path.parent / spec.teacher.key).student
-        return train.Teacher(spec.teacher.arch, path, file_sha256(path) if path.is_file() else None)
     study = StudyFolder(folder.path.parent.parent)
+    if kind != "sha256":
+        path = study.trial(spec.teacher.key).student
+        return train.Teacher(spec.teacher.arch, path, file_sha256(path) if path.is_file() else None)
     paths = [study.weights(digest, suffix) for suffix in (".safetensors", ".pt")]
     path = next((p for p in paths if p.is_file()), paths[0])
     return train.Teacher(spec.teacher.arch, path, digest)

@@ -15,7 +15,8 @@ import pytest
 from conftest import write_images
 
 from audits.checks import CATALOGUE
-from harness.record import StudyFolder
+from harness import compare
+from harness.record import Folder, StudyFolder
 
 TINY = ["--width", "4", "--epochs", "3", "--teacher-epochs", "14", "--seeds", "0-1"]
 
@@ -43,11 +44,11 @@ def test_run_prints_one_object_as_specified(study):
     _, found, done = study
     keys = {"schema", "runs", "preset", "dataset", "device", "trained", "reused", "failed", "arms", "comparisons"}
     assert keys <= found.keys() and next(iter(found)) == "schema" and found["schema"] == "kdbench.run/1"
-    assert (found["trained"], found["reused"], found["failed"]) == (20, 0, 0)
+    assert (found["trained"], found["reused"], found["failed"]) == (23, 0, 0)
     assert found["dataset"] == {**found["dataset"], "name": "digits", "train": 320, "val": 200, "test": 1277}
     arm_keys = {
         "variant", "fault", "pair", "method", "seeds", "test_accuracy", "mean", "std", "expected_findings",
-        "failed_findings", "consequences", "as_expected", "reached", "diverged_at",
+        "failed_findings", "consequences", "as_expected", "reached", "diverged_at", "dormant", "effect",
     }  # fmt: skip
     assert len(found["arms"]) == 9 and all(arm.keys() == arm_keys for arm in found["arms"])
     comparison_keys = {
@@ -99,19 +100,105 @@ def test_the_record_holds_what_was_promised(study):
         assert 0 <= result.metrics.agreement <= 100 and result.metrics.kl_t1 > 0
 
 
+def test_the_controls_are_run_and_are_no_arm(study):
+    place, found, _ = study
+    again, positive = found["controls"]["again"], found["controls"]["positive"]
+    assert (again["verdict"], again["epochs"], again["fault"]) == ("identical", 3, None)
+    assert (positive["fault"], positive["method"], positive["seeds"]) == ("teacher-rows-shuffled", "logit", [0, 1])
+    assert positive["failed_findings"] == ["KD305"] and positive["seen_by_audit"]
+    assert positive["diverged_at"] == 1 and len(positive["comparison"]["values"]) == 2
+    assert all(arm["fault"] != "teacher-rows-shuffled" for arm in found["arms"])
+    assert len(list((folder_of(place).path / "again").iterdir())) == 1
+
+
+def edit(folder, change):
+    raw = json.loads((folder.path / "result.json").read_text())
+    change(raw)
+    (folder.path / "result.json").write_text(json.dumps(raw))
+
+
+def repeat_of_another_course(copy):
+    (path,) = (folder_of(copy).path / "again").iterdir()
+    curve = path / "curve.jsonl"
+    curve.write_text(curve.read_text().replace('"digest": "', '"digest": "x'))
+    return Folder(path)
+
+
+def test_a_repeat_that_differs_is_exit_1_and_said(copy):
+    repeat = repeat_of_another_course(copy)
+    done = kdbench("run", *TINY, cwd=copy)
+    assert done.returncode == 1 and "NOT the same bits" in done.stdout
+    edit(repeat, lambda raw: raw["environment"].update(device_name="another machine"))
+    done = kdbench("run", *TINY, cwd=copy)
+    assert done.returncode == 0 and "divergence is undecidable here" in done.stdout
+
+
+def test_a_positive_control_that_its_audit_does_not_see_is_exit_1(copy):
+    def escape(raw):
+        for f in raw["findings"]:
+            if f["id"] == "KD305":
+                f["status"] = "pass"
+
+    for folder in folder_of(copy).trials():
+        if folder.spec().fault == "teacher-rows-shuffled":
+            edit(folder, escape)
+    done = kdbench("run", *TINY, cwd=copy)
+    assert done.returncode == 1 and "caught by nothing, NOT as declared" in done.stdout
+
+
+def test_a_positive_control_must_be_seen_in_accuracy_too(study, copy):
+    blind = "A study that does not see this bug in accuracy says nothing"
+    done = kdbench("run", *TINY, cwd=copy)
+    assert blind in done.stdout and not study[1]["controls"]["sound"]
+    for folder in folder_of(copy).trials():
+        spec = folder.spec()
+        if spec.method == "logit" and spec.fault in (None, "teacher-rows-shuffled"):
+            edit(folder, lambda raw, s=spec: raw["metrics"].update(test_accuracy=90.0 + s.seed - 50 * bool(s.fault)))
+    done = kdbench("run", *TINY, cwd=copy)
+    assert blind not in done.stdout and "accuracy -50.00 pp" in done.stdout and ": seen in accuracy" in done.stdout
+    assert json.loads(kdbench("run", *TINY, "--json", cwd=copy).stdout)["controls"]["sound"] is True
+
+
+def test_without_controls_a_study_says_that_it_proves_nothing(copy):
+    done = kdbench("run", *TINY, "--no-controls", cwd=copy)
+    assert done.returncode == 0 and "so it proves nothing" in done.stdout and "Controls" not in done.stdout
+
+
+ROW = {"fault": "imagenet-stem", "reached": True, "dormant": 0, "seeds": [0, 1]}
+
+
+@pytest.mark.parametrize(
+    ("row", "verdict", "effect"),
+    [
+        ({**ROW, "fault": None}, None, None),
+        ({**ROW, "reached": False, "dormant": 2}, "equivalent", "invalid"),
+        ({**ROW, "dormant": 2}, "equivalent", "dormant"),
+        ({**ROW, "dormant": 1}, "equivalent", "latent"),
+        (ROW, "both", "latent"),
+        (ROW, "different", "visible"),
+        (ROW, "undecided", "undecided"),
+        (ROW, None, "undecided"),
+    ],
+)
+def test_how_far_a_bug_got(row, verdict, effect):
+    assert compare.effect(row, verdict) == effect
+
+
 def test_the_same_command_again_trains_nothing(study):
     place, found, _ = study
     before = {p: p.stat().st_mtime_ns for p in (place / "runs").rglob("*.safetensors")}
     done = kdbench("run", "--variant", "both", *TINY, "--json", cwd=place)
     again = json.loads(done.stdout)
-    assert (again["trained"], again["reused"]) == (0, 20)
-    assert {**again, "trained": 20, "reused": 0} == found
+    assert (again["trained"], again["reused"]) == (0, 23)
+    assert {**again, "trained": 23, "reused": 0} == found
     assert before == {p: p.stat().st_mtime_ns for p in (place / "runs").rglob("*.safetensors")}
 
 
 def test_the_same_seed_in_a_process_of_another_run_gives_the_same_bits(study, tmp_path):
     place, _, _ = study
-    done = kdbench("run", "--variant", "corrected", *TINY, "--method", "feature", "--seeds", "1", cwd=tmp_path)
+    done = kdbench(
+        "run", "--variant", "corrected", *TINY, "--method", "feature", "--seeds", "1", "--no-controls", cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     mine, theirs = folder_of(tmp_path), folder_of(place)
     keys = [folder.key for folder in mine.trials()]

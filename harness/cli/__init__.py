@@ -13,6 +13,7 @@ COMMANDS = {
     "run": "Train, audit and compare the arms of a study.",
     "audit": "Audit a distillation script as it is, or our own training.",
     "compare": "Compare two arms of a study over its seeds.",
+    "signature": "Decide whether a fault shows in accuracy, over as few seeds as it takes.",
     "faults": "List the faults, or show one and what it changes.",
     "ui": "Open a study's runs in the MLflow UI.",
     "mirror": "Write to MLflow what it lacks of the records.",

@@ -71,6 +71,8 @@ def show_study(console: Console, found: dict[str, Any], decision: Decision) -> N
     gain, bug = "Does distillation gain anything here?", "Does the bug matter here?"
     show_comparisons(console, found["gains"], decision.margin_pp, f"{gain} (corrected, against the baseline)")
     show_comparisons(console, found["comparisons"], decision.margin_pp, f"{bug} (bugged against corrected)")
+    show_effects(console, arms)
+    show_controls(console, found["controls"])
     if all(row["as_expected"] for row in [*arms, *teachers]):
         caught = "every fault was caught by exactly the audits that it names"
         clean = "every corrected arm is proven clean"
@@ -81,6 +83,79 @@ def show_study(console: Console, found: dict[str, Any], decision: Decision) -> N
     counts = f"{found['trained']} trained, {found['reused']} reused, {found['failed']} failed."
     shared = " All students of a pair share one teacher (seed 0): the spread holds no teacher variance."
     console.print(counts + (shared if teachers else ""))
+
+
+_EFFECTS = {
+    "invalid": "the decision was never asked for: the trial says nothing of the bug",
+    "dormant": "it changed no weight and no score",
+    "latent": "it changed the weights, and the accuracy is equivalent at the margin",
+    "visible": "the accuracy differs",
+    "undecided": "it changed the weights; these seeds cannot tell what that does to the accuracy",
+}
+
+
+def show_effects(console: Console, arms: list[dict[str, Any]]) -> None:
+    """Print how far each bug got: asked for, in the weights from which epoch on, revealed by what, to what effect."""
+    bugged = [arm for arm in arms if arm["fault"]]
+    if not bugged:
+        return
+    table = _table(
+        "pair", "method", "arm", "reached", "weights differ from epoch", "revealed by", "effect",
+        title="How far did each bug get?",
+    )  # fmt: skip
+    for arm in bugged:
+        at = arm["diverged_at"]
+        table.add_row(
+            arm["pair"], METHODS[arm["method"]].title, arm["fault"],
+            {True: "yes", False: "NO", None: "not known"}[arm["reached"]],
+            str(at) if at is not None else "never" if arm["dormant"] else "not known",
+            ", ".join(arm["failed_findings"]) or "nothing", arm["effect"],
+        )  # fmt: skip
+    console.print(table)
+    for name in dict.fromkeys(arm["effect"] for arm in bugged):
+        console.print(f"  {name}: {_EFFECTS[name]}", style="dim")
+    console.print()
+
+
+def show_controls(console: Console, controls: dict[str, Any] | None) -> None:
+    """Print what the controls showed, and what follows where they are missing or failed."""
+    if controls is None:
+        console.print(
+            "[bold red]No controls:[/] this study was not shown to see anything, so it proves nothing; "
+            "leave out --no-controls.\n",
+            soft_wrap=True,
+        )
+        return
+    again, positive = controls["again"], controls["positive"]
+    console.print("[bold]Controls[/]")
+    if again is not None:
+        twice = {
+            "identical": f"the same bits in each of {again['epochs']} epochs",
+            "differs": "[bold red]NOT the same bits[/]: no difference of weights here means anything",
+            "undecidable": "not the same bits, as this device does not promise them: divergence is undecidable here",
+            "missing": "[bold red]did not finish[/]",
+        }[again["verdict"]]
+        arm = f"{METHODS[again['method']].title}, {again['fault'] or 'corrected'}"
+        console.print(f"  the same seed twice ({arm}, seed {again['seed']}): {twice}", soft_wrap=True)
+    if positive is None:
+        console.print("  no positive control: no method here has a teacher whose answers could be shuffled")
+    else:
+        entry = positive["comparison"]
+        by_audit = "as declared" if positive["seen_by_audit"] else "[bold red]NOT as declared[/]"
+        said = f"caught by {', '.join(positive['failed_findings']) or 'nothing'}, {by_audit}"
+        p, low = entry["welch_p"], entry["difference_pp"]
+        change = "no score" if low is None else f"accuracy {low:+.2f} pp" + (f" (p {p:.2g})" if p is not None else "")
+        seen = "seen" if positive["seen_in_accuracy"] else "not seen"
+        name = f"{positive['fault']}, {METHODS[positive['method']].title}"
+        console.print(f"  positive control ({name}): {said}; {change}: {seen} in accuracy", soft_wrap=True)
+        if not positive["seen_in_accuracy"]:
+            console.print(
+                "  A study that does not see this bug in accuracy says nothing of what the others do to it: "
+                "give it more seeds, or more training.",
+                style="bold",
+                soft_wrap=True,
+            )
+    console.print()
 
 
 _MEANING = {

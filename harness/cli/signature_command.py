@@ -1,0 +1,197 @@
+"""kdbench signature: does a bug show in accuracy? Decided over as few seeds as it takes."""
+
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.markup import escape
+
+from harness.cli.common import JSON_OPTION, mirror_or_remark, print_json, stderr, stdout
+from harness.cli.study_options import requested, study_options
+
+if TYPE_CHECKING:
+    from harness.compare import Trials
+    from harness.record import Result
+    from harness.signature import Design, Outcome
+    from harness.study import Request
+
+
+@click.command("signature")
+@click.option("--fault", "fault_names", multiple=True, metavar="NAME", help="May be repeated; several at once: a+b.")
+@study_options
+@click.option("--margin", type=float, default=0.5, show_default=True, help="Drops up to this do not matter, in pp.")
+@click.option("--simulate", type=float, metavar="SD", help="Only simulate the test, for scores of this spread in pp.")
+@JSON_OPTION
+def command(fault_names: tuple[str, ...], margin: float, simulate: float | None, as_json: bool, **asked: Any) -> int:
+    """Decide for each fault whether it lowers the accuracy by more than the margin, over 3, 5, 8 or 12 seeds.
+
+    Killed, survived, latent, invalid and no verdict are kept apart. The positive control is run as well, and one trial
+    twice; a test that does not kill the control says nothing of the others.
+
+    Exit 0 if the controls are as they must be, 1 if not, 2 for bad input, 3 if a trial could not run.
+    """
+    from harness import faults
+    from harness.plan import POSITIVE_CONTROL
+    from harness.signature import Design
+    from harness.signature import simulate as simulated
+    from kd.errors import InputError
+
+    design = Design(margin_pp=margin)
+    if simulate is not None:
+        if not simulate > 0:
+            raise InputError(f"--simulate {simulate}: the spread must be positive, in percentage points")
+        rows = simulated(design, [-margin / simulate, 0, 1, 2, 3, 6], simulate)
+        _show_simulation(design, simulate, rows, as_json)
+        return 0
+    if not fault_names:
+        raise InputError("name at least one fault: --fault NAME (kdbench faults list)")
+    if asked["seeds"] is not None:
+        raise InputError("--seeds does nothing here: the seeds are 0 to 2, 4, 7 or 11, as far as it takes")
+    names = [faults.get(name).name for name in fault_names]
+    control = faults.get(POSITIVE_CONTROL)
+    request = requested(asked, [*dict.fromkeys([*names, POSITIVE_CONTROL])], named_fault=True)
+    if all(control.why_not(method) for method in request.preset.methods):
+        raise InputError(f"the positive control needs a method with a teacher: {control.why_not('baseline')}")
+    return _run(request, design, as_json)
+
+
+def _run(request: "Request", design: "Design", as_json: bool) -> int:
+    from harness import compare
+    from harness.cli.progress import Progress
+    from harness.signature import run
+    from harness.study import carry_out, prepare
+
+    notes = stderr()
+    failed: list[str] = []
+
+    def train(part: "Request") -> "Trials":
+        ready = prepare(part)
+        notes.print(f"{len(part.preset.seeds)} seeds an arm: {len(ready.todo)} trials to run, {ready.cost}")
+        with Progress(ready.plan, ready.todo, notes) as progress:
+
+            def tell(key: str, result: "Result | None", epochs: int) -> None:
+                progress.on_trial(key, result, epochs)
+
+            failed.extend(carry_out(ready, tell).failed)
+        return compare.read_study(ready.folder)
+
+    def told(outcome: "Outcome") -> None:
+        notes.print(f"{outcome.arm.fault}, {outcome.arm.method}: {outcome.state}")
+
+    outcomes, study = run(request, design, train, told)
+    controls = compare.controls(study)
+    again = controls["again"] if controls else None
+    killed = [o.state == "killed" for o in outcomes if o.as_object()["control"]]
+    sound = bool(killed) and all(killed) and again is not None and again["verdict"] in ("identical", "undecidable")
+    entries = [outcome.as_object() for outcome in outcomes]
+    if as_json:
+        print_json(
+            {
+                "schema": "kdbench.signature/1",
+                "runs": str(study.folder.path),
+                "design": {
+                    "margin_pp": design.margin_pp,
+                    "looks": list(design.looks),
+                    "alphas": list(design.alphas),
+                    "futility_sd": design.futility_sd,
+                },
+                "again": again,
+                "sound": sound,
+                "faults": entries,
+            }
+        )
+    else:
+        _show(design, entries, again, sound)
+    mirror_or_remark(request.runs, study.folder, notes)
+    if failed:
+        return 3
+    return 0 if sound else 1
+
+
+_MEANING = {
+    "killed": "its accuracy is lower by more than the margin",
+    "latent": "an audit reveals it, and its accuracy is equivalent at the margin",
+    "survived": "a drop of the size looked for (margin and {futility:g} sd) is excluded, or the accuracy is equivalent",
+    "invalid": "its decision was never asked for",
+    "no verdict": "the last look decided nothing, or a score is missing",
+}
+
+
+def _show(design: "Design", entries: list[dict[str, Any]], again: dict[str, Any] | None, sound: bool) -> None:
+    from rich.table import Table
+
+    from kd.methods import METHODS
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in (
+        "pair",
+        "method",
+        "fault",
+        "state",
+        "seeds an arm",
+        "drop, pp",
+        "at most",
+        "p by look",
+        "revealed by",
+    ):
+        table.add_column(title)
+    for e in sorted(entries, key=lambda e: e["control"]):
+        last = e["looks"][-1] if e["looks"] else None
+        ps = [look["p_exceeds"] for look in e["looks"]]
+        table.add_row(
+            e["pair"],
+            METHODS[e["method"]].title,
+            e["fault"] + (" (control)" if e["control"] else ""),
+            e["state"],
+            str(e["seeds"]),
+            f"{last['drop_pp']:+.2f}" if last else "",
+            f"{last['upper_pp']:+.2f}" if last and last["upper_pp"] is not None else "",
+            "  ".join(f"{p:.2g}" if p is not None else "-" for p in ps),
+            ", ".join(e["revealed_by"]) or "nothing",
+        )
+    console = stdout()
+    console.print(table)
+    for state in dict.fromkeys(e["state"] for e in entries):
+        console.print(f"  {state}: {_MEANING[state].format(futility=design.futility_sd)}", style="dim")
+    looks = ", ".join(f"{n} at {a:g}" for n, a in zip(design.looks, design.alphas, strict=True))
+    console.print(
+        f"  p is one-sided, of a drop above {design.margin_pp:g} pp; looks and alphas: {looks}; `at most` is an "
+        "upper 95% bound",
+        style="dim",
+        soft_wrap=True,
+    )
+    if again is not None:
+        console.print(f"  the same seed twice: {escape(again['verdict'])}", style="dim")
+    if not sound:
+        console.print("[bold red]The controls are not as they must be: this says nothing of the other faults.[/]")
+
+
+def _show_simulation(design: "Design", sd: float, rows: list[dict[str, Any]], as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from rich.table import Table
+
+    if as_json:
+        print_json({"schema": "kdbench.signature-simulation/1", "design": asdict(design), "sd_pp": sd, "rows": rows})
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in (
+        "true drop, pp",
+        "beyond the margin, sd",
+        "killed",
+        "equivalent",
+        "futile",
+        "no verdict",
+        "mean seeds",
+    ):
+        table.add_column(title)
+    for row in rows:
+        shares = [f"{row[name]:.1%}" for name in ("killed", "equivalent", "futile", "no verdict")]
+        table.add_row(f"{row['drop_pp']:.2f}", f"{row['beyond_margin_sd']:+.2f}", *shares, f"{row['mean_seeds']:.1f}")
+    console = stdout()
+    console.print(table)
+    console.print(
+        f"  normal scores of sd {sd:g} pp in both arms, margin {design.margin_pp:g} pp, 20,000 experiments a row; "
+        "the row at the margin is the size, no more than the alphas' sum",
+        style="dim",
+        soft_wrap=True,
+    )
