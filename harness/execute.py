@@ -111,7 +111,7 @@ def _context(threads: set[int]) -> multiprocessing.context.BaseContext:
 
 
 def _start(context: multiprocessing.context.BaseContext, folder: Folder, data_file: Path) -> BaseProcess:
-    for stale in ("curve.jsonl", "test_curve.jsonl", "student.safetensors", "method.safetensors"):
+    for stale in ("curve.jsonl", "norms.csv", "test_curve.jsonl", "student.safetensors", "method.safetensors"):
         (folder.path / stale).unlink(missing_ok=True)
     process: BaseProcess = context.Process(  # type: ignore[attr-defined]
         target=run_in_child, args=(str(folder.path), str(data_file), faults.LOADED), daemon=True

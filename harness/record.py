@@ -2,6 +2,7 @@
 
 spec.json            what decides the numbers
 curve.jsonl          one line an epoch
+norms.csv            gradient norms before clipping, a step a line, of the first 200 steps
 test_curve.jsonl     test accuracy by epoch, only where a rule that selects by it is tried
 result.json          written last and atomically: a folder without it is an unfinished trial
 student.safetensors  weights of the selected epoch

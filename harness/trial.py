@@ -5,6 +5,7 @@ no network; the coordinator calls the same :func:`run`.
 """
 
 import argparse
+import csv
 import json
 import logging
 import os
@@ -142,6 +143,7 @@ def _run(folder: Folder, spec: Spec, data_file: Path) -> Result:
             if training.scores_test:
                 with (folder.path / "test_curve.jsonl").open("w" if epoch.epoch == 1 else "a") as scores:
                     scores.write(json.dumps({"epoch": epoch.epoch, "test_accuracy": training.test_scores[-1]}) + "\n")
+            write_norms(folder.path / "norms.csv", training)
             if not epoch.finite:
                 diverged = epoch.epoch
                 break
@@ -174,6 +176,14 @@ def _run(folder: Folder, spec: Spec, data_file: Path) -> Result:
         times=times,
         peak_memory_mb=_peak_memory_mb(device),
     )
+
+
+def write_norms(path: Path, training: train.Training) -> None:
+    """Write the gradient norms of the first steps, a step a line, before clipping."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["step", *training.norm_names])
+        table.writerows([step, *norms] for step, norms in enumerate(training.first_norms, 1))
 
 
 def _teacher_record(training: train.Training, spec: Spec) -> TeacherRecord | None:

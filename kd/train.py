@@ -18,6 +18,9 @@ from kd.procedure import Procedure, Split
 from kd.recipe import Recipe
 from kd.teacher import Provenance
 
+FIRST_STEPS = 200
+"Steps whose gradient norms are kept one by one."
+
 
 @dataclass(frozen=True)
 class Teacher:
@@ -73,6 +76,9 @@ class Training:
     scaler: torch.amp.GradScaler
     scores_test: bool = False
     "Whether each epoch is scored on the test set too: only a rule that selects by it is shown those scores."
+    first_norms: list[list[float]] = field(default_factory=list)
+    "Of the first steps (at most `FIRST_STEPS`): each group's norm before clipping, in the order of `norm_names`."
+    norm_names: tuple[str, ...] = ()
     val_scores: list[float] = field(default_factory=list)
     test_scores: list[float] = field(default_factory=list)
     best: dict[str, dict[str, Tensor]] = field(default_factory=dict)
@@ -243,6 +249,7 @@ class _Update:
             "projectors": [*training.method.parameters()],
         }
         self.groups = {name: params for name, params in self.groups.items() if params}
+        training.norm_names = (*self.groups, "all")
         self.seen: list[Tensor] = []
         self.measured = False
 
@@ -286,6 +293,7 @@ class _Update:
         self.seen.clear()
         columns = torch.cat([seen, seen.square().sum(1, keepdim=True).sqrt()], dim=1)
         steps = len(columns)
+        self.t.first_norms += columns[: FIRST_STEPS - len(self.t.first_norms)].tolist()
         columns = columns[columns[:, -1].isfinite()].cpu()
         if not len(columns):
             columns = torch.full((1, columns.shape[1]), float("nan"))

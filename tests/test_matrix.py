@@ -1,29 +1,43 @@
 """Each fault is caught by exactly the audits that it names; and how the matrix counts."""
 
 import json
+from pathlib import Path
 
 import pytest
 from test_cli import kdbench
 
-from harness import matrix, matrix_page
+from harness import gallery, matrix, matrix_page
 from harness.canonical import audit_once
 from harness.faults import FAULTS
 from harness.matrix import Cell, Task
 from kd.methods import METHODS
 
-
-def method_for(name: str) -> str:
-    """Return one method that the fault applies to, in turn, so that all three come up."""
-    able = [method for method in METHODS if not FAULTS[name].why_not(method)]
-    return able[sorted(FAULTS).index(name) % len(able)]
+PAGE = (Path(__file__).resolve().parent.parent / "reports" / "faults.md").read_text(encoding="utf-8")
+GALLERY = gallery.sections(PAGE)
 
 
 @pytest.mark.parametrize("name", sorted(FAULTS))
 def test_a_fault_is_caught_by_exactly_its_audits(name):
     """One seed and one method; `kdbench audit --matrix --seeds 0-9` has ten seeds of every method."""
-    run = audit_once(method_for(name), FAULTS[name], 0, lambda _: None)
+    run = audit_once(gallery.method_for(FAULTS[name]), FAULTS[name], 0, lambda _: None)
     assert run.calls > 0, "never reached"
     assert run.as_declared, {f.name: f.message for f in run.report.failed("error")}
+    now = gallery.section(run)
+    assert gallery.agree(now, GALLERY.get(name, "")), f"the gallery has drifted; {gallery.COMMAND}\n{now}"
+
+
+def test_the_gallery_shows_every_fault_and_no_other():
+    assert sorted(GALLERY) == sorted(FAULTS)
+    assert f"{len(FAULTS)} faults" in PAGE.partition("\n## ")[0]
+
+
+def test_a_gallery_that_drifted_is_noticed():
+    text = "FAIL KD201 clip-coverage  4 of 66 parameters, norm 1.882"
+    assert gallery.agree(text, text.replace("1.882", "1.90")) and gallery.agree(text, text.replace("  ", "\n"))
+    assert not gallery.agree(text, text.replace("4 of", "5 of"))
+    assert not gallery.agree(text, text.replace("1.882", "2.4"))
+    assert not gallery.agree(text, text.replace("coverage", "order"))
+    assert not gallery.agree(text, text + " 7") and not gallery.agree(text, "")
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -47,7 +47,7 @@ _CONFIG: dict[str, tuple[type, ...]] = {
 
 _POLICY = {"waive", "select", "ignore", "strict", "format"}
 _OURS = _POLICY | {"variant", "fault", "fault_files", "method", "seed"}
-_MATRIX = {"fault", "fault_files", "method", "seeds", "output", "format", "workers"}
+_MATRIX = {"fault", "fault_files", "method", "seeds", "zoo_seeds", "output", "format", "workers"}
 _MODES = {"--list": {"fault_files"}, "--explain": {"fault_files"}, "--run": _POLICY, "--matrix": _MATRIX}
 "Options that go with what is not the audit of a script."
 
@@ -195,6 +195,7 @@ class ConfiguredCommand(click.Command):
 @click.option("--seed", type=int, default=0, help="Without SCRIPT: of our own training.")
 @click.option("--matrix", is_flag=True, help="Every fault against every audit, and correct trainings: minutes.")
 @click.option("--seeds", metavar="RANGE", default="0-2", show_default=True, help="Of --matrix, as in 0-9.")
+@click.option("--zoo-seeds", metavar="RANGE", help="Of --matrix: of the clean zoo  [default: the first three seeds]")
 @click.option("--workers", type=click.IntRange(1), help="Of --matrix: processes at a time  [default: usable cores]")
 @click.option(
     "--output",
@@ -603,7 +604,8 @@ def _matrix(options: dict[str, Any]) -> int:
     for method in methods:
         check_method(method)
     seeds = parse_seeds(options["seeds"])
-    tasks = matrix.tasks_for(chosen, methods, seeds, seeds)
+    zoo_seeds = parse_seeds(options["zoo_seeds"]) if options["zoo_seeds"] else seeds[:3]
+    tasks = matrix.tasks_for(chosen, methods, seeds, zoo_seeds)
     notes = stderr()
     cells = []
     with Progress(console=notes, transient=True) as progress:

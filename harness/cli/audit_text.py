@@ -110,7 +110,7 @@ def _show_undecided(console: Console, audited: Audited, seen: Observation) -> No
 
 def show_findings(console: Console, report: Report) -> None:
     """Print failures, then what was not decided by what would decide it, then the passes in a line."""
-    _show_failures(console, report)
+    show_failures(console, report)
     undecided = [f for f in report.findings if f.status == "not_triggered"]
     if undecided:
         table = _table()
@@ -130,7 +130,7 @@ def show_findings(console: Console, report: Report) -> None:
         console.print(f"\n[green]passed[/] {_labels(passed)}")
 
 
-def _show_failures(console: Console, report: Report) -> None:
+def show_failures(console: Console, report: Report) -> None:
     """Print what failed, worst first and consequences behind their causes, then what broke and what was waived."""
     failed = sorted(report.failed("info"), key=lambda f: list(_MARKS).index(f.severity))
     table = _table()
@@ -187,7 +187,7 @@ def show_ourselves(console: Console, runs: Sequence[Run], audited: Audited) -> N
             "yes" if run.as_declared else "[bold red]NO[/]",
         )
     console.print(table)
-    _show_failures(console, audited.report)
+    show_failures(console, audited.report)
     decided = {f.id for f in audited.report.findings if f.status != "not_triggered"}
     silent = [f for f in audited.report.findings if f.id not in decided]
     if silent:

@@ -1,8 +1,10 @@
 """kdbench faults: the zoo."""
 
+from pathlib import Path
+
 import click
 
-from harness.cli.common import FAULTS_OPTION, JSON_OPTION, print_json, stdout
+from harness.cli.common import FAULTS_OPTION, JSON_OPTION, print_json, stderr, stdout
 
 
 @click.group("faults")
@@ -64,6 +66,22 @@ def show(name: str) -> None:
         console.print(f"caught by: {', '.join(fault.ids(fault.caught_by))} ({', '.join(fault.caught_by)})")
     if fault.follows:
         console.print(f"may follow: {', '.join(fault.ids(fault.follows))} ({', '.join(fault.follows)})")
+
+
+@command.command("gallery")
+@click.option("--fault", "names", multiple=True, metavar="NAME", help="Only this one; may be repeated.")
+@click.option("--output", type=click.Path(path_type=Path), metavar="FILE", help="Instead of stdout.")
+@FAULTS_OPTION
+def gallery(names: tuple[str, ...], output: Path | None) -> None:
+    """Train every fault for a few steps and make the page that shows them: story, difference, numbers, who told."""
+    from harness.faults import FAULTS, get
+    from harness.gallery import page
+
+    text = page([get(name).name for name in names] or list(FAULTS), lambda word: stderr().print(word, style="dim"))
+    if output is None:
+        click.echo(text, nl=False)
+    else:
+        output.write_text(text, encoding="utf-8")
 
 
 def _whose(scope: str) -> str:

@@ -1,0 +1,137 @@
+"""The gallery of the faults: each with its difference, its story, what it did to the numbers, and who told.
+
+Nothing on the page is written by hand: the difference is computed from the sources, the numbers and the audits' lines
+are those of a training of a few steps on real digits, seed 0, beside its corrected twin.
+"""
+
+import io
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+from rich.console import Console
+
+from audits.finding import Finding, Report
+from harness.canonical import EPOCHS, Run, audit_once
+from harness.faults import FAULTS, Fault, audit_ids
+from kd.methods import METHODS
+from kd.recipe import Precision
+
+COMMAND = "kdbench faults gallery --output reports/faults.md"
+_ROOT = Path(__file__).resolve().parent.parent
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
+
+
+def method_for(fault: Fault) -> str:
+    """Return the method that the gallery shows a fault in: of those it applies to, each in its turn."""
+    able = [method for method in METHODS if not fault.why_not(method)]
+    return able[sorted(FAULTS).index(fault.name) % len(able)]
+
+
+@cache
+def twin(method: str, precision: Precision) -> Run:
+    """Return the corrected training that a fault's is held against."""
+    return audit_once(method, None, 0, lambda _: None, precision)
+
+
+def section(run: Run) -> str:
+    """Return a fault's part of the page, of its training."""
+    fault = run.fault
+    assert fault is not None
+    ids = audit_ids()
+
+    def named(names: Sequence[str]) -> str:
+        return ", ".join(sorted(f"{ids[name]} {name}" for name in names))
+
+    told = [f"caught by {named(fault.caught_by)}" if fault.caught_by else f"escapes: {fault.escapes}"]
+    told += [f"may follow: {named(fault.follows)}"] if fault.follows else []
+    whose = "teacher and student" if fault.scope == "both" else "the student"
+    lines = lines_of(run.report)
+    parts = [
+        f"## {fault.name}",
+        f"Replaces `{fault.seam}` in the training of {whose}; {'; '.join(told)}.",
+        fault.story,
+        f"```diff\n{fault.difference()}\n```",
+        f"{numbers(run)} `kdbench audit --fault {fault.name} --method {run.method}` prints:",
+        f"```\n{lines}\n```" if lines else "```\n(no audit of severity error fails)\n```",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def numbers(run: Run) -> str:
+    """Return in a sentence what the fault did to the numbers of a few steps."""
+    assert run.fault is not None
+    precision: Precision = "fp16" if run.fault.needs_scaler else "fp32"
+    right = twin(run.method, precision)
+    mine, theirs = run.epochs[-1], right.epochs[-1]
+    pairs = zip(run.epochs, right.epochs, strict=True)
+    differ = next((a.epoch for a, b in pairs if a.digest != b.digest), None)
+    where = f"After {run.steps} steps of {METHODS[run.method].title} ({EPOCHS} epochs of digits, seed 0)"
+    if differ is None:
+        return f"{where} every weight is the same to the bit as without it."
+    shown = ", ".join(
+        f"{name} {_shown(a)} ({_shown(b)})"
+        for name, a, b in (
+            ("loss", mine.loss["total"], theirs.loss["total"]),
+            ("gradient norm", mine.grad_norms["all"]["mean"], theirs.grad_norms["all"]["mean"]),
+        )
+    )
+    return f"{where}, with it and (without it): {shown}; the weights differ from epoch {differ} on."
+
+
+def _shown(value: float) -> str:
+    return f"{value:.3g}" if math.isfinite(value) else "no number"
+
+
+def lines_of(report: Report) -> str:
+    """Return what the audit prints of the errors, as plain text."""
+    from harness.cli.audit_text import show_failures
+
+    errors = [_plain(f) for f in report.findings if f.status == "fail" and f.severity == "error"]
+    out = io.StringIO()
+    show_failures(Console(file=out, width=118, highlight=False, color_system=None), Report(tuple(errors)))
+    return "\n".join(line.rstrip() for line in out.getvalue().strip().splitlines())
+
+
+def _plain(f: Finding) -> Finding:
+    """Return a finding whose place does not depend on where the project lies."""
+    if f.where is None or not Path(f.where["file"]).is_absolute():
+        return f
+    path = Path(f.where["file"])
+    inside = path.relative_to(_ROOT).as_posix() if path.is_relative_to(_ROOT) else path.name
+    return replace(f, where={**f.where, "file": inside})
+
+
+def page(names: Sequence[str], told: Callable[[str], None]) -> str:
+    """Train each fault for a few steps, and return the page in Markdown."""
+    head = (
+        "# The faults\n\n"
+        f"    {COMMAND}\n\n"
+        f"{len(names)} faults, each one function in the place of one decision. The differences are computed from the\n"
+        "sources; numbers and lines are of a training of a few steps on real digits. All of it is made by the command\n"
+        "above and compared by the test suite, so this page cannot drift from the code. After so few steps a number\n"
+        "shows that something changed, not what it is worth: what some bugs cost is measured in the other reports.\n"
+    )
+    parts = [section(audit_once(method_for(FAULTS[name]), FAULTS[name], 0, told)) for name in sorted(names)]
+    return "\n".join([head, *parts])
+
+
+def sections(text: str) -> dict[str, str]:
+    """Return the parts of a page by fault."""
+    return {part.partition("\n")[0]: f"## {part}" for part in re.split(r"^## ", text, flags=re.M)[1:]}
+
+
+def agree(one: str, other: str, relative: float = 0.1, absolute: float = 0.06) -> bool:
+    """Say whether two texts hold the same words, and numbers that differ as those of two machines may.
+
+    In whatever order, since a number of another length breaks a line elsewhere.
+    """
+    if sorted(_NUMBER.sub("#", one).split()) != sorted(_NUMBER.sub("#", other).split()):
+        return False
+    numbers = [sorted(map(float, _NUMBER.findall(text))) for text in (one, other)]
+    return all(
+        math.isclose(a, b, rel_tol=relative, abs_tol=absolute) for a, b in zip(numbers[0], numbers[1], strict=True)
+    )
