@@ -11,7 +11,8 @@ of the paper's networks at full width, where a training to its end would take da
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import click
 import torch
 
 from harness import compare, faults, stats
+from harness.cli import run_cli
 from harness.cli.common import stderr
 from harness.cli.progress import Progress
 from harness.plan import Arm, load_preset, parse_seeds, split_pair
@@ -28,15 +30,16 @@ from harness.study import Request, carry_out, prepare
 from kd import train
 from kd.data import cache_folder, load_file
 from kd.data import prepare as prepare_data
+from kd.errors import unknown
 from kd.procedure import CANONICAL
 from kd.teacher import save_checkpoint
 
 TEACHERS: dict[str, tuple[str, ...]] = {
     "trained": (),
-    "random, evaluation mode": ("random-teacher",),
-    "random, training mode": ("random-teacher", "teacher-train-mode"),
+    "random-eval": ("random-teacher",),
+    "random-train": ("random-teacher", "teacher-train-mode"),
 }
-"By teacher: the faults that make it so."
+"By teacher (trained, random in evaluation mode, random in training mode): the faults that make it so."
 Row = dict[str, Any]
 UNCLIPPED = "projector-unclipped"
 
@@ -48,16 +51,16 @@ def arms_of(teacher: str) -> tuple[str | None, str]:
     return clipped, faults.get("+".join([*of_teacher, UNCLIPPED])).name
 
 
-def sweep(request: Request, bounds: Sequence[float], seeds: Mapping[str, Sequence[int]], notes: Any) -> list[Row]:
+def sweep(
+    request: Request, bounds: Sequence[float], teachers: Sequence[str], seeds: Sequence[int], notes: Any
+) -> list[Row]:
     """Train every bound and teacher, and return one row a trial; what is done already is kept."""
     rows = []
     for bound in bounds:
-        for teacher in TEACHERS:
-            if not seeds[teacher]:
-                continue
+        for teacher in teachers:
             preset = request.preset
             recipe = replace(preset.recipe, max_norm=bound)
-            asked = replace(preset, recipe=recipe, seeds=tuple(seeds[teacher]))
+            asked = replace(preset, recipe=recipe, seeds=tuple(seeds))
             arms = arms_of(teacher)
             ready = prepare(replace(request, preset=asked, faults=list(arms), named_fault=False))
             notes.print(f"bound {bound:g}, teacher {teacher}: {len(ready.todo)} trials to run, {ready.cost}")
@@ -67,7 +70,7 @@ def sweep(request: Request, bounds: Sequence[float], seeds: Mapping[str, Sequenc
             curves: dict[tuple[str | None, int], list[str]] = {}
             for fault in arms:
                 for seed, (spec, result) in sorted(study.arms[Arm(fault, preset.pairs[0], "feature")].items()):
-                    if seed not in seeds[teacher]:
+                    if seed not in seeds:
                         continue
                     curve = ready.folder.trial(spec.key).curve()
                     curves[fault, seed] = [epoch["digest"] for epoch in curve]
@@ -274,8 +277,8 @@ _DATA = click.option("--data", "data_root", type=click.Path(path_type=Path, exis
 @_OUTPUT
 @click.option("--teacher-weights", type=click.Path(path_type=Path), required=True, help="Of the trained teacher.")
 @click.option("--bounds", default="0.1,1,1000", show_default=True)
-@click.option("--seeds", default="0-2", show_default=True, help="With the trained teacher.")
-@click.option("--random-seeds", default="0-1", show_default=True, help="With the random ones.")
+@click.option("--teacher", "teachers", multiple=True, metavar="|".join(TEACHERS), help="May be repeated; default: all.")
+@click.option("--seeds", default="0-2", show_default=True)
 @click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)
 @click.option("--workers", type=int)
 @click.option("--epochs", type=int)
@@ -284,8 +287,8 @@ def sweep_command(
     output: Path,
     teacher_weights: Path,
     bounds: str,
+    teachers: tuple[str, ...],
     seeds: str,
-    random_seeds: str,
     runs: Path,
     workers: int | None,
     epochs: int | None,
@@ -295,9 +298,13 @@ def sweep_command(
     recipe = replace(preset.recipe, epochs=epochs) if epochs else preset.recipe
     preset = replace(preset, methods=("feature",), recipe=recipe)
     request = Request(preset, [], False, "folder", data_root, "cpu", workers, runs, teacher_weights, None, False)
-    by_teacher = {name: parse_seeds(random_seeds if name != "trained" else seeds) for name in TEACHERS}
-    rows = sweep(request, [float(bound) for bound in bounds.split(",")], by_teacher, stderr())
-    _write(output / "sweep.json", rows)
+    for name in teachers:
+        if name not in TEACHERS:
+            raise unknown("teacher", name, TEACHERS)
+    found = sweep(
+        request, [float(bound) for bound in bounds.split(",")], teachers or list(TEACHERS), parse_seeds(seeds), stderr()
+    )
+    rows = _added(output / "sweep.json", found)
     click.echo(table(rows, preset.decision.margin_pp), nl=False)
 
 
@@ -325,10 +332,23 @@ def draw_command(folder: Path) -> None:
     click.echo(f"figure: {draw(folder)}")
 
 
+def _added(path: Path, found: list[Row]) -> list[Row]:
+    """Write rows into the file beside those of other bounds, teachers and seeds that stand there; return all."""
+
+    def key(row: Row) -> tuple[Any, ...]:
+        return (list(TEACHERS).index(row["teacher"]), row["bound"], row["unclipped"], row["seed"])
+
+    known = json.loads(path.read_text()) if path.is_file() else []
+    rows = list({key(row): row for row in [*known, *found]}.values())
+    rows.sort(key=key)
+    _write(path, rows)
+    return rows
+
+
 def _write(path: Path, rows: list[Row]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps(rows, indent=1, allow_nan=False) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_cli(lambda: main.main(prog_name="python -m harness.clip_study", standalone_mode=False)))

@@ -9,14 +9,29 @@ from rich.table import Table
 
 COMMAND = "kdbench audit --matrix"
 _STYLE = """
-body { font: 14px/1.4 system-ui, sans-serif; margin: 2rem auto; max-width: 80rem; padding: 0 1rem; color: #1b1f24 }
+body { font: 14px/1.4 system-ui, sans-serif; margin: 2rem auto; max-width: 110rem; padding: 0 1rem; color: #1b1f24 }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { padding: .15rem .35rem; border-bottom: 1px solid #e6e8eb; text-align: left; white-space: nowrap }
-td.n { text-align: center; min-width: 2.4rem }
+td.n { text-align: center; min-width: 1.9rem }
 th.id { writing-mode: vertical-rl; font-weight: 500 }
-.hit { background: #14532d; color: #fff } .follow { background: #bbd7c3 } .wrong { background: #b42318; color: #fff }
-.miss { background: #f2b8b5 } .none { color: #b6bcc4 } .scroll { overflow-x: auto }
+.none { color: #b6bcc4 } .scroll { overflow-x: auto }
 """
+# By kind of cell: background and ink.
+_COLOURS = {
+    "hit": ("#14532d", "#ffffff"),
+    "miss": ("#f2b8b5", "#1b1f24"),
+    "follow": ("#bbd7c3", "#1b1f24"),
+    "wrong": ("#b42318", "#ffffff"),
+    "alone": ("#b45309", "#ffffff"),
+}
+_STYLE += "".join(f".{kind} {{ background: {back}; color: {ink} }}\n" for kind, (back, ink) in _COLOURS.items())
+_WORDS = {
+    "hit": "caught in every run",
+    "miss": "missed",
+    "follow": "a declared consequence",
+    "wrong": "not declared",
+    "alone": "noticed without audits (the deeper, the oftener)",
+}
 
 
 def ids_of(matrix: dict[str, Any]) -> list[str]:
@@ -107,19 +122,25 @@ def page(matrix: dict[str, Any]) -> str:
             kind = kind_of(row, id)
             cells.append(f'<td class="n {kind}">{f"{k}/{n}" if kind != "none" else "·"}</td>')
         k, n = row["noticed_without"], row["runs"]
-        cells.append(f'<td class="n">{k}/{n}</td><td class="n">{row["dormant"]}/{n}</td>')
+        alone = f' alone" style="opacity:{0.25 + 0.75 * k / n:.2f}' if k else " none"
+        cells.append(f'<td class="n{alone}">{k}/{n}</td><td class="n">{row["dormant"]}/{n}</td>')
         cells.append(f"<td>{'yes' if row['exact'] else html.escape('; '.join(row['inexact'][:2]))}</td>")
         rows.append(f"<tr><td>{row['name']}</td><td>{row['seam']}</td>{''.join(cells)}</tr>")
+    clean, base = matrix["clean"], matrix["baseline"]["clean"]
+    alarms = [clean["by_audit"].get(id, 0) for id in ids]
+    rows.append(
+        "<tr><td><b>correct trainings</b></td><td></td>"
+        + "".join(f'<td class="n {"wrong" if k else "none"}">{k}/{clean["runs"]}</td>' for k in alarms)
+        + f'<td class="n">{base[0]}/{base[1]}</td><td></td><td></td></tr>'
+    )
     lines = "".join(f"<li>{html.escape(line)}</li>" for line in (*summary_lines(matrix), *matrix["clean"]["alarmed"]))
     seeds = ", ".join(str(seed) for seed in matrix["seeds"])
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Faults and audits</title><style>{_STYLE}</style>'
         f"<h1>Faults and audits</h1><p><code>{COMMAND}</code>, methods {', '.join(matrix['methods'])}, seeds {seeds}. "
         "Each cell: runs in which the audit failed, of all runs of the fault. "
-        '<span class="hit">&nbsp;caught, as declared&nbsp;</span> <span class="miss">&nbsp;missed&nbsp;</span> '
-        '<span class="follow">&nbsp;a consequence, as declared&nbsp;</span> '
-        '<span class="wrong">&nbsp;not declared&nbsp;</span></p>'
-        f"<ul>{lines}</ul>"
+        + " ".join(f'<span class="{kind}">&nbsp;{word}&nbsp;</span>' for kind, word in _WORDS.items())
+        + f"</p><ul>{lines}</ul>"
         f'<div class="scroll"><table><thead><tr><th>fault</th><th>replaces</th>{head}'
         '<th class="id">noticed without</th><th class="id">dormant</th><th>exact</th></tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div></html>\n"
@@ -134,27 +155,32 @@ def draw(matrix: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot as plt
     from matplotlib.patches import Patch
 
-    colours = {"hit": "#14532d", "miss": "#f2b8b5", "follow": "#bbd7c3", "wrong": "#b42318", "none": "#f4f5f7"}
+    colours = {kind: back for kind, (back, _) in _COLOURS.items()} | {"none": "#f4f5f7"}
     ids = ids_of(matrix)
     rows = sorted(matrix["faults"], key=lambda r: (r["seam"], r["name"]))
+    last = len(ids) + 0.5
     figure, axes = plt.subplots(figsize=(4.2 + 0.34 * len(ids), 1.6 + 0.24 * len(rows)), layout="constrained")
     for y, row in enumerate(rows):
         for x, id in enumerate(ids):
             axes.add_patch(plt.Rectangle((x, y), 0.94, 0.9, color=colours[kind_of(row, id)]))
-    axes.set_xlim(0, len(ids))
-    axes.set_ylim(len(rows), 0)
-    axes.set_xticks([x + 0.47 for x in range(len(ids))], ids, rotation=90, fontsize=8)
-    axes.set_yticks([y + 0.45 for y in range(len(rows))], [row["name"] for row in rows], fontsize=8)
+        share = row["noticed_without"] / row["runs"]
+        axes.add_patch(plt.Rectangle((last, y), 0.94, 0.9, color=colours["none"]))
+        axes.add_patch(plt.Rectangle((last, y), 0.94, 0.9, color=colours["alone"], alpha=share))
+    clean = matrix["clean"]
+    for x, id in enumerate(ids):
+        kind = "wrong" if clean["by_audit"].get(id) else "none"
+        axes.add_patch(plt.Rectangle((x, len(rows) + 0.5), 0.94, 0.9, color=colours[kind]))
+    axes.set_xlim(0, last + 1)
+    axes.set_ylim(len(rows) + 1.5, 0)
+    columns = [*((x, id) for x, id in enumerate(ids)), (last, "without audits")]
+    axes.set_xticks([x + 0.47 for x, _ in columns], [name for _, name in columns], rotation=90, fontsize=8)
+    lines = [row["name"] for row in rows] + [f"{clean['runs']} correct trainings"]
+    places = [*range(len(rows)), len(rows) + 0.5]
+    axes.set_yticks([y + 0.45 for y in places], lines, fontsize=8)
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    words = {
-        "hit": "caught in every run",
-        "miss": "missed",
-        "follow": "a declared consequence",
-        "wrong": "not declared",
-    }
-    handles = [Patch(color=colours[kind], label=word) for kind, word in words.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    handles = [Patch(color=colours[kind], label=word) for kind, word in _WORDS.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -68,6 +68,7 @@ def test_the_matrix_counts_detection_alarms_and_what_lay_dormant():
     assert found["clean"]["members"] == ["clean:logit", "zoo:plain_sgd"] and not found["exact"]
     page = matrix_page.page(found)
     assert '<td class="n miss">1/2</td>' in page and "logit seed 1: nothing" in page
+    assert '<td class="n wrong">1/4</td>' in page, "the false alarm, in the row of the correct trainings"
 
 
 def test_a_bound_is_one_sided_and_exact():
