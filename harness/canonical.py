@@ -8,19 +8,18 @@ from pathlib import Path
 
 import torch
 
-import audits
 from audits.finding import Report
 from harness import faults
 from harness.faults import Fault
 from harness.plan import Preset, load_preset, split_pair
 from harness.properties import with_properties
-from harness.trial import declared
+from harness.trial import watched
 from kd import NUMERICS, train
 from kd.data import Dataset, cache_folder, load_file, prepare
 from kd.methods import METHODS, MethodSettings
 from kd.procedure import CANONICAL
 from kd.recipe import Precision, Recipe
-from kd.teacher import file_sha256, read_checkpoint, save_checkpoint
+from kd.teacher import file_sha256, save_checkpoint
 
 EPOCHS = 2
 "Of ten steps each: the burn-in of a watch."
@@ -95,16 +94,7 @@ def audit_once(
         dataset, student_arch, teacher, method, settings, recipe, procedure, seed, torch.device("cpu")
     )
     training.scores_test = fault is not None and fault.needs_test_scores
-    with audits.watch(
-        student=training.student,
-        teacher=training.teacher,
-        projectors=dict(training.method.named_children()),
-        optimizer=training.optimizer,
-        clip=audits.Clip(recipe.max_norm),
-        kd=declared(method, settings),
-        teacher_weights=read_checkpoint(teacher.checkpoint) if teacher is not None else None,
-        same_input=True,
-    ) as watch:
+    with watched(training, method, teacher) as watch:
         epochs = tuple(train.epochs(training, watch.labels))
     report = with_properties(watch.report, training)
     return Run(method, fault, seed, report, EPOCHS * training.steps_per_epoch, calls, epochs)

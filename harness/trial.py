@@ -80,6 +80,20 @@ def declared(method: str, settings: MethodSettings) -> audits.KD:
     return audits.KD(temperature=settings.temperature, kd_weight=settings.kd_weight)
 
 
+def watched(training: train.Training, method: str, teacher: train.Teacher | None) -> audits.Watch:
+    """Return the watch of a training of ours, with everything declared that its recipe and method mean."""
+    return audits.watch(
+        student=training.student,
+        teacher=training.teacher,
+        projectors=dict(training.method.named_children()),
+        optimizer=training.optimizer,
+        clip=audits.Clip(training.recipe.max_norm),
+        kd=declared(method, training.settings),
+        teacher_weights=read_checkpoint(teacher.checkpoint) if teacher is not None else None,
+        same_input=True,
+    )
+
+
 def _prepare_device(spec: Spec) -> torch.device:
     torch.set_num_threads(spec.threads)
     if spec.device == "cuda":
@@ -126,16 +140,7 @@ def _run(folder: Folder, spec: Spec, data_file: Path) -> Result:
     diverged = None
     with (
         curve.open("w", encoding="utf-8") as lines,
-        audits.watch(
-            student=training.student,
-            teacher=training.teacher,
-            projectors=dict(training.method.named_children()),
-            optimizer=training.optimizer,
-            clip=audits.Clip(spec.recipe.max_norm),
-            kd=declared(spec.method, spec.settings),
-            teacher_weights=read_checkpoint(teacher.checkpoint) if teacher is not None else None,
-            same_input=True,
-        ) as watch,
+        watched(training, spec.method, teacher) as watch,
     ):
         for epoch in train.epochs(training, watch.labels):
             lines.write(json.dumps(finite(asdict(epoch)), allow_nan=False) + "\n")
