@@ -6,6 +6,7 @@ that stopping early costs nothing (Bonferroni). Both claims are held to that alp
 (one-sided Welch test), and that the accuracy is equivalent at the margin (two one-sided tests).
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -75,9 +76,11 @@ def look(corrected: Sequence[float], bugged: Sequence[float], design: Design) ->
 def _tests(x: np.ndarray, y: np.ndarray, design: Design) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Make the tests of one look for many experiments at once, a row each."""
     margin = design.margin_pp
-    welch = stats.ttest_ind(x - margin, y, axis=1, equal_var=False, alternative="greater")
-    below = stats.ttest_ind(x - margin, y, axis=1, equal_var=False, alternative="less")
-    above = stats.ttest_ind(x + margin, y, axis=1, equal_var=False, alternative="greater")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of an arm that does not vary: a ruined one stays at chance
+        welch = stats.ttest_ind(x - margin, y, axis=1, equal_var=False, alternative="greater")
+        below = stats.ttest_ind(x - margin, y, axis=1, equal_var=False, alternative="less")
+        above = stats.ttest_ind(x + margin, y, axis=1, equal_var=False, alternative="greater")
     upper = below.confidence_interval(0.95).high + margin
     spread = np.sqrt((x.var(axis=1, ddof=1) + y.var(axis=1, ddof=1)) / 2)
     return welch.pvalue, np.maximum(below.pvalue, above.pvalue), upper, upper < margin + design.futility_sd * spread

@@ -59,6 +59,11 @@ def test_what_a_look_decides(change, revealed, state):
     assert decide(replace(OPEN, **change), DESIGN, revealed) == state
 
 
+def test_an_arm_that_stays_at_chance_is_killed_without_a_warning(recwarn):
+    seen = look(CORRECTED, [10.0] * 3, DESIGN)
+    assert decide(seen, DESIGN, True) == "killed" and not recwarn.list
+
+
 def test_arms_that_do_not_vary_have_no_p():
     seen = look([50.0] * 3, [10.0] * 3, DESIGN)
     assert (seen.p_exceeds, seen.drop_pp) == (None, 40.0) and decide(seen, DESIGN, True) == "killed"
