@@ -403,9 +403,14 @@ def controls(study: Trials) -> dict[str, Any] | None:
             "seen_by_audit": row["as_expected"],
             "seen_in_accuracy": entry["verdict"] in ("different", "both") and lower,
         }
-    seen = positive is None or (positive["seen_by_audit"] and positive["seen_in_accuracy"])
-    same = again is None or again["verdict"] in ("identical", "undecidable")
-    return {"again": again, "positive": positive, "sound": bool(seen and same and positive is not None)}
+    same = again is None or again["verdict"] in ("identical", "undecidable", "missing")
+    return {
+        "again": again,
+        "positive": positive,
+        # Of the program; that few seeds do not show the positive control in accuracy is a result.
+        "as_declared": same and (positive is None or positive["seen_by_audit"]),
+        "sound": same and positive is not None and positive["seen_by_audit"] and positive["seen_in_accuracy"],
+    }
 
 
 def _again(folder: Folder, repeat: Folder) -> dict[str, Any]:

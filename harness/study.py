@@ -194,8 +194,5 @@ def exit_code(found: dict[str, Any]) -> int:
     """
     if found["failed"]:
         return 3
-    controls = found["controls"] or {"again": None, "positive": None}
-    again, positive = controls["again"], controls["positive"]
-    rows = [*found["arms"], *found["teachers"], *([positive] if positive else [])]
-    sound = again is None or again["verdict"] in ("identical", "undecidable")
-    return 0 if sound and all(row["as_expected"] for row in rows) else 1
+    controls = found["controls"] is None or found["controls"]["as_declared"]
+    return 0 if controls and all(row["as_expected"] for row in [*found["arms"], *found["teachers"]]) else 1

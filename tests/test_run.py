@@ -16,6 +16,8 @@ from conftest import write_images
 
 from audits.checks import CATALOGUE
 from harness import compare
+from harness.cli.common import stdout
+from harness.cli.show import show_controls
 from harness.record import Folder, StudyFolder
 
 TINY = ["--width", "4", "--epochs", "3", "--teacher-epochs", "14", "--seeds", "0-1"]
@@ -150,7 +152,8 @@ def test_a_positive_control_must_be_seen_in_accuracy_too(study, copy):
     blind = "A study that does not see this bug in accuracy says nothing"
     done = kdbench("run", *TINY, cwd=copy)
     assert blind in done.stdout and not study[1]["controls"]["sound"]
-    for folder in folder_of(copy).trials():
+    place = folder_of(copy)
+    for folder in [*place.trials(), *map(Folder, (place.path / "again").iterdir())]:
         spec = folder.spec()
         if spec.method == "logit" and spec.fault in (None, "teacher-rows-shuffled"):
             edit(folder, lambda raw, s=spec: raw["metrics"].update(test_accuracy=90.0 + s.seed - 50 * bool(s.fault)))
@@ -162,6 +165,15 @@ def test_a_positive_control_must_be_seen_in_accuracy_too(study, copy):
 def test_without_controls_a_study_says_that_it_proves_nothing(copy):
     done = kdbench("run", *TINY, "--no-controls", cwd=copy)
     assert done.returncode == 0 and "so it proves nothing" in done.stdout and "Controls" not in done.stdout
+
+
+AGAIN = {"verdict": "missing", "epochs": 0, "method": "baseline", "fault": None, "seed": 0}
+
+
+def test_what_is_missing_of_the_controls_is_said(capsys):
+    show_controls(stdout(), {"again": AGAIN, "positive": None})
+    said = capsys.readouterr().out
+    assert "(Baseline, corrected, seed 0): did not finish" in said and "no positive control: no method here" in said
 
 
 ROW = {"fault": "imagenet-stem", "reached": True, "dormant": 0, "seeds": [0, 1]}
@@ -359,6 +371,7 @@ def test_a_seed_without_a_score_is_counted_as_missing(copy):
 
 
 LONG = ["run", "--variant", "corrected", "--method", "baseline", "--width", "4", "--epochs", "25", "--seeds", "0"]
+LONG += ["--no-controls"]
 
 
 def start(place):
@@ -403,6 +416,7 @@ def test_a_killed_trial_is_recorded_and_tried_again(tmp_path, cache):
 def test_a_trial_is_mirrored_while_others_still_run(tmp_path, cache):
     """The UI shows a long study as it grows: its teacher is there before its student is done."""
     options = ["--method", "logit", "--width", "4", "--epochs", "40", "--teacher-epochs", "2", "--seeds", "7"]
+    options += ["--no-controls"]
     command = [sys.executable, "-m", "harness.cli", "run", "--variant", "corrected", *options]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     running = subprocess.Popen(command, cwd=tmp_path, **pipes)
@@ -460,7 +474,7 @@ def test_a_finished_teacher_whose_weights_are_lost_is_trained_again(copy):
 def test_a_teacher_brought_along_is_used_and_hashed(study, tmp_path):
     place, _, _ = study
     teacher = next(f for f in folder_of(place).trials() if f.spec().arch == "r34" and not f.spec().fault)
-    options = ["--teacher-weights", teacher.student, "--method", "logit", "--seeds", "0"]
+    options = ["--teacher-weights", teacher.student, "--method", "logit", "--seeds", "0", "--no-controls"]
     done = kdbench("run", "--variant", "corrected", *TINY, *options, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["trained"] == 1
@@ -470,7 +484,7 @@ def test_a_teacher_brought_along_is_used_and_hashed(study, tmp_path):
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_reduced_precision_end_to_end(tmp_path, precision, cache):
-    options = ["--precision", precision, "--method", "baseline", "--seeds", "0"]
+    options = ["--precision", precision, "--method", "baseline", "--seeds", "0", "--no-controls"]
     done = kdbench("run", "--variant", "corrected", *TINY, *options, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["arms"][0]["as_expected"] is True
@@ -489,7 +503,7 @@ def test_a_folder_of_images_end_to_end(tmp_path, cache):
             for i in range(n):
                 pixels = np.clip(base + rng.normal(0, 40, (32, 32, 3)), 0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(place / f"{i}.png")
-    options = ["--dataset", "folder", "--data", "shades", "--seeds", "0", "--teacher-epochs", "3"]
+    options = ["--dataset", "folder", "--data", "shades", "--seeds", "0", "--teacher-epochs", "3", "--no-controls"]
     done = kdbench("run", "--variant", "both", *TINY, *options, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

@@ -73,7 +73,9 @@ def show_study(console: Console, found: dict[str, Any], decision: Decision) -> N
     show_comparisons(console, found["comparisons"], decision.margin_pp, f"{bug} (bugged against corrected)")
     show_effects(console, arms)
     show_controls(console, found["controls"])
-    if all(row["as_expected"] for row in [*arms, *teachers]):
+    if found["controls"] is not None and not found["controls"]["as_declared"]:
+        console.print("[bold red]Not as declared:[/] see the controls.")
+    elif all(row["as_expected"] for row in [*arms, *teachers]):
         caught = "every fault was caught by exactly the audits that it names"
         clean = "every corrected arm is proven clean"
         said = [caught] * any(row["fault"] for row in arms) + [clean] * any(not row["fault"] for row in arms)
