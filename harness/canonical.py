@@ -124,6 +124,7 @@ def _teacher(
             f"teacher{f' with {fault.name}' if fault else ''}: {recipe.epochs} epochs of {arch}, kept in {path.parent}"
         )
         procedure = fault.inject(CANONICAL, lambda: None) if fault else CANONICAL
+        torch.set_num_threads(1)  # whoever asks for it, it must be the same teacher
         settings = MethodSettings()
         training = train.prepare(dataset, arch, None, "baseline", settings, recipe, procedure, 0, torch.device("cpu"))
         for _ in train.epochs(training):

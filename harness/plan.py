@@ -239,7 +239,7 @@ def make_plan(
     ground: Ground,
     *,
     named_fault: bool = False,
-    controls: bool = True,
+    controls: bool = False,
 ) -> Plan:
     """Lay out the trials of a study.
 

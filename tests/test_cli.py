@@ -174,11 +174,12 @@ def test_dry_run_shows_trials_and_cost_and_writes_nothing(quiet_folder):
     code, out, err = kdbench("run", "--dry-run", "--json")
     plan = json.loads(out)
     assert code == 0 and plan["schema"] == "kdbench.plan/1"
-    assert plan["trials"] == plan["to_run"] == len(plan["plan"]) == 29
-    assert plan["estimated_seconds"] > 0 and plan["pflop"] == pytest.approx(0.0116, rel=0.05)
-    assert "29 trials" in err
+    assert plan["trials"] == plan["to_run"] == len(plan["plan"]) == 33
+    assert sum(row["control"] for row in plan["plan"]) == 4, "a trial twice, and the positive control over three seeds"
+    assert plan["estimated_seconds"] > 0 and plan["pflop"] == pytest.approx(0.0138, rel=0.05)
+    assert "33 trials" in err
     code, out, _ = kdbench("run", "--dry-run", "--variant", "corrected")
-    assert code == 0 and out.count("\n") == 11
+    assert code == 0 and out.count("\n") == 15
     assert not list(quiet_folder.rglob("*"))
 
 

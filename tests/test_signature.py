@@ -198,4 +198,4 @@ def test_a_run_of_it_whose_control_is_not_killed_says_so(tmp_path):
     assert rows["random-teacher"]["state"] in ("latent", "survived")
     assert all(row["seeds"] == 3 and len(row["looks"]) == 1 for row in rows.values())
     code, out, _ = kdbench(*command)
-    assert code == 1 and "The controls are not as they must be" in out and "(control)" in out
+    assert code == 1 and "The controls are not as they must be" in out
