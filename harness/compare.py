@@ -61,7 +61,7 @@ def write_study(
         if controls.positive is not None:
             watched.setdefault(controls.positive, {}).update(controls.positive_trials)
             watched.setdefault(replace(controls.positive, fault=None), {}).update(controls.corrected_trials)
-        noted = {"again": list(controls.again) if controls.again else None, "arms": _entries(watched)}
+        noted = {"again": list(controls.again), "arms": _entries(watched)}
     # Unpaired, since training diverges chaotically: a shared seed couples two arms little.
     declared = {
         **asdict(decision),
@@ -403,13 +403,16 @@ def controls(study: Trials) -> dict[str, Any] | None:
             "seen_by_audit": row["as_expected"],
             "seen_in_accuracy": entry["verdict"] in ("different", "both") and lower,
         }
-    same = again is None or again["verdict"] in ("identical", "undecidable", "missing")
+    verdict = again["verdict"] if again else "missing"
     return {
         "again": again,
         "positive": positive,
         # Of the program; that few seeds do not show the positive control in accuracy is a result.
-        "as_declared": same and (positive is None or positive["seen_by_audit"]),
-        "sound": same and positive is not None and positive["seen_by_audit"] and positive["seen_in_accuracy"],
+        "as_declared": verdict != "differs" and (positive is None or positive["seen_by_audit"]),
+        "sound": verdict in ("identical", "undecidable")
+        and positive is not None
+        and positive["seen_by_audit"]
+        and positive["seen_in_accuracy"],
     }
 
 
@@ -456,7 +459,7 @@ def as_expected(result: Result, spec: Spec) -> bool:
     fault = faults.get(result.fault.name)
     must, may = set(fault.ids(fault.caught_by)), set(fault.ids(fault.follows))
     roots, consequences = set(result.roots), set(result.consequences)
-    if "+" in fault.name:  # one part's findings may follow from another's
+    if isinstance(fault, faults.Together):  # one part's findings may follow from another's
         return result.fault.reached and must <= roots | consequences <= must | may
     return result.fault.reached and roots == must and consequences <= may
 

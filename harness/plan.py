@@ -183,7 +183,7 @@ POSITIVE_CONTROL = "teacher-rows-shuffled"
 class Controls:
     """What a study must see before it may say anything: by a name each, the keys of trials by seed."""
 
-    again: tuple[str, str] | None
+    again: tuple[str, str]
     "A trial and its repeat: the same seed twice must give the same bits."
     positive: Arm | None
     "The arm of the positive control; None where no method asked for has a teacher."

@@ -80,9 +80,9 @@ def _run(request: "Request", design: "Design", as_json: bool) -> int:
     outcomes, study = run(request, design, train, told)
     controls = compare.controls(study)
     again = controls["again"] if controls else None
-    killed = [o.state == "killed" for o in outcomes if o.as_object()["control"]]
-    sound = bool(killed) and all(killed) and again is not None and again["verdict"] in ("identical", "undecidable")
     entries = [outcome.as_object() for outcome in outcomes]
+    killed = [entry["state"] == "killed" for entry in entries if entry["control"]]
+    sound = bool(killed) and all(killed) and again is not None and again["verdict"] in ("identical", "undecidable")
     if as_json:
         print_json(
             {
@@ -121,19 +121,8 @@ def _show(design: "Design", entries: list[dict[str, Any]], again: dict[str, Any]
 
     from kd.methods import METHODS
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in (
-        "pair",
-        "method",
-        "fault",
-        "state",
-        "seeds an arm",
-        "drop, pp",
-        "at most",
-        "p by look",
-        "revealed by",
-    ):
-        table.add_column(title)
+    titles = ("pair", "method", "fault", "state", "seeds", "drop, pp", "at most", "p by look", "revealed by")
+    table = Table(*titles, box=None, pad_edge=False, header_style="bold")
     for e in sorted(entries, key=lambda e: e["control"]):
         last = e["looks"][-1] if e["looks"] else None
         ps = [look["p_exceeds"] for look in e["looks"]]
@@ -173,17 +162,8 @@ def _show_simulation(design: "Design", sd: float, rows: list[dict[str, Any]], as
     if as_json:
         print_json({"schema": "kdbench.signature-simulation/1", "design": asdict(design), "sd_pp": sd, "rows": rows})
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in (
-        "true drop, pp",
-        "beyond the margin, sd",
-        "killed",
-        "equivalent",
-        "futile",
-        "no verdict",
-        "mean seeds",
-    ):
-        table.add_column(title)
+    titles = ("drop, pp", "beyond the margin, sd", "killed", "equivalent", "futile", "no verdict", "mean seeds")
+    table = Table(*titles, box=None, pad_edge=False, header_style="bold")
     for row in rows:
         shares = [f"{row[name]:.1%}" for name in ("killed", "equivalent", "futile", "no verdict")]
         table.add_row(f"{row['drop_pp']:.2f}", f"{row['beyond_margin_sd']:+.2f}", *shares, f"{row['mean_seeds']:.1f}")
