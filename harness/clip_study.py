@@ -318,8 +318,7 @@ def sweep_command(
 def norms_command(data_root: Path, output: Path, pair: str, width: int, steps: int, seeds: str) -> None:
     """Look at the gradient norms of the first steps of the paper's networks, with random teachers."""
     rows = norms(data_root, pair, width, steps, parse_seeds(seeds), stderr())
-    _write(output / "norms.json", rows)
-    click.echo(norms_table(rows), nl=False)
+    click.echo(norms_table(_added(output / "norms.json", rows)), nl=False)
 
 
 @main.command("draw")
@@ -336,7 +335,7 @@ def _added(path: Path, found: list[Row]) -> list[Row]:
     """Write rows into the file beside those of other bounds, teachers and seeds that stand there; return all."""
 
     def key(row: Row) -> tuple[Any, ...]:
-        return (list(TEACHERS).index(row["teacher"]), row["bound"], row["unclipped"], row["seed"])
+        return (list(TEACHERS).index(row["teacher"]), row.get("bound", 0), row["unclipped"], row["seed"])
 
     known = json.loads(path.read_text()) if path.is_file() else []
     rows = list({key(row): row for row in [*known, *found]}.values())

@@ -36,6 +36,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     patch.setenv("KDBENCH_CACHE", str(path))
     # One database for all runs of the session: to make a fresh one takes MLflow five seconds each.
     patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path / 'mlflow.db'}")
+    patch.setenv("COLUMNS", "140")  # whoever runs the tests has a terminal of some width
     return path
 
 

@@ -1,5 +1,6 @@
 """The main job end to end, as a user runs it: trained, audited, compared, mirrored, resumed."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import test_cli
 from conftest import write_images
 
 from audits.checks import CATALOGUE
@@ -23,16 +25,23 @@ from harness.record import Folder, StudyFolder
 TINY = ["--width", "4", "--epochs", "3", "--teacher-epochs", "14", "--seeds", "0-1"]
 
 
-def kdbench(*args, cwd, **kwargs):
+def program(*args, cwd):
+    """Run the command as a user does, in a process of its own."""
     command = [sys.executable, "-m", "harness.cli", *map(str, args)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, **kwargs)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def kdbench(*args, cwd):
+    """Run the command in this process: what a program imports takes longer than most of these calls."""
+    with contextlib.chdir(cwd):
+        return subprocess.CompletedProcess(args, *test_cli.kdbench(*args))
 
 
 @pytest.fixture(scope="session")
 def study(tmp_path_factory, cache):
     """The three bugs and the corrected arms on digits, two seeds, run once for all tests here."""
     place = tmp_path_factory.mktemp("study")
-    done = kdbench("run", "--variant", "both", *TINY, "--json", cwd=place)
+    done = program("run", "--variant", "both", *TINY, "--json", cwd=place)
     assert done.returncode == 0, done.stderr
     return place, json.loads(done.stdout), done
 
@@ -199,7 +208,7 @@ def test_how_far_a_bug_got(row, verdict, effect):
 def test_the_same_command_again_trains_nothing(study):
     place, found, _ = study
     before = {p: p.stat().st_mtime_ns for p in (place / "runs").rglob("*.safetensors")}
-    done = kdbench("run", "--variant", "both", *TINY, "--json", cwd=place)
+    done = program("run", "--variant", "both", *TINY, "--json", cwd=place)
     again = json.loads(done.stdout)
     assert (again["trained"], again["reused"]) == (0, 23)
     assert {**again, "trained": 23, "reused": 0} == found
@@ -208,7 +217,7 @@ def test_the_same_command_again_trains_nothing(study):
 
 def test_the_same_seed_in_a_process_of_another_run_gives_the_same_bits(study, tmp_path):
     place, _, _ = study
-    done = kdbench(
+    done = program(
         "run", "--variant", "corrected", *TINY, "--method", "feature", "--seeds", "1", "--no-controls", cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
@@ -504,7 +513,7 @@ def test_a_folder_of_images_end_to_end(tmp_path, cache):
                 pixels = np.clip(base + rng.normal(0, 40, (32, 32, 3)), 0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(place / f"{i}.png")
     options = ["--dataset", "folder", "--data", "shades", "--seeds", "0", "--teacher-epochs", "3", "--no-controls"]
-    done = kdbench("run", "--variant", "both", *TINY, *options, "--json", cwd=tmp_path)
+    done = program("run", "--variant", "both", *TINY, *options, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["dataset"]["name"] == "folder-shades" and all(arm["as_expected"] for arm in found["arms"])

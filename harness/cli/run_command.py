@@ -138,7 +138,9 @@ def _print_plan(ready: "Ready", as_json: bool) -> None:
         return
     from rich.table import Table
 
-    table = Table("trial", "network", "method", "arm", "seed", "epochs", "needs", "done", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for column in ("trial", "network", "method", "arm", "seed", "epochs", "needs", "done"):
+        table.add_column(column, overflow="fold")  # a key or an arm that is cut short names nothing
     for r in rows:
         arm, done = (r["fault"] or "corrected") + (" (control)" if r["control"] else ""), "yes" if r["done"] else ""
         table.add_row(
