@@ -297,7 +297,9 @@ def sweep_command(
     preset = load_preset("cifar10")
     recipe = replace(preset.recipe, epochs=epochs) if epochs else preset.recipe
     preset = replace(preset, methods=("feature",), recipe=recipe)
-    request = Request(preset, [], False, "folder", data_root, "cpu", workers, runs, teacher_weights, None, False)
+    request = Request(
+        preset, [], False, "folder", data_root, "cpu", workers, runs, teacher_weights, None, controls=False
+    )
     for name in teachers:
         if name not in TEACHERS:
             raise unknown("teacher", name, TEACHERS)

@@ -318,6 +318,8 @@ def _trials(plan: Plan, arm: Arm, fault: Fault | None, ground: Ground) -> dict[i
 
 def _why_not(fault: Fault, method: str, ground: Ground, recipe: Recipe) -> str | None:
     if fault.recipe(recipe) != recipe:
+        if recipe.fold_teacher and not fault.recipe(recipe).fold_teacher:
+            return "a folded copy of the teacher would hide it; leave --fold-teacher out"
         return f"the fault acts under a gradient scaler, and the recipe's precision is {recipe.precision}"
     if ground.teacher_sha256 is not None and fault.scope == "both" and METHODS[method].needs_teacher:
         return "the fault is in the teacher's training too, and the teacher was brought along trained"
@@ -338,6 +340,8 @@ def _study_name(preset: Preset, ground: Ground) -> str:
         changed["data"] = ground.data_digest
     if ground.device != "cpu":
         changed["device"] = ground.device
+    if ground.threads != 1:
+        changed["threads"] = ground.threads
     name = f"{preset.name}-{ground.dataset}"
     if changed:
         name += "-" + hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:6]

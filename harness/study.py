@@ -46,6 +46,8 @@ class Request:
     runs: Path
     teacher_weights: Path | None
     teacher_sha256: str | None
+    threads: int = 1
+    "Of the processor, for each trial."
     controls: bool = True
     "Whether one trial is run twice, and the positive control as well."
 
@@ -77,17 +79,32 @@ def prepare(request: Request) -> Ready:
         raise InputError(f"--runs {request.runs}: cannot be written to; name another folder")
     if not writable(cache_folder()):
         raise InputError(f"the data cache {cache_folder()} cannot be written to; set KDBENCH_CACHE to another folder")
-    workers = request.workers or (usable_cores() if request.device == "cpu" else 1)
+    workers = share_cores(request.workers, request.threads, usable_cores()) if request.device == "cpu" else 1
+    workers = request.workers or workers
     weights = _brought(request.teacher_weights, request.teacher_sha256)
     data_file = prepare_data(request.dataset, request.data_root, cache_folder())
     data = load_file(data_file)
-    ground = Ground(data.name, data.digest, request.device, teacher_sha256=weights[1] if weights else None)
+    ground = Ground(data.name, data.digest, request.device, request.threads, weights[1] if weights else None)
     plan = make_plan(request.preset, request.faults, ground, named_fault=request.named_fault, controls=request.controls)
     _check_fit(plan, data, weights)
     folder = StudyFolder(request.runs / plan.study)
     todo = [key for key in plan.trials if not is_done(folder.trial(key))]
     cost = estimate(plan, todo, len(data.test_ids), workers, torch.device(request.device))
     return Ready(plan, todo, cost, data, data_file, folder, request.device, workers, weights)
+
+
+def share_cores(workers: int | None, threads: int, cores: int) -> int:
+    """Return how many trials of so many threads run at a time: what was asked for, or as many as have cores.
+
+    More threads than cores are refused: OpenMP's wait for each other, and all trials take several times as long.
+    """
+    most = max(1, cores // threads)
+    if workers is not None and workers > most:
+        raise InputError(
+            f"--workers {workers} with --threads {threads} is more than the {cores} cores here; threads that share a "
+            f"core wait for each other, and everything takes several times as long; --workers {most} fits"
+        )
+    return workers or most
 
 
 def writable(path: Path) -> bool:

@@ -91,6 +91,7 @@ def watched(training: train.Training, method: str, teacher: train.Teacher | None
         kd=declared(method, training.settings),
         teacher_weights=read_checkpoint(teacher.checkpoint) if teacher is not None else None,
         same_input=True,
+        burn_in=train.OWN_STEPS,
     )
 
 

@@ -40,6 +40,10 @@ class Recipe:
     normalisation: Literal["cifar10", "train"] = "train"
     "Pixel statistics: CIFAR-10's published per-pixel ones, or those of the train split."
     precision: Precision = "fp32"
+    fold_teacher: bool = False
+    "Whether a copy of the teacher with its batch norms folded into the convolutions answers; other last bits."
+    compile: bool = False
+    "Whether torch.compile makes the networks' forward and backward; other last bits."
 
     def __post_init__(self) -> None:
         check_types(self, "recipe")

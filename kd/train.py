@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kd.accelerate import check_folded, compiled, folded
 from kd.data import SIZE, Dataset, Pool, draw_crops, statistics
 from kd.errors import InputError
 from kd.evaluate import accuracy, logits_of
@@ -20,6 +21,8 @@ from kd.teacher import Provenance
 
 FIRST_STEPS = 200
 "Steps whose gradient norms are kept one by one."
+OWN_STEPS = 20
+"Steps that the networks take as they are, before folded or compiled ones stand in: who watches a training sees them."
 
 
 @dataclass(frozen=True)
@@ -186,6 +189,7 @@ def epochs(training: Training, on_batch: Callable[[Tensor], None] | None = None)
         enabled=recipe.precision != "fp32",
     )
     update = _Update(t)
+    student, teacher = t.student, t.teacher
     for number in range(recipe.epochs):
         ask.set_modes(t.student, t.teacher, t.method)
         shuffled = t.split.train[torch.randperm(len(t.split.train), generator=ask.stream(t.seed, f"order/{number}"))]
@@ -202,12 +206,14 @@ def epochs(training: Training, on_batch: Callable[[Tensor], None] | None = None)
             for group in ask.scheduled(t.optimizer.param_groups):
                 group["lr"] = lr
             images = ask.views(t.pool, ids[rows], crops.batch(rows))
+            if at == OWN_STEPS:
+                student, teacher = _stand_ins(t, images.teacher, autocast)
             target = None
-            if t.teacher is not None:
+            if teacher is not None:
                 with autocast:  # a block of its own: autocast caches weight casts for as long as a block lives
-                    target = ask.teacher_answer(t.teacher, images.teacher, at, t.steps_per_epoch)
+                    target = ask.teacher_answer(teacher, images.teacher, at, t.steps_per_epoch)
             with autocast:
-                answer = t.student(images.student)
+                answer = student(images.student)
                 ce = F.cross_entropy(answer.logits.float(), labels)
                 kd = torch.zeros_like(ce) if target is None else t.method(answer, target)
                 loss = ask.combine(ce, kd, t.settings.ce_weight, t.settings.kd_weight)
@@ -237,6 +243,19 @@ def epochs(training: Training, on_batch: Callable[[Tensor], None] | None = None)
             overflowed_steps=overflowed,
             digest=weight_digest(t.student, t.method),
         )
+
+
+def _stand_ins(t: Training, images: Tensor, autocast: torch.autocast) -> tuple[nn.Module, nn.Module | None]:
+    """Return what answers for student and teacher from now on, as the recipe has it; a batch proves that it may."""
+    student, teacher = t.student, t.teacher
+    if teacher is not None and t.recipe.fold_teacher:
+        copied = folded(teacher)
+        with torch.no_grad(), autocast:
+            check_folded(copied(images).logits.float(), teacher(images).logits.float(), t.recipe.precision)
+        teacher = copied
+    if t.recipe.compile:
+        student, teacher = compiled(student), None if teacher is None else compiled(teacher)
+    return student, teacher
 
 
 class _Update:

@@ -25,7 +25,7 @@ def rows(tmp_path_factory, cache):
     preset = load_preset("quick")
     recipe = replace(preset.recipe, epochs=2, base_width=4)
     preset = replace(preset, methods=("feature",), recipe=recipe, teacher={"epochs": 3})
-    request = Request(preset, [], False, "digits", None, "cpu", 2, place, None, None, False)
+    request = Request(preset, [], False, "digits", None, "cpu", None, place, None, None, controls=False)
     return clip_study.sweep(request, [0.05, 1e3], ["trained", "random-eval"], [0], Quiet())
 
 

@@ -27,6 +27,9 @@ _OPTIONS = (
     click.option("--val-size", type=click.IntRange(1), help="Images, cut from the train set, that choose the epoch."),
     click.option("--max-norm", type=float, help="Bound on the gradient's norm."),
     click.option("--precision", metavar="fp32|bf16|fp16"),
+    click.option("--fold-teacher", is_flag=True, default=None, help="Batch norms folded into convolutions; faster."),
+    click.option("--compile", is_flag=True, default=None, help="Networks behind torch.compile; faster on a GPU."),
+    click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Of the processor, a trial."),
     click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda"),
     click.option("--workers", type=click.IntRange(1), help="Trials at a time. Default: one a core; one on a GPU."),
     click.option("--teacher-weights", type=click.Path(path_type=Path), metavar="FILE", help="A trained teacher."),
@@ -51,7 +54,7 @@ def requested(
     from harness.study import Request
 
     asked = dict(asked)
-    taken = {name: asked.pop(name) for name in ("dataset", "data_root", "device", "workers", "runs")}
+    taken = {name: asked.pop(name) for name in ("dataset", "data_root", "device", "workers", "threads", "runs")}
     brought = asked.pop("teacher_weights"), asked.pop("teacher_sha256")
     preset = _change(load_preset(asked.pop("preset_name")), **asked)
     taken["dataset"] = taken["dataset"] or preset.dataset

@@ -24,7 +24,8 @@ from kd.procedure import CANONICAL, Procedure
 from kd.recipe import Recipe
 
 Scope = Literal["student", "both"]
-Needs = Literal["teacher", "projectors", "scaler", "distillation"]
+Needs = Literal["teacher", "own-teacher", "projectors", "scaler", "distillation"]
+"""What must be there for a fault to act; own-teacher: the teacher itself, which a folded copy would hide."""
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 SEAMS = tuple(field.name for field in fields(Procedure))
@@ -74,7 +75,7 @@ class Fault:
             return f"{method} has no soft term"
         if (self.seam == "features" or self.needs == "projectors") and not kind.has_projectors:
             return f"{method} has no projectors"
-        if (self.needs == "teacher" or self.seam == "teacher_answer") and not kind.needs_teacher:
+        if (self.needs in ("teacher", "own-teacher") or self.seam == "teacher_answer") and not kind.needs_teacher:
             return f"{method} has no teacher"
         if self.needs == "distillation" and not kind.needs_teacher:
             return f"{method} distils nothing, and the audit that tells is of distillations"
@@ -86,8 +87,10 @@ class Fault:
         return self.seam == "select"
 
     def recipe(self, recipe: Recipe) -> Recipe:
-        """Return the recipe in which the fault can act: one with a gradient scaler in it, if the fault needs that."""
-        return replace(recipe, precision="fp16") if self.needs == "scaler" else recipe
+        """Return the recipe in which the fault can act: with a gradient scaler, or with the teacher as it is."""
+        if self.needs == "scaler":
+            return replace(recipe, precision="fp16")
+        return replace(recipe, fold_teacher=False) if self.needs == "own-teacher" else recipe
 
     @property
     def needs_scaler(self) -> bool:

@@ -90,7 +90,7 @@ def teacher_is_student_checkpoint(
     return Provenance(checkpoint.name, sha256, 1.0)
 
 
-@fault("set_modes", caught_by=["teacher-mode"], follows=["teacher-frozen", "teacher-above-chance"], needs="teacher")
+@fault("set_modes", caught_by=["teacher-mode"], follows=["teacher-frozen", "teacher-above-chance"], needs="own-teacher")
 def teacher_train_mode(student: nn.Module, teacher: nn.Module | None, method: nn.Module) -> None:
     """The teacher answers in training mode: it normalises by the batch, and its statistics drift, even under no_grad.
 
@@ -102,7 +102,7 @@ def teacher_train_mode(student: nn.Module, teacher: nn.Module | None, method: nn
         teacher.train()
 
 
-@fault("teacher_answer", caught_by=["teacher-mode"], follows=["target-form"], needs="teacher")
+@fault("teacher_answer", caught_by=["teacher-mode"], follows=["target-form"], needs="own-teacher")
 def teacher_in_graph(teacher: nn.Module, images: Tensor, step: int, steps_per_epoch: int) -> Answer:
     """The teacher's forward is recorded, and its parameters get gradients that nobody uses.
 

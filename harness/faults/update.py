@@ -71,7 +71,7 @@ def head_not_in_optimizer(student: nn.Module, method: nn.Module, teacher: nn.Mod
     "trainable",
     caught_by=[],
     escapes="the teacher answers without a gradient, so nothing of it ever moves: dormant until that is lost too",
-    needs="teacher",
+    needs="own-teacher",
 )
 def teacher_in_optimizer(student: nn.Module, method: nn.Module, teacher: nn.Module | None) -> Sequence[Params]:
     """The teacher's parameters are handed to the optimizer along with the student's.

@@ -1,0 +1,130 @@
+"""Faster stand-ins: the same answers but for rounding, only where the recipe asks, never before a watch has looked."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from harness import faults
+from harness.plan import Ground, load_preset, make_plan
+from harness.study import share_cores
+from harness.trial import watched
+from kd import train
+from kd.accelerate import check_folded, folded
+from kd.errors import InputError
+from kd.models import build
+from kd.recipe import Recipe
+
+
+def trained(arch, stem="cifar"):
+    """A network whose batch norms are not what they were at first."""
+    rng = torch.Generator().manual_seed(0)
+    net = build(arch, stem, 10, 4, rng).train()
+    for _ in range(3):
+        net(torch.randn(8, 3, 32, 32, generator=rng))
+    for module in net.modules():
+        if isinstance(module, _BatchNorm):
+            module.weight.data.uniform_(0.5, 1.5, generator=rng)
+            module.bias.data.uniform_(-0.5, 0.5, generator=rng)
+    return net.eval()
+
+
+@pytest.mark.parametrize("arch", ["r18", "r34", "r50"])
+@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
+def test_a_folded_network_gives_the_same_answers_without_batch_norms(arch, stem):
+    net = trained(arch, stem)
+    before = train.weight_digest(net)
+    copy = folded(net)
+    images = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        mine, its = copy(images), net(images)
+    assert not any(isinstance(m, _BatchNorm) for m in copy.modules())
+    assert train.weight_digest(net) == before and any(isinstance(m, _BatchNorm) for m in net.modules())
+    assert torch.equal(mine.logits.argmax(1), its.logits.argmax(1))
+    for a, b in zip((mine.logits, *mine.features), (its.logits, *its.features), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * b.abs().max().item())
+    check_folded(mine.logits, its.logits, "fp32")
+
+
+def test_what_is_not_the_same_network_is_refused():
+    net = trained("r18")
+    with torch.no_grad():
+        images = torch.randn(8, 3, 32, 32)
+        own = net(images).logits
+        with pytest.raises(InputError, match=r"logits differ from its own by .* of the largest logit"):
+            check_folded(folded(net.train())(images).logits, net(images).logits, "fp32")  # statistics of the batch
+        with pytest.raises(InputError, match="more than rounding in bf16"):
+            check_folded(own.roll(1, 0), own, "bf16")
+        with pytest.raises(InputError, match="differ"):
+            check_folded(own * float("nan"), own, "fp32")
+
+
+def test_a_batch_norm_without_its_convolution_is_refused():
+    with pytest.raises(InputError, match="the batch norm '0' follows no convolution"):
+        folded(nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3)))
+
+
+def digests(prepare, **changes):
+    training = prepare("feature", train_size=192, epochs=3, **changes)
+    seen = [epoch.digest for epoch in train.epochs(training)]
+    return training.steps_per_epoch, seen
+
+
+def test_a_folded_teacher_answers_after_the_steps_that_a_watch_sees(prepare):
+    steps, plain = digests(prepare)
+    _, mine = digests(prepare, fold_teacher=True)
+    assert steps < train.OWN_STEPS < 2 * steps
+    assert mine[0] == plain[0] and mine[1] != plain[1], "it stands in within the second epoch"
+    assert digests(prepare, fold_teacher=True)[1] == mine
+
+
+def test_what_is_watched_is_the_teacher_itself(prepare):
+    """The audits say of a training with a folded teacher what they say of it without."""
+    seen = []
+    for fold in (False, True):
+        training = prepare("logit", train_size=192, epochs=3, fold_teacher=fold)
+        with watched(training, "logit", None) as watch:
+            list(train.epochs(training, watch.labels))
+        seen.append({f.id: f.status for f in watch.report.findings})
+    assert seen[0] == seen[1] and "pass" in seen[0].values()
+
+
+def test_a_compiled_training_is_the_same_but_for_rounding(prepare, monkeypatch):
+    """torch's eager backend shows where compiled networks stand in; kernels are measured in benchmarks/."""
+    calls = []
+
+    def compiled(module):
+        calls.append(module)
+        return torch.compile(module, backend="eager", dynamic=False)
+
+    monkeypatch.setattr(train, "compiled", compiled)
+    steps, plain = digests(prepare)
+    _, mine = digests(prepare, compile=True)
+    assert len(calls) == 2 and mine == plain
+
+
+def test_a_fault_that_a_folded_teacher_would_hide_is_refused(recipe):
+    preset = load_preset("quick")
+    ground = Ground("digits", "d" * 64, "cpu")
+    preset = type(preset)(**{**preset.__dict__, "recipe": Recipe(**{**preset.recipe.__dict__, "fold_teacher": True})})
+    for name in ("teacher-train-mode", "teacher-in-graph", "teacher-in-optimizer"):
+        with pytest.raises(InputError, match="a folded copy of the teacher would hide it; leave --fold-teacher out"):
+            make_plan(preset, [None, name], ground, named_fault=True)
+    plan = make_plan(preset, [None, "random-teacher"], ground, named_fault=True, controls=True)
+    assert plan.controls.positive is not None
+    assert not faults.get("teacher-train-mode").recipe(preset.recipe).fold_teacher
+
+
+@pytest.mark.parametrize(
+    ("workers", "threads", "cores", "found"),
+    [(None, 1, 4, 4), (None, 2, 4, 2), (None, 8, 4, 1), (3, 1, 4, 3), (1, 8, 4, 1)],
+)
+def test_cores_are_shared_out(workers, threads, cores, found):
+    assert share_cores(workers, threads, cores) == found
+
+
+def test_more_threads_than_cores_are_refused():
+    with pytest.raises(
+        InputError, match="--workers 2 with --threads 2 is more than the 2 cores here.*--workers 1 fits"
+    ):
+        share_cores(2, 2, 2)
