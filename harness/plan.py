@@ -62,8 +62,8 @@ class Preset:
 
     @property
     def teacher_recipe(self) -> Recipe:
-        """The recipe that teachers are trained by."""
-        return replace(self.recipe, **self.teacher)
+        """The recipe that teachers are trained by; it has no teacher to fold."""
+        return replace(self.recipe, **{"fold_teacher": False, **self.teacher})
 
 
 def load_preset(name: str) -> Preset:
