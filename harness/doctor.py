@@ -1,6 +1,7 @@
 """A look at the machine: packages, devices, cores, folders."""
 
 import platform
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from harness.environment import device_name, usable_cores, versions
+from harness.measure import advice, images_per_second, ways
 from harness.study import writable
 from kd.data import cache_folder
 
@@ -25,8 +27,8 @@ PACKAGES = (
 )
 
 
-def examine(runs: Path) -> dict[str, Any]:
-    """Return what is installed, which devices run a convolution, and where data and records lie."""
+def examine(runs: Path, *, timing: bool = True) -> dict[str, Any]:
+    """Return what is installed, which devices run a convolution, where data and records lie, and what a step takes."""
     devices = [_try(torch.device("cpu"))]
     if torch.cuda.is_available():
         devices += [_try(torch.device("cuda", i)) for i in range(torch.cuda.device_count())]
@@ -39,6 +41,7 @@ def examine(runs: Path) -> dict[str, Any]:
         "workers": usable_cores(),
         "devices": devices,
         "folders": folders,
+        "timing": [_timed(device["kind"]) for device in devices if device["works"]] if timing else [],
         "healthy": all(packages.values())
         and all(d["works"] for d in devices)
         and all(f["writable"] for f in folders.values()),
@@ -54,6 +57,13 @@ def _try(device: torch.device) -> dict[str, Any]:
     except RuntimeError as error:
         found.update(works=False, error=str(error).splitlines()[0])
     return found
+
+
+def _timed(device: str) -> dict[str, Any]:
+    """Time a step of Logit-KD in each way that trials could share out a device (a GPU: the first)."""
+    found = [(way, images_per_second(way)) for way in ways(device.partition(":")[0], usable_cores())]
+    speeds = [{**asdict(way), "images_per_second": round(speed, 1) if speed else None} for way, speed in found]
+    return {"device": device, "ways": speeds, "advice": advice(found)}
 
 
 def _place(path: Path) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def execute(plan: Plan, study: StudyFolder, data_file: Path, workers: int, on_tr
     waiting.sort(key=lambda key: key not in teachers)  # stable: teachers first, the rest as planned
 
     running: dict[str, BaseProcess] = {}
-    context = _context({plan.trials[key].threads for key in waiting})
+    context = fresh_processes({plan.trials[key].threads for key in waiting})
 
     def done(key: str, result: Result) -> None:
         (outcome.trained if result.status in FINAL else outcome.failed).append(key)
@@ -95,8 +95,8 @@ def execute(plan: Plan, study: StudyFolder, data_file: Path, workers: int, on_tr
     return outcome
 
 
-def _context(threads: set[int]) -> multiprocessing.context.BaseContext:
-    """Return how trials are started: on Linux forked from a server that has imported torch and nothing else ran in.
+def fresh_processes(threads: set[int]) -> multiprocessing.context.BaseContext:
+    """Return how processes for trials are started: on Linux forked from a server in which only imports have run.
 
     The server inherits its environment now, so the size of its OpenMP pools is set before it starts.
     """

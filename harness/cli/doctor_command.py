@@ -9,12 +9,13 @@ from harness.cli.common import JSON_OPTION, RUNS_OPTION, print_json, stdout
 
 @click.command("doctor")
 @RUNS_OPTION
+@click.option("--no-timing", is_flag=True, help="Time no training step (some seconds a device).")
 @JSON_OPTION
-def command(runs: Path, as_json: bool) -> int:
-    """Show versions, devices (and whether a convolution runs there), cores, and where data and records lie."""
+def command(runs: Path, no_timing: bool, as_json: bool) -> int:
+    """Show versions, devices (and whether a convolution runs there), cores, folders, and how fast a step is."""
     from harness.doctor import examine
 
-    found = examine(runs)
+    found = examine(runs, timing=not no_timing)
     if as_json:
         print_json({"schema": "kdbench.doctor/1", **found})
     else:
@@ -22,13 +23,18 @@ def command(runs: Path, as_json: bool) -> int:
         for name, version in found["packages"].items():
             console.print(f"{name:<14} {version or '[bold red]missing[/]'}")
         console.print(f"{'python':<14} {found['python']}")
-        console.print(
-            f"{'cores':<14} {found['cores']} usable; kdbench run takes {found['workers']} workers of one thread"
-        )
+        console.print(f"{'cores':<14} {found['cores']} usable")
         for device in found["devices"]:
             state = "a convolution runs" if device["works"] else f"[bold red]does not work[/]: {device['error']}"
             console.print(f"{device['kind']:<14} {device['name']}: {state}")
         for name, place in found["folders"].items():
             state = "writable" if place["writable"] else "[bold red]not writable[/]"
             console.print(f"{name:<14} {place['path']} ({state})", soft_wrap=True)
+        for timed in found["timing"]:
+            console.print(f"\nOne step each way on {timed['device']} (R34 -> R18, Logit-KD, random pixels):")
+            for way in timed["ways"]:
+                share = f"{way['workers']} at a time, {way['threads']} thread{'s' * (way['threads'] > 1)} each"
+                speed = f"{way['images_per_second']:.0f} images/s" if way["images_per_second"] else "did not run"
+                console.print(f"  {way['precision']}, {share:<34} {speed}")
+            console.print(timed["advice"])
     return 0 if found["healthy"] else 3

@@ -1,0 +1,44 @@
+"""What doctor times, and what it makes of it."""
+
+import pytest
+
+from harness.measure import Way, advice, images_per_second, ways
+
+
+def test_cores_are_timed_as_workers_and_as_threads_in_both_precisions():
+    found = ways("cpu", 4)
+    assert [(w.precision, w.workers, w.threads) for w in found] == [
+        ("fp32", 4, 1), ("fp32", 1, 4), ("bf16", 4, 1), ("bf16", 1, 4),
+    ]  # fmt: skip
+    assert len(ways("cpu", 1)) == 2, "one core can be shared in one way only"
+    assert {(w.workers, w.threads) for w in ways("cuda", 8)} == {(1, 1), (2, 1)}
+
+
+def test_a_step_is_timed_in_processes_of_its_own():
+    assert images_per_second(Way("cpu", "fp32", 1, 1), seconds=0.01) > 1
+
+
+def test_a_way_that_does_not_run_is_no_speed():
+    assert images_per_second(Way("cpu", "no such precision", 1, 1), seconds=0.01) is None
+
+
+FP32, WIDE, BF16 = Way("cpu", "fp32", 4, 1), Way("cpu", "fp32", 1, 4), Way("cpu", "bf16", 4, 1)
+
+
+@pytest.mark.parametrize(
+    ("speeds", "said"),
+    [
+        ((100, 90, 105), "; nothing timed was faster"),
+        ((100, 90, 190), "; --precision bf16 was 1.9 times as fast (other last bits)"),
+        ((100, 150, 40), "; --workers 1 --threads 4 was 1.5 times as fast (other last bits)"),
+        (
+            (100, 150, 190),
+            "; --workers 1 --threads 4 was 1.5 times as fast, --precision bf16 was 1.9 times as fast (other last bits)",
+        ),
+        ((100, None, None), "; nothing timed was faster"),
+        ((None, None, None), "; no step could be timed"),
+    ],
+)
+def test_what_was_faster_is_said(speeds, said):
+    found = list(zip((FP32, WIDE, BF16), speeds, strict=True))
+    assert advice(found) == "kdbench run: fp32, 4 at a time, 1 thread each" + said
