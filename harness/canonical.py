@@ -13,7 +13,7 @@ from harness import faults
 from harness.faults import Fault
 from harness.plan import Preset, load_preset, split_pair
 from harness.properties import with_properties
-from harness.trial import watched
+from harness.trial import prepare_device, watched
 from kd import NUMERICS, train
 from kd.data import Dataset, cache_folder, load_file, prepare
 from kd.methods import METHODS, MethodSettings
@@ -68,15 +68,23 @@ def audit_ourselves(
 
 
 def audit_once(
-    method: str, fault: Fault | None, seed: int, told: Callable[[str], None], precision: Precision | None = None
+    method: str,
+    fault: Fault | None,
+    seed: int,
+    told: Callable[[str], None],
+    precision: Precision | None = None,
+    device: str = "cpu",
 ) -> Run:
-    """Train one method, with a fault or without, for a few steps under all audits; in the precision the fault needs."""
+    """Train one method, with a fault or without, for a few steps under all audits; in the precision the fault needs.
+
+    The teacher is trained on the processor, whatever the device.
+    """
     preset, dataset = _study()
     teacher_arch, student_arch = split_pair(preset.pairs[0])
     canonical = replace(preset.recipe, epochs=EPOCHS)
     recipe = fault.recipe(canonical) if fault else canonical
     recipe = replace(recipe, precision=precision) if precision is not None else recipe
-    torch.set_num_threads(1)  # as a trial's: sums in another order have other last bits
+    place = prepare_device(device, threads=1)  # as a trial's: sums in another order have other last bits
     calls = 0
 
     def reached() -> None:
@@ -90,9 +98,7 @@ def audit_once(
         shared = fault.in_teacher if fault is not None else None
         teacher = _teacher(dataset, teacher_arch, replace(canonical, epochs=TEACHER_EPOCHS), shared, told)
     told(f"{method}{f' with {fault.name}' if fault else ''}: {EPOCHS} epochs of {student_arch} on digits")
-    training = train.prepare(
-        dataset, student_arch, teacher, method, settings, recipe, procedure, seed, torch.device("cpu")
-    )
+    training = train.prepare(dataset, student_arch, teacher, method, settings, recipe, procedure, seed, place)
     training.scores_test = fault is not None and fault.needs_test_scores
     with watched(training, method, teacher) as watch:
         epochs = tuple(train.epochs(training, watch.labels))

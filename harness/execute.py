@@ -39,11 +39,19 @@ OnTrial = Callable[[str, Result | None, int], None]
 """Told of a trial's key with its result when it is done, or with None and the number of its epochs while it runs."""
 
 
-def execute(plan: Plan, study: StudyFolder, data_file: Path, workers: int, on_trial: OnTrial) -> Outcome:
+def execute(
+    plan: Plan,
+    study: StudyFolder,
+    data_file: Path,
+    workers: int,
+    on_trial: OnTrial,
+    may_start: Callable[[str], bool] = lambda key: True,
+) -> Outcome:
     """Run what has no final result yet, `workers` trials at a time, and return what became of all of them.
 
-    A process that dies is recorded as failed, and so is a student whose teacher failed. On KeyboardInterrupt the
-    running trials are ended and the exception goes on; run again, and what was done is skipped.
+    `may_start` is asked before a trial starts; once it says no, none is started any more and the rest is left for
+    another time. A process that dies is recorded as failed, and so is a student whose teacher failed. On
+    KeyboardInterrupt the running trials are ended and the exception goes on; run again, and what was done is skipped.
     """
     outcome = Outcome()
     waiting: list[str] = []
@@ -66,16 +74,21 @@ def execute(plan: Plan, study: StudyFolder, data_file: Path, workers: int, on_tr
         on_trial(key, result, 0)
 
     try:
-        while waiting or running:
-            for key in list(waiting):
+        stopping = False
+        while running or (waiting and not stopping):
+            for key in list(waiting) if not stopping else ():
                 need = plan.needs(key)
                 if need in outcome.failed or (need is not None and _has_no_weights(study.trial(need), outcome)):
                     waiting.remove(key)
                     done(key, _record(study.trial(key), f"its teacher, trial {need}, could not be trained"))
                 elif len(running) < workers and need not in waiting and need not in running:
+                    stopping = not may_start(key)
+                    if stopping:
+                        break
                     waiting.remove(key)
                     running[key] = _start(context, study.trial(key), data_file)
-            wait([process.sentinel for process in running.values()], timeout=0.5)
+            if running:
+                wait([process.sentinel for process in running.values()], timeout=0.5)
             for key, process in list(running.items()):
                 if process.is_alive():
                     on_trial(key, None, study.trial(key).epochs())

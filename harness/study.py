@@ -7,7 +7,7 @@ found = summary(ready, outcome)     # the kdbench.run/1 object
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,15 +144,18 @@ def _check_fit(plan: Plan, data: Dataset, weights: tuple[Path, str] | None) -> N
             load_strict(net, *weights)
 
 
-def carry_out(ready: Ready, tell: OnTrial) -> Outcome:
-    """Run what is to run and bring the study's own files up to date; `tell` hears of each trial."""
+def carry_out(ready: Ready, tell: OnTrial, may_start: Callable[[str], bool] = lambda key: True) -> Outcome:
+    """Run what is to run and bring the study's own files up to date; `tell` hears of each trial.
+
+    `may_start` is asked before each trial, as :func:`harness.execute.execute` has it.
+    """
     study = ready.folder
     study.path.mkdir(parents=True, exist_ok=True)
     with study.lock():
         if ready.weights is not None:
             _import_weights(ready.weights, study)
         compare.write_study(study, ready.plan.preset.decision, ready.plan.arms, ready.plan.controls)
-        outcome = execute(ready.plan, study, ready.data_file, ready.workers, tell)
+        outcome = execute(ready.plan, study, ready.data_file, ready.workers, tell, may_start)
         trials = compare.read_study(study)
         complete_stories({**trials.controls, **trials.arms}, study)
         compare.write_table(compare.read_study(study))

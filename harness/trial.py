@@ -95,14 +95,18 @@ def watched(training: train.Training, method: str, teacher: train.Teacher | None
     )
 
 
-def _prepare_device(spec: Spec) -> torch.device:
-    torch.set_num_threads(spec.threads)
-    if spec.device == "cuda":
+def prepare_device(kind: str, threads: int) -> torch.device:
+    """Set up this process for bits that do not change from run to run, and return the device."""
+    torch.set_num_threads(threads)
+    if kind == "cuda":
         if not torch.cuda.is_available():
             raise InputError("the trial is for cuda, and torch sees no CUDA device")
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
-    return torch.device(spec.device)
+        # What is called fp32 is fp32: torch lets convolutions round to TF32 unless told otherwise.
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
+    return torch.device(kind)
 
 
 def _run(folder: Folder, spec: Spec, data_file: Path) -> Result:
@@ -114,7 +118,7 @@ def _run(folder: Folder, spec: Spec, data_file: Path) -> Result:
         now = time.perf_counter()
         times[name], clock = round(now - clock, 3), now
 
-    device = _prepare_device(spec)
+    device = prepare_device(spec.device, spec.threads)
     dataset = load_file(data_file)
     if dataset.digest != spec.data_digest:
         raise InputError(f"{data_file} holds data {dataset.digest[:16]}, the trial is for {spec.data_digest[:16]}")
