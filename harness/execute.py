@@ -18,12 +18,12 @@ from harness.spec import Spec
 from harness.trial import run_in_child
 
 
-def is_done(folder: Folder) -> bool:
-    """Say whether a trial's result is final, and its weights are there where it has any."""
-    result = folder.result()
+def is_done(plan: Plan, study: StudyFolder, key: str) -> bool:
+    """Say whether a trial's result is final, and a teacher's weights are there; a student's score outlives its own."""
+    result = study.trial(key).result()
     if result is None or result.status not in FINAL:
         return False
-    return result.status == "diverged" or folder.student.is_file()
+    return result.status == "diverged" or key not in plan.teachers.values() or study.trial(key).student.is_file()
 
 
 @dataclass
@@ -57,7 +57,7 @@ def execute(
     waiting: list[str] = []
     for key, spec in plan.trials.items():
         folder = study.trial(key)
-        if is_done(folder):
+        if is_done(plan, study, key):
             outcome.reused.append(key)
             continue
         folder.write_spec(spec)

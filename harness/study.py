@@ -88,7 +88,7 @@ def prepare(request: Request) -> Ready:
     plan = make_plan(request.preset, request.faults, ground, named_fault=request.named_fault, controls=request.controls)
     _check_fit(plan, data, weights)
     folder = StudyFolder(request.runs / plan.study)
-    todo = [key for key in plan.trials if not is_done(folder.trial(key))]
+    todo = [key for key in plan.trials if not is_done(plan, folder, key)]
     cost = estimate(plan, todo, len(data.test_ids), workers, torch.device(request.device))
     return Ready(plan, todo, cost, data, data_file, folder, request.device, workers, weights)
 
