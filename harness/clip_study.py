@@ -241,6 +241,7 @@ def draw(folder: Path) -> Path:
         axes[2].plot(range(1, len(values) + 1), values, dashes, color=colours[row["teacher"]], alpha=0.8)
     axes[2].axhline(4.65, color="#6b7280", lw=1, ls=":")
     axes[2].annotate("4.65, the paper's", (1, 4.7), color="#6b7280", fontsize=9)
+    axes[2].set_ylim(0, max(5.2, axes[2].get_ylim()[1]))
     for axis, title, y in (
         (axes[0], "accuracy by bound (o clipped, x unclipped)", "test accuracy, %"),
         (axes[1], "largest gradient norm of the projectors", "norm before clipping"),

@@ -57,7 +57,7 @@ def throughput(call: Call) -> bool:
 def _preset(call: Call, pairs: Sequence[str], methods: Sequence[str]) -> Preset:
     if call.toy:
         quick = load_preset("quick")
-        recipe = replace(quick.recipe, epochs=2, base_width=4, train_size=128, val_size=32, test_stride=16)
+        recipe = replace(quick.recipe, epochs=1, base_width=4, train_size=64, val_size=32, test_stride=16)
         return replace(quick, pairs=tuple(pairs), methods=tuple(methods), recipe=recipe, teacher={}, seeds=(0,))
     paper = load_preset("paper")
     recipe = replace(paper.recipe, epochs=EPOCHS, precision="bf16")
