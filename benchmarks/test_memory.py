@@ -1,0 +1,32 @@
+"""Peak memory of a training, each in a process of its own."""
+
+from concurrent.futures import ProcessPoolExecutor
+
+import pytest
+from peak import peak_mb
+from timing import Ratio
+from trainings import DISTILLING
+
+from harness.environment import usable_cores
+from harness.execute import _context
+
+
+@pytest.mark.parametrize("method", DISTILLING)
+def test_peak_memory(bench, measure, benchmark, precision, method):
+    """Peak memory of the textbook's training as a multiple of ours, imports included; A/A is a second run of ours."""
+    bench.teacher()  # written here, once
+    threads = 1 if bench.sizes.toy else usable_cores()
+    context = _context({1})
+
+    def of(textbook):
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            return pool.submit(peak_mb, bench, method, precision, threads, textbook).result()
+
+    first, theirs, second = benchmark.pedantic(of, (False,), rounds=1), of(True), of(False)
+    ratios = theirs / first, theirs / second
+    measure.claim(
+        Ratio(2 * theirs / (first + second), min(ratios), max(ratios), first / second, 0.0),
+        goal=1.0,
+        peak_mb=round((first + second) / 2),
+        textbook_peak_mb=round(theirs),
+    )
