@@ -10,10 +10,9 @@ import sizes as all_sizes
 import torch
 from sizes import Sizes
 from timing import Call, Ratio, ab
-from trainings import Bench, noise
+from trainings import Bench
 
 from harness.environment import device_name, usable_cores, versions
-from kd import data
 
 _LOAD = pytest.StashKey[float]()
 
@@ -109,10 +108,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def bench(folder: Path, sizes: Sizes, device: torch.device) -> Bench:
-    count = max(64, sizes.batch * max(sizes.steps, 8))
-    images = data._dataset("noise", *noise(count + 32), count + 16, [str(i) for i in range(10)])
-    return Bench(images, folder, sizes, device)
+def bench(sizes: Sizes, device: torch.device) -> Bench:
+    return Bench(sizes, device)
 
 
 class Measure:

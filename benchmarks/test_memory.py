@@ -8,15 +8,14 @@ from timing import Ratio
 from trainings import DISTILLING
 
 from harness.environment import usable_cores
-from harness.execute import _context
+from harness.execute import fresh_processes
 
 
 @pytest.mark.parametrize("method", DISTILLING)
 def test_peak_memory(bench, measure, benchmark, precision, method):
     """Peak memory of the textbook's training as a multiple of ours, imports included; A/A is a second run of ours."""
-    bench.teacher()  # written here, once
     threads = 1 if bench.sizes.toy else usable_cores()
-    context = _context({1})
+    context = fresh_processes({1})
 
     def of(textbook):
         with ProcessPoolExecutor(1, mp_context=context) as pool:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from harness.execute import _context
+from harness.execute import fresh_processes
 
 pytestmark = pytest.mark.usefixtures("cpu_only")
 
@@ -20,7 +20,7 @@ def test_help(measure, sizes):
 @pytest.mark.skipif(sys.platform != "linux", reason="trials are forked from a warm server on Linux only")
 def test_trial_start(measure, sizes):
     """A trial's process from the order to its first instruction, torch imported, the fork server being up."""
-    context = _context({1})
+    context = fresh_processes({1})
     receiver, sender = context.Pipe(duplex=False)
 
     def start():

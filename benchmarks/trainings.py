@@ -1,53 +1,39 @@
 """What the benchmarks train: R34 -> R18 on images of noise, by the project's own loop and by the textbook's."""
 
+import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import textbook
 import torch
 from sizes import Sizes
-from torch import Tensor, nn
+from torch import nn
 
 from harness.cost import forward_flop
+from harness.measure import noise, prepare
+from harness.trial import prepare_device
 from kd import train
-from kd.data import SIZE, Dataset, statistics
+from kd.data import SIZE, statistics
 from kd.methods import METHODS as ALL_METHODS
-from kd.methods import MethodSettings
 from kd.procedure import CANONICAL
-from kd.recipe import Recipe
-from kd.teacher import save_checkpoint
+from kd.recipe import Precision, Recipe
 
 METHODS = tuple(ALL_METHODS)
 DISTILLING = tuple(name for name, kind in ALL_METHODS.items() if kind.needs_teacher)
+PAIR = ("r34", "r18")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Everything that a training of the benchmarks is made from."""
+    """Makes what is timed, at one size on one device."""
 
-    images: Dataset
-    folder: Path
-    "Where the teacher's weights lie."
     sizes: Sizes
     device: torch.device
 
-    def teacher(self) -> train.Teacher:
-        """Return a teacher of random weights; what it knows costs nothing and changes no time."""
-        path = self.folder / f"teacher-{self.sizes.width}.safetensors"
-        if not path.is_file():
-            recipe = Recipe(base_width=self.sizes.width, batch_size=1, train_size=8, val_size=8)
-            net = train.prepare(
-                self.images, "r34", None, "baseline", MethodSettings(), recipe, CANONICAL, 0, torch.device("cpu")
-            )
-            save_checkpoint(net.student, path)
-        return train.Teacher("r34", path)
-
-    def prepare(self, method: str, precision: str = "fp32", steps: int | None = None) -> train.Training:
-        """Prepare a training whose epochs have `steps` steps and never end."""
-        distils = method in DISTILLING
+    def prepare(self, method: str, precision: Precision = "fp32", steps: int | None = None) -> train.Training:
+        """Prepare a training whose epochs have `steps` steps and never end; its teacher has random weights."""
         recipe = Recipe(
             epochs=10**6,
             batch_size=self.sizes.batch,
@@ -55,23 +41,17 @@ class Bench:
             train_size=self.sizes.batch * (steps or self.sizes.steps),
             val_size=1,
             lr_min=0.1,
-            precision=precision,  # type: ignore[arg-type]
+            precision=precision,
         )
-        settings = MethodSettings(0.5, 0.5) if distils else MethodSettings()
-        teacher = self.teacher() if distils else None
-        return train.prepare(self.images, "r18", teacher, method, settings, recipe, CANONICAL, 0, self.device)
+        return prepare(recipe, method, PAIR, self.device)
 
     def ours(self, training: train.Training) -> Callable[[], train.Epoch]:
         """Return one epoch of our loop as a call, under the settings that a trial has."""
         epochs = train.epochs(training)
 
         def call() -> train.Epoch:
-            # A trial asks cuDNN for deterministic kernels; the textbook takes what it gets.
-            before, torch.backends.cudnn.deterministic = torch.backends.cudnn.deterministic, True
-            try:
+            with as_in_a_trial(self.device):
                 return next(epochs)
-            finally:
-                torch.backends.cudnn.deterministic = before
 
         return call
 
@@ -89,15 +69,16 @@ class Bench:
 
     def loader(self, training: train.Training) -> torch.utils.data.DataLoader:
         """Return the textbook's loader over the training's images."""
-        ids = training.split.train
-        mean, std = statistics(self.images.pixels[ids])
-        return textbook.loader(self.images, ids, mean, std, self.sizes.batch, self.device)
+        ids, recipe = training.split.train, training.recipe
+        images = noise(recipe.train_size + recipe.val_size)
+        mean, std = statistics(images.pixels[ids])
+        return textbook.loader(images, ids, mean, std, recipe.batch_size, self.device)
 
     def flop(self, method: str) -> int:
         """Return the operations of one step; a student's backward costs two forwards, projectors are not counted."""
         stem, width = CANONICAL.stem(SIZE), self.sizes.width
-        teacher = forward_flop("r34", stem, width) if method in DISTILLING else 0
-        return self.sizes.batch * (3 * forward_flop("r18", stem, width) + teacher)
+        teacher = forward_flop(PAIR[0], stem, width) if method in DISTILLING else 0
+        return self.sizes.batch * (3 * forward_flop(PAIR[1], stem, width) + teacher)
 
     def roof(self, precision: str) -> tuple[Callable[[], None], int]:
         """Return square matrix multiplications of this precision as a call, and their operations."""
@@ -118,8 +99,16 @@ def plain(training: train.Training) -> list[nn.Module | None]:
     return [None if net is None else copy.deepcopy(net).to(memory_format=torch.contiguous_format) for net in nets]
 
 
-def noise(count: int) -> tuple[Tensor, Tensor]:
-    """Return images of noise and labels: their content costs nothing, and no download is needed."""
-    rng = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (count, SIZE, SIZE, 3), generator=rng, dtype=torch.uint8)
-    return pixels, torch.randint(0, 10, (count,), generator=rng)
+@contextlib.contextmanager
+def as_in_a_trial(device: torch.device) -> Iterator[None]:
+    """Set a GPU up as a trial does, and back: the textbook takes torch's defaults."""
+    if device.type == "cpu":
+        yield
+        return
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
+    prepare_device(device.type, torch.get_num_threads())
+    try:
+        yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = before
