@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -66,7 +66,7 @@ class Spec:
 
     def differences(self, other: "Spec") -> dict[str, tuple[Any, Any]]:
         """Return what differs between two specs, by dotted name."""
-        mine, theirs = _flat(asdict(self)), _flat(asdict(other))
+        mine, theirs = _flat(self), _flat(other)
         return {
             name: (mine.get(name), theirs.get(name))
             for name in sorted(mine.keys() | theirs.keys())
@@ -75,20 +75,22 @@ class Spec:
 
 
 _NAMES = sorted(field.name for field in fields(Spec))
+_PARTS = (MethodSettings, Recipe, TeacherRef)
 _encode = json.JSONEncoder(separators=(",\n    ", ": "), sort_keys=True, allow_nan=False).encode
 
 
 def _json(value: Any) -> str:
-    if isinstance(value, MethodSettings | Recipe | TeacherRef):
+    if isinstance(value, _PARTS):
         return "{\n    " + _encode(vars(value))[1:-1] + "\n  }"
     return _encode(value)
 
 
-def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(spec: Spec) -> dict[str, Any]:
     flat: dict[str, Any] = {}
-    for name, item in value.items():
-        if isinstance(item, dict):
-            flat.update(_flat(item, f"{prefix}{name}."))
+    for name in _NAMES:
+        value = getattr(spec, name)
+        if isinstance(value, _PARTS):
+            flat.update({f"{name}.{part}": number for part, number in vars(value).items()})
         else:
-            flat[prefix + name] = item
+            flat[name] = value
     return flat
