@@ -88,12 +88,18 @@ def threads(request: pytest.FixtureRequest, sizes: Sizes, _one_thread: None) -> 
 
 @pytest.fixture
 def precision(request: pytest.FixtureRequest, device: torch.device) -> str:
-    if request.param == "bf16" and not fast_bf16(device):
-        pytest.skip("this device has no bf16 arithmetic (a processor needs avx512_bf16 or amx_bf16)")
+    if request.param == "bf16":
+        request.getfixturevalue("bf16")
     return request.param
 
 
-def fast_bf16(device: torch.device) -> bool:
+@pytest.fixture
+def bf16(device: torch.device) -> None:
+    if not has_bf16(device):
+        pytest.skip("this device has no bf16 arithmetic (a processor needs avx512_bf16 or amx_bf16)")
+
+
+def has_bf16(device: torch.device) -> bool:
     """Say whether the device multiplies bf16 numbers as such."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)

@@ -6,10 +6,12 @@ import sys
 import torch
 from trainings import Bench
 
+from kd.recipe import Precision
 
-def peak_mb(bench: Bench, method: str, precision: str, threads: int, textbook: bool) -> float:
+
+def peak_mb(bench: Bench, method: str, precision: Precision, textbook: bool) -> float:
     """Train some steps, ours or the textbook's; return the process's peak in MiB (on a GPU that of its tensors)."""
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     training = bench.prepare(method, precision)
     call = bench.step_textbook(training) if textbook else bench.ours(training)
     if textbook:

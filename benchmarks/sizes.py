@@ -19,7 +19,7 @@ class Sizes:
     "Multiplications in one timed call."
     hook_steps: int = 50
     "Steps over which the time inside a watch's hooks is added up: one of them is seen after the burn-in."
-    trial_epochs: int = 8
+    trial_epochs: int = 6
     worker_rounds: int = 2
     trials: int = 10_000
     comparisons: int = 1_000

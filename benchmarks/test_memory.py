@@ -7,19 +7,17 @@ from peak import peak_mb
 from timing import Ratio
 from trainings import DISTILLING
 
-from harness.environment import usable_cores
 from harness.execute import fresh_processes
 
 
 @pytest.mark.parametrize("method", DISTILLING)
 def test_peak_memory(bench, measure, benchmark, precision, method):
-    """Peak memory of the textbook's training as a multiple of ours, imports included; A/A is a second run of ours."""
-    threads = 1 if bench.sizes.toy else usable_cores()
+    """Peak memory of the textbook's training as a multiple of ours, imports included; A/A is ours a second time."""
     context = fresh_processes({1})
 
     def of(textbook):
         with ProcessPoolExecutor(1, mp_context=context) as pool:
-            return pool.submit(peak_mb, bench, method, precision, threads, textbook).result()
+            return pool.submit(peak_mb, bench, method, precision, textbook).result()
 
     first, theirs, second = benchmark.pedantic(of, (False,), rounds=1), of(True), of(False)
     ratios = theirs / first, theirs / second

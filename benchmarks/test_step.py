@@ -89,3 +89,8 @@ def test_roof(bench, measure, threads, precision):
         roof=(roof, roof_flop),
         scale=flop / roof_flop,
     )
+
+
+def test_bf16_roof(bf16, bench, measure, threads):
+    """A matrix multiplication in bf16 against one in fp32: where it gains nothing, neither can a bf16 training."""
+    measure.ratio(bench.roof("bf16")[0], bench.roof("fp32")[0], goal=None)
