@@ -13,6 +13,7 @@ test: $(READY)  ## the whole test suite
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
 bench: $(READY)  ## ratios against a textbook loop, into reports/; for a machine that does nothing else meanwhile
+	@rm -f $(VENV)/bench.json
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-quiet --benchmark-json=$(VENV)/bench.json $(BENCH)
 	$(BIN)/python benchmarks/guard.py $(VENV)/bench.json
 	$(BIN)/python benchmarks/report.py $(VENV)/bench.json

@@ -66,7 +66,7 @@ def part_of(run: dict[str, Any]) -> Part:
 
 
 def read_run(path: Path) -> dict[str, Any]:
-    """Read pytest-benchmark's JSON; a toy run's is refused, for its numbers mean nothing."""
+    """Read pytest-benchmark's JSON; one without numbers is refused, and a toy run's, whose numbers mean nothing."""
     try:
         run: dict[str, Any] = json.loads(path.read_text())
         toy = run["machine_info"]["kdbench"]["toy"]
@@ -74,6 +74,8 @@ def read_run(path: Path) -> dict[str, Any]:
         sys.exit(f"error: {path} is not the JSON of a run of the benchmarks ({type(error).__name__}: {error})")
     if toy:
         sys.exit(f"error: {path} is of a toy run, whose numbers mean nothing")
+    if not part_of(run)["rows"]:
+        sys.exit(f"error: {path} holds no measurement: everything was skipped")
     return run
 
 
