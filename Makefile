@@ -12,8 +12,11 @@ demo: $(READY)  ## train, audit and compare corrected and bugged variants on rea
 test: $(READY)  ## the whole test suite
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
-bench: $(READY)  ## ratios against a textbook loop; for a machine that does nothing else meanwhile
-	$(BIN)/python -m pytest benchmarks --benchmark-only
+bench: $(READY)  ## ratios against a textbook loop, into reports/; for a machine that does nothing else meanwhile
+	@rm -f $(VENV)/bench.json
+	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-quiet --benchmark-json=$(VENV)/bench.json $(BENCH)
+	$(BIN)/python benchmarks/guard.py $(VENV)/bench.json
+	$(BIN)/python benchmarks/report.py $(VENV)/bench.json
 
 lint: $(READY)  ## format, lint, types
 	$(BIN)/ruff format --check .

@@ -1,6 +1,6 @@
-"""A training step of each method against the textbook's, and the whole of an epoch with its loader.
+"""A training step of each method against the textbook's, the whole of an epoch with its loader, and the roof.
 
-R34 -> R18, width 16, batch 128, fp32, one thread: a 2-core machine's honest size.
+Both precisions have one yardstick: the textbook in fp32, channels-first, the teacher in eval under no_grad.
 """
 
 import copy
@@ -8,73 +8,89 @@ import copy
 import pytest
 import textbook
 import torch
+from trainings import DISTILLING, METHODS, plain
 
 from kd import train
-from kd.data import statistics
-from kd.methods import MethodSettings
 from kd.procedure import CANONICAL
-from kd.recipe import Recipe
-from kd.teacher import save_checkpoint
 
-METHODS = ("baseline", "logit", "feature")
-STEPS = 2
-
-
-@pytest.fixture(scope="session")
-def teacher(images, folder):
-    return make_teacher(images, folder, 16)
-
-
-def make_teacher(images, folder, width):
-    recipe = Recipe(base_width=width, train_size=128, val_size=8)
-    net = train.prepare(images, "r34", None, "baseline", MethodSettings(), recipe, CANONICAL, 0, torch.device("cpu"))
-    path = folder / f"teacher-{width}.safetensors"
-    save_checkpoint(net.student, path)
-    return train.Teacher("r34", path)
+STEP_GOALS = {
+    ("all-cores", "fp32", "logit"): 1.3,
+    ("all-cores", "fp32", "feature"): 1.2,
+    ("all-cores", "bf16"): 1.9,
+    ("one-thread", "fp32"): 1.2,
+    ("one-thread", "bf16"): 2.0,
+}
+EPOCH_GOALS = {"fp32": 1.25, "bf16": 2.0}
+ROOF_GOALS = {"fp32": 0.9, "bf16": 0.6}
 
 
-def prepare(images, teacher, method, steps=STEPS, width=16):
-    recipe = Recipe(epochs=10**6, base_width=width, train_size=128 * steps, val_size=1, lr_min=0.1)
-    settings = MethodSettings() if method == "baseline" else MethodSettings(0.5, 0.5)
-    its = None if method == "baseline" else teacher
-    return train.prepare(images, "r18", its, method, settings, recipe, CANONICAL, 0, torch.device("cpu"))
-
-
-def plain(training):
-    """Return copies of a training's networks, laid out as the textbook has them."""
-    nets = [training.student, training.teacher, getattr(training.method, "projectors", None)]
-    return [None if net is None else copy.deepcopy(net).to(memory_format=torch.contiguous_format) for net in nets]
+def step_goal(threads, precision, method):
+    if method not in DISTILLING:
+        return None
+    return STEP_GOALS.get((threads, precision, method)) or STEP_GOALS.get((threads, precision))
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_textbook_and_ours_are_the_same_training(images, teacher, method, benchmark):
+def test_textbook_and_ours_are_the_same_training(bench, method, benchmark):
     """Same weights, same batch: the same loss at the first step. Without this the ratios would compare two things."""
-    ours = prepare(images, teacher, method, steps=1)
+    ours, size = bench.prepare(method, steps=1), bench.sizes.batch
     nets = plain(ours)
-    ids = ours.split.train[torch.randperm(128, generator=CANONICAL.stream(0, "order/0"))]
-    crops = train.draw_crops(128, 4, True, CANONICAL.stream(0, "crops/0"))
-    batch = (ours.pool.crop(ids, crops).contiguous(), ours.pool.labels[ids])
+    ids = ours.split.train[torch.randperm(size, generator=CANONICAL.stream(0, "order/0"))]
+    crops = train.draw_crops(size, 4, True, CANONICAL.stream(0, "crops/0"))
+    where = ours.pool.device
+    batch = (
+        ours.pool.crop(ids.to(where), type(crops)(*(c.to(where) for c in crops))).contiguous(),
+        ours.pool.labels[ids.to(where)],
+    )
     epoch = next(train.epochs(ours))
     (loss,) = benchmark.pedantic(lambda: textbook.train([batch], *copy.deepcopy(nets)), rounds=1)
     assert epoch.loss["total"] == pytest.approx(loss, rel=1e-3)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_step(images, teacher, method, measure):
-    """The textbook gets its batches for nothing; ours draws and crops them."""
-    ours = prepare(images, teacher, method)
-    nets = plain(ours)
-    epochs = train.epochs(ours)
-    batch = (ours.pool.centre(torch.arange(128)).contiguous(), ours.pool.labels[:128])
-    measure(lambda: next(epochs), lambda: textbook.train([batch] * STEPS, *nets), images=128 * STEPS)
+def test_step(bench, measure, threads, precision, method):
+    """Training steps against the textbook's, which gets its batches for nothing while ours draws and crops them."""
+    ours, steps = bench.prepare(method, precision), bench.sizes.steps
+    measure.ratio(
+        bench.ours(ours),
+        bench.step_textbook(ours),
+        goal=step_goal(threads, precision, method),
+        images=bench.sizes.batch * steps,
+        flop=bench.flop(method) * steps,
+        roof=bench.roof(precision),
+    )
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_epoch_end_to_end(images, teacher, method, measure):
-    """Both fetch, augment and train on every image."""
-    ours = prepare(images, teacher, method)
-    nets = plain(ours)
-    epochs = train.epochs(ours)
-    mean, std = statistics(images.pixels[ours.split.train])
-    batches = textbook.loader(images, ours.split.train, mean, std, 128)
-    measure(lambda: next(epochs), lambda: textbook.train(batches, *nets), images=128 * STEPS)
+@pytest.mark.parametrize("method", DISTILLING)
+def test_epoch_end_to_end(bench, measure, threads, precision, method):
+    """Fetching, augmenting and training on every image, against the textbook with its PIL images and DataLoader."""
+    ours, steps = bench.prepare(method, precision), bench.sizes.steps
+    measure.ratio(
+        bench.ours(ours),
+        bench.epoch_textbook(ours),
+        goal=EPOCH_GOALS[precision],
+        images=bench.sizes.batch * steps,
+        flop=bench.flop(method) * steps,
+        roof=bench.roof(precision),
+    )
+
+
+def test_roof(bench, measure, threads, precision):
+    """Operations a second of a Logit-KD step as a fraction of a matrix multiplication's in the same precision."""
+    ours, steps = bench.prepare("logit", precision), bench.sizes.steps
+    roof, roof_flop = bench.roof(precision)
+    flop = bench.flop("logit") * steps
+    measure.ratio(
+        bench.ours(ours),
+        roof,
+        goal=ROOF_GOALS[precision],
+        images=bench.sizes.batch * steps,
+        flop=flop,
+        roof=(roof, roof_flop),
+        scale=flop / roof_flop,
+    )
+
+
+def test_bf16_roof(bf16, bench, measure, threads):
+    """A matrix multiplication in bf16 against one in fp32: where it gains nothing, neither can a bf16 training."""
+    measure.ratio(bench.roof("bf16")[0], bench.roof("fp32")[0], goal=None)

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from torchvision import transforms
 
+from harness.environment import usable_cores
 from kd.data import Dataset
 
 
@@ -39,9 +40,21 @@ class PilImages(TorchDataset):
         return self.transform(self.images[index]), self.labels[index]
 
 
-def loader(dataset: Dataset, ids: Tensor, mean: Tensor, std: Tensor, batch_size: int) -> DataLoader:
-    """Return the loader over these images; it works in the training's own process, which has one core to itself."""
-    return DataLoader(PilImages(dataset, ids, mean, std), batch_size, shuffle=True, drop_last=True)
+def loader(
+    dataset: Dataset, ids: Tensor, mean: Tensor, std: Tensor, batch_size: int, device: torch.device
+) -> DataLoader:
+    """Return the loader over these images.
+
+    On a processor it works in the training's own process, whose cores are all training; beside a GPU, which trains
+    alone, it has workers on all cores, up to eight.
+    """
+    images = PilImages(dataset, ids, mean, std)
+    if device.type == "cpu":
+        return DataLoader(images, batch_size, shuffle=True, drop_last=True)
+    workers = min(8, usable_cores())
+    return DataLoader(
+        images, batch_size, True, drop_last=True, num_workers=workers, pin_memory=True, persistent_workers=True
+    )
 
 
 def loss_of(
@@ -79,9 +92,10 @@ def train(
     student.train()
     if teacher is not None:
         teacher.eval()
+    device = parameters[0].device
     losses = []
     for images, labels in batches:
-        loss = loss_of(student, teacher, projectors, images, labels)
+        loss = loss_of(student, teacher, projectors, images.to(device), labels.to(device))
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)

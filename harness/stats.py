@@ -8,6 +8,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -63,6 +64,7 @@ def power(effect: float, n: int, alpha: float = 0.05) -> float:
     return _upper_tail(limit, df, shift) + _upper_tail(limit, df, -shift)
 
 
+@cache
 def smallest_effect(n: int, alpha: float = 0.05, wanted: float = 0.8) -> float:
     """Return the standardised effect that n per group find with the wanted power."""
     return float(optimize.brentq(lambda d: power(d, n, alpha) - wanted, 1e-6, 50))

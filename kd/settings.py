@@ -1,9 +1,15 @@
 """Strict typing of settings that come from a file or a command line: no value is silently taken for another."""
 
 import math
+from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from kd.errors import InputError, unknown
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 def check_types(settings: Any, where: str) -> None:
@@ -11,7 +17,8 @@ def check_types(settings: Any, where: str) -> None:
 
     Raises InputError that names the field, and for a Literal the nearest choice.
     """
-    for name, kind in get_type_hints(type(settings)).items():
+    of: type = type(settings)
+    for name, kind in _hints(of).items():
         value = getattr(settings, name)
         if get_origin(kind) is Literal:
             if value not in get_args(kind):

@@ -13,6 +13,7 @@ import textwrap
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -53,7 +54,7 @@ class Fault:
         """What goes wrong, and where it was seen."""
         return inspect.cleandoc(self.function.__doc__ or "")
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Digest of the function's source but for its docstring: a changed fault is another experiment."""
         return hashlib.sha256(_body(self.function).encode()).hexdigest()[:16]

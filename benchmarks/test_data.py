@@ -1,0 +1,30 @@
+"""The data path alone."""
+
+import itertools
+
+import torch
+
+from kd import train
+from kd.procedure import CANONICAL
+
+
+def test_loader(bench, measure):
+    """Random crops from the images resident as uint8, against a DataLoader over PIL images."""
+    steps, size = (1 if bench.sizes.toy else 8), bench.sizes.batch
+    training = bench.prepare("baseline", steps=steps)
+    pool, ids, loader = training.pool, training.split.train[: steps * size], bench.loader(training)
+    turn = itertools.count()
+
+    def ours():
+        draws = train.draw_crops(len(ids), 4, True, CANONICAL.stream(0, f"crops/{next(turn)}"))
+        crops = type(draws)(*(draw.to(pool.device) for draw in draws))
+        order = ids[torch.randperm(len(ids))].to(pool.device)
+        for step in range(steps):
+            rows = slice(step * size, (step + 1) * size)
+            pool.crop(order[rows], crops.batch(rows))
+
+    def theirs():
+        for images, labels in loader:
+            images.to(pool.device), labels.to(pool.device)
+
+    measure.ratio(ours, theirs, goal=8.0, images=len(ids))

@@ -1,0 +1,114 @@
+"""What the benchmarks train: R34 -> R18 on images of noise, by the project's own loop and by the textbook's."""
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import textbook
+import torch
+from sizes import Sizes
+from torch import nn
+
+from harness.cost import forward_flop
+from harness.measure import noise, prepare
+from harness.trial import prepare_device
+from kd import train
+from kd.data import SIZE, statistics
+from kd.methods import METHODS as ALL_METHODS
+from kd.procedure import CANONICAL
+from kd.recipe import Precision, Recipe
+
+METHODS = tuple(ALL_METHODS)
+DISTILLING = tuple(name for name, kind in ALL_METHODS.items() if kind.needs_teacher)
+PAIR = ("r34", "r18")
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Makes what is timed, at one size on one device."""
+
+    sizes: Sizes
+    device: torch.device
+
+    def prepare(self, method: str, precision: Precision = "fp32", steps: int | None = None) -> train.Training:
+        """Prepare a training whose epochs have `steps` steps and never end; its teacher has random weights."""
+        recipe = Recipe(
+            epochs=10**6,
+            batch_size=self.sizes.batch,
+            base_width=self.sizes.width,
+            train_size=self.sizes.batch * (steps or self.sizes.steps),
+            val_size=1,
+            lr_min=0.1,
+            precision=precision,
+        )
+        return prepare(recipe, method, PAIR, self.device)
+
+    def ours(self, training: train.Training) -> Callable[[], train.Epoch]:
+        """Return one epoch of our loop as a call, under the settings that a trial has."""
+        epochs = train.epochs(training)
+
+        def call() -> train.Epoch:
+            with as_in_a_trial(self.device):
+                return next(epochs)
+
+        return call
+
+    def step_textbook(self, training: train.Training) -> Callable[[], list[float]]:
+        """Return as many steps of the textbook, from the same weights, which gets its batches for nothing."""
+        nets, pool = plain(training), training.pool
+        ids = torch.arange(self.sizes.batch, device=self.device)
+        batch = (pool.centre(ids).contiguous(), pool.labels[ids])
+        return lambda: textbook.train([batch] * self.sizes.steps, *nets)
+
+    def epoch_textbook(self, training: train.Training) -> Callable[[], list[float]]:
+        """Return an epoch of the textbook with its loader, from the same weights and over the same images."""
+        nets, batches = plain(training), self.loader(training)
+        return lambda: textbook.train(batches, *nets)
+
+    def loader(self, training: train.Training) -> torch.utils.data.DataLoader:
+        """Return the textbook's loader over the training's images."""
+        ids, recipe = training.split.train, training.recipe
+        images = noise(recipe.train_size + recipe.val_size)
+        mean, std = statistics(images.pixels[ids])
+        return textbook.loader(images, ids, mean, std, recipe.batch_size, self.device)
+
+    def flop(self, method: str) -> int:
+        """Return the operations of one step; a student's backward costs two forwards, projectors are not counted."""
+        stem, width = CANONICAL.stem(SIZE), self.sizes.width
+        teacher = forward_flop(PAIR[0], stem, width) if method in DISTILLING else 0
+        return self.sizes.batch * (3 * forward_flop(PAIR[1], stem, width) + teacher)
+
+    def roof(self, precision: str) -> tuple[Callable[[], None], int]:
+        """Return square matrix multiplications of this precision as a call, and their operations."""
+        n, times = self.sizes.matmul, self.sizes.matmuls
+        a, b = (torch.randn(n, n, device=self.device).to(_DTYPES[precision]) for _ in range(2))
+        out = torch.empty_like(a)
+
+        def call() -> None:
+            for _ in range(times):
+                torch.mm(a, b, out=out)
+
+        return call, 2 * n**3 * times
+
+
+def plain(training: train.Training) -> list[nn.Module | None]:
+    """Return copies of a training's networks, laid out as the textbook has them."""
+    nets = [training.student, training.teacher, getattr(training.method, "projectors", None)]
+    return [None if net is None else copy.deepcopy(net).to(memory_format=torch.contiguous_format) for net in nets]
+
+
+@contextlib.contextmanager
+def as_in_a_trial(device: torch.device) -> Iterator[None]:
+    """Set a GPU up as a trial does, and back: the textbook takes torch's defaults."""
+    if device.type == "cpu":
+        yield
+        return
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
+    prepare_device(device.type, torch.get_num_threads())
+    try:
+        yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = before
