@@ -286,6 +286,7 @@ def _trials(plan: Plan, arm: Arm, fault: Fault | None, ground: Ground) -> dict[i
     """Enter the trials of an arm, and its teacher; return their keys by seed."""
     preset = plan.preset
     teacher_arch, student_arch = split_pair(arm.pair)
+    settings = preset.settings(arm.pair, arm.method)
 
     def add(arch: str, method: str, seed: int, recipe: Recipe, teacher: TeacherRef | None, fault: Fault | None) -> str:
         return plan.add(
@@ -294,7 +295,7 @@ def _trials(plan: Plan, arm: Arm, fault: Fault | None, ground: Ground) -> dict[i
                 data_digest=ground.data_digest,
                 arch=arch,
                 method=method,
-                settings=preset.settings(arm.pair, method),
+                settings=settings if method == arm.method else preset.settings(arm.pair, method),
                 recipe=recipe,
                 teacher=teacher,
                 fault=fault.name if fault else None,
