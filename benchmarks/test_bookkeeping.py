@@ -102,7 +102,7 @@ def test_resume(measure, study):
     plan, folder = study
 
     def call():
-        return [key for key in plan.trials if not is_done(folder.trial(key))]
+        return [key for key in plan.trials if not is_done(plan, folder, key)]
 
     assert call() == []
     measure.seconds(call, goal=None, rounds=3, trials=len(plan.trials), peak_mb=traced(call))

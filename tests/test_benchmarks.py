@@ -35,14 +35,14 @@ def toy(tmp_path_factory):
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(BENCHMARKS.parent)}
     command = [sys.executable, "-m", "pytest", "benchmarks", "--benchmark-only", "--toy", f"--benchmark-json={path}"]
     done = subprocess.run(
-        [*command, "-q", "-p", "no:xdist", "-p", "no:cacheprovider"],
+        [*command, "-q", "--benchmark-quiet", "-p", "no:xdist", "-p", "no:cacheprovider"],
         cwd=BENCHMARKS.parent,
         env=environment,
         capture_output=True,
         text=True,
         timeout=300,
     )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     return path, done
 
 
