@@ -4,12 +4,13 @@ Five verdicts and never "no effect": `different` (the adjusted Welch p is below 
 tests at the declared margin), `both` (real, and smaller than the margin), `undecided`, `undefined`.
 """
 
+import itertools
 import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Any, Literal
+from functools import cache, lru_cache
+from typing import Literal
 
 import numpy as np
 from scipy import optimize, special, stats
@@ -50,17 +51,15 @@ class Comparison:
 
 
 def _upper_tail(t: float, df: float, shift: float) -> float:
-    """Return P(T > t) of the noncentral t; far out scipy gives nan where the answer is 0 or 1."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a series that did not converge far out in a tail
-        p = float(stats.nct.sf(t, df, shift))
+    """Return P(T > t) of the noncentral t; far out scipy may give nan where the answer is 0 or 1."""
+    p = 1 - float(special.nctdtr(df, shift, t))
     return p if math.isfinite(p) else float(shift > t)
 
 
 def power(effect: float, n: int, alpha: float = 0.05) -> float:
     """Return the power of the two-sided pooled t test with n per group at a standardised effect; both tails."""
     df, shift = 2 * n - 2, abs(effect) * math.sqrt(n / 2)
-    limit = stats.t.isf(alpha / 2, df)
+    limit = -float(special.stdtrit(df, alpha / 2))
     return _upper_tail(limit, df, shift) + _upper_tail(limit, df, -shift)
 
 
@@ -111,10 +110,32 @@ def _hedges(a: np.ndarray, b: np.ndarray, t: float) -> tuple[float, Pair]:
     return factor * t * scale, (factor * shift(0.025) * scale, factor * shift(0.975) * scale)
 
 
-def _welch(y: np.ndarray, x: np.ndarray, alternative: str = "two-sided") -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of one arm that does not vary, which is remarked on below
-        return stats.ttest_ind(y, x, equal_var=False, alternative=alternative, nan_policy="raise")
+@lru_cache(maxsize=8)
+def _relabellings(n_a: int, n_b: int) -> np.ndarray:
+    """Return every choice of b's places among all seeds, one a row."""
+    chosen = itertools.chain.from_iterable(itertools.combinations(range(n_a + n_b), n_b))
+    return np.fromiter(chosen, np.int8).reshape(-1, n_b)
+
+
+def _permutation_p(x: np.ndarray, y: np.ndarray) -> float:
+    """Return twice the smaller share of relabellings that are at least as extreme: all of them, or 99,999 at random."""
+    if math.comb(len(x) + len(y), len(x)) > EXACT_LIMIT:
+        return float(
+            stats.permutation_test(
+                (y, x),
+                lambda u, v, axis: u.mean(axis=axis) - v.mean(axis=axis),
+                permutation_type="independent",
+                n_resamples=99_999,
+                vectorized=True,
+                batch=20_000,
+                rng=0,
+            ).pvalue
+        )
+    both = np.concatenate([x, y]) - x.mean()
+    # b's sum orders relabellings as the difference of means does.
+    sums = both[_relabellings(len(x), len(y))].sum(axis=1)
+    seen, tie = both[len(x) :].sum(), 1e-9 * max(1.0, float(np.abs(both).sum()))
+    return min(1.0, 2 * float(min((sums >= seen - tie).mean(), (sums <= seen + tie).mean())))
 
 
 def undefined(a: Sequence[float], b: Sequence[float], why: str) -> Comparison:
@@ -139,22 +160,16 @@ def compare(a: Sequence[float], b: Sequence[float], margin: float, alpha: float 
     difference = float(y.mean() - x.mean())
     remarks: list[str] = []
 
-    welch = _welch(y, x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of one arm that does not vary, which is remarked on below
+        welch = stats.ttest_ind(y, x, equal_var=False, nan_policy="raise")
     interval = welch.confidence_interval(0.95)
+    permutation = _permutation_p(x, y)
     relabellings = math.comb(n_a + n_b, n_a)
-    exact = relabellings <= EXACT_LIMIT
-    permutation = stats.permutation_test(
-        (y, x),
-        lambda u, v, axis: u.mean(axis=axis) - v.mean(axis=axis),
-        permutation_type="independent",
-        n_resamples=np.inf if exact else 99_999,
-        vectorized=True,
-        batch=20_000,
-        rng=0,
-    )
-    least = 2 / (relabellings if exact else 100_000)  # scipy doubles the smaller one-sided p
-    lower = _welch(y, x - margin, "greater").pvalue
-    upper = _welch(y, x + margin, "less").pvalue
+    least = 2 / (relabellings if relabellings <= EXACT_LIMIT else 100_000)  # twice the smaller one-sided p
+    error = math.sqrt(float(x.var(ddof=1)) / n_a + float(y.var(ddof=1)) / n_b)
+    # Two one-sided tests: the difference is above -margin, and below margin.
+    tost = max(float(special.stdtr(welch.df, -(margin + d) / error)) for d in (difference, -difference))
     pooled = math.sqrt(((n_a - 1) * float(x.var(ddof=1)) + (n_b - 1) * float(y.var(ddof=1))) / (n_a + n_b - 2))
     g, g_interval = _hedges(x, y, difference / (pooled * math.sqrt(1 / n_a + 1 / n_b)))
     smaller = min(n_a, n_b)
@@ -164,7 +179,7 @@ def compare(a: Sequence[float], b: Sequence[float], margin: float, alpha: float 
             f"{n_a} v {n_b} seeds: no exact test can give p < {least:.2g}; differences under about {mde:.1f} sd "
             "are undetectable"
         )
-    if least < alpha and (permutation.pvalue < alpha) != (welch.pvalue < alpha):
+    if least < alpha and (permutation < alpha) != (welch.pvalue < alpha):
         remarks.append("the Welch and the exact permutation test fall on different sides of alpha")
     return Comparison(
         (float(x.mean()), float(y.mean())),
@@ -172,12 +187,12 @@ def compare(a: Sequence[float], b: Sequence[float], margin: float, alpha: float 
         difference,
         (float(interval.low), float(interval.high)),
         float(welch.pvalue),
-        float(permutation.pvalue),
+        permutation,
         least,
         g,
         g_interval,
-        float(stats.mannwhitneyu(y, x).statistic) / (n_a * n_b),
-        float(max(lower, upper)),
+        float(np.sign(np.subtract.outer(y, x)).mean() + 1) / 2,
+        tost,
         mde * pooled,
         "a" if constant(x) else "b" if constant(y) else None,
         seeds_needed(margin / pooled, alpha),
