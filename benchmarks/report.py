@@ -2,7 +2,7 @@
 
 python benchmarks/report.py RUN.json [--folder reports]
 
-The small JSON has a part a kind of device (cpu, cuda); a run replaces its own part and leaves the other.
+The small JSON has a part a device by its name; a run replaces its own part and leaves the others.
 """
 
 import argparse
@@ -80,7 +80,7 @@ def read_run(path: Path) -> dict[str, Any]:
 
 
 def read_recorded(path: Path) -> dict[str, Part]:
-    """Read the small JSON of earlier runs, by kind of device; empty where there is none."""
+    """Read the small JSON of earlier runs, by the device's name; empty where there is none."""
     if not path.is_file():
         return {}
     recorded = json.loads(path.read_text())
@@ -158,11 +158,16 @@ def markdown(parts: dict[str, Part]) -> str:
     """Return the report: ratios first, then times; the processor, then the GPU."""
     what = {name.partition("[")[0]: row["what"] for part in parts.values() for name, row in part["rows"].items()}
     lines = ["# Benchmarks", "", _INTRO, "", "![ratios with their ranges and goals](benchmarks.png)", ""]
-    lines += ["## On a processor", ""]
-    lines += _section(parts["cpu"]) if "cpu" in parts else ["Not measured yet."]
-    lines += ["", "## On a GPU", ""]
-    lines += _section(parts["cuda"]) if "cuda" in parts else ["No GPU was at hand: nothing has been measured on one."]
-    lines += ["", "## What each measures", "", *(f"- `{name}`: {text}" for name, text in what.items())]
+    for title, kind, nothing in (
+        ("On a processor", "cpu", "Not measured yet."),
+        ("On a GPU", "cuda", "No GPU was at hand: nothing has been measured on one."),
+    ):
+        mine = [part for part in parts.values() if part["device"] == kind]
+        lines += [f"## {title}", ""]
+        for part in mine:
+            lines += [f"### {part['device_name']}", "", *_section(part), ""]
+        lines += [] if mine else [nothing, ""]
+    lines += ["## What each measures", "", *(f"- `{name}`: {text}" for name, text in what.items())]
     return "\n".join([*lines, "", _WATCH, ""])
 
 
@@ -175,7 +180,7 @@ def draw(parts: dict[str, Part], path: Path) -> None:
     from matplotlib.ticker import ScalarFormatter
 
     rows = [
-        (f"{name.removeprefix('test_')}{' (GPU)' if device == 'cuda' else ''}", row)
+        (f"{name.removeprefix('test_')}{f' ({device})' if len(parts) > 1 else ''}", row)
         for device, part in parts.items()
         for name, row in part["rows"].items()
         if row["kind"] == "ratio"
@@ -203,7 +208,7 @@ def draw(parts: dict[str, Part], path: Path) -> None:
 def write(run: dict[str, Any], folder: Path) -> None:
     """Bring the three files in the folder up to date with a run."""
     part = part_of(run)
-    parts = {**read_recorded(folder / "benchmarks.json"), part["device"]: part}
+    parts = {**read_recorded(folder / "benchmarks.json"), part["device_name"]: part}
     parts = {device: parts[device] for device in sorted(parts)}
     (folder / "benchmarks.json").write_text(json.dumps({"schema": SCHEMA, "parts": parts}, indent=1) + "\n")
     (folder / "benchmarks.md").write_text(markdown(parts))

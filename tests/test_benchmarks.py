@@ -114,7 +114,8 @@ def ratio(value, goal, a_over_a=1.0, **more):
 
 def run_of(rows, device="cpu"):
     """A run as pytest-benchmark writes it, made up."""
-    facts = {"toy": False, "device": device, "device_name": "some processor", "cores": 2, "torch": "2.14.1"}
+    name = "some processor" if device == "cpu" else "some GPU"
+    facts = {"toy": False, "device": device, "device_name": name, "cores": 2, "torch": "2.14.1"}
     return {
         "machine_info": {"node": "a-host", "kdbench": {**facts, "load_average_before": 0.1}},
         "commit_info": {"id": "0123456789abcdef", "dirty": False},
