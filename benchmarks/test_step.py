@@ -61,6 +61,18 @@ def test_step(bench, measure, threads, precision, method):
     )
 
 
+@pytest.mark.parametrize("option", ["fold_teacher", "compile"])
+def test_options(cpu_only, bench, measure, option):
+    """A Logit-KD step with an option of the recipe, on one thread in fp32, against the step without it."""
+    if option == "compile" and bench.sizes.toy:
+        pytest.skip("to compile takes longer than a toy run may")
+    torch.set_num_threads(1)
+    faster, plain_step = (bench.ours(bench.prepare("logit", **{option: on})) for on in (True, False))
+    for _ in range(train.OWN_STEPS // bench.sizes.steps + 1):  # until it stands in
+        faster()
+    measure.ratio(faster, plain_step, goal=None, images=bench.sizes.batch * bench.sizes.steps)
+
+
 @pytest.mark.parametrize("method", DISTILLING)
 def test_epoch_end_to_end(bench, measure, threads, precision, method):
     """Fetching, augmenting and training on every image, against the textbook with its PIL images and DataLoader."""

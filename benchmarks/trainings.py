@@ -32,7 +32,9 @@ class Bench:
     sizes: Sizes
     device: torch.device
 
-    def prepare(self, method: str, precision: Precision = "fp32", steps: int | None = None) -> train.Training:
+    def prepare(
+        self, method: str, precision: Precision = "fp32", steps: int | None = None, **options: bool
+    ) -> train.Training:
         """Prepare a training whose epochs have `steps` steps and never end; its teacher has random weights."""
         recipe = Recipe(
             epochs=10**6,
@@ -42,6 +44,7 @@ class Bench:
             val_size=1,
             lr_min=0.1,
             precision=precision,
+            **options,
         )
         return prepare(recipe, method, PAIR, self.device)
 
