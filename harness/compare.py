@@ -295,18 +295,34 @@ def _entry(
     family: int,
     alpha: float,
 ) -> dict[str, Any]:
-    by_method = a.method != b.method
-    warnings = list(c.warnings)
+    names = (a.method, b.method) if a.method != b.method else (a.label, b.label)
     if c.constant is not None:
         arm = a if c.constant == "a" else b
-        warnings.append(f"{arm.label} with {arm.method} does not vary over its seeds")
+        c.warnings.append(f"{arm.label} with {arm.method} does not vary over its seeds")
+    return entry(*names, a.pair, b.method, values, missing, c, holm_p, family, alpha)
+
+
+def entry(
+    a: str,
+    b: str,
+    pair: str,
+    method: str,
+    values: list[list[float]],
+    missing: list[dict[str, Any]],
+    c: stats.Comparison,
+    holm_p: float | None,
+    family: int,
+    alpha: float,
+) -> dict[str, Any]:
+    """Return one comparison as an entry of kdbench.compare/1."""
+    warnings = list(c.warnings)
     if c.least_permutation_p is not None and c.least_permutation_p < alpha <= c.least_permutation_p * family:
         warnings.append(f"in a family of {family} no exact test of this design could pass Holm's correction")
     return {
-        "a": a.method if by_method else a.label,
-        "b": b.method if by_method else b.label,
-        "pair": a.pair,
-        "method": b.method,
+        "a": a,
+        "b": b,
+        "pair": pair,
+        "method": method,
         "n": [len(v) for v in values],
         "values": values,
         "missing": missing,

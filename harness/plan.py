@@ -6,6 +6,7 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from harness import faults
@@ -55,6 +56,10 @@ class Preset:
     "What the teachers' recipe has otherwise."
     method: Mapping[str, Mapping[str, Any]]
     pair: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    arms: tuple[str | None, ...] | None = None
+    "Faults, None for the corrected arm, where the file names them."
+    data: Path | None = None
+    "Folder of images, where the file names it."
 
     def settings(self, pair: str, method: str) -> MethodSettings:
         """Return a method's settings for a pair."""
@@ -67,7 +72,15 @@ class Preset:
 
 
 def load_preset(name: str) -> Preset:
-    """Read one of the presets; every key is checked."""
+    """Read one of the presets, or a study's file of the user's; every key is checked."""
+    if name.endswith(".toml"):
+        path = Path(name)
+        if not path.is_file():
+            raise InputError(f"{path} does not exist; kdbench init writes a study to start from")
+        preset = parse_preset(path.stem, path.read_text(encoding="utf-8"))
+        if path.stem in PRESETS:
+            raise InputError(f"{path}: {path.stem} is the name of a preset; call the file otherwise")
+        return replace(preset, data=path.parent / preset.data) if preset.data is not None else preset
     if name not in PRESETS:
         raise unknown("preset", name, PRESETS)
     return parse_preset(name, (resources.files("harness.presets") / f"{name}.toml").read_text())
@@ -82,7 +95,7 @@ def parse_preset(name: str, text: str) -> Preset:
     where = f"preset {name}"
     _keys(raw, ["study", "decision", "recipe", "teacher", "method", "pair"], where)
     study = raw.get("study", {})
-    _keys(study, ["dataset", "pairs", "methods", "seeds"], f"{where}, [study]")
+    _keys(study, ["dataset", "data", "pairs", "methods", "arms", "seeds"], f"{where}, [study]")
     _keys(raw.get("decision", {}), [f.name for f in fields(Decision)], f"{where}, [decision]")
     for part in ("recipe", "teacher"):
         _keys(raw.get(part, {}), Recipe.names(), f"{where}, [{part}]")
@@ -107,6 +120,8 @@ def parse_preset(name: str, text: str) -> Preset:
             raw.get("teacher", {}),
             raw.get("method", {}),
             by_pair,
+            _arms(study["arms"], f"{where}, [study]: arms") if "arms" in study else None,
+            Path(study["data"]) if "data" in study else None,
         )
         _ = preset.teacher_recipe, [preset.settings(pair, method) for pair in preset.pairs for method in preset.methods]
     except KeyError as error:
@@ -131,6 +146,14 @@ def _names(found: Any, where: str) -> tuple[str, ...]:
     if not isinstance(found, list) or not found or not all(isinstance(name, str) for name in found):
         raise InputError(f"{where} is {found!r}; it must be a list of names")
     return tuple(found)
+
+
+def _arms(found: Any, where: str) -> tuple[str | None, ...]:
+    names = _names(found, where)
+    for name in names:
+        if name != "corrected" and any(part not in faults.FAULTS for part in name.split("+")):
+            raise unknown("arm", name, ["corrected", *faults.FAULTS], where)
+    return tuple(dict.fromkeys(None if name == "corrected" else faults.get(name).name for name in names))
 
 
 def check_method(method: str) -> None:
@@ -335,6 +358,8 @@ def _study_name(preset: Preset, ground: Ground) -> str:
         changed = {name: value for name, value in asdict(preset.recipe).items() if value != original[name]}
         if preset.teacher != load_preset(preset.name).teacher:
             changed["teacher_recipe"] = dict(preset.teacher)
+    else:  # a file of the user's may be changed in anything
+        changed = {name: asdict(preset)[name] for name in ("recipe", "teacher", "method", "pair")}
     if ground.teacher_sha256 is not None:
         changed["teacher"] = ground.teacher_sha256
     if ground.dataset.startswith("folder-"):  # another folder may have the same name, and this one may change

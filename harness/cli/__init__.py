@@ -10,9 +10,12 @@ import click
 from kd.errors import InputError, unknown
 
 COMMANDS = {
+    "init": "Write a study's file to start from.",
     "run": "Train, audit and compare the arms of a study.",
     "audit": "Audit a distillation script as it is, or our own training.",
-    "compare": "Compare two arms of a study over its seeds.",
+    "status": "Show how far the studies are.",
+    "compare": "Compare two arms of a study over its seeds, or groups of anybody's runs.",
+    "power": "Plan seeds: how many a comparison needs, what so many show.",
     "signature": "Decide whether a fault shows in accuracy, over as few seeds as it takes.",
     "faults": "List the faults, or show one and what it changes.",
     "ui": "Open a study's runs in the MLflow UI.",

@@ -1,6 +1,7 @@
-"""kdbench compare: two arms of a study over its seeds."""
+"""kdbench compare: two arms of a study over its seeds, or groups of anybody's runs."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,22 +15,61 @@ from harness.cli.common import (
     print_json,
     stdout,
 )
+from kd.errors import InputError
 
 
 @click.command("compare")
-@click.argument("a")
-@click.argument("b")
+@click.argument("a", required=False)
+@click.argument("b", required=False)
 @RUNS_OPTION
 @STUDY_OPTION
 @FAULTS_OPTION
 @ALLOW_OPTION
+@click.option(
+    "--csv", "csv", type=click.Path(path_type=Path), metavar="FILE", help="A table of anybody's runs instead."
+)
+@click.option("--mlflow", "uri", metavar="URI", help="Runs of an MLflow server or database instead.")
+@click.option("--experiment", metavar="NAME", help="With --mlflow: which experiment.")
+@click.option("--group", metavar="COLUMN", help="Column that says a run's group.")
+@click.option("--baseline", metavar="NAME", help="Group that the others are compared with.")
+@click.option("--seed", metavar="COLUMN", help="Column that tells a group's runs apart.")
+@click.option("--metric", metavar="COLUMN", help="Column of what is compared.")
+@click.option("--family", metavar="COLUMN", help="Column within each of whose values groups are compared.")
+@click.option("--margin", type=float, help="Differences smaller than this do not matter, in the metric's units.")
+@click.option("--alpha", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.05, show_default=True)
 @JSON_OPTION
-def command(a: str, b: str, runs: Path, study: str | None, allowed: tuple[str, ...], as_json: bool) -> None:
+def command(
+    a: str | None,
+    b: str | None,
+    runs: Path,
+    study: str | None,
+    allowed: tuple[str, ...],
+    csv: Path | None,
+    uri: str | None,
+    as_json: bool,
+    **table: Any,
+) -> None:
     """Compare B against A: variants (corrected, bugged), faults, or methods (baseline, logit, feature).
 
     Every difference is B minus A. However few are asked for, p is adjusted for the whole family that was declared:
     every bugged arm against its corrected one, or every method against its baseline.
+
+    With --csv or --mlflow, A and B are left out, and every group of that table is compared with the baseline:
+
+      kdbench compare --csv runs.csv --group method --baseline plain --seed seed --metric accuracy --margin 0.5
     """
+    if csv is not None or uri is not None:
+        if a is not None:
+            raise InputError(f"{a}: arms of a study are not named beside --csv or --mlflow; name groups with --group")
+        _compare_table(csv, uri, allowed, as_json, **table)
+        return
+    given = [
+        f"--{name}" for name in ("experiment", "group", "baseline", "seed", "metric", "family", "margin") if table[name]
+    ]
+    if given:
+        raise InputError(f"{given[0]} goes with --csv or --mlflow; arms of a study are named: kdbench compare A B")
+    if a is None or b is None:
+        raise InputError("name two arms (kdbench compare corrected bugged), or a table of runs with --csv")
     from harness import compare as arms
 
     trials = arms.read_study(find_study(runs, study))
@@ -41,3 +81,54 @@ def command(a: str, b: str, runs: Path, study: str | None, allowed: tuple[str, .
 
     title = f"{b} against {a}, {trials.folder.path.name}"
     show_comparisons(stdout(), entries, trials.decision.margin_pp, title, family)
+
+
+def _compare_table(
+    csv: Path | None,
+    uri: str | None,
+    allowed: tuple[str, ...],
+    as_json: bool,
+    *,
+    experiment: str | None,
+    group: str | None,
+    baseline: str | None,
+    seed: str | None,
+    metric: str | None,
+    family: str | None,
+    margin: float | None,
+    alpha: float,
+) -> None:
+    from harness import table
+
+    if csv is not None and uri is not None:
+        raise InputError("--csv and --mlflow are two tables; name one")
+    if group is None or baseline is None or seed is None or metric is None:
+        names = {"--group": group, "--baseline": baseline, "--seed": seed, "--metric": metric}
+        missing = ", ".join(name for name, value in names.items() if value is None)
+        raise InputError(f"{missing}: say which columns hold group, seed and metric, and which group is the baseline")
+    if margin is None or margin <= 0:
+        raise InputError("--margin: say which differences do not matter, in the metric's units and before you look")
+    if csv is not None:
+        rows = table.read_csv(csv)
+    else:
+        if experiment is None:
+            raise InputError("--experiment: say which experiment of the MLflow server")
+        rows = table.read_mlflow(str(uri), experiment, metric)
+    columns = table.Columns(group, seed, metric, family)
+    entries = table.compare(rows, columns, baseline, margin=margin, alpha=alpha, allowed=allowed)
+    if as_json:
+        print_json(
+            {
+                "schema": "kdbench.compare/1",
+                "metric": metric,
+                "alpha": alpha,
+                "margin_pp": margin,
+                "family": len(entries),
+                "comparisons": entries,
+            }
+        )
+        return
+    from harness.cli.show import show_comparisons
+
+    where = csv.name if csv is not None else experiment
+    show_comparisons(stdout(), entries, margin, f"{metric} of every {group} against {baseline}, {where}", unit="")

@@ -8,7 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as RichProgress
 
 from harness.plan import Plan
-from harness.record import Result
+from harness.record import FINAL, Result
 
 
 class Progress:
@@ -18,7 +18,7 @@ class Progress:
         self.plan = plan
         self.todo = todo
         self.console = console
-        self.done = 0
+        self.done = self.failed = 0
         self.epochs: dict[str, int] = {}
         self.bar: RichProgress | None = None
         if console.is_terminal:
@@ -46,6 +46,7 @@ class Progress:
             self.bar.update(self.task, completed=sum(self.epochs.values()))
         if result is not None:
             self.done += 1
+            self.failed += result.status not in FINAL
             self.console.print(f"[{self.done}/{len(self.todo)}] {self._line(key, result)}", markup=False)
 
     def _line(self, key: str, result: Result) -> str:

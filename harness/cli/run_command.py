@@ -1,5 +1,6 @@
 """kdbench run: plan, train, audit, compare, mirror."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -24,23 +25,29 @@ if TYPE_CHECKING:
 
 
 @click.command("run")
-@click.option("--variant", default="both", show_default=True, metavar="corrected|bugged|both", help="Arms to run.")
+@click.argument("study_file", required=False, metavar="[STUDY.toml]")
+@click.option("--variant", metavar="corrected|bugged|both", help="Arms to run.  [default: both, or the file's]")
 @click.option("--fault", "fault_names", multiple=True, metavar="NAME", help="Of the bugged arms, only this one.")
 @study_options
 @ALLOW_OPTION
 @click.option("--controls/--no-controls", default=True, help="Run one trial twice, and the positive control, as well.")
+@click.option("--fail-fast", is_flag=True, help="Start no further trial once one could not run.")
 @click.option("--dry-run", is_flag=True, help="Show the trials and their cost, and run nothing.")
 @JSON_OPTION
 def command(
-    variant: str,
+    study_file: str | None,
+    variant: str | None,
     fault_names: tuple[str, ...],
     allowed: tuple[str, ...],
     controls: bool,
+    fail_fast: bool,
     dry_run: bool,
     as_json: bool,
     **asked: Any,
 ) -> int:
     """Train the arms of a study, audit every trial, and compare corrected with bugged.
+
+    The study is a file (kdbench init writes one) or a preset, changed by the options.
 
     Exit 0 if every fault was caught by exactly the audits that it names and every corrected arm is proven clean, 1 if
     not, 2 for bad input, 3 if a trial could not run, 130 if interrupted. The same command again keeps what is done.
@@ -48,7 +55,14 @@ def command(
     from harness.cli.progress import Progress
     from harness.study import carry_out, exit_code, prepare, summary
 
+    if study_file is not None:
+        if not study_file.endswith(".toml"):
+            raise InputError(f"{study_file}: a study's file ends in .toml; a preset is named by --preset")
+        asked["preset_name"] = study_file
     request = requested(asked, _arms(variant, fault_names), named_fault=bool(fault_names), controls=controls)
+    named = request.preset.arms
+    if named is not None and variant is None and not fault_names:
+        request = replace(request, faults=named)
     ready, runs = prepare(request), request.runs
     notes = stderr()
     _announce(ready, notes)
@@ -62,7 +76,7 @@ def command(
             if result is not None:
                 live.trial_done()
 
-        outcome = carry_out(ready, tell)
+        outcome = carry_out(ready, tell, lambda key: not (fail_fast and progress.failed))
     found = summary(ready, outcome, allowed)
     if as_json:
         print_json(found)
@@ -83,10 +97,11 @@ def command(
     return exit_code(found)
 
 
-def _arms(variant: str, fault_names: tuple[str, ...]) -> list[str | None]:
+def _arms(variant: str | None, fault_names: tuple[str, ...]) -> list[str | None]:
     from harness import faults
     from harness.variants import VARIANTS
 
+    variant = variant or "both"
     if variant not in VARIANTS:
         raise unknown("variant", variant, VARIANTS)
     if not fault_names:

@@ -162,42 +162,49 @@ def show_controls(console: Console, controls: dict[str, Any] | None) -> None:
 
 _MEANING = {
     "different": "a difference of this size would be rare if there were none",
-    "equivalent": "the difference is within the margin of {margin:g} pp",
-    "both": "a real difference, and smaller than the margin of {margin:g} pp",
+    "equivalent": "the difference is within the margin of {size}",
+    "both": "a real difference, and smaller than the margin of {size}",
     "undecided": "these seeds cannot tell: below `80% power from` a difference is easily missed. Not `no effect`",
     "undefined": "nothing can be said; the notes say why",
 }
 
 
 def show_comparisons(
-    console: Console, entries: list[dict[str, Any]], margin: float, title: str, family: int | None = None
+    console: Console,
+    entries: list[dict[str, Any]],
+    margin: float,
+    title: str,
+    family: int | None = None,
+    unit: str = "pp",
 ) -> None:
     """Print each comparison with its verdict, and what the verdicts that occur mean; by default they are a family."""
     if not entries:
         return
+    size = f"{margin:g} {unit}".strip()
+    columns = [name for name in ("pair", "method") if any(e[name] for e in entries)]
     table = _table(
-        "pair", "method", "arm", "verdict", "difference, pp", "95% interval", "adjusted p", "80% power from",
-        f"seeds for {margin:g} pp",
+        *columns, "arm", "verdict", f"difference, {unit}".rstrip(", "), "95% interval", "adjusted p", "80% power from",
+        f"seeds for {size}",
         title=title,
     )  # fmt: skip
+    places = "+.2f" if unit else "+.3g"
     same = len({e["a"] for e in entries}) == 1  # then the title says against what
     for e in entries:
         ci, verdict = e["ci95_pp"], e["verdict"]
         if verdict in ("different", "both"):
             verdict += ", higher" if e["difference_pp"] > 0 else ", lower"
         table.add_row(
-            e["pair"],
-            METHODS[e["method"]].title,
+            *(METHODS[e[name]].title if name == "method" else e[name] for name in columns),
             e["b"] if same else f"{e['b']} against {e['a']}",
             verdict,
-            _number(e["difference_pp"], "+.2f"),
-            f"{ci[0]:+.2f} to {ci[1]:+.2f}" if ci else "",
+            _number(e["difference_pp"], places),
+            f"{ci[0]:{places}} to {ci[1]:{places}}" if ci else "",
             _number(e["holm_p"], ".2g"),
-            _number(e["mde_pp"], ".1f"),
+            _number(e["mde_pp"], ".1f" if unit else ".2g"),
             _number(e["seeds_for_power_80"], "d"),
         )
     console.print(table)
-    notes = [f"{name}: {_MEANING[name].format(margin=margin)}" for name in dict.fromkeys(e["verdict"] for e in entries)]
+    notes = [f"{name}: {_MEANING[name].format(size=size)}" for name in dict.fromkeys(e["verdict"] for e in entries)]
     notes += [w for e in entries for w in e["warnings"]]
     notes.append(
         f"one family of {family or len(entries)}: p is Holm's, of Welch's test; the equivalence test is not adjusted"

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from harness.study import Request
 
 _OPTIONS = (
-    click.option("--preset", "preset_name", default="quick", show_default=True, metavar="quick|cifar10|paper"),
+    click.option(
+        "--preset", "preset_name", default="quick", show_default=True, metavar="quick|cifar10|paper|FILE.toml"
+    ),
     click.option("--dataset", metavar="digits|cifar10|cifar100|folder", help="Instead of the preset's."),
     click.option("--data", "data_root", type=click.Path(path_type=Path), metavar="DIR", help="Where the images lie."),
     click.option("--pair", "pairs", multiple=True, metavar="TEACHER-STUDENT", help="e.g. r50-r18; may be repeated."),
@@ -57,6 +59,8 @@ def requested(
     taken = {name: asked.pop(name) for name in ("dataset", "data_root", "device", "workers", "threads", "runs")}
     brought = asked.pop("teacher_weights"), asked.pop("teacher_sha256")
     preset = _change(load_preset(asked.pop("preset_name")), **asked)
+    if taken["data_root"] is None and taken["dataset"] in (None, preset.dataset):
+        taken["data_root"] = preset.data
     taken["dataset"] = taken["dataset"] or preset.dataset
     return Request(
         preset, arms, named_fault, **taken, teacher_weights=brought[0], teacher_sha256=brought[1], controls=controls

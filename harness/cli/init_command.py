@@ -1,0 +1,27 @@
+"""kdbench init: a study's file to start from."""
+
+import shutil
+from importlib import resources
+from pathlib import Path
+
+import click
+from rich.markup import escape
+
+from harness.cli.common import program, stdout
+from kd.errors import InputError
+
+
+@click.command("init")
+@click.argument("file", type=click.Path(path_type=Path), default=Path("study.toml"))
+def command(file: Path) -> None:
+    """Write a commented study to FILE (study.toml); what is there already is left alone."""
+    if file.exists():
+        raise InputError(f"{file} exists already; name another file, or remove it")
+    if file.suffix != ".toml":
+        raise InputError(f"{file}: a study's file ends in .toml")
+    if not file.parent.is_dir():
+        raise InputError(f"{file}: there is no folder {file.parent}")
+    with resources.as_file(resources.files("harness.presets") / "template.toml") as template:
+        shutil.copyfile(template, file)
+    call = f"{program()} run {file} --dry-run"
+    stdout().print(f"{escape(str(file))} is written; {escape(call)} shows its trials and their cost", soft_wrap=True)

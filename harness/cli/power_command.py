@@ -1,0 +1,63 @@
+"""kdbench power: how many seeds a comparison needs, or what so many can show."""
+
+import click
+
+from harness.cli.common import JSON_OPTION, print_json, stdout
+from kd.errors import InputError
+
+
+@click.command("power")
+@click.option("--sd", type=float, required=True, help="Standard deviation over seeds, in points.")
+@click.option("--effect", type=float, help="Difference that is to be found, in points.")
+@click.option("--seeds", type=click.IntRange(2), help="Seeds per arm that there are.")
+@click.option("--alpha", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.05, show_default=True)
+@click.option(
+    "--power", "wanted", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.8, show_default=True
+)
+@click.option("--family", type=click.IntRange(1), default=1, show_default=True, help="Comparisons that share alpha.")
+@JSON_OPTION
+def command(
+    sd: float, effect: float | None, seeds: int | None, alpha: float, wanted: float, family: int, as_json: bool
+) -> None:
+    """Plan seeds: with --effect how many per arm find it, with --seeds what they find, with both how surely.
+
+    Of a pooled two-sided t test, so at least so many: Welch's test, which decides here, needs a little more at few
+    seeds. In a family alpha is divided by its size, as for the smallest p of Holm's procedure.
+    """
+    from harness import stats
+
+    if sd <= 0 or (effect is not None and effect == 0):
+        raise InputError("--sd must be positive, and --effect not 0")
+    if effect is None and seeds is None:
+        raise InputError("say --effect (how many seeds find it?), --seeds (what do they find?), or both (how surely?)")
+    share = alpha / family
+    found = {
+        "schema": "kdbench.power/1",
+        "sd": sd,
+        "alpha": alpha,
+        "family": family,
+        "power": wanted,
+        "effect": effect,
+        "seeds": seeds,
+        "seeds_needed": stats.seeds_needed(abs(effect) / sd, share, wanted) if effect is not None else None,
+        "smallest_effect": sd * stats.smallest_effect(seeds, share, wanted) if seeds is not None else None,
+        "power_reached": stats.power(effect / sd, seeds, share) if effect is not None and seeds is not None else None,
+    }
+    if as_json:
+        print_json(found)
+        return
+    console = stdout()
+    among = f", {family} comparisons" if family > 1 else ""
+    console.print(f"sd {sd:g} over seeds, alpha {alpha:g}{among}")
+    if effect is not None:
+        need = found["seeds_needed"]
+        many = f"{need} seeds per arm" if need is not None else "more than 10,000 seeds per arm"
+        console.print(f"  a difference of {abs(effect):g} is found with power {wanted:g} by {many}")
+    if seeds is not None:
+        console.print(
+            f"  {seeds} seeds per arm find differences from {found['smallest_effect']:.2g} on with power {wanted:g}"
+        )
+    if effect is not None and seeds is not None:
+        console.print(
+            f"  {seeds} seeds per arm find a difference of {abs(effect):g} with power {found['power_reached']:.2f}"
+        )

@@ -1,0 +1,38 @@
+"""kdbench status: how far the studies in a runs folder are, read from disk while they run elsewhere."""
+
+from pathlib import Path
+
+import click
+from rich.markup import escape
+
+from harness.cli.common import JSON_OPTION, RUNS_OPTION, STUDY_OPTION, find_study, print_json, stdout, studies
+
+
+@click.command("status")
+@RUNS_OPTION
+@STUDY_OPTION
+@JSON_OPTION
+def command(runs: Path, study: str | None, as_json: bool) -> None:
+    """Show each arm's trials: finished, running (with their epochs), waiting, failed and why."""
+    from harness.progress import progress
+
+    found = [progress(find_study(runs, name)) for name in ([study] if study is not None else studies(runs))]
+    if as_json:
+        print_json({"schema": "kdbench.status/1", "studies": found})
+        return
+    from rich.table import Table
+
+    console = stdout()
+    for one in found:
+        counts = ", ".join(f"{number} {state}" for state, number in one["counts"].items() if number)
+        console.print(f"[bold]{escape(one['study'])}[/]: {counts}")
+        table = Table("pair", "method", "arm", "finished", "running", "waiting", "failed", box=None, pad_edge=False)
+        for arm in one["arms"]:
+            running = ", ".join(f"seed {t['seed']}: {t['epochs']} of {t['of']}" for t in arm["running"])
+            table.add_row(
+                arm["pair"], arm["method"], arm["arm"], f"{arm['finished']} of {arm['trials']}", running,
+                str(arm["waiting"] or ""), str(arm["failed"] or ""),
+            )  # fmt: skip
+        console.print(table)
+        for trial in one["failures"]:
+            console.print(f"  {trial['status']} {trial['key']}: {escape(str(trial['reason']))}", soft_wrap=True)
