@@ -1,6 +1,7 @@
 """What the tests share: one thread, a cache of their own, and small data."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,10 @@ from kd.methods import MethodSettings
 from kd.procedure import CANONICAL
 from kd.recipe import Recipe
 from kd.teacher import save_checkpoint
+
+# Where a processor has half-precision instructions, oneDNN trains fp16 convolutions by its reference code: five times
+# slower than without them. Read when it first computes, here and in every process that a test starts.
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -43,7 +43,7 @@ def test_the_fault_is_dormant_above_every_norm_and_acts_below(rows):
 
 def test_a_random_teacher_in_evaluation_mode_makes_the_projectors_norm_large(rows):
     of = {row["teacher"]: row["norms"]["projectors"]["mean"] for row in rows if row["bound"] == 1e3}
-    assert of["random-eval"] > 2 * of["trained"]
+    assert of["random-eval"] > 1.5 * of["trained"]
 
 
 def test_the_table_says_never_where_nothing_differs(rows):

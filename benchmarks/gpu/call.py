@@ -98,7 +98,7 @@ class Call:
             process = subprocess.Popen(
                 [sys.executable, *args],
                 cwd=ROOT,
-                env={**os.environ, "PYTHONPATH": str(ROOT), **env},
+                env={**_own_environment(), "PYTHONPATH": str(ROOT), **env},
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -157,6 +157,11 @@ class Call:
             packed.extractall(self.state, filter="data")
         for study in (self.state / "studies").glob("*"):
             remember_teachers(StudyFolder(study))
+
+
+def _own_environment() -> dict[str, str]:
+    """Return the environment without what a pytest that runs this queue left in it for its own workers."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
 
 
 def remember_teachers(study: StudyFolder) -> None:
