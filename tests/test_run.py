@@ -65,7 +65,8 @@ def test_run_prints_one_object_as_specified(study):
     comparison_keys = {
         "a", "b", "pair", "method", "n", "values", "missing", "mean", "std", "difference_pp", "ci95_pp", "welch_p",
         "permutation_p", "least_permutation_p", "holm_p", "hedges_g", "hedges_g_ci95", "p_b_greater", "tost_p",
-        "mde_pp", "seeds_for_power_80", "verdict", "warnings",
+        "mde_pp", "seeds_for_power_80", "verdict", "paired", "seed_correlation",
+        "warnings",
     }  # fmt: skip
     assert len(found["comparisons"]) == 6 and all(c.keys() == comparison_keys for c in found["comparisons"])
     assert "NaN" not in done.stdout
