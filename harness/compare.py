@@ -44,14 +44,20 @@ class Trials:
 
 
 def write_study(
-    folder: StudyFolder, decision: Decision, arms: dict[Arm, dict[int, str]], controls: Controls | None = None
+    folder: StudyFolder,
+    decision: Decision,
+    arms: dict[Arm, dict[int, str]],
+    controls: Controls | None = None,
+    command: str | None = None,
 ) -> None:
-    """Note in study.json how to decide and which trial belongs to which arm, beside what is noted already."""
+    """Note in study.json how to decide, which trial belongs to which arm, and the command; beside what is noted."""
     known = {}
     noted = None
+    called = [command] if command is not None else []
     if (folder.path / "study.json").is_file():
         raw = _read_json(folder)
         noted = raw.get("controls")
+        called = list(dict.fromkeys([*raw.get("commands", []), *called]))
         known = {_arm(entry): {int(s): key for s, key in entry["trials"].items()} for entry in raw["arms"]}
     for arm, by_seed in arms.items():
         known.setdefault(arm, {}).update(by_seed)
@@ -70,7 +76,8 @@ def write_study(
         "paired": "only for a fault after training",
         "family": "every bugged arm against its corrected one; every method against its baseline",
     }
-    study = {"schema": "kdbench.study/1", "decision": declared, "arms": entries, "controls": noted}
+    study: dict[str, Any] = {"schema": "kdbench.study/1", "decision": declared, "arms": entries, "controls": noted}
+    study["commands"] = called
     write_atomic(folder.path / "study.json", json.dumps(study, indent=2) + "\n")
 
 
@@ -91,6 +98,11 @@ def _read_json(folder: StudyFolder) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AssertionError) as error:
         raise InputError(f"{path} is not a study's file; delete it and run the study's command again") from error
     return raw
+
+
+def commands(folder: StudyFolder) -> list[str]:
+    """Return the commands that the study was run by, as they were typed."""
+    return list(_read_json(folder).get("commands", []))
 
 
 def _arm(entry: dict[str, Any]) -> Arm:
