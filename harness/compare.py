@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+import numpy as np
+
 from harness import faults, stats
 from harness.plan import Arm, Controls, Decision
 from harness.record import FINAL, Folder, Result, StudyFolder, write_atomic
@@ -42,14 +44,20 @@ class Trials:
 
 
 def write_study(
-    folder: StudyFolder, decision: Decision, arms: dict[Arm, dict[int, str]], controls: Controls | None = None
+    folder: StudyFolder,
+    decision: Decision,
+    arms: dict[Arm, dict[int, str]],
+    controls: Controls | None = None,
+    command: str | None = None,
 ) -> None:
-    """Note in study.json how to decide and which trial belongs to which arm, beside what is noted already."""
+    """Note in study.json how to decide, which trial belongs to which arm, and the command; beside what is noted."""
     known = {}
     noted = None
+    called = [command] if command is not None else []
     if (folder.path / "study.json").is_file():
         raw = _read_json(folder)
         noted = raw.get("controls")
+        called = list(dict.fromkeys([*raw.get("commands", []), *called]))
         known = {_arm(entry): {int(s): key for s, key in entry["trials"].items()} for entry in raw["arms"]}
     for arm, by_seed in arms.items():
         known.setdefault(arm, {}).update(by_seed)
@@ -62,13 +70,14 @@ def write_study(
             watched.setdefault(controls.positive, {}).update(controls.positive_trials)
             watched.setdefault(replace(controls.positive, fault=None), {}).update(controls.corrected_trials)
         noted = {"again": list(controls.again), "arms": _entries(watched)}
-    # Unpaired, since training diverges chaotically: a shared seed couples two arms little.
+    # Unpaired for what changes the training, which diverges chaotically: a shared seed couples two arms little.
     declared = {
         **asdict(decision),
-        "paired": False,
+        "paired": "only for a fault after training",
         "family": "every bugged arm against its corrected one; every method against its baseline",
     }
-    study = {"schema": "kdbench.study/1", "decision": declared, "arms": entries, "controls": noted}
+    study: dict[str, Any] = {"schema": "kdbench.study/1", "decision": declared, "arms": entries, "controls": noted}
+    study["commands"] = called
     write_atomic(folder.path / "study.json", json.dumps(study, indent=2) + "\n")
 
 
@@ -89,6 +98,11 @@ def _read_json(folder: StudyFolder) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AssertionError) as error:
         raise InputError(f"{path} is not a study's file; delete it and run the study's command again") from error
     return raw
+
+
+def commands(folder: StudyFolder) -> list[str]:
+    """Return the commands that the study was run by, as they were typed."""
+    return list(_read_json(folder).get("commands", []))
 
 
 def _arm(entry: dict[str, Any]) -> Arm:
@@ -263,6 +277,7 @@ def compare_arms(
     rows: list[tuple[Arm, Arm, list[list[float]], list[dict[str, Any]], stats.Comparison]] = []
     for a, b in pairs:
         differing = _other_differences(a, b, study)
+        after = _after_training(a, b)
         refused = {name: values for name, values in differing.items() if name not in allowed}
         (values_a, missing_a), (values_b, missing_b) = scores(study.arms[a]), scores(study.arms[b])
         missing = [{"arm": "a", **m} for m in missing_a] + [{"arm": "b", **m} for m in missing_b]
@@ -275,7 +290,7 @@ def compare_arms(
                 raise InputError(why)
             comparison = stats.undefined(values_a, values_b, why)
         else:
-            comparison = stats.compare(values_a, values_b, margin, alpha)
+            comparison = _compared(study.arms[a], study.arms[b], margin, alpha, after)
             comparison.warnings.extend(f"allowed to differ: {_listed({n: v})}" for n, v in differing.items())
         if missing:
             comparison.warnings.append(f"{len(missing)} trials have no score and are missing from n")
@@ -283,6 +298,35 @@ def compare_arms(
     ps = {i: row[4].welch_p for i, row in enumerate(rows) if row[4].welch_p is not None}
     adjusted = dict(zip(ps, stats.holm([p for p in ps.values() if p is not None], len(rows)), strict=True))
     return [_entry(*row, adjusted.get(i), len(rows), alpha) for i, row in enumerate(rows)]
+
+
+_AFTER = ("select", "aggregate")
+"Seams of what happens after training: both arms have the same weights up to then, so a seed couples them."
+
+
+def _after_training(a: Arm, b: Arm) -> bool:
+    seams = [faults.get(arm.fault).seam for arm in (a, b) if arm.fault is not None]
+    return bool(seams) and all(seam in _AFTER for seam in seams)
+
+
+def _compared(
+    a: Mapping[int, tuple[Spec, Result | None]],
+    b: Mapping[int, tuple[Spec, Result | None]],
+    margin: float,
+    alpha: float,
+    paired: bool,
+) -> stats.Comparison:
+    """Compare two arms' trials; by pairs of seeds, which both arms have scores of, for a fault after training."""
+    both = [seed for seed in sorted(a.keys() & b.keys()) if all(scores({seed: arm[seed]})[0] for arm in (a, b))]
+    first, second = (scores({seed: arm[seed] for seed in both})[0] for arm in (a, b))
+    if not paired:
+        found = stats.compare(scores(dict(a))[0], scores(dict(b))[0], margin, alpha)
+        return replace(found, correlation=stats.correlation(np.asarray(first), np.asarray(second)))
+    found = stats.compare_paired(first, second, margin, alpha)
+    lost = sorted({*a, *b} - set(both))
+    if lost:
+        found.warnings.append(f"compared by seeds; without a partner and left out: {', '.join(map(str, lost))}")
+    return found
 
 
 def _entry(
@@ -341,6 +385,8 @@ def entry(
         "mde_pp": c.mde,
         "seeds_for_power_80": c.seeds_for_power,
         "verdict": stats.verdict(c, holm_p, alpha),
+        "paired": c.paired,
+        "seed_correlation": c.correlation,
         "warnings": warnings,
     }
 

@@ -43,6 +43,10 @@ class Comparison:
     tost_p: float | None = None
     mde: float | None = None
     "Smallest difference that a pooled t test of this size and spread finds with power .8: at least so much."
+    paired: bool = False
+    "Whether the seeds were compared one by one; `welch_p` is then the paired t test's."
+    correlation: float | None = None
+    "Between the two groups over their shared seeds, where there are at least three: how much pairing could gain."
     constant: Literal["a", "b"] | None = None
     "The group that does not vary, where only one does not."
     seeds_for_power: int | None = None
@@ -56,27 +60,33 @@ def _upper_tail(t: float, df: float, shift: float) -> float:
     return p if math.isfinite(p) else float(shift > t)
 
 
-def power(effect: float, n: int, alpha: float = 0.05) -> float:
-    """Return the power of the two-sided pooled t test with n per group at a standardised effect; both tails."""
-    df, shift = 2 * n - 2, abs(effect) * math.sqrt(n / 2)
+def power(effect: float, n: int, alpha: float = 0.05, paired: bool = False) -> float:
+    """Return the power of the two-sided t test at a standardised effect, both tails.
+
+    Of the pooled test with n per group, the effect in units of their spread; or of the paired one with n pairs, in
+    units of the spread of their differences.
+    """
+    df, shift = (n - 1, abs(effect) * math.sqrt(n)) if paired else (2 * n - 2, abs(effect) * math.sqrt(n / 2))
     limit = -float(special.stdtrit(df, alpha / 2))
     return _upper_tail(limit, df, shift) + _upper_tail(limit, df, -shift)
 
 
 @cache
-def smallest_effect(n: int, alpha: float = 0.05, wanted: float = 0.8) -> float:
-    """Return the standardised effect that n per group find with the wanted power."""
-    return float(optimize.brentq(lambda d: power(d, n, alpha) - wanted, 1e-6, 50))
+def smallest_effect(n: int, alpha: float = 0.05, wanted: float = 0.8, paired: bool = False) -> float:
+    """Return the standardised effect that n per group, or n pairs, find with the wanted power."""
+    return float(optimize.brentq(lambda d: power(d, n, alpha, paired) - wanted, 1e-6, 50))
 
 
-def seeds_needed(effect: float, alpha: float = 0.05, wanted: float = 0.8, most: int = 10_000) -> int | None:
+def seeds_needed(
+    effect: float, alpha: float = 0.05, wanted: float = 0.8, paired: bool = False, most: int = 10_000
+) -> int | None:
     """Return the seeds per group that find a standardised effect with the wanted power; None beyond `most`."""
     low, high = 2, most
-    if power(effect, high, alpha) < wanted:
+    if power(effect, high, alpha, paired) < wanted:
         return None
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if power(effect, middle, alpha) >= wanted else (middle + 1, high)
+        low, high = (low, middle) if power(effect, middle, alpha, paired) >= wanted else (middle + 1, high)
     return low
 
 
@@ -138,6 +148,81 @@ def _permutation_p(x: np.ndarray, y: np.ndarray) -> float:
     return min(1.0, 2 * float(min((sums >= seen - tie).mean(), (sums <= seen + tie).mean())))
 
 
+def _sign_flip_p(d: np.ndarray) -> float:
+    """Return twice the smaller share of the sign flips of differences that are at least as extreme."""
+    if 2 ** len(d) > EXACT_LIMIT:
+        return float(
+            stats.permutation_test(
+                (d,),
+                lambda values, axis: values.mean(axis=axis),
+                permutation_type="samples",
+                n_resamples=99_999,
+                vectorized=True,
+                batch=20_000,
+                rng=0,
+            ).pvalue
+        )
+    flips = 1 - 2 * ((np.arange(2 ** len(d))[:, None] >> np.arange(len(d))) & 1)
+    sums, seen, tie = flips @ d, d.sum(), 1e-9 * max(1.0, float(np.abs(d).sum()))
+    return min(1.0, 2 * float(min((sums >= seen - tie).mean(), (sums <= seen + tie).mean())))
+
+
+def compare_paired(a: Sequence[float], b: Sequence[float], margin: float, alpha: float = 0.05) -> Comparison:
+    """Compare two groups seed by seed: for what happens after training, when both share their weights.
+
+    `a` and `b` hold the same seeds in the same order. The spread is that of the differences.
+    """
+    x, y = np.asarray(a, float), np.asarray(b, float)
+    if len(x) != len(y):
+        raise ValueError(f"{len(x)} and {len(y)} values are no pairs")
+    d, n = y - x, len(x)
+    if n < 2:
+        return undefined(a, b, f"{n} pairs of seeds: with fewer than two nothing can be said of the spread")
+    if constant(d):
+        return undefined(a, b, "every seed differs by the same: the difference is deterministic, and no test applies")
+    found = stats.ttest_rel(y, x, nan_policy="raise")
+    interval = found.confidence_interval(0.95)
+    spread, difference = float(d.std(ddof=1)), float(d.mean())
+    permutation, least = _sign_flip_p(d), 2 / min(2**n, 100_000)
+    tost = max(float(special.stdtr(n - 1, -(margin + e) / (spread / math.sqrt(n)))) for e in (difference, -difference))
+    mde = smallest_effect(n, alpha, paired=True)
+    remarks = []
+    if n < 8:
+        remarks.append(
+            f"{n} pairs of seeds: no exact test can give p < {least:.2g}; differences under about {mde:.1f} sd of the "
+            "differences are undetectable"
+        )
+    if least < alpha and (permutation < alpha) != (found.pvalue < alpha):
+        remarks.append("the paired t and the exact sign-flip test fall on different sides of alpha")
+    plain = None if constant(x) and constant(y) else compare(a, b, margin, alpha)
+    return Comparison(
+        (float(x.mean()), float(y.mean())),
+        (float(x.std(ddof=1)), float(y.std(ddof=1))),
+        difference,
+        (float(interval.low), float(interval.high)),
+        float(found.pvalue),
+        permutation,
+        least,
+        plain.hedges_g if plain else None,
+        plain.hedges_g_ci95 if plain else None,
+        float(np.sign(np.subtract.outer(y, x)).mean() + 1) / 2,
+        tost,
+        mde * spread,
+        True,
+        correlation(x, y),
+        "a" if constant(x) else "b" if constant(y) else None,
+        seeds_needed(margin / spread, alpha, paired=True),
+        warnings=remarks,
+    )
+
+
+def correlation(x: np.ndarray, y: np.ndarray) -> float | None:
+    """Return Pearson's r of two groups over their seeds; None where a group does not vary or has under three seeds."""
+    if len(x) != len(y) or len(x) < 3 or constant(x) or constant(y):
+        return None
+    return float(np.corrcoef(x, y)[0, 1])
+
+
 def undefined(a: Sequence[float], b: Sequence[float], why: str) -> Comparison:
     """Return means and deviations, and why no more is said."""
     x, y = np.asarray(a, float), np.asarray(b, float)
@@ -194,8 +279,8 @@ def compare(a: Sequence[float], b: Sequence[float], margin: float, alpha: float 
         float(np.sign(np.subtract.outer(y, x)).mean() + 1) / 2,
         tost,
         mde * pooled,
-        "a" if constant(x) else "b" if constant(y) else None,
-        seeds_needed(margin / pooled, alpha),
+        constant="a" if constant(x) else "b" if constant(y) else None,
+        seeds_for_power=seeds_needed(margin / pooled, alpha),
         warnings=remarks,
     )
 

@@ -48,6 +48,8 @@ class Request:
     teacher_sha256: str | None
     threads: int = 1
     "Of the processor, for each trial."
+    command: str | None = None
+    "As it was typed, to be noted in the study."
     controls: bool = True
     "Whether one trial is run twice, and the positive control as well."
 
@@ -67,6 +69,7 @@ class Ready:
     workers: int
     weights: tuple[Path, str] | None
     "The teacher's file that was brought along, and its hash."
+    command: str | None = None
 
 
 def prepare(request: Request) -> Ready:
@@ -90,7 +93,7 @@ def prepare(request: Request) -> Ready:
     folder = StudyFolder(request.runs / plan.study)
     todo = [key for key in plan.trials if not is_done(plan, folder, key)]
     cost = estimate(plan, todo, len(data.test_ids), workers, torch.device(request.device))
-    return Ready(plan, todo, cost, data, data_file, folder, request.device, workers, weights)
+    return Ready(plan, todo, cost, data, data_file, folder, request.device, workers, weights, request.command)
 
 
 def share_cores(workers: int | None, threads: int, cores: int) -> int:
@@ -154,7 +157,7 @@ def carry_out(ready: Ready, tell: OnTrial, may_start: Callable[[str], bool] = la
     with study.lock():
         if ready.weights is not None:
             _import_weights(ready.weights, study)
-        compare.write_study(study, ready.plan.preset.decision, ready.plan.arms, ready.plan.controls)
+        compare.write_study(study, ready.plan.preset.decision, ready.plan.arms, ready.plan.controls, ready.command)
         outcome = execute(ready.plan, study, ready.data_file, ready.workers, tell, may_start)
         trials = compare.read_study(study)
         complete_stories({**trials.controls, **trials.arms}, study)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,8 @@ def test_run_prints_one_object_as_specified(study):
     comparison_keys = {
         "a", "b", "pair", "method", "n", "values", "missing", "mean", "std", "difference_pp", "ci95_pp", "welch_p",
         "permutation_p", "least_permutation_p", "holm_p", "hedges_g", "hedges_g_ci95", "p_b_greater", "tost_p",
-        "mde_pp", "seeds_for_power_80", "verdict", "warnings",
+        "mde_pp", "seeds_for_power_80", "verdict", "paired", "seed_correlation",
+        "warnings",
     }  # fmt: skip
     assert len(found["comparisons"]) == 6 and all(c.keys() == comparison_keys for c in found["comparisons"])
     assert "NaN" not in done.stdout
@@ -369,6 +371,62 @@ def test_results_are_a_table_too(study):
         rows = table[(table.method == arm["method"]) & (table.fault == (arm["fault"] or ""))]
         assert rows.test_accuracy.tolist() == pytest.approx(arm["test_accuracy"])
     assert set(table[table.fault == "projector-unclipped"].failed_audits) == {"KD201 KD204"}
+
+
+class Page(HTMLParser):
+    """Text of a page, and what it would load."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.text, self.loads = "", []
+        self.feed(text)
+
+    def handle_data(self, data):
+        self.text += data
+
+    def handle_starttag(self, tag, attrs):
+        self.loads += [value for name, value in attrs if name in ("src", "href", "srcset")]
+
+
+def test_a_study_is_written_as_a_page_that_stands_alone(study, tmp_path):
+    place, found, _ = study
+    done = kdbench("report", "--output", tmp_path, cwd=place)
+    assert done.returncode == 0, done.stderr
+    page = Page((tmp_path / "report.html").read_text())
+    first = page.text[: page.text.index("Arms and their audits")]
+    for line in (
+        "3 of 3 corrected arms are proven clean",
+        "6 of 6 bugged arms were caught by exactly the audits that their bug names",
+        "the same seed twice gave the same bits",
+        "the positive control (teacher-rows-shuffled) was seen by its audit",
+        "r34-r18: Logit-KD and the baseline",
+        "r34-r18: Feature-KD with projector-unclipped and without",
+    ):
+        assert line in first, line
+    assert page.loads and all(value.startswith("data:image/svg+xml;base64,") for value in page.loads)
+    assert len(page.loads) == 3, "accuracy, curves, norms"
+    assert "--variant both" in page.text and "torch: " in page.text
+    text = (tmp_path / "report.md").read_text()
+    for arm in found["arms"]:
+        assert " ".join(f"{value:.2f}" for value in arm["test_accuracy"]) in text
+        assert " ".join(f"{value:.2f}" for value in arm["test_accuracy"]) in page.text
+    assert text.count("| yes |") == len(found["arms"])
+
+
+def test_a_page_says_what_is_wrong_and_what_is_missing(copy):
+    def escape(raw):
+        for f in raw["findings"]:
+            if f["id"] == "KD201":
+                f["status"] = "pass"
+
+    edit_result(copy, "projector-unclipped", escape)
+    edit_result(copy, "imagenet-stem", lambda raw: raw.update(status="failed", reason="killed", metrics=None))
+    assert kdbench("report", cwd=copy).returncode == 0
+    text = (folder_of(copy).path / "report.md").read_text()
+    assert "**1 without a score**" in text and "NO: 4 of 6 bugged arms" in text
+    shutil.rmtree(folder_of(copy).path / "trials")
+    done = kdbench("report", cwd=copy)
+    assert done.returncode == 2 and "spec.json" in done.stderr
 
 
 def test_a_seed_without_a_score_is_counted_as_missing(copy):

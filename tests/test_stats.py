@@ -8,6 +8,7 @@ import pytest
 from scipy import stats as scipy_stats
 from scipy.special import gamma
 
+from harness import stats
 from harness.stats import Comparison, compare, holm, power, seeds_needed, smallest_effect, verdict
 
 A, B = [95.1, 94.8, 95.3, 94.9, 95.0], [95.4, 95.6, 95.2, 95.5, 95.9]
@@ -163,3 +164,72 @@ def test_holm_counts_declared_comparisons_that_have_no_p():
 
 def test_everything_undefined_is_none():
     assert verdict(Comparison((None, None), (None, None)), 0.01) == "undefined"
+
+
+# -- paired, for what happens after training
+
+X, Y = [95.1, 95.9, 94.7, 95.4, 96.0], [95.4, 96.1, 95.1, 95.5, 96.4]
+
+
+def test_pairs_are_compared_as_statsmodels_does():
+    from statsmodels.stats.weightstats import DescrStatsW
+
+    c = stats.compare_paired(X, Y, 0.5)
+    d = DescrStatsW([b - a for a, b in zip(X, Y, strict=True)])
+    assert c.paired and c.difference == pytest.approx(d.mean, rel=1e-9)
+    assert c.welch_p == pytest.approx(d.ttest_mean(0)[1], rel=1e-9)
+    assert c.ci95 == pytest.approx(d.tconfint_mean(), rel=1e-9)
+    assert c.tost_p == pytest.approx(d.ttost_mean(-0.5, 0.5)[0], rel=1e-9)
+    assert c.correlation == pytest.approx(np.corrcoef(X, Y)[0, 1]) and c.correlation > 0.9
+    unpaired = stats.compare(X, Y, 0.5)
+    assert c.welch_p < 0.02 < unpaired.welch_p, "seeds that couple make the pairs surer"
+    assert c.hedges_g == unpaired.hedges_g and not unpaired.paired
+
+
+def test_the_sign_flip_p_is_the_count_over_all_flips():
+    c = stats.compare_paired(X, Y, 0.5)
+    d = [b - a for a, b in zip(X, Y, strict=True)]
+    sums = [sum(s * v for s, v in zip(signs, d, strict=True)) for signs in itertools.product((1, -1), repeat=5)]
+    assert c.permutation_p == pytest.approx(sum(abs(s) >= abs(sum(d)) - 1e-12 for s in sums) / 32)
+    assert c.permutation_p == c.least_permutation_p == pytest.approx(2 / 32)
+    mixed = [0.3, -0.1, 0.2, 0.4, -0.2, 0.1]
+    p = stats.compare_paired([0.0] * 6, mixed, 0.5).permutation_p
+    sums = [sum(s * v for s, v in zip(signs, mixed, strict=True)) for signs in itertools.product((1, -1), repeat=6)]
+    assert p == pytest.approx(sum(abs(s) >= abs(sum(mixed)) - 1e-12 for s in sums) / 64)
+
+
+@pytest.mark.parametrize(("n", "dz"), [(3, 3.26), (4, 2.13), (5, 1.68), (6, 1.43), (8, 1.16), (10, 1.00), (20, 0.66)])
+def test_smallest_paired_effect_of_each_design(n, dz):
+    assert stats.smallest_effect(n, paired=True) == pytest.approx(dz, abs=0.006)
+
+
+@pytest.mark.parametrize(("dz", "n"), [(0.5, 34), (0.8, 15), (1, 10), (1.5, 6), (2, 5), (3, 4)])
+def test_pairs_needed(dz, n):
+    assert stats.seeds_needed(dz, paired=True) == n
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "says"),
+    [
+        ([95.0, 96.0, 97.0], [95.2, 96.2, 97.2], "every seed differs by the same"),
+        ([95.0, 96.0], [95.0, 96.0], "every seed differs by the same"),
+        ([95.0], [96.0], "1 pairs of seeds"),
+        ([], [], "0 pairs of seeds"),
+    ],
+)
+def test_degenerate_pairs_are_undefined_and_never_p_zero(a, b, says, recwarn):
+    c = stats.compare_paired(a, b, 0.5)
+    assert c.welch_p is None and says in c.warnings[0] and stats.verdict(c, None) == "undefined"
+    assert not recwarn.list
+
+
+def test_values_without_a_partner_are_no_pairs():
+    with pytest.raises(ValueError, match="3 and 2 values are no pairs"):
+        stats.compare_paired([1.0, 2.0, 3.0], [1.0, 2.0], 0.5)
+
+
+def test_correlation_needs_something_to_correlate():
+    still = np.array([1.0, 1.0, 1.0])
+    assert stats.correlation(np.array(X), np.array(Y)) == pytest.approx(np.corrcoef(X, Y)[0, 1])
+    assert stats.correlation(still, np.array([1.0, 2.0, 3.0])) is None
+    assert stats.correlation(np.array([1.0, 2.0]), np.array([1.0, 2.0])) is None

@@ -18,6 +18,7 @@ COMMANDS = {
     "power": "Plan seeds: how many a comparison needs, what so many show.",
     "signature": "Decide whether a fault shows in accuracy, over as few seeds as it takes.",
     "faults": "List the faults, or show one and what it changes.",
+    "report": "Write a study as a page.",
     "ui": "Open a study's runs in the MLflow UI.",
     "mirror": "Write to MLflow what it lacks of the records.",
     "doctor": "Show what is installed, and whether it works.",

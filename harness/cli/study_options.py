@@ -1,5 +1,7 @@
 """The options that lay out a study, shared by the commands that train one."""
 
+import shlex
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -63,8 +65,20 @@ def requested(
         taken["data_root"] = preset.data
     taken["dataset"] = taken["dataset"] or preset.dataset
     return Request(
-        preset, arms, named_fault, **taken, teacher_weights=brought[0], teacher_sha256=brought[1], controls=controls
+        preset,
+        arms,
+        named_fault,
+        **taken,
+        teacher_weights=brought[0],
+        teacher_sha256=brought[1],
+        command=typed(),
+        controls=controls,
     )
+
+
+def typed() -> str:
+    """Return the command as it was typed."""
+    return shlex.join(["kdbench", *sys.argv[1:]])
 
 
 def _change(

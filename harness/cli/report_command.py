@@ -1,0 +1,22 @@
+"""kdbench report: a study as a page for a reader who was not there."""
+
+from pathlib import Path
+
+import click
+from rich.markup import escape
+
+from harness.cli.common import FAULTS_OPTION, RUNS_OPTION, STUDY_OPTION, find_study, stdout
+
+
+@click.command("report")
+@RUNS_OPTION
+@STUDY_OPTION
+@FAULTS_OPTION
+@click.option("--output", type=click.Path(path_type=Path), metavar="FOLDER", help="Default: the study's own folder.")
+def command(runs: Path, study: str | None, output: Path | None) -> None:
+    """Write report.html (one file, works offline) and report.md of a study, from its records."""
+    from harness.report import write
+
+    folder = find_study(runs, study)
+    for path in write(folder, output if output is not None else folder.path):
+        stdout().print(escape(str(path)), soft_wrap=True)

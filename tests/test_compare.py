@@ -1,0 +1,56 @@
+"""Which arms are compared seed by seed: only those that part after training."""
+
+import dataclasses
+
+import pytest
+
+from harness import compare
+from harness.compare import Trials
+from harness.plan import Arm, Decision, Ground, load_preset, make_plan
+from harness.record import Metrics, Result, StudyFolder
+
+SCORES = {
+    None: [95.1, 95.9, 94.7, 95.4, 96.0],
+    "select-on-test": [95.4, 96.1, 95.1, 95.5, 96.4],
+    "lr-never-decays": [95.4, 96.1, 95.1, 95.5, 96.4],
+}
+
+
+@pytest.fixture
+def trials(tmp_path):
+    """Arms of made-up scores: the two bugged ones have the same."""
+    preset = dataclasses.replace(load_preset("quick"), methods=("baseline",), seeds=tuple(range(5)))
+    plan = make_plan(preset, list(SCORES), Ground("digits", "d" * 64, "cpu"))
+    environment = {"torch": "2", "device_name": "a", "code_digest": "c"}
+    arms = {
+        arm: {
+            seed: (
+                plan.trials[key],
+                Result(key, "finished", metrics=Metrics(SCORES[arm.fault][seed], 0, []), environment=environment),
+            )
+            for seed, key in by_seed.items()
+        }
+        for arm, by_seed in plan.arms.items()
+    }
+    return Trials(StudyFolder(tmp_path), Decision(), arms)
+
+
+def entries(trials):
+    return {e["b"]: e for e in compare.compare_arms(trials, compare.bug_pairs(trials.arms))}
+
+
+def test_a_fault_after_training_is_compared_by_pairs_and_one_in_it_is_not(trials):
+    found = entries(trials)
+    assert found["select-on-test"]["paired"] is True and found["lr-never-decays"]["paired"] is False
+    assert found["select-on-test"]["difference_pp"] == pytest.approx(found["lr-never-decays"]["difference_pp"])
+    assert found["select-on-test"]["welch_p"] < 0.02 < found["lr-never-decays"]["welch_p"]
+
+
+def test_a_seed_without_a_partner_is_left_out_and_said(trials):
+    arm = next(arm for arm in trials.arms if arm.fault == "select-on-test")
+    spec, result = trials.arms[arm][1]
+    trials.arms[arm][1] = (spec, dataclasses.replace(result, status="failed", metrics=None))
+    del trials.arms[Arm(None, arm.pair, arm.method)][4]
+    found = entries(trials)["select-on-test"]
+    assert "compared by seeds; without a partner and left out: 1, 4" in found["warnings"]
+    assert found["difference_pp"] == pytest.approx((0.3 + 0.4 + 0.1) / 3)
