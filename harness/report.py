@@ -19,12 +19,12 @@ from kd.errors import InputError
 from kd.methods import METHODS
 
 METHOD_COLOURS = {"baseline": "#4b5563", "logit": "#1d4ed8", "feature": "#b45309"}
-_VERDICTS = {
-    "different": "differ",
-    "equivalent": "are equivalent within the margin",
-    "both": "differ, by less than the margin",
-    "undecided": "cannot be told apart by these seeds",
-    "undefined": "cannot be compared",
+_MEANING = {
+    "different": "so large a difference would be rare if there were none",
+    "equivalent": "the difference is within the margin",
+    "both": "a real difference, within the margin",
+    "undecided": "these seeds cannot tell; it does not mean that there is no effect",
+    "undefined": "nothing can be said; the notes say why",
 }
 
 
@@ -54,19 +54,19 @@ def read(folder: StudyFolder) -> dict[str, Any]:
         "commands": compare.commands(folder),
         "state": _state(arms),
     }
-    return {**found, "claims": [_claim(c, study.decision.margin_pp) for c in [*gains, *bugs]], "code": _code(found)}
+    pairs = len({arm.pair for arm in study.arms})
+    claims = [{"of": of, "rows": [_claim(c, pairs) for c in rows]} for of, rows in (("gains", gains), ("bugs", bugs))]
+    meanings = {c["verdict"]: _MEANING[c["verdict"]] for c in [*gains, *bugs]}
+    return {**found, "claims": claims, "meanings": meanings, "code": _code(found)}
 
 
-def _claim(c: Mapping[str, Any], margin: float) -> dict[str, Any]:
-    """Return a comparison in a sentence, with its verdict."""
-    method = METHODS[c["method"]].title
-    sides = f"{method} and the baseline" if c["b"] == c["method"] else f"{method} with {c['b']} and without"
+def _claim(c: Mapping[str, Any], pairs: int) -> dict[str, Any]:
+    """Return a comparison in a few words, with its verdict."""
+    method, where = METHODS[c["method"]].title, f"{c['pair']}, " if pairs > 1 else ""
+    what = f"{where}{method} against the baseline" if c["b"] == c["method"] else f"{where}{c['b']} in {method}"
     low_high = "" if c["ci95_pp"] is None else " [{:+.2f}, {:+.2f}]".format(*c["ci95_pp"])
     by = "" if c["difference_pp"] is None else f": {c['difference_pp']:+.2f} pp{low_high}"
-    text = f"{c['pair']}: {sides} {_VERDICTS[c['verdict']]}{by}"
-    if c["verdict"] == "undecided" and c["seeds_for_power_80"]:
-        text += f". A difference of {margin:g} pp would take {c['seeds_for_power_80']} seeds per arm"
-    return {"verdict": c["verdict"], "text": text, "n": c["n"]}
+    return {"verdict": c["verdict"], "text": f"{what}{by}"}
 
 
 def _state(arms: list[dict[str, Any]]) -> dict[str, int]:
@@ -95,10 +95,10 @@ def _code(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     how = "gave the same bits" if same else f"the same seed twice: {again['verdict'] if again else 'missing'}"
     said.append({"good": same, "text": f"the same seed twice {how}" if same else how})
     if positive is not None:
-        seen = positive["seen_by_audit"] and positive["seen_in_accuracy"]
-        where = [n for n, v in (("its audit", "seen_by_audit"), ("accuracy", "seen_in_accuracy")) if positive[v]]
-        text = f"the positive control ({positive['fault']}) was seen by {' and in '.join(where) or 'nothing'}"
-        said.append({"good": seen, "text": text})
+        senses = (("by its audit", positive["seen_by_audit"]), ("in accuracy", positive["seen_in_accuracy"]))
+        text = ", ".join(f"{'seen' if seen else 'NOT seen'} {where}" for where, seen in senses)
+        good = all(seen for _, seen in senses)
+        said.append({"good": good, "text": f"the positive control ({positive['fault']}) was {text}"})
     return said
 
 
@@ -210,6 +210,9 @@ def _draw_accuracy(study: Trials) -> str:
         if len(values) > 1:
             half = scipy_stats.t.isf(0.025, len(values) - 1) * stdev(values) / len(values) ** 0.5
             axes.errorbar(fmean(values), y + 0.22, xerr=half, fmt="|", color=colour, ms=9, lw=1.6)
+    every = [value for arm in arms for value in compare.scores(study.arms[arm])[0]]
+    room = max(1.0, 0.15 * (max(every) - min(every)))
+    axes.set_xlim(max(0.0, min(every) - room), min(100.0, max(every) + room))
     labels = [f"{arm.pair}  {METHODS[arm.method].title}  {arm.label}" for arm in arms]
     axes.set_yticks(range(len(arms)), labels, fontsize=9)
     axes.invert_yaxis()

@@ -398,9 +398,9 @@ def test_a_study_is_written_as_a_page_that_stands_alone(study, tmp_path):
         "3 of 3 corrected arms are proven clean",
         "6 of 6 bugged arms were caught by exactly the audits that their bug names",
         "the same seed twice gave the same bits",
-        "the positive control (teacher-rows-shuffled) was seen by its audit",
-        "r34-r18: Logit-KD and the baseline",
-        "r34-r18: Feature-KD with projector-unclipped and without",
+        "the positive control (teacher-rows-shuffled) was seen by its audit, NOT seen in accuracy",
+        "Logit-KD against the baseline: ",
+        "projector-unclipped in Feature-KD: ",
     ):
         assert line in first, line
     assert page.loads and all(value.startswith("data:image/svg+xml;base64,") for value in page.loads)
