@@ -18,6 +18,7 @@ from harness.plan import Arm, load_preset, parse_seeds
 from harness.record import write_atomic
 from harness.study import Request, carry_out, prepare
 from kd.errors import unknown
+from kd.procedure import CANONICAL
 from kd.recipe import Recipe
 
 STACKS: dict[str, dict[str, object]] = {
@@ -59,8 +60,8 @@ def page(found: dict[str, list[float]], method: str, margin: float, command: str
     ]
     for stack, values in found.items():
         c = stats.compare(found[first], values, margin) if stack != first else None
-        mean = sum(values) / len(values)
-        spread = f" ± {c.std[1]:.2f}" if c and c.std[1] is not None else ""
+        mean, std = CANONICAL.aggregate(values)
+        spread = f" ± {std:.2f}" if std is not None else ""
         row = f"| {stack} | {len(values)} | {mean:.2f}{spread} |"
         if c is None or c.difference is None or c.ci95 is None or c.tost_p is None or c.welch_p is None:
             lines.append(f"{row} | | | |")
