@@ -127,6 +127,12 @@ def _relabellings(n_a: int, n_b: int) -> np.ndarray:
     return np.fromiter(chosen, np.int8).reshape(-1, n_b)
 
 
+def _two_sided(sums: np.ndarray, seen: float, scale: float) -> float:
+    """Return twice the smaller share of sums at least as extreme as the one seen; last bits of `scale` are ties."""
+    tie = 1e-9 * max(1.0, float(scale))
+    return min(1.0, 2 * float(min((sums >= seen - tie).mean(), (sums <= seen + tie).mean())))
+
+
 def _permutation_p(x: np.ndarray, y: np.ndarray) -> float:
     """Return twice the smaller share of relabellings that are at least as extreme: all of them, or 99,999 at random."""
     if math.comb(len(x) + len(y), len(x)) > EXACT_LIMIT:
@@ -143,9 +149,7 @@ def _permutation_p(x: np.ndarray, y: np.ndarray) -> float:
         )
     both = np.concatenate([x, y]) - x.mean()
     # b's sum orders relabellings as the difference of means does.
-    sums = both[_relabellings(len(x), len(y))].sum(axis=1)
-    seen, tie = both[len(x) :].sum(), 1e-9 * max(1.0, float(np.abs(both).sum()))
-    return min(1.0, 2 * float(min((sums >= seen - tie).mean(), (sums <= seen + tie).mean())))
+    return _two_sided(both[_relabellings(len(x), len(y))].sum(axis=1), both[len(x) :].sum(), np.abs(both).sum())
 
 
 def _sign_flip_p(d: np.ndarray) -> float:
@@ -163,8 +167,7 @@ def _sign_flip_p(d: np.ndarray) -> float:
             ).pvalue
         )
     flips = 1 - 2 * ((np.arange(2 ** len(d))[:, None] >> np.arange(len(d))) & 1)
-    sums, seen, tie = flips @ d, d.sum(), 1e-9 * max(1.0, float(np.abs(d).sum()))
-    return min(1.0, 2 * float(min((sums >= seen - tie).mean(), (sums <= seen + tie).mean())))
+    return _two_sided(flips @ d, d.sum(), np.abs(d).sum())
 
 
 def compare_paired(a: Sequence[float], b: Sequence[float], margin: float, alpha: float = 0.05) -> Comparison:

@@ -11,9 +11,9 @@ import pytest
 from conftest import write_images
 
 from benchmarks.gpu.call import ROOT, Call, other_teachers, remember_teachers
-from benchmarks.gpu.items import ITEMS
+from benchmarks.gpu.items import ITEMS, _took
 from benchmarks.gpu.page import page, read
-from harness.record import StudyFolder
+from harness.record import Result, StudyFolder
 from kd.errors import InputError
 
 
@@ -88,6 +88,12 @@ def test_an_archive_without_results_makes_no_page(tmp_path):
         read(tmp_path / "other.tar.xz")
 
 
+def test_a_file_that_is_no_archive_is_said_to_be_none(tmp_path):
+    (tmp_path / "results.tar.xz").write_text("text")
+    with pytest.raises(InputError, match="is no archive that tar can read"):
+        read(tmp_path / "results.tar.xz")
+
+
 def write_trial(study, key, spec, digest):
     folder = study.trial(key)
     folder.path.mkdir(parents=True)
@@ -127,6 +133,11 @@ def test_a_command_that_outlasts_two_calls_is_given_up(tmp_path):
     assert call.command("item", "part", sleep) and call.left() > 5, "it is not run a third time"
     assert call.read("item", "part") == {**call.read("item", "part"), "over": True, "exit": None, "attempts": 2}
     assert (call.results / "item" / "part.txt").read_text() == "begun\n"
+
+
+def test_a_trial_whose_process_died_has_no_seconds_to_count():
+    died, finished = Result("a", "failed", "killed"), Result("b", "finished", times={"seconds": 12.5})
+    assert (_took(died), _took(finished)) == (None, 12.5)
 
 
 def test_nothing_is_started_without_time(tmp_path):

@@ -14,7 +14,7 @@ import click
 
 from benchmarks.gpu.call import Call
 from benchmarks.gpu.items import ITEMS
-from kd.errors import InputError
+from harness.cli import run_cli
 
 
 @click.command(help=__doc__)
@@ -58,9 +58,4 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
-        main(standalone_mode=False)
-    except (InputError, click.ClickException) as error:
-        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
-        print(f"error: {message}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(run_cli(lambda: main.main(prog_name="python -m benchmarks.gpu", standalone_mode=False)))

@@ -2,7 +2,6 @@
 
 import json
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -73,7 +72,7 @@ class Call:
 
     def note_machine(self) -> None:
         """Write down device, versions and commit of this call, beside those of earlier calls."""
-        found = {**environment(torch.device(self.device)), "host_python": platform.python_version(), "toy": self.toy}
+        found = {**environment(torch.device(self.device)), "toy": self.toy}
         if self.device == "cuda":
             found["memory_gib"] = round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1)
         known = self.read("machine", "calls") or []
@@ -123,7 +122,7 @@ class Call:
         if archive is not None and not place.is_dir():
             self.say(f"unpacking {archive.name}")
             temporary = self.state / "images.tmp"
-            with tarfile.open(archive) as packed:
+            with opened(archive) as packed:
                 packed.extractall(temporary, filter="data")
             # An archive may hold the folder of parts or the parts themselves.
             inner = [p.parent for p in temporary.rglob("train") if p.is_dir()]
@@ -153,10 +152,18 @@ class Call:
         """Unpack what an earlier call packed, where this machine has nothing of it yet."""
         if (self.state / "results").is_dir():
             return
-        with tarfile.open(archive) as packed:
+        with opened(archive) as packed:
             packed.extractall(self.state, filter="data")
         for study in (self.state / "studies").glob("*"):
             remember_teachers(StudyFolder(study))
+
+
+def opened(archive: Path) -> tarfile.TarFile:
+    """Open an archive; a file that is none is an InputError."""
+    try:
+        return tarfile.open(archive)
+    except tarfile.TarError as error:
+        raise InputError(f"{archive} is no archive that tar can read; name a .tar.xz file") from error
 
 
 def _own_environment() -> dict[str, str]:

@@ -89,10 +89,11 @@ def _study(
     def tell(key: str, result: Result | None, epochs: int) -> None:
         if result is not None:
             spec = ready.plan.trials[key]
-            seen.append(float(result.times["seconds"]))
+            took = _took(result)
+            seen.extend([took] if took is not None else [])
             score = f"{result.metrics.test_accuracy:.2f}%" if result.metrics else result.reason
             arm = f"{spec.arch} {spec.method} {spec.fault or 'corrected'} seed {spec.seed}"
-            call.say(f"  {arm}: {result.status}, {score}, {seen[-1]:.0f} s")
+            call.say(f"  {arm}: {result.status}, {score}" + (f", {took:.0f} s" if took is not None else ""))
 
     teachers = set(ready.plan.teachers.values())
     carry_out(ready, tell, lambda key: key in teachers and may_start(key))
@@ -113,7 +114,13 @@ def _study(
 def _seconds(ready: Ready) -> list[float]:
     """Return what the finished trials of the study took, those of this machine and others alike."""
     results = [ready.folder.trial(key).result() for key in ready.plan.trials if key not in ready.todo]
-    return [float(result.times["seconds"]) for result in results if result is not None]
+    return [took for result in results if result is not None and (took := _took(result)) is not None]
+
+
+def _took(result: Result) -> float | None:
+    """Return a trial's seconds; None where its process died and could not say."""
+    seconds = result.times.get("seconds")
+    return float(seconds) if seconds is not None else None
 
 
 def teachers(call: Call) -> bool:

@@ -7,14 +7,16 @@ import csv
 import io
 import json
 import shutil
-import tarfile
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from benchmarks.gpu.call import opened
 from benchmarks.gpu.items import EPOCHS, ITEMS, TEACHER_EPOCHS
+from harness.cli import run_cli
 from kd.errors import InputError
 
 GROUPS = ("student", "projectors", "all")
@@ -22,7 +24,7 @@ GROUPS = ("student", "projectors", "all")
 
 def read(archive: Path) -> dict[str, str]:
     """Return the texts in the archive by name."""
-    with tarfile.open(archive) as packed:
+    with opened(archive) as packed:
         files = [member for member in packed.getmembers() if member.isfile()]
         texts = {m.name: io.TextIOWrapper(packed.extractfile(m), "utf-8").read() for m in files}  # type: ignore[arg-type]
     if "results/machine/calls.json" not in texts:
@@ -188,4 +190,4 @@ def main(archive: Path, output: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_cli(lambda: main.main(prog_name="python -m benchmarks.gpu.page", standalone_mode=False)))
