@@ -441,8 +441,8 @@ LONG = ["run", "--variant", "corrected", "--method", "baseline", "--width", "4",
 LONG += ["--no-controls"]
 
 
-def start(place):
-    command = [sys.executable, "-m", "harness.cli", *LONG, "--json"]
+def start(place, *more):
+    command = [sys.executable, "-m", "harness.cli", *LONG, *more, "--json"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     # A shell's background job ignores SIGINT, and so would what it starts: pytest itself may be one.
     heed = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
@@ -465,8 +465,19 @@ def wait_for_trial(place, epochs=1):
     raise AssertionError("no trial started")
 
 
-def test_a_killed_trial_is_recorded_and_tried_again(tmp_path, cache):
+def test_a_killed_trial_is_tried_again_at_once(tmp_path, cache):
     running = start(tmp_path)
+    os.kill(wait_for_trial(tmp_path), signal.SIGKILL)
+    out, err = running.communicate(timeout=120)
+    found = json.loads(out)
+    assert running.returncode == 0 and (found["trained"], found["failed"], found["retried"]) == (1, 0, 1), err
+    (trial,) = folder_of(tmp_path).trials()
+    assert len(trial.result().attempts) == 1 and "ended by SIGKILL" in trial.result().attempts[0]
+    assert "(attempt 2)" in err
+
+
+def test_a_killed_trial_is_recorded_and_tried_again_the_next_time(tmp_path, cache):
+    running = start(tmp_path, "--retries", "0")
     os.kill(wait_for_trial(tmp_path), signal.SIGKILL)
     out, err = running.communicate(timeout=120)
     assert running.returncode == 3, err
