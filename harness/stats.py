@@ -38,6 +38,7 @@ class Comparison:
     "The smallest p that this design could give, whatever the data."
     hedges_g: float | None = None
     hedges_g_ci95: Pair | None = None
+    "Of the true standardised effect."
     p_b_greater: float | None = None
     "Probability that a seed of b beats a seed of a, ties counted half."
     tost_p: float | None = None
@@ -146,7 +147,11 @@ def _pooled(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def hedges(x: np.ndarray, y: np.ndarray) -> tuple[float, Pair]:
-    """Return Hedges' g of y over x with the exact small-sample factor, and its 95% interval from the noncentral t."""
+    """Return Hedges' g of y over x with the exact small-sample factor, and a 95% interval of the true effect.
+
+    The interval inverts the noncentral t. It is not shrunk by g's factor, which takes the bias off the estimate:
+    shrunk, it would hold the true effect less often than it says.
+    """
     df, scale = len(x) + len(y) - 2, math.sqrt(1 / len(x) + 1 / len(y))
     factor = math.exp(special.gammaln(df / 2) - special.gammaln((df - 1) / 2)) * math.sqrt(2 / df)
     t = float(y.mean() - x.mean()) / (_pooled(x, y) * scale)
@@ -155,7 +160,7 @@ def hedges(x: np.ndarray, y: np.ndarray) -> tuple[float, Pair]:
         reach = 10 + 5 * abs(t)
         return float(optimize.brentq(lambda nc: _upper_tail(t, df, nc) - tail, t - reach, t + reach))
 
-    return factor * t * scale, (factor * shift(0.025) * scale, factor * shift(0.975) * scale)
+    return factor * t * scale, (shift(0.025) * scale, shift(0.975) * scale)
 
 
 @lru_cache(maxsize=8)

@@ -138,6 +138,18 @@ def test_the_coverage_of_an_interval_too_short_is_off():
         assert row.mark == "below" and not row.kept, row
 
 
+def test_an_interval_that_shares_gs_small_sample_factor_is_off_where_the_effect_is_large():
+    def shrunk(x, y):
+        g, (low, high) = stats.hedges(x, y)
+        factor = g / ((y.mean() - x.mean()) / math.sqrt((x.var(ddof=1) + y.var(ddof=1)) / 2))
+        return g, (factor * low, factor * high)
+
+    start = "Hedges' g: true effect 3"
+    wrong, right = (list(simulation.coverage(SETUP, hedges=interval)) for interval in (shrunk, stats.hedges))
+    assert row_of(wrong, start, 3).mark == "below"
+    assert row_of(right, start, 3).mark == "within"
+
+
 def test_families_that_are_not_adjusted_are_off():
     rows = list(simulation.family_wise(Setup(500), adjust=lambda ps: ps))
     assert all(row.mark == "above" for row in rows if row.case.endswith("Holm"))

@@ -65,7 +65,7 @@ def test_hedges_g_uses_the_exact_factor_and_its_interval_inverts_the_noncentral_
     assert c.hedges_g == pytest.approx(0.5 / pooled * factor, rel=1e-9)
     t = 0.5 / (pooled * math.sqrt(2 / 5))
     for bound, tail in zip(c.hedges_g_ci95, (0.025, 0.975), strict=True):
-        shift = bound / factor / math.sqrt(2 / 5)
+        shift = bound / math.sqrt(2 / 5)
         assert scipy_stats.nct.sf(t, 8, shift) == pytest.approx(tail, rel=1e-6)
 
 
