@@ -93,10 +93,10 @@ def test_reading_counts_and_names_the_furthest():
     rows = [Row("size", word, 3, hits, 1000, 0.05) for word, hits in (("a", 50), ("b", 100), ("c", 200), ("d", 10))]
     text = reading(rows)
     assert text == (
-        "Of 4 rates, 1 are as promised. 1 keep the promise with room (furthest: 1.0 for 5.0, d, 3 seeds). "
-        "2 do not keep it (furthest: 20.0 for 5.0, c, 3 seeds)."
+        "Rates as promised: 1 of 4. Kept with room: 1 (furthest: 1.0 for 5.0; d; 3 seeds). "
+        "Not kept: 2 (furthest: 20.0 for 5.0; c; 3 seeds)."
     )
-    assert reading(rows[:1]) == "Of 1 rates, 1 are as promised. None fails its promise."
+    assert reading(rows[:1]) == "Rates as promised: 1 of 1. Not kept: none."
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)

@@ -30,7 +30,7 @@ def main(output: Path, repetitions: int, seed: int) -> None:
     rows: list[Row] = []
     for row in simulate(Setup(repetitions, seed)):
         if not rows or row.table != rows[-1].table:
-            stderr().print(SECTIONS[row.table][0])
+            stderr().print(f"simulating: {SECTIONS[row.table][0]}")
         rows.append(row)
     versions = {"Python": platform.python_version(), **{name: version(name) for name in ("kdbench", "numpy", "scipy")}}
     command = "python -m benchmarks.statistics --output reports/statistics"
@@ -48,7 +48,8 @@ def main(output: Path, repetitions: int, seed: int) -> None:
     write_atomic(output / "statistics.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
     draw(rows, output / "statistics.png")
     write_atomic(output / "README.md", page(rows, record))
-    click.echo(reading(rows))
+    for table, (title, _) in SECTIONS.items():
+        click.echo(f"{title}\n  {reading([row for row in rows if row.table == table])}")
     click.echo(f"page: {output / 'README.md'}")
 
 

@@ -27,7 +27,8 @@ SECTIONS: dict[str, tuple[str, str]] = {
         "Coverage of the 95% intervals",
         """Arms whose difference is known. First of the mean difference (true value 1 sd; undefined comparisons
         have no interval): such an interval misses where its test would err, so these rows should mirror the
-        table of size; they are of other draws. Then of the standardised effect, the interval beside Hedges' g.""",
+        table of size; they are of other draws. Then of the standardised effect, the interval beside Hedges' g,
+        whose formula assumes equal spreads.""",
     ),
     "family": (
         f"Family-wise error: any of {FAMILY} equal comparisons found different",
@@ -95,19 +96,31 @@ def _table(rows: Rows) -> list[str]:
 
 def _furthest(rows: Rows) -> str:
     row = max(rows, key=lambda row: abs(row.rate - (row.nominal or 0)))
-    return f"furthest: {percent(row.rate)} for {percent(row.nominal or 0)}, {row.case}, {row.n} seeds"
+    return f"furthest: {percent(row.rate)} for {percent(row.nominal or 0)}; {row.case}; {row.n} seeds"
+
+
+def _parted(rows: Rows) -> tuple[list[Row], list[Row], list[Row]]:
+    """Part the rows of a promise into those that keep it, keep it with room, and do not keep it."""
+    kept = [row for row in rows if row.kept]
+    within = [row for row in kept if row.mark == "within"]
+    return within, [row for row in kept if row.mark != "within"], [row for row in rows if row.kept is False]
 
 
 def reading(rows: Rows) -> str:
     """Say in how many rows the promise is kept, and which are furthest from theirs."""
-    judged = [row for row in rows if row.nominal is not None]
-    within = [row for row in judged if row.mark == "within"]
-    roomy = [row for row in judged if row.kept and row.mark != "within"]
-    broken = [row for row in judged if not row.kept]
-    text = f"Of {len(judged)} rates, {len(within)} are as promised."
+    within, roomy, broken = _parted(rows)
+    text = f"Rates as promised: {len(within)} of {len(within) + len(roomy) + len(broken)}."
     if roomy:
-        text += f" {len(roomy)} keep the promise with room ({_furthest(roomy)})."
-    return text + (f" {len(broken)} do not keep it ({_furthest(broken)})." if broken else " None fails its promise.")
+        text += f" Kept with room: {len(roomy)} ({_furthest(roomy)})."
+    return text + (f" Not kept: {len(broken)} ({_furthest(broken)})." if broken else " Not kept: none.")
+
+
+def _overview(rows: Rows) -> list[str]:
+    lines = ["| table | as promised | kept with room | not kept |", "|---|---|---|---|"]
+    for table, (title, _) in SECTIONS.items():
+        counts = " | ".join(str(len(part)) for part in _parted([row for row in rows if row.table == table]))
+        lines.append(f"| {title} | {counts} |")
+    return lines
 
 
 def _holm(rows: Rows) -> str:
@@ -170,8 +183,8 @@ def page(rows: Rows, record: dict[str, Any]) -> str:
         "made, a quarter for Hedges' g."
     )
     lines = ["# Do the statistics keep what they promise?", "", f"    {record['command']}"]
-    for text in (size, INTRODUCTION, reading(rows), "![Size and coverage against the seeds](statistics.png)"):
-        lines += filled(text)
+    lines += [*filled(size), *filled(INTRODUCTION), "", *_overview(rows)]
+    lines += ["", "![Size and coverage against the seeds](statistics.png)"]
     for table, (title, text) in SECTIONS.items():
         own = [row for row in rows if row.table == table]
         lines += ["", f"## {title}", *filled(text)]
