@@ -58,9 +58,8 @@ def read(study: Trials) -> dict[str, Any]:
         "setting": _setting(study),
         "state": _state(arms),
     }
-    pairs = len({arm.pair for arm in study.arms})
     claims = [
-        {"title": title, "summary": _counted(rows), "rows": [_claim(c, pairs) for c in rows]}
+        {"title": title, "summary": _counted(rows), "rows": _claims(rows)}
         for title, rows in (("Does distillation gain anything?", gains), ("Do the bugs matter?", bugs))
     ]
     meanings = {c["verdict"]: _MEANING[c["verdict"]] for c in [*gains, *bugs]}
@@ -80,6 +79,28 @@ def _verdict(c: Mapping[str, Any]) -> str:
     return str(c["verdict"])
 
 
+_OPEN = ("undecided", "undefined")
+_MOST_CLAIMS = 8
+
+
+def _claims(comparisons: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the comparisons in a line each; of many, a line for each method or bug: one screen holds it."""
+    if len(comparisons) <= _MOST_CLAIMS:
+        pairs = len({c["pair"] for c in comparisons})
+        return [_claim(c, pairs) for c in comparisons]
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for c in comparisons:
+        groups.setdefault(METHODS[c["b"]].title if c["b"] in METHODS else c["b"], []).append(c)
+    rows = []
+    for name, of in groups.items():
+        found = sorted(c["difference_pp"] for c in of if c["difference_pp"] is not None)
+        span = f": {found[0]:+.2f} to {found[-1]:+.2f} pp" if found else ""
+        verdict = _verdict(of[0]) if len({_verdict(c) for c in of}) == 1 else _counted(of)
+        open_ = all(c["verdict"] in _OPEN for c in of)
+        rows.append({"verdict": verdict, "open": open_, "text": f"{name}, {len(of)} comparisons{span}", "power": ""})
+    return rows
+
+
 def _claim(c: Mapping[str, Any], pairs: int) -> dict[str, Any]:
     """Return a comparison in a few words, with its verdict; of an open one, what these seeds could have seen."""
     method, where = METHODS[c["method"]].title, f"{c['pair']}, " if pairs > 1 else ""
@@ -87,8 +108,7 @@ def _claim(c: Mapping[str, Any], pairs: int) -> dict[str, Any]:
     low_high = "" if c["ci95_pp"] is None else " [{:+.2f}, {:+.2f}]".format(*c["ci95_pp"])
     by = "" if c["difference_pp"] is None else f": {c['difference_pp']:+.2f} pp{low_high}"
     power = f"80% power from {c['mde_pp']:.1f} pp" if c["verdict"] == "undecided" and c["mde_pp"] is not None else ""
-    open_ = c["verdict"] in ("undecided", "undefined")
-    return {"verdict": _verdict(c), "open": open_, "text": f"{what}{by}", "power": power}
+    return {"verdict": _verdict(c), "open": c["verdict"] in _OPEN, "text": f"{what}{by}", "power": power}
 
 
 def _state(arms: list[dict[str, Any]]) -> dict[str, int]:

@@ -221,6 +221,27 @@ def test_a_class_without_an_image_has_an_empty_cell(tmp_path):
 # -- the page
 
 
+def comparison(b, method, verdict, difference):
+    of = {"pair": "r34-r18", "b": b, "method": method}
+    return {**of, "verdict": verdict, "difference_pp": difference, "ci95_pp": [-1, 1], "mde_pp": 0.84}
+
+
+def test_few_comparisons_have_a_line_each_and_many_a_line_for_each_bug():
+    stem = [comparison("imagenet-stem", "logit", "different", -6.0 - i) for i in range(4)]
+    clip = [comparison("projector-unclipped", "feature", "undecided", 0.1 * i) for i in range(4)]
+    few = report._claims(stem + clip)
+    assert len(few) == 8
+    assert few[0] == {"verdict": "different, lower", "open": False, "power": "", "text": few[0]["text"]}
+    assert few[0]["text"] == "imagenet-stem in Logit-KD: -6.00 pp [-1.00, +1.00]"
+    assert (few[7]["open"], few[7]["power"]) == (True, "80% power from 0.8 pp")
+    many = report._claims([*stem, *clip, comparison("imagenet-stem", "feature", "undecided", -1.0)])
+    assert [(row["verdict"], row["open"]) for row in many] == [
+        ("4 different, lower; 1 undecided", False),
+        ("undecided", True),
+    ]
+    assert many[0]["text"] == "imagenet-stem, 5 comparisons: -9.00 to -1.00 pp"
+
+
 def test_what_still_runs_is_not_called_wrong(tmp_path):
     waiting = write(tmp_path, faults=[None])
     (arm,) = (arm for arm in waiting.arms if arm.method == "logit")
