@@ -385,7 +385,8 @@ class Page(HTMLParser):
         self.text += data
 
     def handle_starttag(self, tag, attrs):
-        self.loads += [value for name, value in attrs if name in ("src", "href", "srcset")]
+        named = [value for name, value in attrs if name in ("src", "href", "srcset")]
+        self.loads += [value for value in named if not value.startswith("#")]
 
 
 def test_a_study_is_written_as_a_page_that_stands_alone(study, tmp_path):
@@ -404,7 +405,7 @@ def test_a_study_is_written_as_a_page_that_stands_alone(study, tmp_path):
     ):
         assert line in first, line
     assert page.loads and all(value.startswith("data:image/svg+xml;base64,") for value in page.loads)
-    assert len(page.loads) == 3, "accuracy, curves, norms"
+    assert len(page.loads) == 4, "gains, accuracy, curves, norms"
     assert "--variant both" in page.text and "torch: " in page.text
     text = (tmp_path / "report.md").read_text()
     for arm in found["arms"]:
