@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from harness.cost import Cost, estimate
 from harness.engines import Engine
 from harness.environment import usable_cores
 from harness.execute import OnTrial, Outcome, complete_stories, execute, is_done
-from harness.plan import Ground, Plan, Preset, make_plan, split_pair
+from harness.grid import Point, Tried, best
+from harness.plan import Arm, Ground, Plan, Preset, make_plan, split_pair
 from harness.record import FINAL, StudyFolder
 from kd.data import SIZE, Dataset, cache_folder, load_file, statistics
 from kd.data import prepare as prepare_data
@@ -81,10 +83,17 @@ class Ready:
     "Keys of this shard's trials; None for all."
     scheduler: str | None = None
     retries: int = 0
+    later: tuple[int, Cost] | None = None
+    "Of a first stage: how many trials the second has, and their cost."
+    together: bool = False
+    "Whether other coordinators run the study as well."
 
 
 def prepare(request: Request) -> Ready:
-    """Check everything and lay out the trials; nothing is written but the cache of decoded images."""
+    """Check everything and lay out the trials; nothing is written but the cache of decoded images.
+
+    A study with a grid has two stages. The first is returned until all of its trials are decided, then the second.
+    """
     if request.device not in DEVICES:
         raise unknown("device", request.device, DEVICES)
     if request.device == "cuda" and request.scheduler is None and not torch.cuda.is_available():
@@ -100,12 +109,31 @@ def prepare(request: Request) -> Ready:
     data_file = prepare_data(request.dataset, request.data_root, cache_folder())
     data = load_file(data_file)
     ground = Ground(data.name, data.digest, request.device, request.threads, weights[1] if weights else None)
-    plan = make_plan(request.preset, request.faults, ground, named_fault=request.named_fault, controls=request.controls)
-    _check_fit(plan, data, weights)
+    lay_out = partial(
+        make_plan,
+        request.preset,
+        request.faults,
+        ground,
+        named_fault=request.named_fault,
+        controls=request.controls,
+    )
+    plan = lay_out()
     folder = StudyFolder(request.runs / plan.study)
+    first = plan if plan.is_first_stage else None
+    if first is not None and all(is_done(first, folder, key) for key in first.trials):
+        plan, first = lay_out(chosen=_chosen(first, folder)), None
+    _check_fit(plan, data, weights)
     mine = plan.shard(*request.shard) if request.shard is not None else None
-    todo = [key for key in plan.trials if (mine is None or key in mine) and not is_done(plan, folder, key)]
-    cost = estimate(plan, todo, len(data.test_ids), workers, torch.device(request.device))
+    if first is not None and mine is not None and all(is_done(plan, folder, key) for key in mine):
+        mine = list(plan.trials)  # no arm can start before the whole grid is done, whoever does it
+    todo = [key for key in (plan.trials if mine is None else mine) if not is_done(plan, folder, key)]
+    device = torch.device(request.device)
+    cost = estimate(plan, todo, len(data.test_ids), workers, device)
+    later = None
+    if first is not None:  # what the settings will be changes no cost
+        second = lay_out(chosen={})
+        rest = [key for key in second.trials if key not in first.trials and not is_done(second, folder, key)]
+        later = len(rest), estimate(second, rest, len(data.test_ids), workers, device)
     return Ready(
         plan,
         todo,
@@ -120,7 +148,24 @@ def prepare(request: Request) -> Ready:
         mine,
         request.scheduler,
         request.retries,
+        later,
+        request.shard is not None,
     )
+
+
+def _chosen(plan: Plan, folder: StudyFolder) -> dict[Arm, Point]:
+    """Return what is best on validation for each arm that chooses; InputError if all of its points diverged."""
+    chosen = {}
+    for arm, points in plan.grid.items():
+        tried = [
+            Tried(point, {seed: (plan.trials[key], folder.trial(key).result()) for seed, key in trials.items()})
+            for point, trials in points
+        ]
+        winner = best(tried)
+        if winner is None:
+            raise InputError(f"no setting of the grid trained {arm.method} of {arm.pair}: all diverged")
+        chosen[arm] = winner.point
+    return chosen
 
 
 def share_cores(workers: int | None, threads: int, cores: int) -> int:
@@ -181,11 +226,12 @@ def carry_out(ready: Ready, tell: OnTrial, may_start: Callable[[str], bool] = la
     """
     study = ready.folder
     study.path.mkdir(parents=True, exist_ok=True)
-    with study.lock(shared=ready.mine is not None):
+    with study.lock(shared=ready.together):
         with study.writing():
             if ready.weights is not None:
                 _import_weights(ready.weights, study)
-            compare.write_study(study, ready.plan.preset.decision, ready.plan.arms, ready.plan.controls, ready.command)
+            plan = ready.plan
+            compare.write_study(study, plan.preset.decision, plan.arms, plan.controls, ready.command, plan.grid)
         outcome = execute(
             ready.plan,
             study,
@@ -200,6 +246,7 @@ def carry_out(ready: Ready, tell: OnTrial, may_start: Callable[[str], bool] = la
         with study.writing():
             trials = compare.read_study(study)
             complete_stories({**trials.controls, **trials.arms}, study)
+            compare.write_grid(trials)
             compare.write_table(compare.read_study(study))
     return outcome
 
@@ -254,6 +301,7 @@ def summary(ready: Ready, outcome: Outcome, allowed: Sequence[str] = ()) -> dict
         "retried": sum(bool(result.attempts) for result in results if result is not None),
         "diverged": sum(result.status == "diverged" for result in results if result is not None),
         "unfinished": sum(result is None or result.status not in FINAL for result in results),
+        "grid": compare.grid_rows(trials),
         "arms": arms,
         "comparisons": comparisons,
         "gains": compare.compare_arms(trials, compare.gain_pairs(plan.arms), allowed, refuse=False),

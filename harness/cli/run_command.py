@@ -20,6 +20,7 @@ from harness.cli.study_options import requested, study_options
 from kd.errors import InputError, unknown
 
 if TYPE_CHECKING:
+    from harness.execute import Outcome
     from harness.record import Result
     from harness.study import Ready
 
@@ -76,20 +77,29 @@ def command(
     named = request.preset.arms
     if named is not None and variant is None and not fault_names:
         request = replace(request, faults=named)
-    ready, runs = prepare(request), request.runs
-    notes = stderr()
+    notes, runs = stderr(), request.runs
+
+    def run(ready: "Ready") -> "Outcome":
+        with Progress(ready.plan, ready.todo, notes) as progress, LiveMirror(runs, ready.folder) as live:
+
+            def tell(key: str, result: "Result | None", epochs: int) -> None:
+                progress.on_trial(key, result, epochs)
+                if result is not None:
+                    live.trial_done()
+
+            return carry_out(ready, tell, lambda key: not (fail_fast and progress.failed))
+
+    ready = prepare(request)
     _announce(ready, notes)
     if dry_run:
         _print_plan(ready, as_json)
         return 0
-    with Progress(ready.plan, ready.todo, notes) as progress, LiveMirror(runs, ready.folder) as live:
-
-        def tell(key: str, result: "Result | None", epochs: int) -> None:
-            progress.on_trial(key, result, epochs)
-            if result is not None:
-                live.trial_done()
-
-        outcome = carry_out(ready, tell, lambda key: not (fail_fast and progress.failed))
+    outcome = run(ready)
+    while ready.plan.is_first_stage and not outcome.failed:
+        ready, before = prepare(request), outcome
+        _announce(ready, notes)
+        outcome = run(ready)
+        outcome.trained.extend(before.trained)
     found = summary(ready, outcome, allowed)
     if ready.mine is not None and found["unfinished"] and not as_json:
         return _shard_is_done(ready, found["unfinished"], outcome.failed, notes)
@@ -162,11 +172,17 @@ def _announce(ready: "Ready", notes: Any) -> None:
     notes.print(f"[bold]{escape(plan.study)}[/]: {len(plan.trials)} trials ({len(plan.teachers)} teachers), {work}")
     for fault, method, why in plan.skipped:
         notes.print(f"  not run: {fault} with {method} ({why})", style="dim")
+    if ready.later is not None:
+        notes.print(
+            f"  the grid first; with the settings that it chooses on validation, {ready.later[0]} trials more:"
+            f" {ready.later[1]}"
+        )
 
 
 def _print_plan(ready: "Ready", as_json: bool) -> None:
     plan = ready.plan
-    ours = {*plan.teachers.values(), *(key for trials in plan.arms.values() for key in trials.values())}
+    tried = {key: point for points in plan.grid.values() for point, trials in points for key in trials.values()}
+    ours = {*plan.teachers.values(), *tried, *(key for trials in plan.arms.values() for key in trials.values())}
     rows: list[dict[str, Any]] = [
         {
             "key": key,
@@ -176,6 +192,7 @@ def _print_plan(ready: "Ready", as_json: bool) -> None:
             "seed": spec.seed,
             "epochs": spec.recipe.epochs,
             "control": key not in ours,
+            "grid": dict(tried[key]) if key in tried else None,
             "needs": plan.needs(key),
             "done": key not in ready.todo,
         }
@@ -190,6 +207,7 @@ def _print_plan(ready: "Ready", as_json: bool) -> None:
                 "to_run": len(ready.todo),
                 "estimated_seconds": round(ready.cost.seconds),
                 "pflop": ready.cost.pflop,
+                "later": None if ready.later is None else ready.later[0],
                 "skipped": [{"fault": f, "method": m, "reason": why} for f, m, why in plan.skipped],
                 "plan": rows,
             }
@@ -201,7 +219,9 @@ def _print_plan(ready: "Ready", as_json: bool) -> None:
     for column in ("trial", "network", "method", "arm", "seed", "epochs", "needs", "done"):
         table.add_column(column, overflow="fold")  # a key or an arm that is cut short names nothing
     for r in rows:
-        arm, done = (r["fault"] or "corrected") + (" (control)" if r["control"] else ""), "yes" if r["done"] else ""
+        point = ", ".join(f"{name} {value:g}" for name, value in (r["grid"] or {}).items())
+        kind = " (control)" if r["control"] else f" (grid: {point})" if point else ""
+        arm, done = (r["fault"] or "corrected") + kind, "yes" if r["done"] else ""
         table.add_row(
             r["key"], r["arch"], r["method"], arm, str(r["seed"]), str(r["epochs"]), r["needs"] or "", done
         )  # fmt: skip

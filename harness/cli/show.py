@@ -54,6 +54,22 @@ def show_arms(console: Console, arms: list[dict[str, Any]], teachers: list[dict[
     console.print(table)
 
 
+def show_grid(console: Console, rows: list[dict[str, Any]]) -> None:
+    """Print what was tried first: each point's accuracy on validation, and which was chosen."""
+    if not rows:
+        return
+    names = list(dict.fromkeys(name for row in rows for name in row["point"]))
+    table = _table("pair", "method", "arm", *names, "validation accuracy, %", "chosen", title="Grid of settings")
+    for row in rows:
+        table.add_row(
+            row["pair"], METHODS[row["method"]].title, row["fault"] or "corrected",
+            *(f"{row['point'][name]:g}" if name in row["point"] else "" for name in names),
+            _mean(row["mean"], row["std"]), "yes" if row["chosen"] else "",
+        )  # fmt: skip
+    console.print(table)
+    console.print()
+
+
 def _mark(as_expected: bool) -> str:
     return "yes" if as_expected else "[bold red]NO[/]"
 
@@ -66,6 +82,7 @@ def _fired(arm: dict[str, Any]) -> str:
 def show_study(console: Console, found: dict[str, Any], decision: Decision) -> None:
     """Print what came of a study: the kdbench.run/1 object in tables and words."""
     arms, teachers = found["arms"], found["teachers"]
+    show_grid(console, found["grid"])
     show_arms(console, arms, teachers)
     console.print()
     gain, bug = "Does distillation gain anything here?", "Does the bug matter here?"
