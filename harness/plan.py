@@ -60,6 +60,8 @@ class Preset:
     "Faults, None for the corrected arm, where the file names them."
     data: Path | None = None
     "Folder of images, where the file names it."
+    text: str | None = None
+    "A user's file as it was read, to be kept beside the records."
 
     def settings(self, pair: str, method: str) -> MethodSettings:
         """Return a method's settings for a pair."""
@@ -77,7 +79,8 @@ def load_preset(name: str) -> Preset:
         path = Path(name)
         if not path.is_file():
             raise InputError(f"{path} does not exist; kdbench init writes a study to start from")
-        preset = parse_preset(path.stem, path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        preset = replace(parse_preset(path.stem, text), text=text)
         if path.stem in PRESETS:
             raise InputError(f"{path}: {path.stem} is the name of a preset; call the file otherwise")
         return replace(preset, data=path.parent / preset.data) if preset.data is not None else preset

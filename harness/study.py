@@ -19,7 +19,7 @@ from harness.cost import Cost, estimate
 from harness.environment import usable_cores
 from harness.execute import OnTrial, Outcome, complete_stories, execute, is_done
 from harness.plan import Ground, Plan, Preset, make_plan, split_pair
-from harness.record import StudyFolder
+from harness.record import StudyFolder, write_atomic
 from kd.data import SIZE, Dataset, cache_folder, load_file, statistics
 from kd.data import prepare as prepare_data
 from kd.errors import InputError, unknown
@@ -157,6 +157,8 @@ def carry_out(ready: Ready, tell: OnTrial, may_start: Callable[[str], bool] = la
     with study.lock():
         if ready.weights is not None:
             _import_weights(ready.weights, study)
+        if ready.plan.preset.text is not None:
+            write_atomic(study.path / "study.toml", ready.plan.preset.text)
         compare.write_study(study, ready.plan.preset.decision, ready.plan.arms, ready.plan.controls, ready.command)
         outcome = execute(ready.plan, study, ready.data_file, ready.workers, tell, may_start)
         trials = compare.read_study(study)
