@@ -798,8 +798,27 @@ def check_split(train: Any, evaluation: Any, limit: int = 20_000) -> Verdict:
     it, of what they return, at most `limit` samples each, evenly spread. Fails on any sample in both. Not triggered
     where one is empty, or contents cannot be compared: samples that change each time, or are of different form.
     """
-    (ours, mine), (theirs, yours) = sides = _unwrapped(train), _unwrapped(evaluation)
-    observed: dict[str, Any] = {"train": len(mine), "evaluation": len(yours)}
+    return _apart(train, evaluation, ("train", "evaluation"), "trained on", limit)
+
+
+@law(
+    "KD334",
+    "test-held-out",
+    mend="choose epoch and settings on images cut from the train set, and score the test set once, at the end",
+)
+def check_held_out(selection: Any, test: Any, limit: int = 20_000) -> Verdict:
+    """No sample that chooses the epoch, or the settings, scores the result.
+
+    The best of many scores on the test set is reported as if it had been one: it lies above what the network is worth,
+    and the more so the more epochs and settings there were. Takes and compares collections as `check_split` does.
+    """
+    return _apart(selection, test, ("selection", "test"), "used to select", limit)
+
+
+def _apart(one: Any, other: Any, names: tuple[str, str], verb: str, limit: int) -> Verdict:
+    """Compare two collections of samples, which are not to share any."""
+    (ours, mine), (theirs, yours) = sides = _unwrapped(one), _unwrapped(other)
+    observed: dict[str, Any] = {names[0]: len(mine), names[1]: len(yours)}
     if not mine or not yours:
         return undecided("out-of-scope", "one of the two is empty", None, observed)
     every = [1, 1]
@@ -819,7 +838,7 @@ def check_split(train: Any, evaluation: Any, limit: int = 20_000) -> Verdict:
         found = [_keys(root, indices[::step]) for (root, indices), step in zip(sides, every, strict=True)]
     (kind, keys), (other_kind, other_keys) = found
     if kind != other_kind:
-        raise OddAnswerError(f"train holds {kind}s and evaluation {other_kind}s, which cannot be compared")
+        raise OddAnswerError(f"{names[0]} holds {kind}s and {names[1]} {other_kind}s, which cannot be compared")
     if kind == "sample":
         forms = [{key.partition(":")[0] for key in side} for side in (keys, other_keys)]
         if not forms[0] & forms[1]:
@@ -832,11 +851,11 @@ def check_split(train: Any, evaluation: Any, limit: int = 20_000) -> Verdict:
     shared = [(key, first[key], place * every[1]) for place, key in enumerate(other_keys) if key in first]
     observed |= {"by": kind, "compared": [len(keys), len(other_keys)], "shared": len(shared)}
     if not shared:
-        return passed(f"none of {len(other_keys)} evaluation samples is trained on, by {kind}{bound}", observed)
-    said = ", ".join(f"train[{a}] is evaluation[{b}]" if kind == "sample" else str(key) for key, a, b in shared[:5])
+        return passed(f"none of {len(other_keys)} {names[1]} samples is {verb}, by {kind}{bound}", observed)
+    said = ", ".join(f"{names[0]}[{a}] is {names[1]}[{b}]" if kind == "sample" else str(k) for k, a, b in shared[:5])
     observed["examples"] = [[place, other] for _, place, other in shared[:5]]
     return failed(
-        f"{len(shared)} of {len(other_keys)} evaluation samples are trained on too, by {kind}: {said}"
+        f"{len(shared)} of {len(other_keys)} {names[1]} samples are {verb} too, by {kind}: {said}"
         f"{', ...' if len(shared) > 5 else ''}{bound}",
         observed,
     )

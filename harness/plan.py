@@ -240,6 +240,16 @@ class Plan:
         teacher = self.trials[key].teacher
         return teacher.key if teacher is not None and teacher.key in self.trials else None
 
+    def shard(self, number: int, of: int) -> list[str]:
+        """Return the keys of the number-th of so many slices, counted from 1, with the teachers that they need.
+
+        Equal plans are cut alike wherever that is done; a teacher is in every slice that needs it.
+        """
+        teachers = set(self.teachers.values())
+        own = [key for key in self.trials if key not in teachers][number - 1 :: of]
+        needed = {need for key in own if (need := self.needs(key)) is not None}
+        return [key for key in self.trials if key in needed] + own
+
     def add(self, spec: Spec) -> str:
         """Enter a trial, once however many arms share it."""
         self.trials.setdefault(spec.key, spec)

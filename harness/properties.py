@@ -31,6 +31,7 @@ def judge(training: Training) -> list[Finding]:
 
     found = [
         audits.check_split(split.train, torch.cat([split.val, split.test])),
+        audits.check_held_out(split.val, split.test),
         audits.check_weighting(ask.combine),
         audits.check_schedule(
             lambda step: ask.learning_rate(recipe, step, per_epoch),

@@ -84,7 +84,7 @@ def prepare(
     cost = estimate(plan, todo, len(data.test_ids), workers, torch.device(device))
     brought = next(iter(sorted((bundle.study.folder.path / "weights").glob("*"))), None)
     weights = (brought, brought.stem) if brought is not None else None
-    return Ready(plan, todo, cost, data, data_file, folder, device, workers, weights)
+    return Ready(plan, todo, cost, data, data_file, folder, device, workers, weights, retries=1)
 
 
 def _chosen(specs: Mapping[str, Spec], only: Sequence[str], count: int | None) -> set[str]:

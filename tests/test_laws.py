@@ -41,7 +41,7 @@ def broken(*_args, **_kwargs):
 
 def test_every_law_is_in_the_table_and_shares_its_id_only_with_the_audit_of_the_same_name():
     assert {entry.id for entry in laws.LAWS.values()} == {
-        *("KD331", "KD332", "KD333", "KD341", "KD342", "KD343", "KD344", "KD345", "KD346", "KD347")
+        *("KD331", "KD332", "KD333", "KD334", "KD341", "KD342", "KD343", "KD344", "KD345", "KD346", "KD347")
     }
     names = {entry.id: entry.name for entry in laws.LAWS.values()}
     assert all(names.get(audit.id, audit.name) == audit.name for audit in CATALOGUE.values())
@@ -77,6 +77,7 @@ ERRORS = {
     "seeds by number": lambda: laws.check_seeds(lambda seed, name: seed),
     "split": lambda: laws.check_split(Drawn(broken), Drawn(broken)),
     "split of a number": lambda: laws.check_split(1, 2),
+    "held out of a number": lambda: laws.check_held_out(1, 2),
     "split of scores": lambda: laws.check_split(torch.rand(3), torch.rand(3)),
     "split of masks": lambda: laws.check_split(torch.ones(3, dtype=torch.bool), torch.ones(3, dtype=torch.bool)),
     "split of ids and samples": lambda: laws.check_split([1, 2], torch.rand(3, 2)),
@@ -629,6 +630,12 @@ def test_split_says_how_much_of_large_data_sets_was_compared():
     holds(laws.check_split(train, evaluation, limit=5), "pass", "compared were 5 of 15 and 5 of 5")
     finding = laws.check_split(train, TensorDataset(ROWS[12:]), limit=5)
     holds(finding, "fail", "train[12] is evaluation[0]", "compared were 5 of 15 and 4 of 8")
+
+
+def test_what_scores_the_result_is_not_to_choose_the_epoch():
+    holds(laws.check_held_out(range(10), range(10, 20)), "pass", "none of 10 test samples is used to select")
+    holds(laws.check_held_out(range(11), range(10, 20)), "fail", "1 of 10 test samples are used to select too", "10")
+    holds(laws.check_held_out(TensorDataset(ROWS[:9]), TensorDataset(ROWS[8:])), "fail", "selection[8] is test[0]")
 
 
 def test_split_of_the_canonical_procedure(recipe):

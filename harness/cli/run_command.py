@@ -31,6 +31,15 @@ if TYPE_CHECKING:
 @study_options
 @ALLOW_OPTION
 @click.option("--controls/--no-controls", default=True, help="Run one trial twice, and the positive control, as well.")
+@click.option("--shard", metavar="I/N", help="Run the I-th of N slices; others run the rest, over the same folder.")
+@click.option("--scheduler", metavar="ADDRESS", help="Run the trials on a Dask cluster, as tcp://host:8786.")
+@click.option(
+    "--retries",
+    type=click.IntRange(0),
+    default=1,
+    show_default=True,
+    help="Of a trial whose process died or found no memory.",
+)
 @click.option("--fail-fast", is_flag=True, help="Start no further trial once one could not run.")
 @click.option("--dry-run", is_flag=True, help="Show the trials and their cost, and run nothing.")
 @JSON_OPTION
@@ -40,6 +49,9 @@ def command(
     fault_names: tuple[str, ...],
     allowed: tuple[str, ...],
     controls: bool,
+    shard: str | None,
+    scheduler: str | None,
+    retries: int,
     fail_fast: bool,
     dry_run: bool,
     as_json: bool,
@@ -60,6 +72,7 @@ def command(
             raise InputError(f"{study_file}: a study's file ends in .toml; a preset is named by --preset")
         asked["preset_name"] = study_file
     request = requested(asked, _arms(variant, fault_names), named_fault=bool(fault_names), controls=controls)
+    request = replace(request, shard=_slice(shard), scheduler=scheduler, retries=retries)
     named = request.preset.arms
     if named is not None and variant is None and not fault_names:
         request = replace(request, faults=named)
@@ -78,6 +91,8 @@ def command(
 
         outcome = carry_out(ready, tell, lambda key: not (fail_fast and progress.failed))
     found = summary(ready, outcome, allowed)
+    if ready.mine is not None and found["unfinished"] and not as_json:
+        return _shard_is_done(ready, found["unfinished"], outcome.failed, notes)
     if as_json:
         print_json(found)
         mirror_or_remark(runs, ready.folder, notes)
@@ -86,15 +101,41 @@ def command(
 
     console = stdout()
     show_study(console, found, request.preset.decision)
-    for key in outcome.failed:
-        result = ready.folder.trial(key).result()
-        reason = escape(str(result.reason)) if result else "no result"
-        console.print(f"[bold red]could not run[/] {key}: {reason}", soft_wrap=True)
+    _show_failed(ready, outcome.failed, console)
     console.print(f"records: {escape(str(ready.folder.path))} (results.csv is the table)", soft_wrap=True)
     if mirror_or_remark(runs, ready.folder, notes):
         call = f"{program()} ui --runs {runs} --study {ready.plan.study}"
         console.print(f"MLflow:  {escape(call)}", soft_wrap=True)
     return exit_code(found)
+
+
+def _slice(shard: str | None) -> tuple[int, int] | None:
+    if shard is None:
+        return None
+    number, slash, of = shard.partition("/")
+    if not (slash and number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+        raise InputError(f"--shard {shard} is no slice; write the first of four as 1/4, the last as 4/4")
+    return int(number), int(of)
+
+
+def _shard_is_done(ready: "Ready", unfinished: int, failed: list[str], notes: Any) -> int:
+    """Say what is left for the other shards; the last one to end shows what came of the study."""
+    mirror_or_remark(ready.folder.path.parent, ready.folder, notes)
+    console = stdout()
+    _show_failed(ready, failed, console)
+    console.print(
+        f"This shard is done; {unfinished} of the study's {len(ready.plan.trials)} trials are not yet. Once the others "
+        f"are, the same command without --shard shows what came of it.",
+        soft_wrap=True,
+    )
+    return 3 if failed else 0
+
+
+def _show_failed(ready: "Ready", failed: list[str], console: Any) -> None:
+    for key in failed:
+        result = ready.folder.trial(key).result()
+        reason = escape(str(result.reason)) if result else "no result"
+        console.print(f"[bold red]could not run[/] {key}: {reason}", soft_wrap=True)
 
 
 def _arms(variant: str | None, fault_names: tuple[str, ...]) -> list[str | None]:
@@ -114,7 +155,10 @@ def _arms(variant: str | None, fault_names: tuple[str, ...]) -> list[str | None]
 
 def _announce(ready: "Ready", notes: Any) -> None:
     plan, todo = ready.plan, len(ready.todo)
-    work = f"{todo} to run, {ready.workers} at a time on {ready.device}: {ready.cost}" if todo else "nothing to run"
+    where = f"on the cluster at {ready.scheduler}" if ready.scheduler else f"{ready.workers} at a time"
+    work = f"{todo} to run, {where} on {ready.device}: {ready.cost}" if todo else "nothing to run"
+    if ready.mine is not None:
+        work = f"this shard's {len(ready.mine)}: {work}"
     notes.print(f"[bold]{escape(plan.study)}[/]: {len(plan.trials)} trials ({len(plan.teachers)} teachers), {work}")
     for fault, method, why in plan.skipped:
         notes.print(f"  not run: {fault} with {method} ({why})", style="dim")

@@ -82,7 +82,8 @@ def show_study(console: Console, found: dict[str, Any], decision: Decision) -> N
         console.print(f"[bold green]As declared:[/] {', and '.join(said)}.")
     else:
         console.print("[bold red]Not as declared:[/] see the arms marked NO.")
-    counts = f"{found['trained']} trained, {found['reused']} reused, {found['failed']} failed."
+    counts = ", ".join(f"{found[name]} {name}" for name in ("trained", "reused", "failed"))
+    counts += "".join(f", {found[name]} {name}" for name in ("retried", "diverged") if found[name]) + "."
     shared = " All students of a pair share one teacher (seed 0): the spread holds no teacher variance."
     console.print(counts + (shared if teachers else ""))
 
