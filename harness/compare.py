@@ -147,7 +147,13 @@ def read_study(folder: StudyFolder) -> Trials:
 
 
 def write_table(study: Trials) -> None:
-    """Write results.csv: a row a trial, for whatever reads tables."""
+    """Write results.csv: a row a trial, for whatever reads tables; while only settings are tried there is none."""
+    if study.arms:
+        write_atomic(study.folder.path / "results.csv", table(study))
+
+
+def table(study: Trials) -> str:
+    """Return results.csv as text."""
     import pandas as pd
 
     rows = [
@@ -173,9 +179,8 @@ def write_table(study: Trials) -> None:
         for arm in sorted(study.arms, key=order)
         for seed, (spec, result) in sorted(study.arms[arm].items())
     ]
-    if rows:
-        table = pd.DataFrame(rows).astype({"selected_epoch": "Int64"})
-        write_atomic(study.folder.path / "results.csv", table.to_csv(index=False))
+    frame = pd.DataFrame(rows)
+    return str((frame.astype({"selected_epoch": "Int64"}) if rows else frame).to_csv(index=False))
 
 
 def grid_rows(study: Trials) -> list[dict[str, Any]]:

@@ -63,6 +63,8 @@ class Preset:
     "Folder of images, where the file names it."
     grid: Grid | None = None
     "Settings to be tried first, and chosen among on validation."
+    text: str | None = None
+    "A user's file as it was read, to be kept beside the records."
 
     def settings(self, pair: str, method: str, point: Point | None = None) -> MethodSettings:
         """Return a method's settings for a pair; `point` of the grid goes before what the file says."""
@@ -81,7 +83,8 @@ def load_preset(name: str) -> Preset:
         path = Path(name)
         if not path.is_file():
             raise InputError(f"{path} does not exist; kdbench init writes a study to start from")
-        preset = parse_preset(path.stem, path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        preset = replace(parse_preset(path.stem, text), text=text)
         if path.stem in PRESETS:
             raise InputError(f"{path}: {path.stem} is the name of a preset; call the file otherwise")
         return replace(preset, data=path.parent / preset.data) if preset.data is not None else preset

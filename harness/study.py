@@ -22,7 +22,7 @@ from harness.environment import usable_cores
 from harness.execute import OnTrial, Outcome, complete_stories, execute, is_done
 from harness.grid import Point, Tried, best
 from harness.plan import Arm, Ground, Plan, Preset, make_plan, split_pair
-from harness.record import FINAL, StudyFolder
+from harness.record import FINAL, StudyFolder, write_atomic
 from kd.data import SIZE, Dataset, cache_folder, load_file, statistics
 from kd.data import prepare as prepare_data
 from kd.errors import InputError, unknown
@@ -231,6 +231,8 @@ def carry_out(ready: Ready, tell: OnTrial, may_start: Callable[[str], bool] = la
             if ready.weights is not None:
                 _import_weights(ready.weights, study)
             plan = ready.plan
+            if plan.preset.text is not None:
+                write_atomic(study.path / "study.toml", plan.preset.text)
             compare.write_study(study, plan.preset.decision, plan.arms, plan.controls, ready.command, plan.grid)
         outcome = execute(
             ready.plan,
