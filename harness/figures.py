@@ -28,7 +28,7 @@ _DARK = {
     "#b91c1c": "#fc8181",
 }
 _LINES = tuple(light for light in _DARK if light not in (_INK, _SOFT))
-FIGURES = ("gains", "accuracy", "curves", "norms")
+FIGURES = ("gains", "accuracy", "curves", "norms", "grid")
 _FAR = 15.0
 "Percentage points below the best arm from which on an arm is told in words: the axis is for the others."
 
@@ -54,6 +54,7 @@ def draw(study: Trials, gains: Sequence[dict[str, Any]], claimed_norm: float | N
         "accuracy": lambda: _accuracy(study),
         "curves": lambda: _curves(study),
         "norms": lambda: _norms(study, claimed_norm),
+        "grid": lambda: _grid(study),
     }
     with matplotlib.rc_context(style):
         drawn = {name: picture() for name, picture in pictures.items()}
@@ -223,4 +224,50 @@ def _norms(study: Trials, claimed: float | None) -> str:
     legend = figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     for line in legend.get_lines():
         line.set(linewidth=2, alpha=1)
+    return _svg(figure)
+
+
+def _grid(study: Trials) -> str:
+    """Draw each arm's grid of one or two settings: mean accuracy on validation, its spread, and what was chosen."""
+    from matplotlib import pyplot as plt
+
+    by_arm: dict[Arm, list[dict[str, Any]]] = {}
+    for row in compare.grid_rows(study):
+        by_arm.setdefault(Arm(row["fault"], row["pair"], row["method"]), []).append(row)
+    shown = {arm: rows for arm, rows in by_arm.items() if len(rows[0]["point"]) <= 2 and any(r["mean"] for r in rows)}
+    if not shown:
+        return ""
+    columns = min(3, len(shown))
+    lines = -(-len(shown) // columns)
+    figure, grid = plt.subplots(lines, columns, figsize=(2.9 * columns, 2.6 * lines), squeeze=False)
+    for axes in grid.flat[len(shown) :]:
+        axes.set_visible(False)
+    for axes, (arm, rows) in zip(grid.flat, shown.items(), strict=False):
+        (across, *down) = reversed(rows[0]["point"])
+        xs = list(dict.fromkeys(row["point"][across] for row in rows))
+        ys = list(dict.fromkeys(row["point"][down[0]] for row in rows)) if down else [None]
+        at = {(row["point"][across], row["point"][down[0]] if down else None): row for row in rows}
+        means = [[at[x, y]["mean"] if at[x, y]["mean"] is not None else float("nan") for x in xs] for y in ys]
+        mesh = axes.pcolormesh(means, cmap="viridis", edgecolors="none")
+        for (x, y), row in at.items():
+            if row["mean"] is None:
+                text, light = "diverged", False
+            else:
+                text = f"{row['mean']:.1f}" + (f"\n\u00b1 {row['std']:.1f}" if row["std"] is not None else "")
+                light = mesh.norm(row["mean"]) > 0.6
+            place = xs.index(x) + 0.5, ys.index(y) + 0.5
+            colour = "#000000" if light else "#ffffff" if row["mean"] is not None else _INK
+            axes.text(*place, text, ha="center", va="center", fontsize=8, color=colour)
+            if row["chosen"]:
+                corner = xs.index(x) + 0.03, ys.index(y) + 0.03
+                axes.add_patch(plt.Rectangle(corner, 0.94, 0.94, fill=False, ec="#ffffff", lw=2.2))
+                axes.add_patch(plt.Rectangle(corner, 0.94, 0.94, fill=False, ec="#000000", lw=0.9))
+        axes.set_xticks([i + 0.5 for i in range(len(xs))], [f"{x:g}" for x in xs])
+        axes.set_yticks([i + 0.5 for i in range(len(ys))] if down else [], [f"{y:g}" for y in ys] if down else [])
+        axes.set_xlabel(across)
+        axes.set_ylabel(down[0] if down else "")
+        axes.set_title(f"{arm.pair}  {METHODS[arm.method].title}\n{arm.label}", fontsize=9)
+        axes.spines[["left", "bottom"]].set_visible(False)
+        axes.tick_params(length=0)
+    figure.tight_layout()
     return _svg(figure)

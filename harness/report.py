@@ -11,8 +11,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from audits.checks import CATALOGUE
-from harness import compare, faults, figures, published, stats
+from harness import choice, compare, faults, figures, published, stats
 from harness.compare import Trials
 from harness.plan import Arm
 from harness.record import Metrics, Result, StudyFolder
@@ -53,6 +52,7 @@ def read(study: Trials) -> dict[str, Any]:
         "per_class": _per_class(study, teachers),
         "published": published.beside(study, arms, teachers, gains),
         "norms": published.norms(study),
+        "choice": choice.read(study),
         "environment": _environment(study),
         "commands": compare.commands(study.folder),
         "setting": _setting(study),
@@ -324,6 +324,7 @@ def _template(name: str) -> Any:
     environment.filters["pp"] = lambda value: "" if value is None else f"{value:+.2f}"
     environment.filters["acc"] = lambda value: "" if value is None else f"{value:.2f}"
     environment.filters["p"] = lambda value: "" if value is None else f"{value:.2g}"
+    environment.filters["point"] = lambda found: ", ".join(f"{name} {value:g}" for name, value in found.items())
     environment.filters["span"] = lambda pair: "" if pair is None else "{:+.2f} to {:+.2f}".format(*pair)
     return environment.get_template(name)
 
@@ -335,7 +336,7 @@ def _context(found: Mapping[str, Any]) -> dict[str, Any]:
     stories = {arm["fault"]: faults.get(arm["fault"]).story for arm in found["arms"] if arm["fault"]}
     sizes = {min(c["n"]) for c in [*found["gains"], *found["bugs"]]}
     power = {n: stats.smallest_effect(n) for n in sorted(sizes) if n > 1}
-    audits = {audit.id: audit.name for audit in CATALOGUE.values() if audit.id in fired}
+    audits = {id: name for name, id in faults.audit_ids().items() if id in fired}
     return {
         **found,
         "gained": list(dict.fromkeys(title for row in found["capacity"] for title in row["gains"])),

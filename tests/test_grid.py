@@ -8,7 +8,7 @@ import pytest
 from test_cli import kdbench
 from test_study_file import SMALL
 
-from harness import compare
+from harness import choice, compare
 from harness.grid import Grid, Tried, best, settings_of
 from harness.plan import Arm, Ground, load_preset, make_plan
 from harness.record import Metrics, Result, StudyFolder
@@ -127,8 +127,37 @@ def test_a_study_with_a_grid_end_to_end(here, cache):
     assert json.loads(out)["trained"] == 0 and (study.path / "study.json").read_text().count("point") == before.count(
         "point"
     )
+    code, _, err = kdbench("report", "--output", "page")
+    text = (here / "page" / "report.md").read_text()
+    assert code == 0 and "## Settings tried first" in text and "alpha 0.3, temperature 2" in text, err
+    found = choice.read(compare.read_study(study))
+    assert {(r["arm"], r["tried"]) for r in found["settings"]} == {("corrected", 4), ("test-as-validation", 4)}
+    by_test = [(r["method"], r["arm"]) for r in found["epochs"]]
+    assert by_test == [("baseline", "test-as-validation"), ("logit", "test-as-validation")]
+    assert all(r["more"] >= 0 and r["most"] >= r["more"] for r in found["epochs"]), "the best is not below the last"
     out = kdbench("status")[1]
     assert "logit (grid)" in out and "4 of 4" in out
+
+
+def test_what_choosing_the_epoch_on_test_adds_is_told_of_whoever_does_it(tmp_path):
+    preset, ground = load_preset("quick"), Ground("digits", "0", "cpu")
+    plan = make_plan(replace(preset, methods=("baseline",), seeds=(0, 1)), (None, "select-on-test"), ground)
+    arms = {}
+    for arm, trials in plan.arms.items():
+        arms[arm] = {}
+        for seed, key in trials.items():
+            folder = StudyFolder(tmp_path).trial(key)
+            folder.write_spec(plan.trials[key])
+            finding = {"id": "KD333", "status": "fail", "severity": "error", "consequence_of": None}
+            result = Result(key, "finished", metrics=Metrics(80.0, 81.0, []), findings=[finding] if arm.fault else [])
+            if arm.fault:
+                scores = [79.0, 80.0, 79.5 - seed]
+                lines = [json.dumps({"epoch": i, "test_accuracy": score}) for i, score in enumerate(scores, 1)]
+                (folder.path / "test_curve.jsonl").write_text("\n".join(lines) + "\n")
+            arms[arm][seed] = (plan.trials[key], result)
+    (row,) = choice.read(compare.Trials(StudyFolder(tmp_path), preset.decision, arms))["epochs"]
+    assert (row["arm"], row["seeds"], row["reported"], row["last"]) == ("select-on-test", 2, 80.0, 79.0)
+    assert (row["more"], row["most"]) == (1.0, 1.5)
 
 
 def test_arms_that_chose_for_themselves_may_differ_in_settings_and_others_not(here):

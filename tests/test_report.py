@@ -260,7 +260,7 @@ def test_links_of_the_page_lead_somewhere_in_it(study, pictures):
 
 
 def test_every_colour_of_a_figure_has_one_for_dark_pages(pictures):
-    assert set(pictures) == set(figures.FIGURES)
+    assert set(pictures) == set(figures.FIGURES) - {"grid"}, "a heat map's colours are values, on any page"
     for name, picture in pictures.items():
         svg = base64.b64decode(picture.partition("base64,")[2]).decode()
         seen = re.sub(r"<style>.*?</style>|stroke: #000000; stroke-opacity: 0", "", svg, flags=re.S)

@@ -6,11 +6,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from audits.checks import CATALOGUE
+from harness.faults import audit_ids
 from harness.plan import Decision
 from kd.methods import METHODS
 
-_NAMES = {audit.id: audit.name for audit in CATALOGUE.values()}
+_NAMES = {id: name for name, id in audit_ids().items()}
 
 
 def _table(*columns: str, title: str) -> Table:
