@@ -10,7 +10,7 @@ from test_study_file import SMALL
 
 from harness import choice, compare
 from harness.grid import Grid, Tried, best, settings_of
-from harness.plan import Arm, Ground, load_preset, make_plan
+from harness.plan import Arm, Ground, load_preset, make_plan, parse_preset
 from harness.record import Metrics, Result, StudyFolder
 from kd.errors import InputError
 
@@ -78,6 +78,16 @@ def test_a_slip_in_a_grid_is_named(here, change, says):
     (here / "mine.toml").write_text(STUDY.replace(*change))
     code, _, err = kdbench("run", "mine.toml", "--dry-run")
     assert code == 2 and says in err, err
+
+
+def test_what_has_one_stage_refuses_a_grid_and_the_template_shows_a_valid_one(here):
+    code, _, err = kdbench("signature", "--preset", "mine.toml", "--fault", "lr-never-decays")
+    assert code == 2 and "signature runs no grid" in err
+    kdbench("init", "new.toml")
+    text, _, rest = (here / "new.toml").read_text().partition("# [grid]")
+    shown = "[grid]" + rest.partition("\n\n")[0].replace("\n# ", "\n")
+    grid = parse_preset("new", text + shown).grid
+    assert set(grid.methods) == {"logit", "feature"} and len(grid.points("logit")) == 9
 
 
 def test_an_arm_has_the_settings_that_the_corrected_one_chose_unless_it_chooses_otherwise(here):

@@ -49,6 +49,8 @@ def command(fault_names: tuple[str, ...], margin: float, simulate: float | None,
     names = [faults.get(name).name for name in fault_names]
     control = faults.get(POSITIVE_CONTROL)
     request = requested(asked, [*dict.fromkeys([*names, POSITIVE_CONTROL])], named_fault=True)
+    if request.preset.grid is not None:
+        raise InputError("signature runs no grid; put the settings that it chose into the file, and leave [grid] out")
     if all(control.why_not(method) for method in request.preset.methods):
         raise InputError(f"the positive control needs a method with a teacher: {control.why_not('baseline')}")
     return _run(request, design, as_json)
