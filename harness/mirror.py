@@ -15,21 +15,25 @@ from typing import Any
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # stdout may be one JSON object
 # A server that is down is told at once, not after minutes of patience: the records can be mirrored any time.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+os.environ.setdefault("MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER", "false")
 
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.tracking import MlflowClient
 
+from harness import mlflow_view
 from harness.compare import Trials
+from harness.mlflow_view import group
 from harness.plan import Arm
 from harness.record import Result, StudyFolder
 from harness.spec import Spec
 
 _STATUS = {"finished": "FINISHED", "diverged": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
-_BATCH = 1000
-"Metrics that one call may carry."
+_LAYOUT = "2"
+"Which params, metrics and tags a run gets; where it differs from a run's, the run is written anew."
 
 
 def tracking_uri(runs: Path) -> str:
@@ -51,12 +55,23 @@ class Mirror:
         else:
             self.experiment = str(found.experiment_id)
         self.written = 0
-        self.view = _share_view(self.client, self.experiment)
-        self.known = {
-            run.data.tags["trial_key"]: (run.info.run_id, run.data.tags.get("record"))
-            for run in self._runs()
-            if "trial_key" in run.data.tags
-        }
+        self._tags = dict(found.tags) if found is not None else {}
+        self.known: dict[str, tuple[str, str | None]] = {}
+        for run in self._runs():
+            # A run whose writing was cut off is still running, says MLflow: it is written anew.
+            record = run.data.tags.get("record") if run.info.status != "RUNNING" else None
+            self._meet(run.data.tags.get("trial_key"), run.info.run_id, record)
+
+    def _meet(self, key: str | None, run_id: str, record: str | None) -> None:
+        """Note a run; a second one of a trial, from a request that was answered late and sent again, is deleted."""
+        if key is None:
+            return
+        this, other = (run_id, record), self.known.get(key)
+        if other is not None and other[1] is not None:
+            this, other = other, this
+        self.known[key] = this
+        if other is not None:
+            self.client.delete_run(other[0])
 
     def _runs(self) -> list[Any]:
         runs, token = [], None
@@ -67,10 +82,17 @@ class Mirror:
             if not token:
                 return runs
 
+    def share(self, groups: list[str]) -> None:
+        """Store the view that the links open, with these arms closed, unless it is there as it is."""
+        wanted = mlflow_view.tags(groups, int(time.time() * 1000))
+        if self._tags.get(mlflow_view.TAG) != wanted[mlflow_view.TAG]:
+            for tag, value in wanted.items():
+                self.client.set_experiment_tag(self.experiment, tag, value)
+
     def write(self, arm: Arm | None, spec: Spec, result: Result, study: StudyFolder) -> None:
         """Mirror one trial, unless it is there as it is. `arm` is None for a teacher."""
         folder = study.trial(result.key)
-        record = hashlib.sha256((folder.path / "result.json").read_bytes()).hexdigest()[:16]
+        record = f"{_LAYOUT}-{hashlib.sha256((folder.path / 'result.json').read_bytes()).hexdigest()[:16]}"
         if result.key in self.known:
             run_id, mirrored = self.known[result.key]
             if mirrored == record:
@@ -79,17 +101,19 @@ class Mirror:
         started = int(datetime.fromisoformat(str(result.times["started"])).timestamp() * 1000) if result.times else None
         label = "teacher" if arm is None else spec.method
         pair = spec.arch if arm is None else arm.pair
-        run_name = f"{label} · {pair} · {spec.fault or 'corrected'} · s{spec.seed}"
+        name = group(label, spec.fault, pair)
         tags = {
             "trial_key": result.key,
+            "record": record,
             "study": study.path.name,
-            "group": f"{label} · {pair} · {spec.fault or 'corrected'}",
+            "group": name,
             "git_commit": str(result.environment.get("git_commit")),
             "git_dirty": str(result.environment.get("git_dirty")),
             "status": result.status + (f": {result.reason}" if result.reason else ""),
             "findings": " ".join([*result.roots, *result.consequences]) or "none",
+            "mlflow.note.content": _note(result),
         }
-        run = self.client.create_run(self.experiment, start_time=started, tags=tags, run_name=run_name)
+        run = self.client.create_run(self.experiment, start_time=started, tags=tags, run_name=f"{name} · s{spec.seed}")
         run_id = run.info.run_id
         params = {
             "variant": "corrected" if spec.fault is None else "bugged",
@@ -105,12 +129,9 @@ class Mirror:
         }
         self.client.log_batch(
             run_id,
+            metrics=_metrics(result, folder.curve(), started or int(time.time() * 1000)),
             params=[Param(name, str(value)) for name, value in params.items()],
-            tags=[RunTag("mlflow.note.content", _note(result))],
         )
-        metrics = _metrics(result, folder.curve(), started or int(time.time() * 1000))
-        for first in range(0, len(metrics), _BATCH):
-            self.client.log_batch(run_id, metrics=metrics[first : first + _BATCH])
         self.client.log_inputs(
             run_id,
             [
@@ -125,8 +146,7 @@ class Mirror:
                 self.client.log_artifact(run_id, str(folder.path / name))
         seconds = float(result.times.get("seconds", 0)) if result.times else 0.0
         ended = started + int(seconds * 1000) if started else None
-        self.client.set_terminated(run_id, _STATUS[result.status], ended)
-        self.client.set_tag(run_id, "record", record)  # last: a run without it was cut off, and is written anew
+        self.client.set_terminated(run_id, _STATUS[result.status], ended)  # last: see `known`
         self.known[result.key] = (run_id, record)
         self.written += 1
 
@@ -161,54 +181,15 @@ def _metrics(result: Result, curve: list[dict[str, Any]], time_ms: int) -> list[
     return metrics
 
 
-def _share_view(client: MlflowClient, experiment: str) -> str:
-    """Store the view that the UI should open on, grouped by variant and method; return the name to ask for it by.
-
-    By itself the UI shows the ten newest runs. The tag is undocumented: where a version of MLflow ignores it, the link
-    opens the plain experiment.
-    """
-    state = json.dumps(
-        {
-            "groupBy": {
-                "aggregateFunction": "average",
-                "groupByKeys": [
-                    {"mode": "param", "groupByData": "fault"},
-                    {"mode": "param", "groupByData": "method"},
-                ],
-            },
-            "runsHiddenMode": "SHOW_ALL",
-            "selectedColumns": [
-                "params.`variant`",
-                "params.`fault`",
-                "params.`method`",
-                "metrics.`final/test_accuracy`",
-                "metrics.`final/audits_failed`",
-            ],
-            "useGroupedValuesInCharts": True,
-            "hideEmptyCharts": True,
-        },
-        sort_keys=True,
-    )
-    name = hashlib.md5(state.encode(), usedforsecurity=False).hexdigest()
-    client.set_experiment_tag(experiment, f"mlflow.sharedViewState.{name}", state)
-    return name
-
-
-def links(base: str, experiment: str, view: str) -> tuple[str, str]:
-    """Return the links to the grouped charts and to the table of group means."""
-    table = f"{base}/#/experiments/{experiment}/runs?viewStateShareKey={view}&workflowType=machine_learning"
-    return table.replace("runs?", "runs?compareRunsMode=CHART&"), table
-
-
 def mirror_study(runs: Path, study: Trials) -> Mirror:
     """Write everything of a study that MLflow does not have; `written` of what is returned counts the runs."""
-    mirror = Mirror(runs, study.folder.path.name)
-    arm_of: dict[str, Arm] = {}
-    for arm, trials in study.arms.items():
-        for spec, _ in trials.values():
-            arm_of.setdefault(spec.key, arm)
-    for folder in study.folder.trials():
-        result = folder.result()
-        if result is not None:
-            mirror.write(arm_of.get(folder.key), folder.spec(), result, study.folder)
+    arms = study.arms | study.controls
+    arm_of = {spec.key: arm for arm in reversed(arms) for spec, _ in arms[arm].values()}
+    with study.folder.mirror_lock():
+        mirror = Mirror(runs, study.folder.path.name)
+        mirror.share(sorted(group(arm.method, arm.fault, arm.pair) for arm in arms))
+        for folder in study.folder.trials():
+            result = folder.result()
+            if result is not None:
+                mirror.write(arm_of.get(folder.key), folder.spec(), result, study.folder)
     return mirror

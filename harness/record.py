@@ -236,6 +236,14 @@ class StudyFolder:
                     raise InputError(f"{self.path} is being run by another kdbench; wait for it, or end it") from error
             yield
 
+    @contextmanager
+    def mirror_lock(self) -> Iterator[None]:
+        """Wait until nobody else mirrors the study: a run that another is writing would be taken for one cut off."""
+        with (self.path / ".mirror.lock").open("a") as file:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
     def trial(self, key: str) -> Folder:
         """Return a trial's folder; that of a repeat (:func:`repeat_of`) lies apart, so that no table counts it."""
         if key.startswith(_REPEAT):
