@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from harness import faults, stats
+from harness.grid import Point, Tried, best
 from harness.plan import Arm, Controls, Decision
 from harness.record import FINAL, Folder, Result, StudyFolder, write_atomic
 from harness.spec import Spec
@@ -41,6 +42,8 @@ class Trials:
     "The positive control and its corrected twin, where they were run; of no family and no table."
     again: tuple[Folder, Folder] | None = None
     "A trial and its repeat."
+    grid: dict[Arm, list[Tried]] = field(default_factory=dict)
+    "What was tried first, by the arm that chose its settings from it."
 
 
 def write_study(
@@ -49,14 +52,15 @@ def write_study(
     arms: dict[Arm, dict[int, str]],
     controls: Controls | None = None,
     command: str | None = None,
+    grid: Mapping[Arm, Sequence[tuple[Point, Mapping[int, str]]]] | None = None,
 ) -> None:
     """Note in study.json how to decide, which trial belongs to which arm, and the command; beside what is noted."""
     known = {}
-    noted = None
+    noted, tried = None, []
     called = [command] if command is not None else []
     if (folder.path / "study.json").is_file():
         raw = _read_json(folder)
-        noted = raw.get("controls")
+        noted, tried = raw.get("controls"), raw.get("grid", [])
         called = list(dict.fromkeys([*raw.get("commands", []), *called]))
         known = {_arm(entry): {int(s): key for s, key in entry["trials"].items()} for entry in raw["arms"]}
     for arm, by_seed in arms.items():
@@ -78,6 +82,12 @@ def write_study(
     }
     study: dict[str, Any] = {"schema": "kdbench.study/1", "decision": declared, "arms": entries, "controls": noted}
     study["commands"] = called
+    grid = grid or {}
+    study["grid"] = [entry for entry in tried if _arm(entry) not in grid] + [
+        {**asdict(arm), "point": dict(point), "trials": {str(seed): key for seed, key in sorted(trials.items())}}
+        for arm in sorted(grid, key=order)
+        for point, trials in grid[arm]
+    ]
     write_atomic(folder.path / "study.json", json.dumps(study, indent=2) + "\n")
 
 
@@ -125,14 +135,25 @@ def read_study(folder: StudyFolder) -> Trials:
             arms[_arm(entry)] = {seed: (trial.spec(), trial.result()) for seed, trial in trials.items()}
         return arms
 
+    grid: dict[Arm, list[Tried]] = {}
+    for entry in raw.get("grid", []):
+        tried = {int(seed): folder.trial(key) for seed, key in entry["trials"].items()}
+        trials = {seed: (trial.spec(), trial.result()) for seed, trial in tried.items()}
+        grid.setdefault(_arm(entry), []).append(Tried(entry["point"], trials))
     decision = {name: raw["decision"][name] for name in ("metric", "margin_pp", "alpha")}
     controls = raw.get("controls") or {"again": None, "arms": []}
     again = (folder.trial(controls["again"][0]), folder.trial(controls["again"][1])) if controls["again"] else None
-    return Trials(folder, Decision(**decision), read(raw["arms"]), read(controls["arms"]), again)
+    return Trials(folder, Decision(**decision), read(raw["arms"]), read(controls["arms"]), again, grid)
 
 
 def write_table(study: Trials) -> None:
-    """Write results.csv: a row a trial, for whatever reads tables."""
+    """Write results.csv: a row a trial, for whatever reads tables; while only settings are tried there is none."""
+    if study.arms:
+        write_atomic(study.folder.path / "results.csv", table(study))
+
+
+def table(study: Trials) -> str:
+    """Return results.csv as text."""
     import pandas as pd
 
     rows = [
@@ -158,8 +179,48 @@ def write_table(study: Trials) -> None:
         for arm in sorted(study.arms, key=order)
         for seed, (spec, result) in sorted(study.arms[arm].items())
     ]
-    table = pd.DataFrame(rows).astype({"selected_epoch": "Int64"})
-    write_atomic(study.folder.path / "results.csv", table.to_csv(index=False))
+    frame = pd.DataFrame(rows)
+    return str((frame.astype({"selected_epoch": "Int64"}) if rows else frame).to_csv(index=False))
+
+
+def grid_rows(study: Trials) -> list[dict[str, Any]]:
+    """Return each point of the grid with its accuracies on validation, and whether its arm chose it."""
+    rows = []
+    for arm in sorted(study.grid, key=order):
+        winner = best(study.grid[arm]) if all(tried.is_decided for tried in study.grid[arm]) else None
+        for tried in study.grid[arm]:
+            values = [value for value in tried.val_accuracy if value is not None]
+            rows.append(
+                {
+                    **asdict(arm),
+                    "point": dict(tried.point),
+                    "seeds": sorted(tried.trials),
+                    "val_accuracy": tried.val_accuracy,
+                    "mean": tried.mean,
+                    "std": CANONICAL.aggregate(values)[1] if tried.mean is not None else None,
+                    "chosen": tried is winner,
+                }
+            )
+    return rows
+
+
+def write_grid(study: Trials) -> None:
+    """Write grid.csv: a row a trial of the grid, with what it was chosen by; nothing of the test set is in it."""
+    import pandas as pd
+
+    rows = [
+        {
+            **{name: row[name] or "" for name in ("pair", "method", "fault")},
+            **row["point"],
+            "seed": seed,
+            "val_accuracy": value,
+            "chosen": row["chosen"],
+        }
+        for row in grid_rows(study)
+        for seed, value in zip(row["seeds"], row["val_accuracy"], strict=True)
+    ]
+    if rows:
+        write_atomic(study.folder.path / "grid.csv", pd.DataFrame(rows).to_csv(index=False))
 
 
 def scores(trials: dict[int, tuple[Spec, Result | None]]) -> tuple[list[float], list[dict[str, Any]]]:
@@ -242,7 +303,9 @@ def compare_within_family(
 
 def _other_differences(a: Arm, b: Arm, study: Trials) -> dict[str, set[str]]:
     """Return what differs beside the seed within an arm, and beside the arm and the seed between the two."""
-    factor = _FACTOR["fault" if a.method == b.method else "method"]
+    factor: tuple[str, ...] = _FACTOR["fault" if a.method == b.method else "method"]
+    if a in study.grid and b in study.grid:  # to choose by another rule is what the fault is
+        factor = (*factor, "settings")
     found: dict[str, set[str]] = {}
 
     def note(reference: Spec, spec: Spec, may: tuple[str, ...]) -> None:
@@ -529,7 +592,7 @@ def as_expected(result: Result, spec: Spec) -> bool:
 def only(study: Trials, arms: Mapping[Arm, Mapping[int, str]]) -> Trials:
     """Return the study with no more than these arms and seeds."""
     kept = {arm: {seed: study.arms[arm][seed] for seed in seeds} for arm, seeds in arms.items()}
-    return Trials(study.folder, study.decision, kept, study.controls, study.again)
+    return replace(study, arms=kept)
 
 
 def teacher_row(arch: str, folder: Folder) -> dict[str, Any]:

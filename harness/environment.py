@@ -24,11 +24,20 @@ def usable_cores() -> int:
     return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
 
 
-@cache
 def code_digest() -> str:
     """Return a digest over the sources that decide a trial's numbers: the core, the faults, the trial."""
+    return _sources("kd", "harness/faults", "harness/trial.py")
+
+
+def audits_digest() -> str:
+    """Return a digest over the sources that decide what is said of a trial: the audits, and the laws put to it."""
+    return _sources("audits", "harness/properties.py")
+
+
+@cache
+def _sources(*places: str) -> str:
     digest = hashlib.sha256()
-    for place in ("kd", "harness/faults", "harness/trial.py"):
+    for place in places:
         root = ROOT / place
         for path in [root] if root.is_file() else sorted(root.rglob("*.py")):
             digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
@@ -72,6 +81,37 @@ def device_name(device: torch.device) -> str:
         return platform.processor() or platform.machine()
 
 
+def instructions() -> str:
+    """Return the vector instructions that torch uses, with any limit set on oneDNN's: others have other last bits."""
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA")
+    return torch.backends.cpu.get_cpu_capability() + (f", oneDNN at most {limit}" if limit else "")
+
+
+@cache
+def installed() -> dict[str, str]:
+    """Return the versions of kdbench and of all that it needs, directly or not, by name; of all there is without it."""
+    from packaging.requirements import Requirement  # the process of a trial does without
+    from packaging.utils import canonicalize_name
+
+    found: dict[str, str] = {}
+    seen: set[tuple[str, str]] = set()
+    names = ["kdbench"] if versions("kdbench")["kdbench"] else [d.name for d in metadata.distributions()]
+    todo = [(name, "") for name in names]
+    while todo:
+        name, extra = one = todo.pop()
+        try:
+            package = metadata.distribution(name)
+        except metadata.PackageNotFoundError:  # another system's
+            continue
+        found[canonicalize_name(name)] = package.version
+        if one not in seen:
+            seen.add(one)
+            needed = [Requirement(text) for text in package.requires or ()]
+            needed = [r for r in needed if r.marker is None or r.marker.evaluate({"extra": extra})]
+            todo += [(r.name, part) for r in needed for part in ("", *r.extras)]
+    return dict(sorted(found.items()))
+
+
 def environment(device: torch.device) -> dict[str, Any]:
     """Return versions, device, threads, determinism and the digest of the code."""
     commit = git_commit()
@@ -81,12 +121,14 @@ def environment(device: torch.device) -> dict[str, Any]:
         **versions("torch", "torchvision", "numpy", "kdbench"),
         "device": device.type,
         "device_name": device_name(device),
+        "instructions": instructions(),
         "cuda": torch.version.cuda if device.type == "cuda" else None,
         "threads": torch.get_num_threads(),
         "cores": usable_cores(),
         "tf32": device.type == "cuda" and torch.backends.cudnn.allow_tf32,
         "deterministic": device.type == "cpu" or torch.backends.cudnn.deterministic,
         "code_digest": code_digest(),
+        "audits_digest": audits_digest(),
         "git_commit": commit[0] if commit else None,
         "git_dirty": commit[1] if commit else None,
     }

@@ -1,21 +1,15 @@
-"""Run the trials of a plan in local processes, teachers first; whatever happens to one of them is recorded."""
+"""Run the trials of a plan, teachers first; whatever happens to one of them is recorded."""
 
-import multiprocessing
-import os
-import signal
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from multiprocessing.connection import wait
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from harness import faults
+from harness.engines import Engine, LocalProcesses, Running
+from harness.lease import Lease, take
 from harness.plan import Arm, Plan
-from harness.record import FINAL, Folder, Result, StudyFolder
+from harness.record import FINAL, OUT_OF_MEMORY, Folder, Result, StudyFolder
 from harness.spec import Spec
-from harness.trial import run_in_child
 
 
 def is_done(plan: Plan, study: StudyFolder, key: str) -> bool:
@@ -46,91 +40,120 @@ def execute(
     workers: int,
     on_trial: OnTrial,
     may_start: Callable[[str], bool] = lambda key: True,
+    *,
+    only: Collection[str] | None = None,
+    retries: int = 0,
+    engine: Engine | None = None,
 ) -> Outcome:
     """Run what has no final result yet, `workers` trials at a time, and return what became of all of them.
 
     `may_start` is asked before a trial starts; once it says no, none is started any more and the rest is left for
-    another time. A process that dies is recorded as failed, and so is a student whose teacher failed. On
+    another time. Of a plan that several coordinators share, `only` names the trials that are this one's; of what it
+    needs, whoever comes first runs it, and the others wait. A process that dies, or finds no memory, is tried again
+    after all others, `retries` times; then it is recorded as failed, and so is a student whose teacher failed. On
     KeyboardInterrupt the running trials are ended and the exception goes on; run again, and what was done is skipped.
+    `engine` says where the trials run: in processes here unless given.
     """
     outcome = Outcome()
     waiting: list[str] = []
+    ours = set(plan.trials if only is None else only)
+    ours |= {need for key in ours if (need := plan.needs(key)) is not None}
     for key, spec in plan.trials.items():
-        folder = study.trial(key)
         if is_done(plan, study, key):
-            outcome.reused.append(key)
+            outcome.reused.extend([key] if key in ours else [])
             continue
-        folder.write_spec(spec)
-        (folder.path / "result.json").unlink(missing_ok=True)
-        waiting.append(key)
+        study.trial(key).write_spec(spec)  # the others' as well: whoever reads the study finds every trial
+        if key in ours:
+            waiting.append(key)
     teachers = set(plan.teachers.values())
     waiting.sort(key=lambda key: key not in teachers)  # stable: teachers first, the rest as planned
 
-    running: dict[str, BaseProcess] = {}
-    context = fresh_processes({plan.trials[key].threads for key in waiting})
+    engine = engine or LocalProcesses(workers, {plan.trials[key].threads for key in waiting})
+    running: dict[str, tuple[Running, Lease]] = {}
+    attempts: dict[str, list[str]] = {key: [] for key in waiting}
 
     def done(key: str, result: Result) -> None:
         (outcome.trained if result.status in FINAL else outcome.failed).append(key)
         on_trial(key, result, 0)
 
+    def start(key: str) -> bool:
+        """Start a trial, unless another coordinator is at it or has done it."""
+        folder = study.trial(key)
+        lease = take(folder)
+        if lease is None:
+            return False
+        waiting.remove(key)
+        if is_done(plan, study, key):
+            lease.release()
+            outcome.reused.append(key)
+            on_trial(key, folder.result(), 0)
+            return True
+        for stale in _OF_AN_ATTEMPT:
+            (folder.path / stale).unlink(missing_ok=True)
+        running[key] = engine.start(folder, data_file, lease), lease
+        return True
+
+    def ended(key: str, process: Running, lease: Lease) -> None:
+        folder = study.trial(key)
+        result = folder.result() or Result(key, "failed", process.death())
+        again = result.status == "failed" and (not result.times or str(result.reason).startswith(OUT_OF_MEMORY))
+        if again and len(attempts[key]) < retries:
+            attempts[key].append(str(result.reason))
+            waiting.append(key)
+        else:
+            if attempts[key] or not result.times:
+                result = replace(result, attempts=attempts[key])
+                folder.write_result(result)
+            done(key, result)
+        lease.release()
+
     try:
         stopping = False
         while running or (waiting and not stopping):
+            blocked = not running
             for key in list(waiting) if not stopping else ():
                 need = plan.needs(key)
                 if need in outcome.failed or (need is not None and _has_no_weights(study.trial(need), outcome)):
                     waiting.remove(key)
                     done(key, _record(study.trial(key), f"its teacher, trial {need}, could not be trained"))
-                elif len(running) < workers and need not in waiting and need not in running:
-                    stopping = not may_start(key)
-                    if stopping:
+                elif engine.has_room(len(running)) and need not in waiting and need not in running:
+                    if not may_start(key):
+                        stopping = True
                         break
-                    waiting.remove(key)
-                    running[key] = _start(context, study.trial(key), data_file)
-            if running:
-                wait([process.sentinel for process in running.values()], timeout=0.5)
-            for key, process in list(running.items()):
-                if process.is_alive():
+                    blocked = not start(key) and blocked
+                if not engine.has_room(len(running)):
+                    break
+            if running or (waiting and blocked):  # if blocked, other coordinators are at what we wait for
+                engine.wait([process for process, _ in running.values()], 0.5 if running else 2.0)
+            for key, (process, lease) in list(running.items()):
+                if not lease.beat():  # this coordinator slept for long, and another one runs the trial now
+                    process.end(hard=True)
+                    del running[key]
+                    waiting.append(key)
+                elif not process.is_over():
                     on_trial(key, None, study.trial(key).epochs())
-                    continue
-                process.join()
-                del running[key]
-                done(key, study.trial(key).result() or _record(study.trial(key), _death(process.exitcode)))
+                else:
+                    del running[key]
+                    ended(key, process, lease)
     except KeyboardInterrupt:
-        for process in running.values():
-            process.terminate()
+        for process, _ in running.values():
+            process.end()
         deadline = time.monotonic() + 5
-        for process in running.values():
-            process.join(max(0.0, deadline - time.monotonic()))
-            if process.is_alive():
-                process.kill()
+        while time.monotonic() < deadline and not all(process.is_over() for process, _ in running.values()):
+            time.sleep(0.05)
+        for process, _ in running.values():
+            process.end(hard=True)
         raise
+    finally:
+        engine.close()
+        for _, lease in running.values():
+            lease.release()
     return outcome
 
 
-def fresh_processes(threads: set[int]) -> multiprocessing.context.BaseContext:
-    """Return how processes for trials are started: on Linux forked from a server in which only imports have run.
-
-    The server inherits its environment now, so the size of its OpenMP pools is set before it starts.
-    """
-    if len(threads) == 1:
-        count = str(next(iter(threads)))
-        os.environ.update(OMP_NUM_THREADS=count, MKL_NUM_THREADS=count)
-    if sys.platform != "linux":
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["harness.trial"])
-    return context
-
-
-def _start(context: multiprocessing.context.BaseContext, folder: Folder, data_file: Path) -> BaseProcess:
-    for stale in ("curve.jsonl", "norms.csv", "test_curve.jsonl", "student.safetensors", "method.safetensors"):
-        (folder.path / stale).unlink(missing_ok=True)
-    process: BaseProcess = context.Process(  # type: ignore[attr-defined]
-        target=run_in_child, args=(str(folder.path), str(data_file), faults.LOADED), daemon=True
-    )
-    process.start()
-    return process
+_OF_AN_ATTEMPT = (
+    *("result.json", "curve.jsonl", "norms.csv", "test_curve.jsonl", "student.safetensors", "method.safetensors"),
+)
 
 
 def _has_no_weights(teacher: Folder, outcome: Outcome) -> bool:
@@ -142,17 +165,6 @@ def _record(folder: Folder, reason: str) -> Result:
     result = Result(folder.key, "failed", reason)
     folder.write_result(result)
     return result
-
-
-def _death(code: int | None) -> str:
-    if code is not None and code < 0:
-        try:
-            name = signal.Signals(-code).name
-        except ValueError:
-            name = str(-code)
-        hint = "; the machine may have run out of memory" if name == "SIGKILL" else ""
-        return f"its process was ended by {name}{hint}"
-    return f"its process ended with code {code} and left no result (log.txt may say why)"
 
 
 def complete_stories(arms: Mapping[Arm, Mapping[int, tuple[Spec, Result | None]]], study: StudyFolder) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from harness.execute import fresh_processes
+from harness.engines import fresh_processes
 from kd import train
 from kd.data import SIZE, Dataset
 from kd.methods import MethodSettings

@@ -11,6 +11,7 @@ from typing import Any
 
 from harness import faults
 from harness.faults import Fault
+from harness.grid import Grid, Point, settings_of
 from harness.record import repeat_of
 from harness.spec import Spec, TeacherRef
 from kd.errors import InputError, unknown
@@ -60,10 +61,15 @@ class Preset:
     "Faults, None for the corrected arm, where the file names them."
     data: Path | None = None
     "Folder of images, where the file names it."
+    grid: Grid | None = None
+    "Settings to be tried first, and chosen among on validation."
+    text: str | None = None
+    "A user's file as it was read, to be kept beside the records."
 
-    def settings(self, pair: str, method: str) -> MethodSettings:
-        """Return a method's settings for a pair."""
-        return MethodSettings(**{**self.method.get(method, {}), **self.pair.get(pair, {}).get(method, {})})
+    def settings(self, pair: str, method: str, point: Point | None = None) -> MethodSettings:
+        """Return a method's settings for a pair; `point` of the grid goes before what the file says."""
+        file = {**self.method.get(method, {}), **self.pair.get(pair, {}).get(method, {})}
+        return MethodSettings(**{**file, **settings_of(point or {})})
 
     @property
     def teacher_recipe(self) -> Recipe:
@@ -77,7 +83,8 @@ def load_preset(name: str) -> Preset:
         path = Path(name)
         if not path.is_file():
             raise InputError(f"{path} does not exist; kdbench init writes a study to start from")
-        preset = parse_preset(path.stem, path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        preset = replace(parse_preset(path.stem, text), text=text)
         if path.stem in PRESETS:
             raise InputError(f"{path}: {path.stem} is the name of a preset; call the file otherwise")
         return replace(preset, data=path.parent / preset.data) if preset.data is not None else preset
@@ -93,7 +100,7 @@ def parse_preset(name: str, text: str) -> Preset:
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"preset {name}: not TOML: {error}") from error
     where = f"preset {name}"
-    _keys(raw, ["study", "decision", "recipe", "teacher", "method", "pair"], where)
+    _keys(raw, ["study", "decision", "recipe", "teacher", "method", "pair", "grid"], where)
     study = raw.get("study", {})
     _keys(study, ["dataset", "data", "pairs", "methods", "arms", "seeds"], f"{where}, [study]")
     _keys(raw.get("decision", {}), [f.name for f in fields(Decision)], f"{where}, [decision]")
@@ -122,6 +129,7 @@ def parse_preset(name: str, text: str) -> Preset:
             by_pair,
             _arms(study["arms"], f"{where}, [study]: arms") if "arms" in study else None,
             Path(study["data"]) if "data" in study else None,
+            _grid(raw["grid"], where) if "grid" in raw else None,
         )
         _ = preset.teacher_recipe, [preset.settings(pair, method) for pair in preset.pairs for method in preset.methods]
     except KeyError as error:
@@ -154,6 +162,20 @@ def _arms(found: Any, where: str) -> tuple[str | None, ...]:
         if name != "corrected" and any(part not in faults.FAULTS for part in name.split("+")):
             raise unknown("arm", name, ["corrected", *faults.FAULTS], where)
     return tuple(dict.fromkeys(None if name == "corrected" else faults.get(name).name for name in names))
+
+
+def _grid(found: dict[str, Any], where: str) -> Grid:
+    _keys(found, ["seeds", *METHODS], f"{where}, [grid]")
+    axes = {name: table for name, table in found.items() if name != "seeds"}
+    for name, table in axes.items():
+        _keys(table, table, f"{where}, [grid.{name}]")
+        for setting, values in table.items():
+            if not isinstance(values, list):
+                raise InputError(f"[grid.{name}]: {setting} is {values!r}; it must be a list of numbers")
+    if not axes or "seeds" not in found:
+        raise InputError("[grid] needs seeds, other than the study's, and a method's settings, as [grid.logit]")
+    tables = {name: {key: tuple(values) for key, values in table.items()} for name, table in axes.items()}
+    return Grid(parse_seeds(found["seeds"]), tables)
 
 
 def check_method(method: str) -> None:
@@ -231,11 +253,25 @@ class Plan:
     skipped: list[tuple[str, str, str]] = field(default_factory=list)
     "Fault, method and reason, where a fault of a whole variant does not apply."
     controls: Controls | None = None
+    grid: dict[Arm, list[tuple[Point, dict[int, str]]]] = field(default_factory=dict)
+    "By arm that chooses for itself: each point tried, with the keys by seed."
+    is_first_stage: bool = False
+    "Whether this is the grid alone, from which the settings of the arms are to be chosen."
 
     def needs(self, key: str) -> str | None:
         """Return the key of the trial that must be done first."""
         teacher = self.trials[key].teacher
         return teacher.key if teacher is not None and teacher.key in self.trials else None
+
+    def shard(self, number: int, of: int) -> list[str]:
+        """Return the keys of the number-th of so many slices, counted from 1, with the teachers that they need.
+
+        Equal plans are cut alike wherever that is done; a teacher is in every slice that needs it.
+        """
+        teachers = set(self.teachers.values())
+        own = [key for key in self.trials if key not in teachers][number - 1 :: of]
+        needed = {need for key in own if (need := self.needs(key)) is not None}
+        return [key for key in self.trials if key in needed] + own
 
     def add(self, spec: Spec) -> str:
         """Enter a trial, once however many arms share it."""
@@ -263,14 +299,20 @@ def make_plan(
     *,
     named_fault: bool = False,
     controls: bool = False,
+    chosen: Mapping[Arm, Point] | None = None,
 ) -> Plan:
-    """Lay out the trials of a study.
+    """Lay out the trials of a study, or, where it has a grid and nothing was `chosen` yet, those of the grid.
 
     `variants` are the faults of the arms, None for the corrected one. Where a fault does not apply to a method, that
     arm is skipped and listed; if it was named (`named_fault`) and applies to none, that is an InputError. `controls`
     adds those of the first pair.
     """
-    plan = Plan(_study_name(preset, ground), preset)
+    plan = Plan(_study_name(preset, ground), preset, is_first_stage=preset.grid is not None and chosen is None)
+    if preset.grid is not None and (both := {*preset.grid.seeds} & {*preset.seeds}):
+        raise InputError(
+            f"[grid]: seed {min(both)} is one of the study's too; what is chosen for doing well with a seed "
+            "says nothing there any more"
+        )
     for name in variants:
         fault = faults.get(name) if name is not None else None
         for pair in preset.pairs:
@@ -281,17 +323,34 @@ def make_plan(
                         plan.skipped.append((fault.name, method, why))
                     continue
                 arm = Arm(name, pair, method)
-                plan.arms[arm] = _trials(plan, arm, fault, ground)
+                chooser = replace(arm, fault=_chooses_by(fault))
+                if preset.grid is not None and chooser not in plan.grid and (points := preset.grid.points(method)):
+                    own = fault if chooser.fault is not None else None
+                    plan.grid[chooser] = [
+                        (point, _trials(plan, chooser, own, ground, point, preset.grid.seeds)) for point in points
+                    ]
+                point = (chosen or {}).get(chooser)
+                plan.arms[arm] = {} if plan.is_first_stage else _trials(plan, arm, fault, ground, point)
     missing = {name for name in variants if name is not None} - {arm.fault for arm in plan.arms}
     if named_fault and missing:
         reasons = "; ".join(f"{fault}: {why}" for fault, _, why in plan.skipped if fault in missing)
         raise InputError(f"the fault named applies to none of the methods asked for ({reasons})")
-    if controls and plan.arms:
-        plan.controls = _controls(plan, ground)
+    if plan.is_first_stage:
+        plan.arms.clear()
+    elif controls and plan.arms:
+        plan.controls = _controls(plan, ground, chosen or {})
     return plan
 
 
-def _controls(plan: Plan, ground: Ground) -> Controls:
+def _chooses_by(fault: Fault | None) -> str | None:
+    """Return the fault of the grid that an arm's settings come from: its own where the fault is in what chooses.
+
+    Any other arm has the settings of the corrected one, so that the two differ in the fault alone.
+    """
+    return fault.name if fault is not None and "split" in fault.seam.split("+") else None
+
+
+def _controls(plan: Plan, ground: Ground, chosen: Mapping[Arm, Point]) -> Controls:
     """Add the repeat of one trial, and the positive control of the first method that has a teacher."""
     fault, pair = faults.get(POSITIVE_CONTROL), plan.preset.pairs[0]
     able = [method for method in plan.preset.methods if not _why_not(fault, method, ground, plan.preset.recipe)]
@@ -302,14 +361,23 @@ def _controls(plan: Plan, ground: Ground) -> Controls:
     if not able:
         return Controls(again, None)
     positive, corrected = Arm(fault.name, pair, able[0]), Arm(None, pair, able[0])
-    return Controls(again, positive, _trials(plan, positive, fault, ground), _trials(plan, corrected, None, ground))
+    point = chosen.get(corrected)
+    trials = [_trials(plan, a, f, ground, point) for a, f in ((positive, fault), (corrected, None))]
+    return Controls(again, positive, *trials)
 
 
-def _trials(plan: Plan, arm: Arm, fault: Fault | None, ground: Ground) -> dict[int, str]:
+def _trials(
+    plan: Plan,
+    arm: Arm,
+    fault: Fault | None,
+    ground: Ground,
+    point: Point | None = None,
+    seeds: Sequence[int] | None = None,
+) -> dict[int, str]:
     """Enter the trials of an arm, and its teacher; return their keys by seed."""
     preset = plan.preset
     teacher_arch, student_arch = split_pair(arm.pair)
-    settings = preset.settings(arm.pair, arm.method)
+    settings = preset.settings(arm.pair, arm.method, point)
 
     def add(arch: str, method: str, seed: int, recipe: Recipe, teacher: TeacherRef | None, fault: Fault | None) -> str:
         return plan.add(
@@ -337,7 +405,8 @@ def _trials(plan: Plan, arm: Arm, fault: Fault | None, ground: Ground) -> dict[i
         key = add(teacher_arch, "baseline", TEACHER_SEED, preset.teacher_recipe, None, shared)
         plan.teachers[teacher_arch, shared.name if shared else None] = key
         teacher = TeacherRef(teacher_arch, key)
-    return {seed: add(student_arch, arm.method, seed, preset.recipe, teacher, fault) for seed in preset.seeds}
+    recipe = preset.recipe
+    return {seed: add(student_arch, arm.method, seed, recipe, teacher, fault) for seed in seeds or preset.seeds}
 
 
 def _why_not(fault: Fault, method: str, ground: Ground, recipe: Recipe) -> str | None:
@@ -360,6 +429,8 @@ def _study_name(preset: Preset, ground: Ground) -> str:
             changed["teacher_recipe"] = dict(preset.teacher)
     else:  # a file of the user's may be changed in anything
         changed = {name: asdict(preset)[name] for name in ("recipe", "teacher", "method", "pair")}
+        if preset.grid is not None:
+            changed["grid"] = asdict(preset.grid)
     if ground.teacher_sha256 is not None:
         changed["teacher"] = ground.teacher_sha256
     if ground.dataset.startswith("folder-"):  # another folder may have the same name, and this one may change

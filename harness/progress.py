@@ -32,6 +32,10 @@ def progress(study: StudyFolder) -> dict[str, Any]:
         by_seed = trials.arms[arm]
         groups[arm.pair, arm.method, arm.label] = {spec.key: (spec, result) for spec, result in by_seed.values()}
         ours |= {spec.key for spec, _ in by_seed.values()}
+    for arm, points in trials.grid.items():
+        tried = {spec.key: (spec, result) for one in points for spec, result in one.trials.values()}
+        groups[arm.pair, f"{arm.method} (grid)", arm.label] = tried
+        ours |= tried.keys()
     for folder in study.trials():  # what belongs to no arm: teachers, and controls
         if folder.key not in ours:
             spec = folder.spec()

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+from uuid import uuid4
 
 from harness.spec import Spec
 from kd.errors import InputError
@@ -32,6 +33,8 @@ except ImportError:  # not a POSIX system
 Status = Literal["finished", "failed", "diverged", "interrupted"]
 FINAL: tuple[Status, ...] = ("finished", "diverged")
 "What is not tried again: a failure may have been the machine's, a divergence is a result."
+OUT_OF_MEMORY = "out of memory"
+"How the reason begins of a trial that failed for want of memory: alone it may find enough."
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,8 @@ class Result:
     environment: dict[str, Any] = field(default_factory=dict)
     times: dict[str, float | str] = field(default_factory=dict)
     peak_memory_mb: float | None = None
+    attempts: list[str] = field(default_factory=list)
+    "Why earlier attempts at the trial ended, of those that were made anew at once."
     schema: str = "kdbench.trial/1"
 
     @property
@@ -136,7 +141,7 @@ def sync(path: Path) -> None:
 
 def write_atomic(path: Path, text: str) -> None:
     """Write a file so that a reader, or a crash at any moment, finds the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")  # a process number may be another machine's too
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -226,14 +231,28 @@ class StudyFolder:
         return self.path / "weights" / f"{digest}{suffix}"
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Keep a second coordinator out of the study, or raise InputError if there is one already."""
+    def lock(self, shared: bool = False) -> Iterator[None]:
+        """Keep a second coordinator out of the study, or raise InputError if there is one already.
+
+        Those that run a shard each (`shared`) keep out only the one that would run the whole.
+        """
         with (self.path / ".lock").open("a") as file:
             if fcntl is not None:
                 try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
                 except OSError as error:
-                    raise InputError(f"{self.path} is being run by another kdbench; wait for it, or end it") from error
+                    raise InputError(
+                        f"{self.path} is being run by another kdbench; wait for it, or end it"
+                        " (several may run a study together, each with a --shard)"
+                    ) from error
+            yield
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Have the study's own files, those that belong to no trial, for oneself; waits for the others."""
+        with (self.path / ".writing").open("a") as file:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
     @contextmanager

@@ -3,22 +3,22 @@
 Everything is read from the records; the page is one file, works offline, and says of each figure where it came from.
 """
 
-import base64
-import io
+import math
+from collections import Counter
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from harness import compare, faults, stats
+from harness import choice, compare, faults, figures, published, stats
 from harness.compare import Trials
 from harness.plan import Arm
-from harness.record import StudyFolder
+from harness.record import Metrics, Result, StudyFolder
+from harness.spec import Spec
 from kd.errors import InputError
 from kd.methods import METHODS
 
-METHOD_COLOURS = {"baseline": "#4b5563", "logit": "#1d4ed8", "feature": "#b45309"}
 _MEANING = {
     "different": "so large a difference would be rare if there were none",
     "equivalent": "the difference is within the margin",
@@ -28,45 +28,87 @@ _MEANING = {
 }
 
 
-def read(folder: StudyFolder) -> dict[str, Any]:
+def read(study: Trials) -> dict[str, Any]:
     """Return everything that the page shows of a study."""
-    study = compare.read_study(folder)
     arms = compare.summary(study)
     if not any(arm["mean"] is not None for arm in arms):
-        raise InputError(f"{folder.path.name} has no finished trial yet; kdbench status shows how far it is")
+        raise InputError(f"{study.folder.path.name} has no finished trial yet; kdbench status shows how far it is")
     bugs = compare.compare_arms(study, compare.bug_pairs(study.arms), refuse=False)
     gains = compare.compare_arms(study, compare.gain_pairs(study.arms), refuse=False)
     verdicts = {(c["b"], c["pair"], c["method"]): c["verdict"] for c in bugs}
     for arm in arms:
         arm["effect"] = compare.effect(arm, verdicts.get((arm["fault"], arm["pair"], arm["method"])))
-    controls = compare.controls(study)
+    teachers, controls = _teachers(study), compare.controls(study)
     found = {
-        "study": folder.path.name,
+        "study": study.folder.path.name,
         "decision": study.decision,
         "arms": arms,
         "bugs": bugs,
         "gains": gains,
         "controls": controls,
-        "teachers": _teachers(study),
-        "capacity": _capacity(study, gains),
+        "teachers": teachers,
+        "capacity": _capacity(study, gains, teachers),
         "fidelity": _fidelity(study),
+        "per_class": _per_class(study, teachers),
+        "published": published.beside(study, arms, teachers, gains),
+        "norms": published.norms(study),
+        "choice": choice.read(study),
         "environment": _environment(study),
-        "commands": compare.commands(folder),
+        "commands": compare.commands(study.folder),
+        "setting": _setting(study),
         "state": _state(arms),
     }
-    pairs = len({arm.pair for arm in study.arms})
-    claims = [{"of": of, "rows": [_claim(c, pairs) for c in rows]} for of, rows in (("gains", gains), ("bugs", bugs))]
+    claims = [
+        {"title": title, "summary": _counted(rows), "rows": _claims(rows)}
+        for title, rows in (("Does distillation gain anything?", gains), ("Do the bugs matter?", bugs))
+    ]
     meanings = {c["verdict"]: _MEANING[c["verdict"]] for c in [*gains, *bugs]}
-    return {**found, "claims": claims, "meanings": meanings, "code": _code(found)}
+    return {**found, "claims": claims, "meanings": meanings, "code": _code(study, arms, controls)}
+
+
+def _counted(comparisons: list[dict[str, Any]]) -> str:
+    """Return how often each verdict came: 1 different, lower; 2 undecided."""
+    counts = Counter(_verdict(c) for c in comparisons)
+    return "; ".join(f"{number} {verdict}" for verdict, number in sorted(counts.items()))
+
+
+def _verdict(c: Mapping[str, Any]) -> str:
+    """Return a verdict with its direction."""
+    if c["verdict"] in ("different", "both"):
+        return f"{c['verdict']}, {'higher' if c['difference_pp'] > 0 else 'lower'}"
+    return str(c["verdict"])
+
+
+_OPEN = ("undecided", "undefined")
+_MOST_CLAIMS = 8
+
+
+def _claims(comparisons: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the comparisons in a line each; of many, a line for each method or bug: one screen holds it."""
+    if len(comparisons) <= _MOST_CLAIMS:
+        pairs = len({c["pair"] for c in comparisons})
+        return [_claim(c, pairs) for c in comparisons]
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for c in comparisons:
+        groups.setdefault(METHODS[c["b"]].title if c["b"] in METHODS else c["b"], []).append(c)
+    rows = []
+    for name, of in groups.items():
+        found = sorted(c["difference_pp"] for c in of if c["difference_pp"] is not None)
+        span = f": {found[0]:+.2f} to {found[-1]:+.2f} pp" if found else ""
+        verdict = _verdict(of[0]) if len({_verdict(c) for c in of}) == 1 else _counted(of)
+        open_ = all(c["verdict"] in _OPEN for c in of)
+        rows.append({"verdict": verdict, "open": open_, "text": f"{name}, {len(of)} comparisons{span}", "power": ""})
+    return rows
 
 
 def _claim(c: Mapping[str, Any], pairs: int) -> dict[str, Any]:
-    """Return a comparison in a few words, with its verdict."""
+    """Return a comparison in a few words, with its verdict; of an open one, what these seeds could have seen."""
     method, where = METHODS[c["method"]].title, f"{c['pair']}, " if pairs > 1 else ""
     what = f"{where}{method} against the baseline" if c["b"] == c["method"] else f"{where}{c['b']} in {method}"
     low_high = "" if c["ci95_pp"] is None else " [{:+.2f}, {:+.2f}]".format(*c["ci95_pp"])
     by = "" if c["difference_pp"] is None else f": {c['difference_pp']:+.2f} pp{low_high}"
-    return {"verdict": c["verdict"], "text": f"{what}{by}"}
+    power = f"80% power from {c['mde_pp']:.1f} pp" if c["verdict"] == "undecided" and c["mde_pp"] is not None else ""
+    return {"verdict": _verdict(c), "open": c["verdict"] in _OPEN, "text": f"{what}{by}", "power": power}
 
 
 def _state(arms: list[dict[str, Any]]) -> dict[str, int]:
@@ -74,32 +116,40 @@ def _state(arms: list[dict[str, Any]]) -> dict[str, int]:
     return {"trials": len(scored), "missing": sum(value is None for value in scored)}
 
 
-def _code(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return what the audits and the controls say of the code, each with whether it is as it should be."""
-    clean = [arm for arm in found["arms"] if not arm["fault"]]
-    bugged = [arm for arm in found["arms"] if arm["fault"]]
+def _code(study: Trials, arms: list[dict[str, Any]], controls: dict[str, Any] | None) -> list[dict[str, str]]:
+    """Return what the audits and the controls say of the code, each with `yes`, `NO`, or `not yet`."""
     said = []
-    if clean:
-        good = sum(arm["as_expected"] for arm in clean)
-        said.append({"good": good == len(clean), "text": f"{good} of {len(clean)} corrected arms are proven clean"})
-    if bugged:
-        good = sum(arm["as_expected"] for arm in bugged)
-        text = f"{good} of {len(bugged)} bugged arms were caught by exactly the audits that their bug names"
-        said.append({"good": good == len(bugged), "text": text})
-    controls = found["controls"]
+
+    def note(good: bool, waiting: bool, text: str) -> None:
+        said.append({"word": "yes" if good else "not yet" if waiting else "NO", "text": text})
+
+    for bugged, text in (
+        (False, "corrected arms are proven clean"),
+        (True, "bugged arms were caught by exactly the audits that their bug names"),
+    ):
+        rows = [row for row in arms if (row["fault"] is not None) == bugged]
+        bad = [row for row in rows if not row["as_expected"]]
+        running = [row for row in bad if _running(study.arms[Arm(row["fault"], row["pair"], row["method"])])]
+        if rows:
+            note(not bad, len(bad) == len(running), f"{len(rows) - len(bad)} of {len(rows)} {text}")
     if controls is None:
-        said.append({"good": False, "text": "no controls were run: the study was not shown to see anything"})
+        note(False, False, "no controls were run: the study was not shown to see anything")
         return said
     again, positive = controls["again"], controls["positive"]
-    same = again is not None and again["verdict"] == "identical"
-    how = "gave the same bits" if same else f"the same seed twice: {again['verdict'] if again else 'missing'}"
-    said.append({"good": same, "text": f"the same seed twice {how}" if same else how})
+    verdict = again["verdict"] if again else "missing"
+    how = "gave the same bits" if verdict == "identical" else f"is {verdict}"
+    note(verdict == "identical", verdict == "missing", f"the same seed twice {how}")
     if positive is not None:
         senses = (("by its audit", positive["seen_by_audit"]), ("in accuracy", positive["seen_in_accuracy"]))
         text = ", ".join(f"{'seen' if seen else 'NOT seen'} {where}" for where, seen in senses)
-        good = all(seen for _, seen in senses)
-        said.append({"good": good, "text": f"the positive control ({positive['fault']}) was {text}"})
+        waiting = any(_running(trials) for trials in study.controls.values())
+        text = f"the positive control ({positive['fault']}) was {text}"
+        note(all(seen for _, seen in senses), waiting, text if not waiting else "the positive control is running")
     return said
+
+
+def _running(trials: Mapping[int, tuple[Spec, Result | None]]) -> bool:
+    return any(result is None for _, result in trials.values())
 
 
 def _teachers(study: Trials) -> list[dict[str, Any]]:
@@ -113,12 +163,12 @@ def _teachers(study: Trials) -> list[dict[str, Any]]:
     return [compare.teacher_row(arch, f) for arch, f in folders if (f.path / "spec.json").is_file()]
 
 
-def _capacity(study: Trials, gains: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _capacity(study: Trials, gains: list[dict[str, Any]], teachers: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return by pair: teacher, baseline, their gap, and which method gained most."""
     rows = []
-    teachers = {t["arch"]: t["test_accuracy"] for t in _teachers(study) if not t["fault"]}
+    by_arch = {t["arch"]: t["test_accuracy"] for t in teachers if not t["fault"]}
     for pair in dict.fromkeys(arm.pair for arm in study.arms):
-        teacher = teachers.get(pair.split("-")[0])
+        teacher = by_arch.get(pair.split("-")[0])
         arm = study.arms.get(Arm(None, pair, "baseline"))
         values = compare.scores(arm)[0] if arm else []
         baseline = fmean(values) if values else None
@@ -131,8 +181,8 @@ def _capacity(study: Trials, gains: list[dict[str, Any]]) -> list[dict[str, Any]
                 "teacher": teacher,
                 "baseline": baseline,
                 "gap": gap,
+                "gains": {METHODS[g["method"]].title: g["difference_pp"] for g in mine},
                 "best": METHODS[best["method"]].title if best else None,
-                "gain": best["difference_pp"] if best else None,
                 "verdict": best["verdict"] if best else None,
             }
         )
@@ -140,26 +190,93 @@ def _capacity(study: Trials, gains: list[dict[str, Any]]) -> list[dict[str, Any]
 
 
 def _fidelity(study: Trials) -> list[dict[str, Any]]:
-    """Return how close each arm's students come to their teacher: agreement in percent, KL in nats."""
+    """Return how close each arm's students come to their teacher: agreement in percent, KL in nats; mean and sd."""
     rows = []
     for arm in sorted(study.arms, key=compare.order):
-        metrics = [r.metrics for _, r in study.arms[arm].values() if r is not None and r.metrics is not None]
-        seen = [m for m in metrics if m.agreement is not None]
+        seen = [m for m in _metrics(study, arm) if m.agreement is not None]
         if seen:
-            rows.append(
-                {
-                    "pair": arm.pair,
-                    "method": METHODS[arm.method].title,
-                    "arm": arm.label,
-                    **{name: fmean(getattr(m, name) for m in seen) for name in ("agreement", "kl_t1", "kl_t4")},
-                }
-            )
+            values = {name: [getattr(m, name) for m in seen] for name in ("agreement", "kl_t1", "kl_t4")}
+            spread = {name: (fmean(of), stdev(of) if len(of) > 1 else None) for name, of in values.items()}
+            rows.append({"pair": arm.pair, "method": METHODS[arm.method].title, "arm": arm.label, **spread})
     return rows
+
+
+def _metrics(study: Trials, arm: Arm) -> list[Metrics]:
+    return [r.metrics for _, r in study.arms.get(arm, {}).values() if r is not None and r.metrics is not None]
+
+
+_CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_MOST_CLASSES = 12
+
+
+def _per_class(study: Trials, teachers: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return the corrected arms' accuracy by class, mean over seeds, with the difference from the pair's baseline.
+
+    Of more classes than a table can bear, those whose difference is largest in any arm.
+    """
+    means = {arm: _class_means(_metrics(study, arm)) for arm in sorted(study.arms, key=compare.order) if not arm.fault}
+    means = {arm: values for arm, values in means.items() if values}
+    if not means:
+        return None
+    largest = [0.0] * max(map(len, means.values()))
+    rows: list[dict[str, Any]] = []
+    for teacher in teachers:
+        result = study.folder.trial(teacher["key"]).result()
+        if not teacher["fault"] and result is not None and result.metrics is not None:
+            alone = [(value, None) for value in result.metrics.per_class]
+            rows.append({"pair": teacher["arch"], "method": "Teacher", "cells": alone})
+    for arm, values in means.items():
+        base = means.get(Arm(None, arm.pair, "baseline"), []) if arm.method != "baseline" else []
+        less = [None if a is None or b is None else a - b for a, b in zip(values, base, strict=False)]
+        for i, difference in enumerate(less):
+            largest[i] = max(largest[i], abs(difference or 0.0))
+        cells = [(value, less[i] if less else None) for i, value in enumerate(values)]
+        rows.append({"pair": arm.pair, "method": METHODS[arm.method].title, "cells": cells})
+    count = len(largest)
+    shown = sorted(sorted(range(count), key=lambda i: (-largest[i], i))[:_MOST_CLASSES])
+    names = _CIFAR10 if _setting(study)["data"] == "cifar10" else [str(i) for i in range(count)]
+    for row in rows:
+        cells = [row["cells"][i] for i in shown]
+        row["cells"] = [{"mean": mean, "less": less, "heat": _heat(less, max(largest))} for mean, less in cells]
+    return {"classes": [names[i] for i in shown], "of": count, "rows": rows}
+
+
+def _class_means(metrics: list[Metrics]) -> list[float | None]:
+    by_class = zip(*(m.per_class for m in metrics), strict=True)
+    return [fmean(v for v in of if v is not None) if any(v is not None for v in of) else None for of in by_class]
+
+
+def _heat(difference: float | None, largest: float) -> str:
+    """Return the name of a cell's colour: up or down, in three steps of the largest difference."""
+    step = math.ceil(3 * abs(difference) / largest) if difference and largest else 0
+    return f"{'up' if difference and difference > 0 else 'down'}{step}" if step else ""
+
+
+def _setting(study: Trials) -> dict[str, Any]:
+    """Return in what the trials stand, each point with all its values."""
+    specs = [spec for by_seed in study.arms.values() for spec, _ in by_seed.values()]
+    values: dict[str, list[Any]] = {
+        "data": [spec.dataset for spec in specs],
+        "images": [f"{spec.recipe.train_size:,}" for spec in specs],
+        "epochs": [spec.recipe.epochs for spec in specs],
+        "width": [spec.recipe.base_width for spec in specs],
+        "seeds": [len(by_seed) for by_seed in study.arms.values()],
+    }
+    return {name: " or ".join(map(str, dict.fromkeys(of))) for name, of in values.items()}
 
 
 def _environment(study: Trials) -> dict[str, list[str]]:
     """Return what the trials ran on, each name with all its values."""
-    names = ("device_name", "torch", "torchvision", "python", "threads", "code_digest", "git_commit", "git_dirty")
+    names = {
+        "device_name": "device",
+        "torch": "torch",
+        "torchvision": "torchvision",
+        "python": "Python",
+        "threads": "threads a trial",
+        "code_digest": "digest of the code",
+        "git_commit": "commit",
+        "git_dirty": "changed since the commit",
+    }
     found: dict[str, set[str]] = {name: set() for name in names}
     data = set()
     for trials in study.arms.values():
@@ -167,134 +284,29 @@ def _environment(study: Trials) -> dict[str, list[str]]:
             data.add(f"{spec.dataset} {spec.data_digest[:16]}")
             for name in names if result is not None else ():
                 found[name].add(str(result.environment.get(name)))  # type: ignore[union-attr]
-    return {**{name: sorted(values) for name, values in found.items() if values}, "data": sorted(data)}
-
-
-# -- figures
-
-
-def figures(folder: StudyFolder) -> dict[str, str]:
-    """Return the figures as SVG in data addresses: gains, bugs, curves, norms."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    study = compare.read_study(folder)
-    drawn = {
-        "accuracy": _draw_accuracy(study),
-        "curves": _draw_curves(study),
-        "norms": _draw_norms(study),
-    }
-    return {name: picture for name, picture in drawn.items() if picture}
-
-
-def _svg(figure: Any) -> str:
-    from matplotlib import pyplot as plt
-
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
-    plt.close(figure)
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _draw_accuracy(study: Trials) -> str:
-    """Draw every seed of every arm, and the mean with its 95% interval."""
-    from matplotlib import pyplot as plt
-    from scipy import stats as scipy_stats
-
-    arms = [arm for arm in sorted(study.arms, key=compare.order) if compare.scores(study.arms[arm])[0]]
-    figure, axes = plt.subplots(figsize=(8, 0.8 + 0.36 * len(arms)))
-    for y, arm in enumerate(arms):
-        values = compare.scores(study.arms[arm])[0]
-        colour = METHOD_COLOURS.get(arm.method, "#334155")
-        axes.plot(values, [y] * len(values), "o", color=colour, alpha=0.55, ms=5, mec="none")
-        if len(values) > 1:
-            half = scipy_stats.t.isf(0.025, len(values) - 1) * stdev(values) / len(values) ** 0.5
-            axes.errorbar(fmean(values), y + 0.22, xerr=half, fmt="|", color=colour, ms=9, lw=1.6)
-    every = [value for arm in arms for value in compare.scores(study.arms[arm])[0]]
-    room = max(1.0, 0.15 * (max(every) - min(every)))
-    axes.set_xlim(max(0.0, min(every) - room), min(100.0, max(every) + room))
-    labels = [f"{arm.pair}  {METHODS[arm.method].title}  {arm.label}" for arm in arms]
-    axes.set_yticks(range(len(arms)), labels, fontsize=9)
-    axes.invert_yaxis()
-    axes.set_xlabel("test accuracy, % (a dot a seed; bar: mean with its 95% interval)")
-    axes.grid(axis="x", alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    return _svg(figure)
-
-
-def _draw_curves(study: Trials) -> str:
-    """Draw validation accuracy by epoch, the mean and the range over the seeds, of the corrected arms."""
-    from matplotlib import pyplot as plt
-
-    pairs = list(dict.fromkeys(arm.pair for arm in sorted(study.arms, key=compare.order) if not arm.fault))
-    if not pairs:
-        return ""
-    figure, grid = plt.subplots(1, len(pairs), figsize=(4.2 * len(pairs), 3.1), squeeze=False)
-    for axes, pair in zip(grid[0], pairs, strict=True):
-        for arm in (a for a in sorted(study.arms, key=compare.order) if a.pair == pair and not a.fault):
-            curves = [
-                [epoch["val_accuracy"] for epoch in study.folder.trial(spec.key).curve()]
-                for spec, result in study.arms[arm].values()
-                if result is not None
-            ]
-            curves = [curve for curve in curves if curve and len(curve) == max(map(len, curves))]
-            if not curves:
-                continue
-            by_epoch = list(zip(*curves, strict=True))
-            xs, colour = range(1, len(by_epoch) + 1), METHOD_COLOURS.get(arm.method, "#334155")
-            axes.plot(xs, [fmean(values) for values in by_epoch], color=colour, label=METHODS[arm.method].title)
-            axes.fill_between(xs, [min(v) for v in by_epoch], [max(v) for v in by_epoch], color=colour, alpha=0.15)
-        axes.set_title(pair, fontsize=10)
-        axes.set_xlabel("epoch")
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    grid[0][0].set_ylabel("validation accuracy, %")
-    grid[0][0].legend(frameon=False, fontsize=9)
-    return _svg(figure)
-
-
-def _draw_norms(study: Trials) -> str:
-    """Draw the gradient norms of Feature-KD's first steps before clipping, a line a seed."""
-    import pandas as pd
-    from matplotlib import pyplot as plt
-
-    lines: dict[str, list[Any]] = {}
-    for arm in sorted(study.arms, key=compare.order):
-        for spec, _ in study.arms[arm].values() if METHODS[arm.method].has_projectors else ():
-            path = study.folder.trial(spec.key).path / "norms.csv"
-            if path.is_file():
-                table = pd.read_csv(path)
-                if "projectors" in table and len(table):
-                    lines.setdefault(f"{arm.pair}, {arm.label}", []).append(table)
-    if not lines:
-        return ""
-    figure, grid = plt.subplots(1, 2, figsize=(9, 3.1), sharex=True)
-    palette = plt.get_cmap("tab10").colors
-    for axes, group in zip(grid, ("projectors", "student"), strict=True):
-        for i, (label, tables) in enumerate(lines.items()):
-            for j, table in enumerate(tables):
-                name = label if j == 0 else None
-                axes.plot(table["step"], table[group], color=palette[i % 10], lw=0.9, alpha=0.7, label=name)
-        axes.set_title(f"{group}: gradient norm before clipping", fontsize=10)
-        axes.set_xlabel("step")
-        axes.set_yscale("log")
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    grid[0].legend(frameon=False, fontsize=8)
-    return _svg(figure)
+    seen = {names[name]: sorted(values) for name, values in found.items() if values}
+    return {**seen, "digest of the data": sorted(data)}
 
 
 # -- pages
 
 
 def html(found: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
-    """Return the page as one HTML file."""
-    return _template("report.html.j2").render(**_context(found), pictures=pictures)
+    """Return the page as one HTML file; a figure that is missing is left out."""
+    every = {name: pictures.get(name, "") for name in figures.FIGURES}
+    return str(_template("report.html.j2").render(**_context(found), pictures=every))
 
 
 def markdown(found: Mapping[str, Any]) -> str:
     """Return the page as Markdown, without figures."""
     return str(_template("report.md.j2").render(**_context(found))).strip() + "\n"
+
+
+def _mean_sd(value: tuple[float | None, float | None], places: int = 2) -> str:
+    mean, sd = value
+    if mean is None:
+        return ""
+    return f"{mean:.{places}f}" + ("" if sd is None else f" ± {sd:.{places}f}")
 
 
 def _template(name: str) -> Any:
@@ -308,9 +320,11 @@ def _template(name: str) -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["mean_sd"] = _mean_sd
     environment.filters["pp"] = lambda value: "" if value is None else f"{value:+.2f}"
     environment.filters["acc"] = lambda value: "" if value is None else f"{value:.2f}"
     environment.filters["p"] = lambda value: "" if value is None else f"{value:.2g}"
+    environment.filters["point"] = lambda found: ", ".join(f"{name} {value:g}" for name, value in found.items())
     environment.filters["span"] = lambda pair: "" if pair is None else "{:+.2f} to {:+.2f}".format(*pair)
     return environment.get_template(name)
 
@@ -322,14 +336,26 @@ def _context(found: Mapping[str, Any]) -> dict[str, Any]:
     stories = {arm["fault"]: faults.get(arm["fault"]).story for arm in found["arms"] if arm["fault"]}
     sizes = {min(c["n"]) for c in [*found["gains"], *found["bugs"]]}
     power = {n: stats.smallest_effect(n) for n in sorted(sizes) if n > 1}
-    return {**found, "fired": fired, "notes": list(notes), "titles": titles, "stories": stories, "power": power}
+    audits = {id: name for name, id in faults.audit_ids().items() if id in fired}
+    return {
+        **found,
+        "gained": list(dict.fromkeys(title for row in found["capacity"] for title in row["gains"])),
+        "fired": fired,
+        "audits": audits,
+        "notes": list(notes),
+        "titles": titles,
+        "stories": stories,
+        "power": power,
+    }
 
 
 def write(folder: StudyFolder, output: Path) -> list[Path]:
     """Write report.html and report.md of a study into a folder; return their paths."""
-    found = read(folder)
+    study = compare.read_study(folder)
+    found = read(study)
     output.mkdir(parents=True, exist_ok=True)
-    pages = {"report.html": html(found, figures(folder)), "report.md": markdown(found)}
+    claimed = found["norms"]["claim"]["value"] if found["norms"] else None
+    pages = {"report.html": html(found, figures.draw(study, found["gains"], claimed)), "report.md": markdown(found)}
     for name, text in pages.items():
         (output / name).write_text(text, encoding="utf-8")
     return [output / name for name in pages]

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from scipy import optimize, special, stats
@@ -38,6 +38,7 @@ class Comparison:
     "The smallest p that this design could give, whatever the data."
     hedges_g: float | None = None
     hedges_g_ci95: Pair | None = None
+    "Of the true standardised effect."
     p_b_greater: float | None = None
     "Probability that a seed of b beats a seed of a, ties counted half."
     tost_p: float | None = None
@@ -106,18 +107,60 @@ def constant(x: np.ndarray) -> bool:
     return bool(np.ptp(x) <= 1e-9 * max(1.0, abs(float(x.mean()))))
 
 
-def _hedges(a: np.ndarray, b: np.ndarray, t: float) -> tuple[float, Pair]:
-    """Return g with the exact small-sample factor, and its 95% interval from the noncentral t."""
-    n_a, n_b = len(a), len(b)
-    df = n_a + n_b - 2
+class Tested(NamedTuple):
+    """What decides on a difference; arrays, where many experiments were tested at once."""
+
+    difference: np.ndarray
+    low: np.ndarray
+    "Of its 95% interval."
+    high: np.ndarray
+    p: np.ndarray
+    tost_p: np.ndarray
+    "The larger of two one-sided tests': the difference is above -margin, and below margin."
+
+
+def _tested(found: Any, difference: np.ndarray, error: np.ndarray, margin: float) -> Tested:
+    interval = found.confidence_interval(0.95)
+    lower, upper = (special.stdtr(found.df, -(margin + d) / error) for d in (difference, -difference))
+    return Tested(difference, interval.low, interval.high, found.pvalue, np.maximum(lower, upper))
+
+
+def welch(x: np.ndarray, y: np.ndarray, margin: float) -> Tested:
+    """Test y - x, unpaired, along the last axis; the axes before it are experiments of their own."""
+    error = np.sqrt(x.var(axis=-1, ddof=1) / x.shape[-1] + y.var(axis=-1, ddof=1) / y.shape[-1])
+    with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
+        warnings.simplefilter("ignore", RuntimeWarning)  # of one arm that does not vary: the caller remarks on it
+        found = stats.ttest_ind(y, x, axis=-1, equal_var=False, nan_policy="raise")
+        return _tested(found, y.mean(axis=-1) - x.mean(axis=-1), error, margin)
+
+
+def paired_t(x: np.ndarray, y: np.ndarray, margin: float) -> Tested:
+    """Test y - x, seed by seed, along the last axis; the axes before it are experiments of their own."""
+    d = y - x
+    found = stats.ttest_rel(y, x, axis=-1, nan_policy="raise")
+    return _tested(found, d.mean(axis=-1), d.std(axis=-1, ddof=1) / math.sqrt(d.shape[-1]), margin)
+
+
+def _pooled(x: np.ndarray, y: np.ndarray) -> float:
+    squares = (len(x) - 1) * float(x.var(ddof=1)) + (len(y) - 1) * float(y.var(ddof=1))
+    return math.sqrt(squares / (len(x) + len(y) - 2))
+
+
+def hedges(x: np.ndarray, y: np.ndarray) -> tuple[float, Pair]:
+    """Return Hedges' g of y over x with the exact small-sample factor, and a 95% interval of the true effect.
+
+    The interval inverts the noncentral t. It is not shrunk by g's factor, which takes the bias off the estimate:
+    shrunk, it would hold the true effect less often than it says.
+    """
+    df, scale = len(x) + len(y) - 2, math.sqrt(1 / len(x) + 1 / len(y))
     factor = math.exp(special.gammaln(df / 2) - special.gammaln((df - 1) / 2)) * math.sqrt(2 / df)
-    scale = math.sqrt(1 / n_a + 1 / n_b)
+    t = float(y.mean() - x.mean()) / (_pooled(x, y) * scale)
 
     def shift(tail: float) -> float:
         reach = 10 + 5 * abs(t)
         return float(optimize.brentq(lambda nc: _upper_tail(t, df, nc) - tail, t - reach, t + reach))
 
-    return factor * t * scale, (factor * shift(0.025) * scale, factor * shift(0.975) * scale)
+    return factor * t * scale, (shift(0.025) * scale, shift(0.975) * scale)
 
 
 @lru_cache(maxsize=8)
@@ -183,11 +226,8 @@ def compare_paired(a: Sequence[float], b: Sequence[float], margin: float, alpha:
         return undefined(a, b, f"{n} pairs of seeds: with fewer than two nothing can be said of the spread")
     if constant(d):
         return undefined(a, b, "every seed differs by the same: the difference is deterministic, and no test applies")
-    found = stats.ttest_rel(y, x, nan_policy="raise")
-    interval = found.confidence_interval(0.95)
-    spread, difference = float(d.std(ddof=1)), float(d.mean())
+    found, spread = paired_t(x, y, margin), float(d.std(ddof=1))
     permutation, least = _sign_flip_p(d), 2 / min(2**n, 100_000)
-    tost = max(float(special.stdtr(n - 1, -(margin + e) / (spread / math.sqrt(n)))) for e in (difference, -difference))
     mde = smallest_effect(n, alpha, paired=True)
     remarks = []
     if n < 8:
@@ -195,21 +235,21 @@ def compare_paired(a: Sequence[float], b: Sequence[float], margin: float, alpha:
             f"{n} pairs of seeds: no exact test can give p < {least:.2g}; differences under about {mde:.1f} sd of the "
             "differences are undetectable"
         )
-    if least < alpha and (permutation < alpha) != (found.pvalue < alpha):
+    if least < alpha and (permutation < alpha) != (found.p < alpha):
         remarks.append("the paired t and the exact sign-flip test fall on different sides of alpha")
     plain = None if constant(x) and constant(y) else compare(a, b, margin, alpha)
     return Comparison(
         (float(x.mean()), float(y.mean())),
         (float(x.std(ddof=1)), float(y.std(ddof=1))),
-        difference,
-        (float(interval.low), float(interval.high)),
-        float(found.pvalue),
+        float(found.difference),
+        (float(found.low), float(found.high)),
+        float(found.p),
         permutation,
         least,
         plain.hedges_g if plain else None,
         plain.hedges_g_ci95 if plain else None,
         float(np.sign(np.subtract.outer(y, x)).mean() + 1) / 2,
-        tost,
+        float(found.tost_p),
         mde * spread,
         True,
         correlation(x, y),
@@ -245,21 +285,12 @@ def compare(a: Sequence[float], b: Sequence[float], margin: float, alpha: float 
         return undefined(
             a, b, "neither arm varies over its seeds: the difference is deterministic, and no test applies"
         )
-    difference = float(y.mean() - x.mean())
     remarks: list[str] = []
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of one arm that does not vary, which is remarked on below
-        welch = stats.ttest_ind(y, x, equal_var=False, nan_policy="raise")
-    interval = welch.confidence_interval(0.95)
+    found, pooled = welch(x, y, margin), _pooled(x, y)
     permutation = _permutation_p(x, y)
     relabellings = math.comb(n_a + n_b, n_a)
     least = 2 / (relabellings if relabellings <= EXACT_LIMIT else 100_000)  # twice the smaller one-sided p
-    error = math.sqrt(float(x.var(ddof=1)) / n_a + float(y.var(ddof=1)) / n_b)
-    # Two one-sided tests: the difference is above -margin, and below margin.
-    tost = max(float(special.stdtr(welch.df, -(margin + d) / error)) for d in (difference, -difference))
-    pooled = math.sqrt(((n_a - 1) * float(x.var(ddof=1)) + (n_b - 1) * float(y.var(ddof=1))) / (n_a + n_b - 2))
-    g, g_interval = _hedges(x, y, difference / (pooled * math.sqrt(1 / n_a + 1 / n_b)))
+    g, g_interval = hedges(x, y)
     smaller = min(n_a, n_b)
     mde = smallest_effect(smaller, alpha)
     if smaller < 6:
@@ -267,20 +298,20 @@ def compare(a: Sequence[float], b: Sequence[float], margin: float, alpha: float 
             f"{n_a} v {n_b} seeds: no exact test can give p < {least:.2g}; differences under about {mde:.1f} sd "
             "are undetectable"
         )
-    if least < alpha and (permutation < alpha) != (welch.pvalue < alpha):
+    if least < alpha and (permutation < alpha) != (found.p < alpha):
         remarks.append("the Welch and the exact permutation test fall on different sides of alpha")
     return Comparison(
         (float(x.mean()), float(y.mean())),
         (float(x.std(ddof=1)), float(y.std(ddof=1))),
-        difference,
-        (float(interval.low), float(interval.high)),
-        float(welch.pvalue),
+        float(found.difference),
+        (float(found.low), float(found.high)),
+        float(found.p),
         permutation,
         least,
         g,
         g_interval,
         float(np.sign(np.subtract.outer(y, x)).mean() + 1) / 2,
-        tost,
+        float(found.tost_p),
         mde * pooled,
         constant="a" if constant(x) else "b" if constant(y) else None,
         seeds_for_power=seeds_needed(margin / pooled, alpha),

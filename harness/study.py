@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ import torch
 
 from harness import compare
 from harness.cost import Cost, estimate
+from harness.engines import Engine
 from harness.environment import usable_cores
 from harness.execute import OnTrial, Outcome, complete_stories, execute, is_done
-from harness.plan import Ground, Plan, Preset, make_plan, split_pair
-from harness.record import StudyFolder
+from harness.grid import Point, Tried, best
+from harness.plan import Arm, Ground, Plan, Preset, make_plan, split_pair
+from harness.record import FINAL, StudyFolder, write_atomic
 from kd.data import SIZE, Dataset, cache_folder, load_file, statistics
 from kd.data import prepare as prepare_data
 from kd.errors import InputError, unknown
@@ -52,6 +55,12 @@ class Request:
     "As it was typed, to be noted in the study."
     controls: bool = True
     "Whether one trial is run twice, and the positive control as well."
+    shard: tuple[int, int] | None = None
+    "Which slice of how many is this coordinator's, counted from 1; None for the whole."
+    scheduler: str | None = None
+    "Address of the Dask cluster that the trials run on; None for processes here."
+    retries: int = 1
+    "How often a trial is tried again at once whose process died or found no memory."
 
 
 @dataclass(frozen=True)
@@ -70,30 +79,93 @@ class Ready:
     weights: tuple[Path, str] | None
     "The teacher's file that was brought along, and its hash."
     command: str | None = None
+    mine: list[str] | None = None
+    "Keys of this shard's trials; None for all."
+    scheduler: str | None = None
+    retries: int = 0
+    later: tuple[int, Cost] | None = None
+    "Of a first stage: how many trials the second has, and their cost."
+    together: bool = False
+    "Whether other coordinators run the study as well."
 
 
 def prepare(request: Request) -> Ready:
-    """Check everything and lay out the trials; nothing is written but the cache of decoded images."""
+    """Check everything and lay out the trials; nothing is written but the cache of decoded images.
+
+    A study with a grid has two stages. The first is returned until all of its trials are decided, then the second.
+    """
     if request.device not in DEVICES:
         raise unknown("device", request.device, DEVICES)
-    if request.device == "cuda" and not torch.cuda.is_available():
+    if request.device == "cuda" and request.scheduler is None and not torch.cuda.is_available():
         raise InputError("--device cuda: torch sees no CUDA device here (kdbench doctor shows what it sees)")
     if not writable(request.runs):
         raise InputError(f"--runs {request.runs}: cannot be written to; name another folder")
     if not writable(cache_folder()):
         raise InputError(f"the data cache {cache_folder()} cannot be written to; set KDBENCH_CACHE to another folder")
-    workers = share_cores(request.workers, request.threads, usable_cores()) if request.device == "cpu" else 1
-    workers = request.workers or workers
+    workers = request.workers or 1
+    if request.device == "cpu" and request.scheduler is None:
+        workers = share_cores(request.workers, request.threads, usable_cores())
     weights = _brought(request.teacher_weights, request.teacher_sha256)
     data_file = prepare_data(request.dataset, request.data_root, cache_folder())
     data = load_file(data_file)
     ground = Ground(data.name, data.digest, request.device, request.threads, weights[1] if weights else None)
-    plan = make_plan(request.preset, request.faults, ground, named_fault=request.named_fault, controls=request.controls)
-    _check_fit(plan, data, weights)
+    lay_out = partial(
+        make_plan,
+        request.preset,
+        request.faults,
+        ground,
+        named_fault=request.named_fault,
+        controls=request.controls,
+    )
+    plan = lay_out()
     folder = StudyFolder(request.runs / plan.study)
-    todo = [key for key in plan.trials if not is_done(plan, folder, key)]
-    cost = estimate(plan, todo, len(data.test_ids), workers, torch.device(request.device))
-    return Ready(plan, todo, cost, data, data_file, folder, request.device, workers, weights, request.command)
+    first = plan if plan.is_first_stage else None
+    if first is not None and all(is_done(first, folder, key) for key in first.trials):
+        plan, first = lay_out(chosen=_chosen(first, folder)), None
+    _check_fit(plan, data, weights)
+    mine = plan.shard(*request.shard) if request.shard is not None else None
+    if first is not None and mine is not None and all(is_done(plan, folder, key) for key in mine):
+        mine = list(plan.trials)  # no arm can start before the whole grid is done, whoever does it
+    todo = [key for key in (plan.trials if mine is None else mine) if not is_done(plan, folder, key)]
+    device = torch.device(request.device)
+    cost = estimate(plan, todo, len(data.test_ids), workers, device)
+    later = None
+    if first is not None:  # what the settings will be changes no cost
+        second = lay_out(chosen={})
+        rest = [key for key in second.trials if key not in first.trials and not is_done(second, folder, key)]
+        later = len(rest), estimate(second, rest, len(data.test_ids), workers, device)
+    return Ready(
+        plan,
+        todo,
+        cost,
+        data,
+        data_file,
+        folder,
+        request.device,
+        workers,
+        weights,
+        request.command,
+        mine,
+        request.scheduler,
+        request.retries,
+        later,
+        request.shard is not None,
+    )
+
+
+def _chosen(plan: Plan, folder: StudyFolder) -> dict[Arm, Point]:
+    """Return what is best on validation for each arm that chooses; InputError if all of its points diverged."""
+    chosen = {}
+    for arm, points in plan.grid.items():
+        tried = [
+            Tried(point, {seed: (plan.trials[key], folder.trial(key).result()) for seed, key in trials.items()})
+            for point, trials in points
+        ]
+        winner = best(tried)
+        if winner is None:
+            raise InputError(f"no setting of the grid trained {arm.method} of {arm.pair}: all diverged")
+        chosen[arm] = winner.point
+    return chosen
 
 
 def share_cores(workers: int | None, threads: int, cores: int) -> int:
@@ -154,15 +226,40 @@ def carry_out(ready: Ready, tell: OnTrial, may_start: Callable[[str], bool] = la
     """
     study = ready.folder
     study.path.mkdir(parents=True, exist_ok=True)
-    with study.lock():
-        if ready.weights is not None:
-            _import_weights(ready.weights, study)
-        compare.write_study(study, ready.plan.preset.decision, ready.plan.arms, ready.plan.controls, ready.command)
-        outcome = execute(ready.plan, study, ready.data_file, ready.workers, tell, may_start)
-        trials = compare.read_study(study)
-        complete_stories({**trials.controls, **trials.arms}, study)
-        compare.write_table(compare.read_study(study))
+    with study.lock(shared=ready.together):
+        with study.writing():
+            if ready.weights is not None:
+                _import_weights(ready.weights, study)
+            plan = ready.plan
+            if plan.preset.text is not None:
+                write_atomic(study.path / "study.toml", plan.preset.text)
+            compare.write_study(study, plan.preset.decision, plan.arms, plan.controls, ready.command, plan.grid)
+        outcome = execute(
+            ready.plan,
+            study,
+            ready.data_file,
+            ready.workers,
+            tell,
+            may_start,
+            only=ready.mine,
+            retries=ready.retries,
+            engine=_cluster(ready),
+        )
+        with study.writing():
+            trials = compare.read_study(study)
+            complete_stories({**trials.controls, **trials.arms}, study)
+            compare.write_grid(trials)
+            compare.write_table(compare.read_study(study))
     return outcome
+
+
+def _cluster(ready: Ready) -> Engine | None:
+    """Return the cluster that was asked for; None for processes here."""
+    if ready.scheduler is None:
+        return None
+    from harness.cluster import Cluster
+
+    return Cluster(ready.scheduler, ready.workers)
 
 
 def _import_weights(weights: tuple[Path, str], study: StudyFolder) -> None:
@@ -180,6 +277,7 @@ def summary(ready: Ready, outcome: Outcome, allowed: Sequence[str] = ()) -> dict
     """Return the kdbench.run/1 object; a comparison that must be refused stands in it as undefined, with the reason."""
     plan, recipe, data = ready.plan, ready.plan.preset.recipe, ready.data
     trials = compare.only(compare.read_study(ready.folder), plan.arms)
+    results = [ready.folder.trial(key).result() for key in plan.trials]
     teachers = sorted(plan.teachers.items(), key=lambda item: (item[0][0], item[0][1] or ""))
     comparisons = compare.compare_arms(trials, compare.bug_pairs(plan.arms), allowed, refuse=False)
     verdicts = {(c["b"], c["pair"], c["method"]): c["verdict"] for c in comparisons}
@@ -202,6 +300,10 @@ def summary(ready: Ready, outcome: Outcome, allowed: Sequence[str] = ()) -> dict
         "trained": len(outcome.trained),
         "reused": len(outcome.reused),
         "failed": len(outcome.failed),
+        "retried": sum(bool(result.attempts) for result in results if result is not None),
+        "diverged": sum(result.status == "diverged" for result in results if result is not None),
+        "unfinished": sum(result is None or result.status not in FINAL for result in results),
+        "grid": compare.grid_rows(trials),
         "arms": arms,
         "comparisons": comparisons,
         "gains": compare.compare_arms(trials, compare.gain_pairs(plan.arms), allowed, refuse=False),
@@ -213,9 +315,12 @@ def summary(ready: Ready, outcome: Outcome, allowed: Sequence[str] = ()) -> dict
 def exit_code(found: dict[str, Any]) -> int:
     """Return 3 if a trial could not run, 1 if an arm or a control is not as declared, else 0.
 
+    Of a study whose other shards are not done nothing is declared yet: 0.
     A positive control that its audit sees and these few seeds do not show in accuracy is no failure of the program's.
     """
     if found["failed"]:
         return 3
+    if found["unfinished"]:
+        return 0
     controls = found["controls"] is None or found["controls"]["as_declared"]
     return 0 if controls and all(row["as_expected"] for row in [*found["arms"], *found["teachers"]]) else 1

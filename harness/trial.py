@@ -24,7 +24,17 @@ import audits
 from harness import faults
 from harness.environment import environment
 from harness.properties import with_properties
-from harness.record import FaultStory, Folder, Metrics, Result, StudyFolder, TeacherRecord, finite, sync
+from harness.record import (
+    OUT_OF_MEMORY,
+    FaultStory,
+    Folder,
+    Metrics,
+    Result,
+    StudyFolder,
+    TeacherRecord,
+    finite,
+    sync,
+)
 from harness.spec import Spec
 from kd import evaluate, train
 from kd.data import load_file
@@ -51,10 +61,16 @@ def run(folder: Folder, data_file: Path) -> Result:
         result = Result(folder.key, "failed", str(error))
     except Exception as error:
         traceback.print_exc()
-        result = Result(folder.key, "failed", f"{type(error).__name__}: {error} (log.txt has the traceback)")
+        said = f"{type(error).__name__}: {error} (log.txt has the traceback)"
+        result = Result(folder.key, "failed", f"{OUT_OF_MEMORY}: {said}" if _is_memory(error) else said)
     result.times.update(started=started, seconds=round(time.perf_counter() - clock, 3))
     folder.write_result(result)
     return result
+
+
+def _is_memory(error: Exception) -> bool:
+    """Say whether memory ran out; on a CPU torch says so in words alone."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def teacher_checkpoint(folder: Folder, spec: Spec) -> train.Teacher | None:

@@ -385,7 +385,8 @@ class Page(HTMLParser):
         self.text += data
 
     def handle_starttag(self, tag, attrs):
-        self.loads += [value for name, value in attrs if name in ("src", "href", "srcset")]
+        named = [value for name, value in attrs if name in ("src", "href", "srcset")]
+        self.loads += [value for value in named if not value.startswith("#")]
 
 
 def test_a_study_is_written_as_a_page_that_stands_alone(study, tmp_path):
@@ -404,7 +405,7 @@ def test_a_study_is_written_as_a_page_that_stands_alone(study, tmp_path):
     ):
         assert line in first, line
     assert page.loads and all(value.startswith("data:image/svg+xml;base64,") for value in page.loads)
-    assert len(page.loads) == 3, "accuracy, curves, norms"
+    assert len(page.loads) == 4, "gains, accuracy, curves, norms"
     assert "--variant both" in page.text and "torch: " in page.text
     text = (tmp_path / "report.md").read_text()
     for arm in found["arms"]:
@@ -441,8 +442,8 @@ LONG = ["run", "--variant", "corrected", "--method", "baseline", "--width", "4",
 LONG += ["--no-controls"]
 
 
-def start(place):
-    command = [sys.executable, "-m", "harness.cli", *LONG, "--json"]
+def start(place, *more):
+    command = [sys.executable, "-m", "harness.cli", *LONG, *more, "--json"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     # A shell's background job ignores SIGINT, and so would what it starts: pytest itself may be one.
     heed = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
@@ -465,8 +466,19 @@ def wait_for_trial(place, epochs=1):
     raise AssertionError("no trial started")
 
 
-def test_a_killed_trial_is_recorded_and_tried_again(tmp_path, cache):
+def test_a_killed_trial_is_tried_again_at_once(tmp_path, cache):
     running = start(tmp_path)
+    os.kill(wait_for_trial(tmp_path), signal.SIGKILL)
+    out, err = running.communicate(timeout=120)
+    found = json.loads(out)
+    assert running.returncode == 0 and (found["trained"], found["failed"], found["retried"]) == (1, 0, 1), err
+    (trial,) = folder_of(tmp_path).trials()
+    assert len(trial.result().attempts) == 1 and "ended by SIGKILL" in trial.result().attempts[0]
+    assert "(attempt 2)" in err
+
+
+def test_a_killed_trial_is_recorded_and_tried_again_the_next_time(tmp_path, cache):
+    running = start(tmp_path, "--retries", "0")
     os.kill(wait_for_trial(tmp_path), signal.SIGKILL)
     out, err = running.communicate(timeout=120)
     assert running.returncode == 3, err

@@ -19,6 +19,8 @@ COMMANDS = {
     "signature": "Decide whether a fault shows in accuracy, over as few seeds as it takes.",
     "faults": "List the faults, or show one and what it changes.",
     "report": "Write a study as a page.",
+    "bundle": "Pack a study so that another machine reproduces it.",
+    "reproduce": "Train a packed study anew, and compare it with its record.",
     "ui": "Open a study's runs in the MLflow UI.",
     "mirror": "Write to MLflow what it lacks of the records.",
     "doctor": "Show what is installed, and whether it works.",

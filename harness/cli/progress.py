@@ -53,7 +53,9 @@ class Progress:
         spec = self.plan.trials[key]
         what = "teacher" if key in self.plan.teachers.values() else spec.method
         name = f"{what} {spec.arch}, {spec.fault or 'corrected'}, seed {spec.seed}"
+        again = f" (attempt {len(result.attempts) + 1})" if result.attempts else ""
         if result.metrics is None:
-            return f"{name}: {result.status}: {result.reason}"
+            return f"{name}: {result.status}: {result.reason}{again}"
         fired = ", ".join([*result.roots, *result.consequences]) or "none"
-        return f"{name}: {result.metrics.test_accuracy:.2f}%, audits fired: {fired}, {result.times['seconds']:.0f} s"
+        score, seconds = f"{result.metrics.test_accuracy:.2f}%", f"{result.times['seconds']:.0f} s"
+        return f"{name}: {score}, audits fired: {fired}, {seconds}{again}"

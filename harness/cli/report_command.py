@@ -6,17 +6,21 @@ import click
 from rich.markup import escape
 
 from harness.cli.common import FAULTS_OPTION, RUNS_OPTION, STUDY_OPTION, find_study, stdout
+from kd.errors import InputError
 
 
 @click.command("report")
+@click.argument("name", metavar="[STUDY]", required=False)
 @RUNS_OPTION
 @STUDY_OPTION
 @FAULTS_OPTION
 @click.option("--output", type=click.Path(path_type=Path), metavar="FOLDER", help="Default: the study's own folder.")
-def command(runs: Path, study: str | None, output: Path | None) -> None:
+def command(name: str | None, runs: Path, study: str | None, output: Path | None) -> None:
     """Write report.html (one file, works offline) and report.md of a study, from its records."""
     from harness.report import write
 
-    folder = find_study(runs, study)
+    if name is not None and study not in (None, name):
+        raise InputError(f"STUDY {name} and --study {study} name two studies; leave one out")
+    folder = find_study(runs, name if name is not None else study)
     for path in write(folder, output if output is not None else folder.path):
         stdout().print(escape(str(path)), soft_wrap=True)

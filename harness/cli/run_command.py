@@ -20,6 +20,7 @@ from harness.cli.study_options import requested, study_options
 from kd.errors import InputError, unknown
 
 if TYPE_CHECKING:
+    from harness.execute import Outcome
     from harness.record import Result
     from harness.study import Ready
 
@@ -31,6 +32,15 @@ if TYPE_CHECKING:
 @study_options
 @ALLOW_OPTION
 @click.option("--controls/--no-controls", default=True, help="Run one trial twice, and the positive control, as well.")
+@click.option("--shard", metavar="I/N", help="Run the I-th of N slices; others run the rest, over the same folder.")
+@click.option("--scheduler", metavar="ADDRESS", help="Run the trials on a Dask cluster, as tcp://host:8786.")
+@click.option(
+    "--retries",
+    type=click.IntRange(0),
+    default=1,
+    show_default=True,
+    help="Of a trial whose process died or found no memory.",
+)
 @click.option("--fail-fast", is_flag=True, help="Start no further trial once one could not run.")
 @click.option("--dry-run", is_flag=True, help="Show the trials and their cost, and run nothing.")
 @JSON_OPTION
@@ -40,6 +50,9 @@ def command(
     fault_names: tuple[str, ...],
     allowed: tuple[str, ...],
     controls: bool,
+    shard: str | None,
+    scheduler: str | None,
+    retries: int,
     fail_fast: bool,
     dry_run: bool,
     as_json: bool,
@@ -60,24 +73,36 @@ def command(
             raise InputError(f"{study_file}: a study's file ends in .toml; a preset is named by --preset")
         asked["preset_name"] = study_file
     request = requested(asked, _arms(variant, fault_names), named_fault=bool(fault_names), controls=controls)
+    request = replace(request, shard=_slice(shard), scheduler=scheduler, retries=retries)
     named = request.preset.arms
     if named is not None and variant is None and not fault_names:
         request = replace(request, faults=named)
-    ready, runs = prepare(request), request.runs
-    notes = stderr()
+    notes, runs = stderr(), request.runs
+
+    def run(ready: "Ready") -> "Outcome":
+        with Progress(ready.plan, ready.todo, notes) as progress, LiveMirror(runs, ready.folder) as live:
+
+            def tell(key: str, result: "Result | None", epochs: int) -> None:
+                progress.on_trial(key, result, epochs)
+                if result is not None:
+                    live.trial_done()
+
+            return carry_out(ready, tell, lambda key: not (fail_fast and progress.failed))
+
+    ready = prepare(request)
     _announce(ready, notes)
     if dry_run:
         _print_plan(ready, as_json)
         return 0
-    with Progress(ready.plan, ready.todo, notes) as progress, LiveMirror(runs, ready.folder) as live:
-
-        def tell(key: str, result: "Result | None", epochs: int) -> None:
-            progress.on_trial(key, result, epochs)
-            if result is not None:
-                live.trial_done()
-
-        outcome = carry_out(ready, tell, lambda key: not (fail_fast and progress.failed))
+    outcome = run(ready)
+    while ready.plan.is_first_stage and not outcome.failed:
+        ready, before = prepare(request), outcome
+        _announce(ready, notes)
+        outcome = run(ready)
+        outcome.trained.extend(before.trained)
     found = summary(ready, outcome, allowed)
+    if ready.mine is not None and found["unfinished"] and not as_json:
+        return _shard_is_done(ready, found["unfinished"], outcome.failed, notes)
     if as_json:
         print_json(found)
         mirror_or_remark(runs, ready.folder, notes)
@@ -86,15 +111,41 @@ def command(
 
     console = stdout()
     show_study(console, found, request.preset.decision)
-    for key in outcome.failed:
-        result = ready.folder.trial(key).result()
-        reason = escape(str(result.reason)) if result else "no result"
-        console.print(f"[bold red]could not run[/] {key}: {reason}", soft_wrap=True)
+    _show_failed(ready, outcome.failed, console)
     console.print(f"records: {escape(str(ready.folder.path))} (results.csv is the table)", soft_wrap=True)
     if mirror_or_remark(runs, ready.folder, notes):
         call = f"{program()} ui --runs {runs} --study {ready.plan.study}"
         console.print(f"MLflow:  {escape(call)}", soft_wrap=True)
     return exit_code(found)
+
+
+def _slice(shard: str | None) -> tuple[int, int] | None:
+    if shard is None:
+        return None
+    number, slash, of = shard.partition("/")
+    if not (slash and number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+        raise InputError(f"--shard {shard} is no slice; write the first of four as 1/4, the last as 4/4")
+    return int(number), int(of)
+
+
+def _shard_is_done(ready: "Ready", unfinished: int, failed: list[str], notes: Any) -> int:
+    """Say what is left for the other shards; the last one to end shows what came of the study."""
+    mirror_or_remark(ready.folder.path.parent, ready.folder, notes)
+    console = stdout()
+    _show_failed(ready, failed, console)
+    console.print(
+        f"This shard is done; {unfinished} of the study's {len(ready.plan.trials)} trials are not yet. Once the others "
+        f"are, the same command without --shard shows what came of it.",
+        soft_wrap=True,
+    )
+    return 3 if failed else 0
+
+
+def _show_failed(ready: "Ready", failed: list[str], console: Any) -> None:
+    for key in failed:
+        result = ready.folder.trial(key).result()
+        reason = escape(str(result.reason)) if result else "no result"
+        console.print(f"[bold red]could not run[/] {key}: {reason}", soft_wrap=True)
 
 
 def _arms(variant: str | None, fault_names: tuple[str, ...]) -> list[str | None]:
@@ -114,15 +165,24 @@ def _arms(variant: str | None, fault_names: tuple[str, ...]) -> list[str | None]
 
 def _announce(ready: "Ready", notes: Any) -> None:
     plan, todo = ready.plan, len(ready.todo)
-    work = f"{todo} to run, {ready.workers} at a time on {ready.device}: {ready.cost}" if todo else "nothing to run"
+    where = f"on the cluster at {ready.scheduler}" if ready.scheduler else f"{ready.workers} at a time"
+    work = f"{todo} to run, {where} on {ready.device}: {ready.cost}" if todo else "nothing to run"
+    if ready.mine is not None:
+        work = f"this shard's {len(ready.mine)}: {work}"
     notes.print(f"[bold]{escape(plan.study)}[/]: {len(plan.trials)} trials ({len(plan.teachers)} teachers), {work}")
     for fault, method, why in plan.skipped:
         notes.print(f"  not run: {fault} with {method} ({why})", style="dim")
+    if ready.later is not None:
+        notes.print(
+            f"  the grid first; with the settings that it chooses on validation, {ready.later[0]} trials more:"
+            f" {ready.later[1]}"
+        )
 
 
 def _print_plan(ready: "Ready", as_json: bool) -> None:
     plan = ready.plan
-    ours = {*plan.teachers.values(), *(key for trials in plan.arms.values() for key in trials.values())}
+    tried = {key: point for points in plan.grid.values() for point, trials in points for key in trials.values()}
+    ours = {*plan.teachers.values(), *tried, *(key for trials in plan.arms.values() for key in trials.values())}
     rows: list[dict[str, Any]] = [
         {
             "key": key,
@@ -132,6 +192,7 @@ def _print_plan(ready: "Ready", as_json: bool) -> None:
             "seed": spec.seed,
             "epochs": spec.recipe.epochs,
             "control": key not in ours,
+            "grid": dict(tried[key]) if key in tried else None,
             "needs": plan.needs(key),
             "done": key not in ready.todo,
         }
@@ -146,6 +207,7 @@ def _print_plan(ready: "Ready", as_json: bool) -> None:
                 "to_run": len(ready.todo),
                 "estimated_seconds": round(ready.cost.seconds),
                 "pflop": ready.cost.pflop,
+                "later": None if ready.later is None else ready.later[0],
                 "skipped": [{"fault": f, "method": m, "reason": why} for f, m, why in plan.skipped],
                 "plan": rows,
             }
@@ -157,7 +219,9 @@ def _print_plan(ready: "Ready", as_json: bool) -> None:
     for column in ("trial", "network", "method", "arm", "seed", "epochs", "needs", "done"):
         table.add_column(column, overflow="fold")  # a key or an arm that is cut short names nothing
     for r in rows:
-        arm, done = (r["fault"] or "corrected") + (" (control)" if r["control"] else ""), "yes" if r["done"] else ""
+        point = ", ".join(f"{name} {value:g}" for name, value in (r["grid"] or {}).items())
+        kind = " (control)" if r["control"] else f" (grid: {point})" if point else ""
+        arm, done = (r["fault"] or "corrected") + kind, "yes" if r["done"] else ""
         table.add_row(
             r["key"], r["arch"], r["method"], arm, str(r["seed"]), str(r["epochs"]), r["needs"] or "", done
         )  # fmt: skip

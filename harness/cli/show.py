@@ -6,11 +6,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from audits.checks import CATALOGUE
+from harness.faults import audit_ids
 from harness.plan import Decision
 from kd.methods import METHODS
 
-_NAMES = {audit.id: audit.name for audit in CATALOGUE.values()}
+_NAMES = {id: name for name, id in audit_ids().items()}
 
 
 def _table(*columns: str, title: str) -> Table:
@@ -54,6 +54,22 @@ def show_arms(console: Console, arms: list[dict[str, Any]], teachers: list[dict[
     console.print(table)
 
 
+def show_grid(console: Console, rows: list[dict[str, Any]]) -> None:
+    """Print what was tried first: each point's accuracy on validation, and which was chosen."""
+    if not rows:
+        return
+    names = list(dict.fromkeys(name for row in rows for name in row["point"]))
+    table = _table("pair", "method", "arm", *names, "validation accuracy, %", "chosen", title="Grid of settings")
+    for row in rows:
+        table.add_row(
+            row["pair"], METHODS[row["method"]].title, row["fault"] or "corrected",
+            *(f"{row['point'][name]:g}" if name in row["point"] else "" for name in names),
+            _mean(row["mean"], row["std"]), "yes" if row["chosen"] else "",
+        )  # fmt: skip
+    console.print(table)
+    console.print()
+
+
 def _mark(as_expected: bool) -> str:
     return "yes" if as_expected else "[bold red]NO[/]"
 
@@ -66,6 +82,7 @@ def _fired(arm: dict[str, Any]) -> str:
 def show_study(console: Console, found: dict[str, Any], decision: Decision) -> None:
     """Print what came of a study: the kdbench.run/1 object in tables and words."""
     arms, teachers = found["arms"], found["teachers"]
+    show_grid(console, found["grid"])
     show_arms(console, arms, teachers)
     console.print()
     gain, bug = "Does distillation gain anything here?", "Does the bug matter here?"
@@ -82,7 +99,8 @@ def show_study(console: Console, found: dict[str, Any], decision: Decision) -> N
         console.print(f"[bold green]As declared:[/] {', and '.join(said)}.")
     else:
         console.print("[bold red]Not as declared:[/] see the arms marked NO.")
-    counts = f"{found['trained']} trained, {found['reused']} reused, {found['failed']} failed."
+    counts = ", ".join(f"{found[name]} {name}" for name in ("trained", "reused", "failed"))
+    counts += "".join(f", {found[name]} {name}" for name in ("retried", "diverged") if found[name]) + "."
     shared = " All students of a pair share one teacher (seed 0): the spread holds no teacher variance."
     console.print(counts + (shared if teachers else ""))
 

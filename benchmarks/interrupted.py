@@ -1,0 +1,233 @@
+"""Whether a study that is killed and resumed, cut into shards or spread over a cluster comes out as an unbroken one.
+
+    python -m benchmarks.interrupted STUDY.toml --data DIR --output reports/interrupted
+
+The study is run several ways, each in a folder of its own: unbroken, with two workers; killed at random moments (the
+whole program by SIGKILL, by SIGINT, or one of its trials) and started again each time; as two shards side by side; on
+a Dask cluster of two workers. Tables must be equal byte for byte, and so must every trial's weights in every epoch.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.environment import environment
+from harness.record import StudyFolder
+
+WAYS = ("unbroken", "killed", "shards", "dask")
+_HOW = ("the program, SIGKILL", "the program, SIGINT", "a trial, SIGKILL")
+
+
+class Way:
+    """One way of running the study, in a folder of its own."""
+
+    def __init__(self, name: str, study: Path, data: Path | None, place: Path, workers: int) -> None:
+        self.name, self.place, self.runs = name, place, place / name
+        options = ["--data", data.name] if data is not None else []
+        self.call = [sys.executable, "-m", "harness.cli", "run", study.name, *options, "--runs", name]
+        self.workers = workers
+        self.seconds = 0.0
+        self.trained: list[int] = []
+        self.kills: list[dict[str, Any]] = []
+
+    def start(self, *options: str) -> subprocess.Popen[str]:
+        """Start the program, as from a terminal: it heeds SIGINT, and its trials are in a group with it."""
+        heed = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+        return subprocess.Popen(
+            [*self.call, *options, "--json"],
+            cwd=self.place,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+            preexec_fn=heed,
+        )
+
+    def finish(self, running: subprocess.Popen[str]) -> None:
+        """Wait for the program, which must have run all that was left."""
+        out, _ = running.communicate()
+        found = json.loads(out)
+        if found["failed"]:
+            raise SystemExit(f"{self.name}: {found['failed']} trials could not run; see {self.runs}")
+        self.trained.append(found["trained"])
+
+    @property
+    def folder(self) -> StudyFolder:
+        """The study's folder."""
+        (path,) = self.runs.glob("*/study.json")
+        return StudyFolder(path.parent)
+
+    def done(self) -> int:
+        """Return how many trials have a result."""
+        return len(list(self.runs.glob("*/trials/*/result.json")))
+
+    def table(self) -> str:
+        """Return the digest of results.csv."""
+        return hashlib.sha256((self.folder.path / "results.csv").read_bytes()).hexdigest()
+
+    def weights(self) -> dict[str, list[str]]:
+        """Return each trial's digests of its weights, by epoch."""
+        return {folder.key: [epoch["digest"] for epoch in folder.curve()] for folder in self.folder.trials()}
+
+
+def unbroken(way: Way) -> None:
+    """Run the study from beginning to end."""
+    way.finish(way.start("--workers", str(way.workers)))
+
+
+def killed(way: Way, seconds: float, kills: int, seed: int) -> None:
+    """Kill it so many times, spread over as long as the unbroken run took, and let it finish."""
+    draws = random.Random(seed)
+    for number in range(kills):
+        running = way.start("--workers", str(way.workers))
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            running.wait(seconds / (kills + 1) * draws.uniform(0.4, 1.6))
+        if running.poll() is not None:
+            raise SystemExit(f"the study was over before the kill number {number + 1}; take a longer one")
+        how, before = _HOW[number % len(_HOW)], way.done()
+        if how == "a trial, SIGKILL":
+            victim = _trial_of(way)
+            if victim is not None:
+                os.kill(victim, signal.SIGKILL)
+            time.sleep(2)
+            os.killpg(running.pid, signal.SIGTERM)
+        elif how == "the program, SIGINT":
+            os.killpg(running.pid, signal.SIGINT)
+        else:
+            running.kill()
+        running.communicate()
+        way.kills.append({"how": how, "trials_done": before})
+    way.finish(way.start("--workers", str(way.workers)))
+
+
+def _trial_of(way: Way) -> int | None:
+    """Return the process of a trial that is being trained."""
+    curves = {path.resolve() for path in way.runs.glob("*/*/*/curve.jsonl")}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if any(fd.readlink() in curves for fd in (entry / "fd").iterdir()):
+                return int(entry.name)
+    return None
+
+
+def shards(way: Way) -> None:
+    """Run it as shards side by side, one worker each."""
+    running = [way.start("--shard", f"{i}/{way.workers}", "--workers", "1") for i in range(1, way.workers + 1)]
+    for program in running:
+        way.finish(program)
+
+
+def dask(way: Way) -> None:
+    """Run it on a cluster of this machine's processes."""
+    from distributed import LocalCluster
+
+    options = {"n_workers": way.workers, "threads_per_worker": 1, "dashboard_address": None, "host": "127.0.0.1"}
+    with LocalCluster(processes=True, **options) as cluster:  # type: ignore[no-untyped-call]
+        way.finish(way.start("--scheduler", cluster.scheduler_address))
+
+
+def page(found: dict[str, Any]) -> str:
+    """Return the result in words."""
+    first = found["ways"][0]
+    lines = [
+        "# A study killed and resumed, in shards, and on a cluster",
+        "",
+        f"    python -m benchmarks.interrupted {found['study']} --output DIR"
+        f" --ways {' '.join(w['name'] for w in found['ways'])}",
+        "",
+        f"{found['trials']} trials, {found['workers']} at a time, on {found['device']} with torch {found['torch']}, "
+        f"code {found['code_digest']}. Each way ran in a folder of its own.",
+        "",
+        "| way | minutes | trained, by start | results.csv | weights of every trial in every epoch |",
+        "|---|---|---|---|---|",
+    ]
+    for way in found["ways"]:
+        equal = "" if way is first else "equal byte for byte" if way["same_table"] else "**DIFFERENT**"
+        bits = "" if way is first else "equal" if way["same_weights"] else "**DIFFERENT**"
+        trained = " + ".join(map(str, way["trained"]))
+        digest = f"sha256 {way['table'][:16]}" if way is first else equal
+        lines.append(f"| {way['name']} | {way['seconds'] / 60:.1f} | {trained} | {digest} | {bits} |")
+    for way in found["ways"]:
+        if way["kills"]:
+            lines += ["", f"The kills of {way['name']}, and how many trials were done by then:", ""]
+            lines += [f"{i}. {kill['how']}: {kill['trials_done']}" for i, kill in enumerate(way["kills"], 1)]
+    lines += [
+        "",
+        "Minutes are of a machine that may have done other work; a start that was killed reports nothing trained.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Run the study each way, compare, write page and record; exit 1 if anything differed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--place", type=Path, default=Path("interrupted"), help="where the runs go; must not exist")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--ways", nargs="+", choices=WAYS[1:], default=WAYS[1:])
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--kills", type=int, default=6)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    args = parser.parse_args()
+    args.place.mkdir(parents=True)
+    shutil.copy(args.study, args.place)  # so that a study notes its command without a path of this machine
+    if args.data is not None:
+        (args.place / args.data.name).symlink_to(args.data.resolve())
+    ways = [Way(name, args.study, args.data, args.place, args.workers) for name in ("unbroken", *args.ways)]
+    first = ways[0]
+    for way in ways:
+        run: dict[str, Callable[[Way], None]] = {
+            "unbroken": unbroken,
+            "killed": lambda w: killed(w, first.seconds, args.kills, args.seed),
+            "shards": shards,
+            "dask": dask,
+        }
+        clock = time.monotonic()
+        run[way.name](way)
+        way.seconds = time.monotonic() - clock
+        print(f"{way.name}: {way.seconds / 60:.1f} min, {way.done()} results", flush=True)
+    here = environment(torch.device("cpu"))
+    found = {
+        "schema": "kdbench.interrupted/1",
+        "study": args.study.name,
+        "trials": first.done(),
+        "workers": args.workers,
+        "device": here["device_name"],
+        "torch": here["torch"],
+        "code_digest": here["code_digest"],
+        "ways": [
+            {
+                "name": way.name,
+                "seconds": round(way.seconds, 1),
+                "trained": way.trained,
+                "kills": way.kills,
+                "table": way.table(),
+                "same_table": way.table() == first.table(),
+                "same_weights": way.weights() == first.weights(),
+            }
+            for way in ways
+        ],
+    }
+    args.output.mkdir(parents=True, exist_ok=True)
+    (args.output / "interrupted.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    (args.output / "interrupted.md").write_text(page(found), encoding="utf-8")
+    return 0 if all(way["same_table"] and way["same_weights"] for way in found["ways"]) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

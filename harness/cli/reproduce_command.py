@@ -1,0 +1,145 @@
+"""kdbench reproduce: a packed study trained anew, and held against its record."""
+
+import tempfile
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.markup import escape
+
+from harness.cli.common import JSON_OPTION, RUNS_OPTION, print_json, stderr, stdout
+from harness.cli.study_options import typed
+from kd.errors import InputError
+
+if TYPE_CHECKING:
+    from harness.bundle import Bundle
+
+
+@click.command("reproduce")
+@click.argument("archive", type=click.Path(path_type=Path), metavar="FILE")
+@click.option("--data", "data_root", type=click.Path(path_type=Path), metavar="DIR", help="Where the images lie.")
+@RUNS_OPTION
+@click.option("--workers", type=click.IntRange(1), help="Trials at a time. Default: one a core; one on a GPU.")
+@click.option("--only", multiple=True, metavar="KEY", help="This trial, with its teacher; a key's beginning is enough.")
+@click.option("--trials", "count", type=click.IntRange(1), help="So many trials, with their teachers.")
+@click.option(
+    "--trust-faults", is_flag=True, help="Run the faults that the archive brings along: code of its author's."
+)
+@JSON_OPTION
+def command(
+    archive: Path,
+    data_root: Path | None,
+    runs: Path,
+    workers: int | None,
+    only: tuple[str, ...],
+    count: int | None,
+    trust_faults: bool,
+    as_json: bool,
+) -> int:
+    """Train a packed study anew, in a study of its own, and compare it trial by trial with what was packed.
+
+    Exit 0 if it is as promised: on a CPU with the same torch, processor and code the same bits, elsewhere with what
+    changed said. Exit 1 if something differs that should be the same, 2 for bad input (an archive that was changed,
+    other images), 3 if a trial could not run. The same command again keeps what is done.
+    """
+    from harness.bundle import unpack
+    from harness.cli.progress import Progress
+    from harness.reproduce import compared, exit_code, prepare
+    from harness.study import carry_out, writable
+
+    if only and count is not None:
+        raise InputError("--only names trials and --trials counts them; say one of the two")
+    if not writable(runs):
+        raise InputError(f"--runs {runs}: cannot be written to; name another folder")
+    notes = stderr()
+    with tempfile.TemporaryDirectory(prefix="kdbench-") as place:
+        bundle = unpack(archive, Path(place))
+        _load(bundle, archive, trust_faults)
+        ready = replace(prepare(bundle, data_root, runs, workers, only, count), command=typed())
+        todo = len(ready.todo)
+        work = f"{todo} to run, {ready.workers} at a time on {ready.device}: {ready.cost}" if todo else "nothing to run"
+        notes.print(f"[bold]{escape(bundle.name)}[/]: the archive is whole, the images are the same; {work}")
+        with Progress(ready.plan, ready.todo, notes) as progress:
+            outcome = carry_out(ready, progress.on_trial)
+        found = compared(bundle, ready, outcome)
+    if as_json:
+        print_json(found)
+    else:
+        _show(found)
+    return exit_code(found)
+
+
+def _load(bundle: "Bundle", archive: Path, trusted: bool) -> None:
+    if not bundle.fault_files:
+        return
+    from harness import faults
+
+    if not trusted:
+        names = ", ".join(f"faults/{path.name}" for path in bundle.fault_files)
+        raise InputError(f"{archive} brings code of its author's ({names}); read it, then say --trust-faults to run it")
+    for path in bundle.fault_files:
+        faults.load(path)
+
+
+def _show(found: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    console = stdout()
+    differing = found["environment"]
+    if differing:
+        table = Table("other here", "packed", "here", box=None, pad_edge=False, header_style="bold")
+        for row in differing:
+            table.add_row(*(escape(str(row[name] or "none")) for name in ("name", "packed", "here")))
+        console.print(table)
+    else:
+        console.print("Versions, processor and code: all as packed.")
+    console.print()
+    table = Table(
+        "trial", "network", "method", "arm", "seed", "packed, %", "here, %", "reproduced", "what differs",
+        box=None, pad_edge=False, header_style="bold",
+    )  # fmt: skip
+    rows = sorted(found["trials"], key=lambda r: (r["method"] != "teacher", r["method"], r["fault"] or "", r["seed"]))
+    for row in rows:
+        verdict = f"[bold red]{row['verdict']}[/]" if row["broken"] else row["verdict"]
+        more = f" and {len(row['differs']) - 2} more" if len(row["differs"]) > 2 else ""
+        table.add_row(
+            row["key"], row["arch"], row["method"], row["fault"] or "corrected", str(row["seed"]),
+            *("" if value is None else f"{value:.2f}" for value in row["test_accuracy"]),
+            verdict, escape(", ".join(row["differs"][:2]) + more),
+        )  # fmt: skip
+    console.print(table)
+    console.print()
+    _conclude(console, found)
+
+
+def _conclude(console: Any, found: dict[str, Any]) -> None:
+    rows = found["trials"]
+    counts = Counter(row["verdict"] for row in rows)
+    kept = f"; {found['reused']} of them were trained by an earlier call" if found["reused"] else ""
+    console.print(f"{len(rows)} trials: {', '.join(f'{n} {verdict}' for verdict, n in counts.items())}{kept}.")
+    changed = [row for row in found["verdicts"] if row["changed"]]
+    for row in changed:
+        what = f"{row['b']} against {row['a']}" if row["a"] else row["b"]
+        console.print(f"  changed: {row['pair']} {row['method']}, {escape(what)}: {' -> '.join(row['verdict'])}")
+    if found["verdicts"]:
+        console.print(f"{len(found['verdicts'])} verdicts, of comparisons and of audits: {len(changed)} changed.")
+    gaps = [abs(row["difference_pp"]) for row in rows if row["difference_pp"] is not None]
+    if found["failed"]:
+        console.print("[bold red]Not reproduced:[/] a trial could not run here; its log.txt may say more.")
+    elif not found["as_promised"]:
+        console.print(
+            "[bold red]Not reproduced:[/] the same torch, processor and code, and yet another record. It was edited, "
+            "or something is not deterministic that should be.",
+            soft_wrap=True,
+        )
+    elif found["identical"]:
+        console.print("[bold green]Reproduced:[/] the same weights in every epoch, the same scores, the same findings.")
+    else:
+        console.print(
+            "Not the same bits, which are promised on a CPU for the same torch, processor and code only. The largest "
+            f"difference of a test accuracy: {max(gaps, default=0):.2f} pp.",
+            soft_wrap=True,
+        )
+    console.print(f"records: {escape(found['runs'])}", soft_wrap=True)
