@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import time
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,6 @@ from mlflow.tracking import MlflowClient
 
 from harness import mlflow_view
 from harness.compare import Trials
-from harness.mlflow_view import group
-from harness.plan import Arm
 from harness.record import Result, StudyFolder
 from harness.spec import Spec
 
@@ -39,6 +38,18 @@ _LAYOUT = "2"
 def tracking_uri(runs: Path) -> str:
     """Return $MLFLOW_TRACKING_URI, or the SQLite database in the runs folder."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(runs / 'mlflow.db').resolve()}"
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a trial is in its study."""
+
+    role: str
+    "arm, control, grid or teacher."
+    method: str
+    pair: str
+    group: str
+    "The name that it shares with the other seeds."
 
 
 class Mirror:
@@ -89,8 +100,8 @@ class Mirror:
             for tag, value in wanted.items():
                 self.client.set_experiment_tag(self.experiment, tag, value)
 
-    def write(self, arm: Arm | None, spec: Spec, result: Result, study: StudyFolder) -> None:
-        """Mirror one trial, unless it is there as it is. `arm` is None for a teacher."""
+    def write(self, place: Place, spec: Spec, result: Result, study: StudyFolder) -> None:
+        """Mirror one trial, unless it is there as it is."""
         folder = study.trial(result.key)
         record = f"{_LAYOUT}-{hashlib.sha256((folder.path / 'result.json').read_bytes()).hexdigest()[:16]}"
         if result.key in self.known:
@@ -99,27 +110,25 @@ class Mirror:
                 return
             self.client.delete_run(run_id)  # the trial was tried again, or its story completed
         started = int(datetime.fromisoformat(str(result.times["started"])).timestamp() * 1000) if result.times else None
-        label = "teacher" if arm is None else spec.method
-        pair = spec.arch if arm is None else arm.pair
-        name = group(label, spec.fault, pair)
         tags = {
             "trial_key": result.key,
             "record": record,
             "study": study.path.name,
-            "group": name,
+            "role": place.role,
+            "group": place.group,
             "git_commit": str(result.environment.get("git_commit")),
             "git_dirty": str(result.environment.get("git_dirty")),
             "status": result.status + (f": {result.reason}" if result.reason else ""),
             "findings": " ".join([*result.roots, *result.consequences]) or "none",
             "mlflow.note.content": _note(result),
         }
-        run = self.client.create_run(self.experiment, start_time=started, tags=tags, run_name=f"{name} · s{spec.seed}")
-        run_id = run.info.run_id
+        name = f"{place.group} · s{spec.seed}"
+        run_id = self.client.create_run(self.experiment, started, tags, name).info.run_id
         params = {
             "variant": "corrected" if spec.fault is None else "bugged",
             "fault": spec.fault or "none",
-            "pair": pair,
-            "method": label,
+            "pair": place.pair,
+            "method": place.method,
             "seed": spec.seed,
             "arch": spec.arch,
             "dataset": spec.dataset,
@@ -141,9 +150,9 @@ class Mirror:
                 )
             ],
         )
-        for name in ("spec.json", "result.json", "curve.jsonl"):
-            if (folder.path / name).is_file():
-                self.client.log_artifact(run_id, str(folder.path / name))
+        for file in ("spec.json", "result.json", "curve.jsonl"):
+            if (folder.path / file).is_file():
+                self.client.log_artifact(run_id, str(folder.path / file))
         seconds = float(result.times.get("seconds", 0)) if result.times else 0.0
         ended = started + int(seconds * 1000) if started else None
         self.client.set_terminated(run_id, _STATUS[result.status], ended)  # last: see `known`
@@ -181,15 +190,33 @@ def _metrics(result: Result, curve: list[dict[str, Any]], time_ms: int) -> list[
     return metrics
 
 
+def _places(study: Trials) -> dict[str, Place]:
+    """Return what each trial is, by key; a training that several share is the first arm's."""
+    places = {}
+    for arm, points in study.grid.items():
+        for tried in points:
+            point = ", ".join(f"{name} {value:g}" for name, value in tried.point.items())
+            for spec, _ in tried.trials.values():
+                group = mlflow_view.group(arm.method, spec.fault, arm.pair, point)
+                places[spec.key] = Place("grid", arm.method, arm.pair, group)
+    for role, arms in (("control", study.controls), ("arm", study.arms)):
+        for arm in reversed(arms):
+            for spec, _ in arms[arm].values():
+                group = mlflow_view.group(arm.method, spec.fault, arm.pair)
+                places[spec.key] = Place(role, arm.method, arm.pair, group)
+    return places
+
+
 def mirror_study(runs: Path, study: Trials) -> Mirror:
     """Write everything of a study that MLflow does not have; `written` of what is returned counts the runs."""
-    arms = study.arms | study.controls
-    arm_of = {spec.key: arm for arm in reversed(arms) for spec, _ in arms[arm].values()}
-    with study.folder.mirror_lock():
+    places = _places(study)
+    with study.folder.mirroring():
         mirror = Mirror(runs, study.folder.path.name)
-        mirror.share(sorted(group(arm.method, arm.fault, arm.pair) for arm in arms))
+        mirror.share(sorted({place.group for place in places.values()}))
         for folder in study.folder.trials():
             result = folder.result()
             if result is not None:
-                mirror.write(arm_of.get(folder.key), folder.spec(), result, study.folder)
+                spec = folder.spec()
+                teacher = Place("teacher", "teacher", spec.arch, mlflow_view.group("teacher", spec.fault, spec.arch))
+                mirror.write(places.get(folder.key, teacher), spec, result, study.folder)
     return mirror

@@ -44,9 +44,12 @@ _COLUMNS = {
 "Columns of the table from left to right, and their widths in pixels."
 
 
-def group(method: str, fault: str | None, pair: str) -> str:
-    """Return the name under which an arm's seeds stand together; long names are cut at the end, so the pair is last."""
-    return f"{method} · {fault or 'corrected'} · {pair}"
+def group(method: str, fault: str | None, pair: str, point: str = "") -> str:
+    """Return the name under which an arm's seeds stand together, with the settings that a grid tries, if it does.
+
+    Long names are cut at the end, so what differs least comes last.
+    """
+    return " · ".join([method, fault or "corrected", *([point] if point else []), pair])
 
 
 def tags(groups: Iterable[str], now_ms: int) -> dict[str, str]:
@@ -89,7 +92,8 @@ def _state(groups: Iterable[str]) -> dict[str, Any]:
         "groupsExpanded": {f"tag.group.{name}": False for name in groups},  # closed, they are the charts' legend
         "useGroupedValuesInCharts": True,
         "runsHiddenMode": "SHOW_ALL",
-        "searchFilter": "params.method != 'teacher'",  # trained longer: their curves would stretch every axis
+        # Teachers train longer and would stretch every axis; of a grid the test scores are not to be looked at.
+        "searchFilter": "tags.role = 'arm'",
         "orderByKey": "tags.`group`",
         "orderByAsc": True,
         "selectedColumns": list(_COLUMNS),

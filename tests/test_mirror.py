@@ -13,7 +13,9 @@ import threading
 import time
 import urllib.request
 import zlib
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 from test_cli import kdbench
@@ -26,6 +28,7 @@ from harness import mlflow_view  # noqa: E402
 from harness.cli import ui_command  # noqa: E402
 from harness.cli.common import LiveMirror, mirror_or_remark, stderr  # noqa: E402
 from harness.compare import read_study, write_study  # noqa: E402
+from harness.grid import Grid  # noqa: E402
 from harness.mirror import mirror_study  # noqa: E402
 from harness.plan import Decision, Ground, load_preset, make_plan  # noqa: E402
 from harness.record import FaultStory, Metrics, Result, StudyFolder  # noqa: E402
@@ -201,9 +204,28 @@ def test_the_shared_view_shows_what_the_runs_have_and_closes_every_arm(study):
     assert {column.split("`")[1] for column in state["selectedColumns"]} <= names
     assert state["runsHiddenMode"] == "SHOW_ALL" and state["orderByKey"] == "tags.`group`"
     wanted = MlflowClient(mirror.uri).search_runs([mirror.experiment], state["searchFilter"], max_results=1000)
-    assert len(wanted) == len(keys_of(plan)) - 2  # without the two teachers
-    closed = {f"tag.group.{run.data.tags['group']}" for run in wanted}
+    assert {run.data.tags["trial_key"] for run in wanted} == {k for arm in plan.arms.values() for k in arm.values()}
+    roles = Counter(run.data.tags["role"] for run in found)
+    assert roles == {"arm": len(wanted), "teacher": 2, "control": 3}
+    closed = {f"tag.group.{run.data.tags['group']}" for run in found if run.data.tags["role"] != "teacher"}
     assert closed == set(state["groupsExpanded"]) and not any(state["groupsExpanded"].values())
+
+
+def test_what_a_grid_tries_stands_apart_by_its_settings(study, tmp_path):
+    preset = replace(load_preset("quick"), grid=Grid((7, 8), {"logit": {"alpha": (0.5, 0.9)}}))
+    plan = make_plan(preset, [None], Ground("digits", "d" * 64, "cpu"))
+    folder = StudyFolder(tmp_path / "grid")
+    for key, spec in plan.trials.items():
+        folder.trial(key).write_spec(spec)
+        folder.trial(key).write_result(Result(key, "finished", None, 3, Metrics(90.0, 91.0, [])))
+    write_study(folder, Decision(), plan.arms, grid=plan.grid)
+    shutil.copy(study[0] / "mlflow.db", tmp_path / "mlflow.db")
+    found = runs_of(mirror_study(tmp_path, read_study(folder)))
+    assert Counter((run.data.tags["role"], run.data.tags["group"]) for run in found) == {
+        ("grid", "logit · corrected · alpha 0.5 · r34-r18"): 2,
+        ("grid", "logit · corrected · alpha 0.9 · r34-r18"): 2,
+        ("teacher", "teacher · corrected · r34"): 1,
+    }
 
 
 def test_the_view_of_a_study_of_every_fault_fits_into_a_tag():
