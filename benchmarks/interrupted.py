@@ -89,15 +89,16 @@ def unbroken(way: Way) -> None:
     way.finish(way.start("--workers", str(way.workers)))
 
 
-def killed(way: Way, seconds: float, kills: int, seed: int) -> None:
-    """Kill it so many times, spread over as long as the unbroken run took, and let it finish."""
+def killed(way: Way, trials: int, seconds: float, kills: int, seed: int) -> None:
+    """Kill it so many times, at random moments of random trials, and let it finish."""
     draws = random.Random(seed)
-    for number in range(kills):
+    for number, target in enumerate(sorted(draws.sample(range(trials - 1), kills))):
         running = way.start("--workers", str(way.workers))
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            running.wait(seconds / (kills + 1) * draws.uniform(0.4, 1.6))
+        while running.poll() is None and way.done() < target:
+            time.sleep(0.05)
+        time.sleep(draws.uniform(0, seconds * way.workers / trials))
         if running.poll() is not None:
-            raise SystemExit(f"the study was over before the kill number {number + 1}; take a longer one")
+            raise SystemExit(f"the study was over before kill {number + 1}; take a longer one")
         how, before = _HOW[number % len(_HOW)], way.done()
         if how == "a trial, SIGKILL":
             victim = _trial_of(way)
@@ -193,7 +194,7 @@ def main() -> int:
     for way in ways:
         run: dict[str, Callable[[Way], None]] = {
             "unbroken": unbroken,
-            "killed": lambda w: killed(w, first.seconds, args.kills, args.seed),
+            "killed": lambda w: killed(w, first.done(), first.seconds, args.kills, args.seed),
             "shards": shards,
             "dask": dask,
         }
