@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import time
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,26 +16,40 @@ from typing import Any
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # stdout may be one JSON object
 # A server that is down is told at once, not after minutes of patience: the records can be mirrored any time.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+os.environ.setdefault("MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER", "false")
 
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.tracking import MlflowClient
 
+from harness import mlflow_view
 from harness.compare import Trials
-from harness.plan import Arm
 from harness.record import Result, StudyFolder
 from harness.spec import Spec
 
 _STATUS = {"finished": "FINISHED", "diverged": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
-_BATCH = 1000
-"Metrics that one call may carry."
+_LAYOUT = "2"
+"Which params, metrics and tags a run gets; where it differs from a run's, the run is written anew."
 
 
 def tracking_uri(runs: Path) -> str:
     """Return $MLFLOW_TRACKING_URI, or the SQLite database in the runs folder."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(runs / 'mlflow.db').resolve()}"
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a trial is in its study."""
+
+    role: str
+    "arm, control, grid or teacher."
+    method: str
+    pair: str
+    group: str
+    "The name that it shares with the other seeds."
 
 
 class Mirror:
@@ -51,12 +66,23 @@ class Mirror:
         else:
             self.experiment = str(found.experiment_id)
         self.written = 0
-        self.view = _share_view(self.client, self.experiment)
-        self.known = {
-            run.data.tags["trial_key"]: (run.info.run_id, run.data.tags.get("record"))
-            for run in self._runs()
-            if "trial_key" in run.data.tags
-        }
+        self._tags = dict(found.tags) if found is not None else {}
+        self.known: dict[str, tuple[str, str | None]] = {}
+        for run in self._runs():
+            # A run whose writing was cut off is still running, says MLflow: it is written anew.
+            record = run.data.tags.get("record") if run.info.status != "RUNNING" else None
+            self._meet(run.data.tags.get("trial_key"), run.info.run_id, record)
+
+    def _meet(self, key: str | None, run_id: str, record: str | None) -> None:
+        """Note a run; a second one of a trial, from a request that was answered late and sent again, is deleted."""
+        if key is None:
+            return
+        this, other = (run_id, record), self.known.get(key)
+        if other is not None and other[1] is not None:
+            this, other = other, this
+        self.known[key] = this
+        if other is not None:
+            self.client.delete_run(other[0])
 
     def _runs(self) -> list[Any]:
         runs, token = [], None
@@ -67,35 +93,42 @@ class Mirror:
             if not token:
                 return runs
 
-    def write(self, arm: Arm | None, spec: Spec, result: Result, study: StudyFolder) -> None:
-        """Mirror one trial, unless it is there as it is. `arm` is None for a teacher."""
+    def share(self, groups: list[str]) -> None:
+        """Store the view that the links open, with these arms closed, unless it is there as it is."""
+        wanted = mlflow_view.tags(groups, int(time.time() * 1000))
+        if self._tags.get(mlflow_view.TAG) != wanted[mlflow_view.TAG]:
+            for tag, value in wanted.items():
+                self.client.set_experiment_tag(self.experiment, tag, value)
+
+    def write(self, place: Place, spec: Spec, result: Result, study: StudyFolder) -> None:
+        """Mirror one trial, unless it is there as it is."""
         folder = study.trial(result.key)
-        record = hashlib.sha256((folder.path / "result.json").read_bytes()).hexdigest()[:16]
+        record = f"{_LAYOUT}-{hashlib.sha256((folder.path / 'result.json').read_bytes()).hexdigest()[:16]}"
         if result.key in self.known:
             run_id, mirrored = self.known[result.key]
             if mirrored == record:
                 return
             self.client.delete_run(run_id)  # the trial was tried again, or its story completed
         started = int(datetime.fromisoformat(str(result.times["started"])).timestamp() * 1000) if result.times else None
-        label = "teacher" if arm is None else spec.method
-        pair = spec.arch if arm is None else arm.pair
-        run_name = f"{label} · {pair} · {spec.fault or 'corrected'} · s{spec.seed}"
         tags = {
             "trial_key": result.key,
+            "record": record,
             "study": study.path.name,
-            "group": f"{label} · {pair} · {spec.fault or 'corrected'}",
+            "role": place.role,
+            "group": place.group,
             "git_commit": str(result.environment.get("git_commit")),
             "git_dirty": str(result.environment.get("git_dirty")),
             "status": result.status + (f": {result.reason}" if result.reason else ""),
             "findings": " ".join([*result.roots, *result.consequences]) or "none",
+            "mlflow.note.content": _note(result),
         }
-        run = self.client.create_run(self.experiment, start_time=started, tags=tags, run_name=run_name)
-        run_id = run.info.run_id
+        name = f"{place.group} · s{spec.seed}"
+        run_id = self.client.create_run(self.experiment, started, tags, name).info.run_id
         params = {
             "variant": "corrected" if spec.fault is None else "bugged",
             "fault": spec.fault or "none",
-            "pair": pair,
-            "method": label,
+            "pair": place.pair,
+            "method": place.method,
             "seed": spec.seed,
             "arch": spec.arch,
             "dataset": spec.dataset,
@@ -105,12 +138,9 @@ class Mirror:
         }
         self.client.log_batch(
             run_id,
+            metrics=_metrics(result, folder.curve(), started or int(time.time() * 1000)),
             params=[Param(name, str(value)) for name, value in params.items()],
-            tags=[RunTag("mlflow.note.content", _note(result))],
         )
-        metrics = _metrics(result, folder.curve(), started or int(time.time() * 1000))
-        for first in range(0, len(metrics), _BATCH):
-            self.client.log_batch(run_id, metrics=metrics[first : first + _BATCH])
         self.client.log_inputs(
             run_id,
             [
@@ -120,13 +150,12 @@ class Mirror:
                 )
             ],
         )
-        for name in ("spec.json", "result.json", "curve.jsonl"):
-            if (folder.path / name).is_file():
-                self.client.log_artifact(run_id, str(folder.path / name))
+        for file in ("spec.json", "result.json", "curve.jsonl"):
+            if (folder.path / file).is_file():
+                self.client.log_artifact(run_id, str(folder.path / file))
         seconds = float(result.times.get("seconds", 0)) if result.times else 0.0
         ended = started + int(seconds * 1000) if started else None
-        self.client.set_terminated(run_id, _STATUS[result.status], ended)
-        self.client.set_tag(run_id, "record", record)  # last: a run without it was cut off, and is written anew
+        self.client.set_terminated(run_id, _STATUS[result.status], ended)  # last: see `known`
         self.known[result.key] = (run_id, record)
         self.written += 1
 
@@ -161,54 +190,33 @@ def _metrics(result: Result, curve: list[dict[str, Any]], time_ms: int) -> list[
     return metrics
 
 
-def _share_view(client: MlflowClient, experiment: str) -> str:
-    """Store the view that the UI should open on, grouped by variant and method; return the name to ask for it by.
-
-    By itself the UI shows the ten newest runs. The tag is undocumented: where a version of MLflow ignores it, the link
-    opens the plain experiment.
-    """
-    state = json.dumps(
-        {
-            "groupBy": {
-                "aggregateFunction": "average",
-                "groupByKeys": [
-                    {"mode": "param", "groupByData": "fault"},
-                    {"mode": "param", "groupByData": "method"},
-                ],
-            },
-            "runsHiddenMode": "SHOW_ALL",
-            "selectedColumns": [
-                "params.`variant`",
-                "params.`fault`",
-                "params.`method`",
-                "metrics.`final/test_accuracy`",
-                "metrics.`final/audits_failed`",
-            ],
-            "useGroupedValuesInCharts": True,
-            "hideEmptyCharts": True,
-        },
-        sort_keys=True,
-    )
-    name = hashlib.md5(state.encode(), usedforsecurity=False).hexdigest()
-    client.set_experiment_tag(experiment, f"mlflow.sharedViewState.{name}", state)
-    return name
-
-
-def links(base: str, experiment: str, view: str) -> tuple[str, str]:
-    """Return the links to the grouped charts and to the table of group means."""
-    table = f"{base}/#/experiments/{experiment}/runs?viewStateShareKey={view}&workflowType=machine_learning"
-    return table.replace("runs?", "runs?compareRunsMode=CHART&"), table
+def _places(study: Trials) -> dict[str, Place]:
+    """Return what each trial is, by key; a training that several share is the first arm's."""
+    places = {}
+    for arm, points in study.grid.items():
+        for tried in points:
+            point = ", ".join(f"{name} {value:g}" for name, value in tried.point.items())
+            for spec, _ in tried.trials.values():
+                group = mlflow_view.group(arm.method, spec.fault, arm.pair, point)
+                places[spec.key] = Place("grid", arm.method, arm.pair, group)
+    for role, arms in (("control", study.controls), ("arm", study.arms)):
+        for arm in reversed(arms):
+            for spec, _ in arms[arm].values():
+                group = mlflow_view.group(arm.method, spec.fault, arm.pair)
+                places[spec.key] = Place(role, arm.method, arm.pair, group)
+    return places
 
 
 def mirror_study(runs: Path, study: Trials) -> Mirror:
     """Write everything of a study that MLflow does not have; `written` of what is returned counts the runs."""
-    mirror = Mirror(runs, study.folder.path.name)
-    arm_of: dict[str, Arm] = {}
-    for arm, trials in study.arms.items():
-        for spec, _ in trials.values():
-            arm_of.setdefault(spec.key, arm)
-    for folder in study.folder.trials():
-        result = folder.result()
-        if result is not None:
-            mirror.write(arm_of.get(folder.key), folder.spec(), result, study.folder)
+    places = _places(study)
+    with study.folder.mirroring():
+        mirror = Mirror(runs, study.folder.path.name)
+        mirror.share(sorted({place.group for place in places.values()}))
+        for folder in study.folder.trials():
+            result = folder.result()
+            if result is not None:
+                spec = folder.spec()
+                teacher = Place("teacher", "teacher", spec.arch, mlflow_view.group("teacher", spec.fault, spec.arch))
+                mirror.write(places.get(folder.key, teacher), spec, result, study.folder)
     return mirror

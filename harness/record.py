@@ -220,6 +220,14 @@ def repeat_of(key: str) -> str:
     return _REPEAT + key
 
 
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    with path.open("a") as file:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 @dataclass(frozen=True)
 class StudyFolder:
     """A study's folder under the runs folder."""
@@ -250,9 +258,13 @@ class StudyFolder:
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Have the study's own files, those that belong to no trial, for oneself; waits for the others."""
-        with (self.path / ".writing").open("a") as file:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX)
+        with _alone(self.path / ".writing"):
+            yield
+
+    @contextmanager
+    def mirroring(self) -> Iterator[None]:
+        """Be the only one who mirrors, or wait: a run that another is writing would be taken for one cut off."""
+        with _alone(self.path / ".mirroring"):
             yield
 
     def trial(self, key: str) -> Folder:

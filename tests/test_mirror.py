@@ -1,18 +1,35 @@
 """MLflow holds what the records hold, however often and whenever it is written."""
 
+import base64
+import contextlib
 import json
+import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import threading
+import time
+import urllib.request
+import zlib
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
+from test_cli import kdbench
 
 mlflow = pytest.importorskip("mlflow")
 
 from mlflow.tracking import MlflowClient  # noqa: E402
 
+from harness import mlflow_view  # noqa: E402
+from harness.cli import ui_command  # noqa: E402
+from harness.cli.common import LiveMirror, mirror_or_remark, stderr  # noqa: E402
 from harness.compare import read_study, write_study  # noqa: E402
-from harness.mirror import Mirror, links, mirror_study  # noqa: E402
+from harness.grid import Grid  # noqa: E402
+from harness.mirror import mirror_study  # noqa: E402
 from harness.plan import Decision, Ground, load_preset, make_plan  # noqa: E402
 from harness.record import FaultStory, Metrics, Result, StudyFolder  # noqa: E402
 from harness.variants import VARIANTS  # noqa: E402
@@ -22,7 +39,7 @@ from harness.variants import VARIANTS  # noqa: E402
 def study(tmp_path_factory):
     """A study's records as the trials write them, without the training."""
     runs = tmp_path_factory.mktemp("runs")
-    plan = make_plan(load_preset("quick"), VARIANTS["both"], Ground("digits", "d" * 64, "cpu"))
+    plan = make_plan(load_preset("quick"), VARIANTS["both"], Ground("digits", "d" * 64, "cpu"), controls=True)
     folder = StudyFolder(runs / plan.study)
     for n, (key, spec) in enumerate(plan.trials.items()):
         trial = folder.trial(key)
@@ -37,13 +54,19 @@ def study(tmp_path_factory):
         times = {"started": "2026-11-24T08:00:00+00:00", "seconds": 7.0}
         metrics = None if status == "failed" else Metrics(90.0 + n / 10, 91.0, [90.0] * 10)
         trial.write_result(Result(key, status, None, 3, metrics, [], story, None, {"git_commit": "abc"}, times))
-    write_study(folder, Decision(), plan.arms)
+    write_study(folder, Decision(), plan.arms, plan.controls)
+    MlflowClient(f"sqlite:///{runs / 'mlflow.db'}").search_experiments()  # to make a database takes MLflow five seconds
     return runs, folder, plan
 
 
 @pytest.fixture(autouse=True)
 def _own_database(monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
+
+
+def keys_of(plan):
+    """The trials that are mirrored: all but the one that was run a second time."""
+    return {key for key in plan.trials if not key.startswith("again-")}
 
 
 def runs_of(mirror):
@@ -53,12 +76,13 @@ def runs_of(mirror):
 def test_mirror_is_flat_idempotent_and_rebuilt_from_the_records(study):
     runs, folder, plan = study
     mirror = mirror_study(runs, read_study(folder))
-    assert mirror.written == len(plan.trials) == 29
+    assert mirror.written == len(keys_of(plan)) == 32
     found = runs_of(mirror)
-    assert {run.data.tags["trial_key"] for run in found} == set(plan.trials)
+    assert {run.data.tags["trial_key"] for run in found} == keys_of(plan)
     assert not any("mlflow.parentRunId" in run.data.tags for run in found)
     names = sorted(run.info.run_name for run in found)
-    assert "feature · r34-r18 · projector-unclipped · s2" in names and "teacher · r34 · corrected · s0" in names
+    assert "feature · projector-unclipped · r34-r18 · s2" in names and "teacher · corrected · r34 · s0" in names
+    assert "logit · teacher-rows-shuffled · r34-r18 · s1" in names  # the positive control is nobody's teacher
     assert mirror_study(runs, read_study(folder)).written == 0
 
 
@@ -69,14 +93,14 @@ def test_a_lost_database_is_made_again_from_the_records(study, tmp_path):
     seen = []
     for _ in range(2):
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0 and "29 runs written, 29 in sqlite:" in done.stdout, done.stderr
+        assert done.returncode == 0 and "32 runs written, 32 in sqlite:" in done.stdout, done.stderr
         database = (tmp_path / "runs" / "mlflow.db").rename(tmp_path / f"lost-{len(seen)}.db")
         client = MlflowClient(f"sqlite:///{database}")
         (experiment,) = client.search_experiments(filter_string=f"name = '{folder.path.name}'")
         found = client.search_runs([experiment.experiment_id])
         seen.append({r.data.tags["trial_key"]: (r.data.params, r.data.metrics, r.info.status) for r in found})
     assert seen[0] == seen[1]
-    assert seen[0].keys() == set(plan.trials)
+    assert seen[0].keys() == keys_of(plan)
 
 
 def test_metrics_are_curves_by_epoch_and_finals_at_step_zero(study):
@@ -125,21 +149,202 @@ def test_a_run_that_was_cut_off_is_written_anew(study, monkeypatch):
     assert run.info.status == "FINISHED" and run.data.metrics["final/test_accuracy"] == result.metrics.test_accuracy
 
 
-def test_the_shared_view_is_stored_and_linked(study):
-    runs, folder, _ = study
-    mirror = Mirror(runs, folder.path.name)
+def a_few(study, tmp_path, name):
+    """Six of the study's trials in a runs folder of their own; the others are not done yet."""
+    runs = tmp_path / "runs"
+    shutil.copytree(study[1].path, runs / name)
+    folder, keys = StudyFolder(runs / name), sorted(keys_of(study[2]))[:6]
+    for trial in list(folder.trials()):
+        if trial.key not in keys:
+            (trial.path / "result.json").unlink()
+    return runs, folder, keys
+
+
+def test_two_who_mirror_at_once_write_each_run_once(study, tmp_path):
+    """As when the UI is opened while the study runs."""
+    runs, folder, keys = a_few(study, tmp_path, "twice")
+    shutil.copy(study[0] / "mlflow.db", runs / "mlflow.db")
+    with ThreadPoolExecutor() as pool:
+        mirrors = list(pool.map(lambda _: mirror_study(runs, read_study(folder)), range(2)))
+    assert sorted(mirror.written for mirror in mirrors) == [0, len(keys)]
+    assert len(runs_of(mirrors[0])) == len(keys)
+
+
+def test_a_request_that_was_sent_twice_leaves_one_run(study):
+    runs, folder, plan = study
+    mirror = mirror_study(runs, read_study(folder))
+    key = sorted(keys_of(plan))[0]
+    client = MlflowClient(mirror.uri)
+    for _ in range(2):
+        client.create_run(mirror.experiment, tags={"trial_key": key, "record": "2-of-a-cut-off-run"})
+    again = mirror_study(runs, read_study(folder))
+    (run,) = (r for r in runs_of(again) if r.data.tags["trial_key"] == key)
+    assert again.written == 0 and run.info.status == "FINISHED"
+
+
+def state_of(mirror):
     tags = MlflowClient(mirror.uri).get_experiment(mirror.experiment).tags
-    state = json.loads(tags[f"mlflow.sharedViewState.{mirror.view}"])
-    assert state["runsHiddenMode"] == "SHOW_ALL"
-    charts, table = links("http://127.0.0.1:5000", mirror.experiment, mirror.view)
-    assert f"/experiments/{mirror.experiment}/runs?compareRunsMode=CHART&viewStateShareKey={mirror.view}" in charts
-    assert "compareRunsMode" not in table
+    named = json.loads(tags["mlflow.sharedViewState.kdbench-menu"])
+    assert named["name"] == "kdbench: arms side by side" and named["state"] == tags["mlflow.sharedViewState.kdbench"]
+    head, _, packed = named["state"].partition(";")
+    assert head == "deflate"
+    return json.loads(zlib.decompress(base64.b64decode(packed)))
+
+
+def test_the_shared_view_shows_what_the_runs_have_and_closes_every_arm(study):
+    runs, folder, plan = study
+    mirror = mirror_study(runs, read_study(folder))
+    state, found = state_of(mirror), runs_of(mirror)
+    metrics = {metric for run in found for metric in run.data.metrics}
+    names = metrics | {key for run in found for key in (*run.data.params, *run.data.tags)}
+    drawn = [chart["metricKey"] for chart in state["compareRunCharts"]]
+    assert metrics <= {*drawn, "final/agreement", "curve/projector_grad_norm"} and len(drawn) == len(set(drawn))
+    assert {chart["type"] for chart in state["compareRunCharts"] if chart["metricKey"].startswith("final")} == {"BAR"}
+    assert [section["name"] for section in state["compareRunSections"]] == ["final", "curve"]
+    assert {column.split("`")[1] for column in state["selectedColumns"]} <= names
+    assert state["runsHiddenMode"] == "SHOW_ALL" and state["orderByKey"] == "tags.`group`"
+    wanted = MlflowClient(mirror.uri).search_runs([mirror.experiment], state["searchFilter"], max_results=1000)
+    assert {run.data.tags["trial_key"] for run in wanted} == {k for arm in plan.arms.values() for k in arm.values()}
+    roles = Counter(run.data.tags["role"] for run in found)
+    assert roles == {"arm": len(wanted), "teacher": 2, "control": 3}
+    closed = {f"tag.group.{run.data.tags['group']}" for run in found if run.data.tags["role"] != "teacher"}
+    assert closed == set(state["groupsExpanded"]) and not any(state["groupsExpanded"].values())
+
+
+def test_what_a_grid_tries_stands_apart_by_its_settings(study, tmp_path):
+    preset = replace(load_preset("quick"), grid=Grid((7, 8), {"logit": {"alpha": (0.5, 0.9)}}))
+    plan = make_plan(preset, [None], Ground("digits", "d" * 64, "cpu"))
+    folder = StudyFolder(tmp_path / "grid")
+    for key, spec in plan.trials.items():
+        folder.trial(key).write_spec(spec)
+        folder.trial(key).write_result(Result(key, "finished", None, 3, Metrics(90.0, 91.0, [])))
+    write_study(folder, Decision(), plan.arms, grid=plan.grid)
+    shutil.copy(study[0] / "mlflow.db", tmp_path / "mlflow.db")
+    found = runs_of(mirror_study(tmp_path, read_study(folder)))
+    assert Counter((run.data.tags["role"], run.data.tags["group"]) for run in found) == {
+        ("grid", "logit · corrected · alpha 0.5 · r34-r18"): 2,
+        ("grid", "logit · corrected · alpha 0.9 · r34-r18"): 2,
+        ("teacher", "teacher · corrected · r34"): 1,
+    }
+
+
+def test_the_view_of_a_study_of_every_fault_fits_into_a_tag():
+    groups = [f"{m} · some-fault-{n} · r34-r18" for m in ("baseline", "logit", "feature") for n in range(70)]
+    assert all(len(value) < 5000 for value in mlflow_view.tags(groups, 0).values())
+
+
+def test_the_links_open_the_view():
+    charts, table = mlflow_view.links("http://127.0.0.1:5000", "7")
+    assert table.startswith("http://127.0.0.1:5000/#/experiments/7/runs?viewStateShareKey=kdbench&")
+    assert "runs?compareRunsMode=CHART&viewStateShareKey=kdbench&" in charts
+    # With any of these in the link, the UI ignores the view.
+    assert not any(word in table + charts for word in ("searchFilter", "orderByKey", "startTime", "lifecycleFilter"))
 
 
 def test_mlflow_in_trouble_costs_a_remark(study, monkeypatch, capsys):
-    from harness.cli.common import mirror_or_remark, stderr
-
     runs, folder, _ = study
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////proc/none/mlflow.db")
     assert mirror_or_remark(runs, folder, stderr()) is None
     assert "kdbench mirror catches up" in " ".join(capsys.readouterr().err.split())
+
+
+class Server:
+    """An MLflow server on a free port of the loopback, with a database of its own."""
+
+    def __init__(self, place):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        self._command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{place / 'server.db'}"]
+        self._command += ["--artifacts-destination", str(place / "artifacts")]
+        self._log = place / "server.log"
+
+    @contextlib.contextmanager
+    def running(self):
+        environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        environment.pop("MLFLOW_TRACKING_URI", None)
+        with self._log.open("a") as log:
+            process = subprocess.Popen(
+                self._command, env=environment, stdout=log, stderr=log, start_new_session=True
+            )  # fmt: skip
+        try:
+            deadline = time.monotonic() + 120
+            while not self._answers():
+                assert process.poll() is None and time.monotonic() < deadline, self._log.read_text()
+                time.sleep(0.1)
+            yield
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)  # the server and its worker, and nobody else
+            process.wait(timeout=30)
+
+    def _answers(self):
+        try:
+            with urllib.request.urlopen(self.url + "/health", timeout=5) as answer:
+                return answer.status == 200
+        except OSError:
+            return False
+
+
+def test_a_server_gets_the_runs_and_after_an_outage_what_it_missed(study, tmp_path, monkeypatch, capsys):
+    shutil.copy(study[0] / "mlflow.db", tmp_path / "server.db")
+    runs, folder, keys = a_few(study, tmp_path, "remote")
+    server = Server(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
+    with server.running():
+        client, written, deadline = MlflowClient(server.url), 0, time.monotonic() + 60
+        with LiveMirror(runs, folder) as live:
+            live.trial_done()
+            while written < len(keys) and time.monotonic() < deadline:
+                time.sleep(0.1)
+                experiment = client.get_experiment_by_name("remote")
+                written = len(client.search_runs([experiment.experiment_id])) if experiment else 0
+        mirror = mirror_or_remark(runs, folder, stderr())
+        assert mirror.written == 0, "the live mirror wrote them all"
+        found = runs_of(mirror)
+        assert {run.data.tags["trial_key"] for run in found} == set(keys) and len(found) == len(keys)
+        assert client.list_artifacts(found[0].info.run_id)
+        assert set(state_of(mirror)["groupsExpanded"]) >= {"tag.group.logit · corrected · r34-r18"}
+        monkeypatch.setattr(ui_command.subprocess, "run", lambda *a, **k: pytest.fail("a second server was started"))
+        code, out, _ = kdbench("ui", "--runs", runs, "--study", "remote")
+        assert code == 0 and out.count(f"{server.url}/#/experiments/{mirror.experiment}/runs?") == 2
+    result = folder.trial(keys[0]).result()
+    folder.trial(keys[0]).write_result(Result(**{**vars(result), "reason": "while the server was down"}))
+    with LiveMirror(runs, folder) as live:
+        live.trial_done()
+    capsys.readouterr()
+    assert mirror_or_remark(runs, folder, stderr()) is None
+    printed = capsys.readouterr()
+    assert f"{server.url} does not answer" in " ".join(printed.err.split()) and printed.out == ""
+    with server.running():
+        for counts in ("1 runs written, 6 in", "0 runs written, 6 in"):
+            code, out, err = kdbench("mirror", "--runs", runs, "--study", "remote")
+            assert code == 0 and out == f"remote: {counts} {server.url}\n", err
+        assert len(runs_of(mirror)) == len(keys)
+
+
+def test_a_server_that_takes_calls_and_never_answers_is_asked_twice(study, monkeypatch, capsys):
+    """MLflow by itself asks eight times, for minutes."""
+    runs, folder, _ = study
+    calls = []
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(0.2)
+        over = threading.Event()
+
+        def listen():
+            while not over.is_set():
+                with contextlib.suppress(TimeoutError):
+                    calls.append(silent.accept())
+
+        listener = threading.Thread(target=listen)
+        listener.start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+        assert mirror_or_remark(runs, folder, stderr()) is None
+        over.set()
+        listener.join()
+    for connection, _ in calls:
+        connection.close()
+    assert len(calls) == 2
+    assert "does not answer" in " ".join(capsys.readouterr().err.split())

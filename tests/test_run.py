@@ -503,7 +503,11 @@ def test_a_trial_is_mirrored_while_others_still_run(tmp_path, cache):
     while running.poll() is None and time.monotonic() < deadline and not mirrored:
         time.sleep(0.2)
         done = [path.parent.name for path in (tmp_path / "runs").glob("*/trials/*/result.json")]
-        with sqlite3.connect(f"file:{cache / 'mlflow.db'}?mode=ro", uri=True) as database:
+        tags = {}
+        with (
+            contextlib.suppress(sqlite3.OperationalError),  # it is being made
+            sqlite3.connect(f"file:{cache / 'mlflow.db'}?mode=ro", uri=True) as database,
+        ):
             tags = dict(database.execute("select run_uuid, value from tags where key = 'trial_key'").fetchall())
         mirrored = [key for key in done if key in tags.values()]
     still_running = running.poll() is None

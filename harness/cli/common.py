@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,7 +99,7 @@ def find_study(runs: Path, name: str | None) -> StudyFolder:
 
 
 class LiveMirror:
-    """Mirrors a study whenever one of its trials is done, beside the training; trouble is left to the last mirroring.
+    """Mirrors a study whenever one of its trials is done, beside the training; the last mirroring tells of trouble.
 
     A thread, since to import MLflow and to make its database takes seconds in which trials are to be started.
     """
@@ -112,10 +113,11 @@ class LiveMirror:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         self._over = True
         self._news.set()
-        self._thread.join(timeout=30)
+        # What it is writing is not to be written again, however slow the server; who interrupts is not kept waiting.
+        self._thread.join(timeout=None if kind is None else 5)
 
     def trial_done(self) -> None:
         """Hear that there is something new to mirror."""
@@ -127,13 +129,11 @@ class LiveMirror:
             self._news.clear()
             if self._over:
                 return
-            try:
+            with suppress(Exception):  # MLflow's, of many kinds; a server that was down may be up at the next trial
                 from harness.compare import read_study
                 from harness.mirror import mirror_study
 
                 mirror_study(self._runs, read_study(self._study))
-            except Exception:  # MLflow's, of many kinds; the last mirroring will say it
-                return
 
 
 def mirror_or_remark(runs: Path, study: StudyFolder, notes: Console) -> "Mirror | None":
@@ -145,5 +145,7 @@ def mirror_or_remark(runs: Path, study: StudyFolder, notes: Console) -> "Mirror 
         return mirror_study(runs, read_study(study))
     except Exception as error:  # MLflow's, of many kinds
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "requests" in {type(cause).__module__.partition(".")[0] for cause in (error.__cause__, error.__context__)}:
+            reason = f"{os.environ['MLFLOW_TRACKING_URI']} does not answer"
         notes.print(f"MLflow was not written ({escape(reason)}); the records are whole, and kdbench mirror catches up")
         return None

@@ -10,6 +10,9 @@ from rich.markup import escape
 
 from harness.cli.common import RUNS_OPTION, STUDY_OPTION, find_study, mirror_or_remark, stderr, stdout
 
+_QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+"The server's jobs are eight processes for the evaluation of language models."
+
 
 @click.command("ui")
 @RUNS_OPTION
@@ -23,11 +26,11 @@ def command(runs: Path, study: str | None, port: int) -> int:
     mirror = mirror_or_remark(runs, find_study(runs, study), stderr())
     if mirror is None:
         return 3
-    from harness.mirror import links
+    from harness.mlflow_view import links
 
     remote = mirror.uri.startswith(("http://", "https://"))
     base = mirror.uri.rstrip("/") if remote else f"http://127.0.0.1:{port}"
-    charts, table = links(base, mirror.experiment, mirror.view)
+    charts, table = links(base, mirror.experiment)
     console = stdout()
     if not remote:
         console.print("The server takes some seconds to start; Ctrl-C ends it.")
@@ -38,7 +41,7 @@ def command(runs: Path, study: str | None, port: int) -> int:
     server = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", mirror.uri]
     server += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     try:
-        code = subprocess.run(server, env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}).returncode
+        code = subprocess.run(server, env={**os.environ, **_QUIET}).returncode
     except KeyboardInterrupt:
         return 0
     return 3 if code else 0
