@@ -12,6 +12,7 @@ from harness import choice, compare
 from harness.grid import Grid, Tried, best, settings_of
 from harness.plan import Arm, Ground, load_preset, make_plan, parse_preset
 from harness.record import Metrics, Result, StudyFolder
+from harness.study import Request, prepare
 from kd.errors import InputError
 
 GRID = """
@@ -147,6 +148,37 @@ def test_a_study_with_a_grid_end_to_end(here, cache):
     assert all(r["more"] >= 0 and r["most"] >= r["more"] for r in found["epochs"]), "the best is not below the last"
     out = kdbench("status")[1]
     assert "logit (grid)" in out and "4 of 4" in out
+
+
+def test_a_shard_tries_its_part_of_the_grid_then_what_nobody_did_and_only_then_its_arms(here, cache):
+    preset = load_preset("mine.toml")
+    request = Request(preset, (None,), False, "digits", None, "cpu", 1, here / "runs", None, None, shard=(1, 2))
+
+    def finish(ready, keys):
+        for key in keys:
+            folder = ready.folder.trial(key)
+            folder.write_spec(ready.plan.trials[key])
+            better = 90.0 if folder.spec().settings.temperature == 4 else 80.0
+            folder.write_result(Result(key, "finished", metrics=Metrics(50.0, better, [])))
+            folder.student.touch()
+
+    first = prepare(request)
+    assert first.plan.is_first_stage and len(first.todo) == 3, "the teacher and two of four points"
+    finish(first, first.todo)
+    rest = prepare(request)
+    assert rest.plan.is_first_stage and len(rest.todo) == 2 and not {*rest.todo} & {*first.todo}
+    other = prepare(replace(request, shard=(2, 2)))
+    assert {*other.todo} == {*rest.todo}, "whoever comes first: each is run under a lease"
+    finish(rest, rest.todo)
+    arms = prepare(request)
+    assert not arms.plan.is_first_stage and arms.later is None
+    temperatures = {
+        spec.settings.temperature for key, spec in arms.plan.trials.items() if key in arms.todo and spec.teacher
+    }
+    assert temperatures == {4}, "chosen on validation"
+    halves = [{*prepare(replace(request, shard=(i, 2))).todo} for i in (1, 2)]
+    assert halves[0] | halves[1] == {k for k in arms.plan.trials if k not in rest.plan.trials}
+    assert not halves[0] & halves[1]
 
 
 def test_what_choosing_the_epoch_on_test_adds_is_told_of_whoever_does_it(tmp_path):
