@@ -151,9 +151,7 @@ def execute(
     return outcome
 
 
-_OF_AN_ATTEMPT = (
-    *("result.json", "curve.jsonl", "norms.csv", "test_curve.jsonl", "student.safetensors", "method.safetensors"),
-)
+_OF_AN_ATTEMPT = (*("result.json", "norms.csv", "student.safetensors", "method.safetensors"),)
 
 
 def _has_no_weights(teacher: Folder, outcome: Outcome) -> bool:

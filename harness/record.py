@@ -8,6 +8,7 @@ result.json          written last and atomically: a folder without it is an unfi
 student.safetensors  weights of the selected epoch
 method.safetensors   its projectors, where the method has any
 log.txt              what the process printed
+checkpoint/          where a long training was a minute ago, to go on from; gone once it is finished
 
 All of it lies in STUDY/trials/KEY; in STUDY/again/KEY a trial that was run a second time, as a control.
 """

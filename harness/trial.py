@@ -9,6 +9,7 @@ import csv
 import json
 import logging
 import os
+import shutil
 import sys
 import threading
 import time
@@ -25,6 +26,7 @@ from harness import faults
 from harness.environment import environment
 from harness.properties import with_properties
 from harness.record import (
+    FINAL,
     OUT_OF_MEMORY,
     FaultStory,
     Folder,
@@ -36,12 +38,15 @@ from harness.record import (
     sync,
 )
 from harness.spec import Spec
-from kd import evaluate, train
+from kd import checkpoint, evaluate, train
 from kd.data import load_file
 from kd.errors import InputError
 from kd.methods import METHODS, MethodSettings
 from kd.procedure import CANONICAL
 from kd.teacher import file_sha256, read_checkpoint, save_checkpoint
+
+CHECKPOINT_SECONDS = 60.0
+"How often a long training is kept, so that little is lost when it is cut off."
 
 try:
     import resource
@@ -65,6 +70,8 @@ def run(folder: Folder, data_file: Path) -> Result:
         result = Result(folder.key, "failed", f"{OUT_OF_MEMORY}: {said}" if _is_memory(error) else said)
     result.times.update(started=started, seconds=round(time.perf_counter() - clock, 3))
     folder.write_result(result)
+    if result.status in FINAL:
+        shutil.rmtree(folder.path / "checkpoint", ignore_errors=True)
     return result
 
 
@@ -157,23 +164,37 @@ def _run(folder: Folder, spec: Spec, data_file: Path) -> Result:
     teacher_record = _teacher_record(training, spec)
     lap("prepare_seconds")
 
+    kept = folder.path / "checkpoint" / "state.pt"
+    training.resume = checkpoint.load(kept, device)
+    earlier = folder.curve() if training.resume is not None else []
+    if training.resume is not None and len(earlier) < len(training.resume["digests"]):
+        training.resume = None
+    diverged, written, saved = None, 0, time.monotonic()
     curve = folder.path / "curve.jsonl"
-    diverged = None
+    curve.unlink(missing_ok=True)  # an orphan of a dead coordinator may still hold the old one open
     with (
         curve.open("w", encoding="utf-8") as lines,
         watched(training, spec.method, teacher) as watch,
     ):
         for epoch in train.epochs(training, watch.labels):
-            lines.write(json.dumps(finite(asdict(epoch)), allow_nan=False) + "\n")
+            for line in (*earlier[written : epoch.epoch - 1], finite(asdict(epoch))):
+                lines.write(json.dumps(line, allow_nan=False) + "\n")
             lines.flush()
+            written = epoch.epoch
             if training.scores_test:
-                with (folder.path / "test_curve.jsonl").open("w" if epoch.epoch == 1 else "a") as scores:
-                    scores.write(json.dumps({"epoch": epoch.epoch, "test_accuracy": training.test_scores[-1]}) + "\n")
+                with (folder.path / "test_curve.jsonl").open("w") as scores:
+                    for number, score in enumerate(training.test_scores, 1):
+                        scores.write(json.dumps({"epoch": number, "test_accuracy": score}) + "\n")
             write_norms(folder.path / "norms.csv", training)
             if not epoch.finite:
                 diverged = epoch.epoch
                 break
+            if time.monotonic() - saved >= CHECKPOINT_SECONDS:
+                checkpoint.save(training, kept)
+                saved = time.monotonic()
     lap("train_seconds")
+    if training.resumed_after is not None:
+        times["resumed_after_epoch"] = training.resumed_after
 
     findings = with_properties(watch.report, training).to_dicts()
     selected, metrics = None, None

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd.accelerate import check_folded, compiled, folded
+from kd.checkpoint import State, numbers
 from kd.data import SIZE, Dataset, Pool, draw_crops, statistics
 from kd.errors import InputError
 from kd.evaluate import accuracy, logits_of
@@ -87,6 +88,12 @@ class Training:
     best: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     "Weights of the epoch selected so far, by module (student, method)."
     best_epoch: int = -1
+    digests: list[str] = field(default_factory=list)
+    "Of the weights after each epoch."
+    resume: State | None = None
+    "Where an earlier attempt was when it was cut off."
+    resumed_after: int | None = None
+    "Epochs that were not trained again."
 
     @property
     def steps_per_epoch(self) -> int:
@@ -190,7 +197,7 @@ def epochs(training: Training, on_batch: Callable[[Tensor], None] | None = None)
     )
     update = _Update(t)
     student, teacher = t.student, t.teacher
-    for number in range(recipe.epochs):
+    for number in numbers(t, OWN_STEPS):
         ask.set_modes(t.student, t.teacher, t.method)
         shuffled = t.split.train[torch.randperm(len(t.split.train), generator=ask.stream(t.seed, f"order/{number}"))]
         ids = shuffled[:n].to(t.pool.device)
@@ -232,6 +239,7 @@ def epochs(training: Training, on_batch: Callable[[Tensor], None] | None = None)
         if ask.select(t.val_scores, t.test_scores) == number:
             t.best, t.best_epoch = {"student": _copy(t.student), "method": _copy(t.method)}, number
         norms, clipped_share, overflowed = update.read()
+        t.digests.append(weight_digest(t.student, t.method))
         yield Epoch(
             epoch=number + 1,
             lr=lr,
@@ -241,7 +249,7 @@ def epochs(training: Training, on_batch: Callable[[Tensor], None] | None = None)
             grad_norms=norms,
             clipped_share=clipped_share,
             overflowed_steps=overflowed,
-            digest=weight_digest(t.student, t.method),
+            digest=t.digests[-1],
         )
 
 
