@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -173,6 +173,32 @@ def page(found: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def record(study: str, ways: Sequence[Way]) -> dict[str, Any]:
+    """Return the kdbench.interrupted/1 object: each way held against the first."""
+    here, first = environment(torch.device("cpu")), ways[0]
+    return {
+        "schema": "kdbench.interrupted/1",
+        "study": study,
+        "trials": first.done(),
+        "workers": first.workers,
+        "device": here["device_name"],
+        "torch": here["torch"],
+        "code_digest": here["code_digest"],
+        "ways": [
+            {
+                "name": way.name,
+                "seconds": round(way.seconds, 1),
+                "trained": way.trained,
+                "kills": way.kills,
+                "table": way.table(),
+                "same_table": way.table() == first.table(),
+                "same_weights": way.weights() == first.weights(),
+            }
+            for way in ways
+        ],
+    }
+
+
 def main() -> int:
     """Run the study each way, compare, write page and record; exit 1 if anything differed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -190,43 +216,23 @@ def main() -> int:
     if args.data is not None:
         (args.place / args.data.name).symlink_to(args.data.resolve())
     ways = [Way(name, args.study, args.data, args.place, args.workers) for name in ("unbroken", *args.ways)]
-    first = ways[0]
+    first, done = ways[0], []
+    run: dict[str, Callable[[Way], None]] = {
+        "unbroken": unbroken,
+        "killed": lambda way: killed(way, first.done(), first.seconds, args.kills, args.seed),
+        "shards": shards,
+        "dask": dask,
+    }
     for way in ways:
-        run: dict[str, Callable[[Way], None]] = {
-            "unbroken": unbroken,
-            "killed": lambda w: killed(w, first.done(), first.seconds, args.kills, args.seed),
-            "shards": shards,
-            "dask": dask,
-        }
         clock = time.monotonic()
         run[way.name](way)
         way.seconds = time.monotonic() - clock
         print(f"{way.name}: {way.seconds / 60:.1f} min, {way.done()} results", flush=True)
-    here = environment(torch.device("cpu"))
-    found = {
-        "schema": "kdbench.interrupted/1",
-        "study": args.study.name,
-        "trials": first.done(),
-        "workers": args.workers,
-        "device": here["device_name"],
-        "torch": here["torch"],
-        "code_digest": here["code_digest"],
-        "ways": [
-            {
-                "name": way.name,
-                "seconds": round(way.seconds, 1),
-                "trained": way.trained,
-                "kills": way.kills,
-                "table": way.table(),
-                "same_table": way.table() == first.table(),
-                "same_weights": way.weights() == first.weights(),
-            }
-            for way in ways
-        ],
-    }
-    args.output.mkdir(parents=True, exist_ok=True)
-    (args.output / "interrupted.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    (args.output / "interrupted.md").write_text(page(found), encoding="utf-8")
+        done.append(way)
+        found = record(args.study.name, done)  # after each: the whole takes hours, and may be cut off itself
+        args.output.mkdir(parents=True, exist_ok=True)
+        (args.output / "interrupted.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        (args.output / "interrupted.md").write_text(page(found), encoding="utf-8")
     return 0 if all(way["same_table"] and way["same_weights"] for way in found["ways"]) else 1
 
 
