@@ -85,14 +85,17 @@ _MOST_CLAIMS = 8
 
 def _claims(comparisons: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the comparisons in a line each; of many, a line for each method or bug: one screen holds it."""
+    pairs = len({c["pair"] for c in comparisons})
     if len(comparisons) <= _MOST_CLAIMS:
-        pairs = len({c["pair"] for c in comparisons})
         return [_claim(c, pairs) for c in comparisons]
     groups: dict[str, list[dict[str, Any]]] = {}
     for c in comparisons:
         groups.setdefault(METHODS[c["b"]].title if c["b"] in METHODS else c["b"], []).append(c)
     rows = []
     for name, of in groups.items():
+        if len(of) == 1:
+            rows.append(_claim(of[0], pairs))
+            continue
         found = sorted(c["difference_pp"] for c in of if c["difference_pp"] is not None)
         span = f": {found[0]:+.2f} to {found[-1]:+.2f} pp" if found else ""
         verdict = _verdict(of[0]) if len({_verdict(c) for c in of}) == 1 else _counted(of)

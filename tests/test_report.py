@@ -240,6 +240,8 @@ def test_few_comparisons_have_a_line_each_and_many_a_line_for_each_bug():
         ("undecided", True),
     ]
     assert many[0]["text"] == "imagenet-stem, 5 comparisons: -9.00 to -1.00 pp"
+    alone = report._claims([*stem, *clip, comparison("random-teacher", "logit", "different", -40.0)])
+    assert alone[2]["text"] == "random-teacher in Logit-KD: -40.00 pp [-1.00, +1.00]", "of one there is no span"
 
 
 def test_what_still_runs_is_not_called_wrong(tmp_path):
