@@ -273,16 +273,24 @@ def _peak_memory_mb(device: torch.device) -> float | None:
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
 
 
-def _end_with(parent: int) -> None:
-    """End this process when its parent is gone: an orphan would write to a folder that is another's by then."""
-    while os.getppid() == parent:
+def _end_with_coordinator(parent: int) -> None:
+    """End this process when who started it is gone: an orphan would write to a folder that is another's by then.
+
+    Under multiprocessing that is not the parent, which may be a server that lives for as long as this process.
+    """
+    from multiprocessing import parent_process
+
+    coordinator = parent_process()
+    if coordinator is not None:
+        coordinator.join()
+    while coordinator is None and os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
 
 
 def run_in_child(path: str, data_file: str, fault_files: Sequence[Path]) -> None:
     """Run a trial in this (fresh) process with its output in the trial's log."""
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with_coordinator, args=(os.getppid(),), daemon=True).start()
     folder = Folder(Path(path))
     with (folder.path / "log.txt").open("w") as log:
         os.dup2(log.fileno(), 1)

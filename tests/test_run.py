@@ -534,7 +534,7 @@ def test_ctrl_c_leaves_a_study_that_the_same_command_finishes(tmp_path, cache):
 
 
 def test_a_coordinator_that_is_killed_takes_its_trials_along(tmp_path, cache):
-    running = start(tmp_path)
+    running = start(tmp_path, "--epochs", "900")  # it would go on for minutes
     pid = wait_for_trial(tmp_path)
     running.kill()
     running.communicate(timeout=60)
