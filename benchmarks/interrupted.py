@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -75,6 +76,11 @@ class Way:
         """Return how many trials have a result."""
         return len(list(self.runs.glob("*/trials/*/result.json")))
 
+    def trial_seconds(self) -> float:
+        """Return how long a trial took, in the mean."""
+        results = [folder.result() for folder in self.folder.trials()]
+        return fmean(float(result.times["seconds"]) for result in results if result is not None)
+
     def table(self) -> str:
         """Return the digest of results.csv."""
         return hashlib.sha256((self.folder.path / "results.csv").read_bytes()).hexdigest()
@@ -89,14 +95,14 @@ def unbroken(way: Way) -> None:
     way.finish(way.start("--workers", str(way.workers)))
 
 
-def killed(way: Way, trials: int, seconds: float, kills: int, seed: int) -> None:
+def killed(way: Way, first: Way, kills: int, seed: int) -> None:
     """Kill it so many times, at random moments of random trials, and let it finish."""
-    draws = random.Random(seed)
+    draws, trials, seconds = random.Random(seed), first.done(), first.trial_seconds()
     for number, target in enumerate(sorted(draws.sample(range(trials - 1), kills))):
         running = way.start("--workers", str(way.workers))
         while running.poll() is None and way.done() < target:
             time.sleep(0.05)
-        time.sleep(draws.uniform(0, seconds * way.workers / trials))
+        time.sleep(draws.uniform(0, seconds))
         if running.poll() is not None:
             raise SystemExit(f"the study was over before kill {number + 1}; take a longer one")
         how, before = _HOW[number % len(_HOW)], way.done()
@@ -219,7 +225,7 @@ def main() -> int:
     first, done = ways[0], []
     run: dict[str, Callable[[Way], None]] = {
         "unbroken": unbroken,
-        "killed": lambda way: killed(way, first.done(), first.seconds, args.kills, args.seed),
+        "killed": lambda way: killed(way, first, args.kills, args.seed),
         "shards": shards,
         "dask": dask,
     }

@@ -7,7 +7,7 @@ from peak import peak_mb
 from timing import Ratio
 from trainings import DISTILLING
 
-from harness.execute import fresh_processes
+from harness.engines import fresh_processes
 
 
 @pytest.mark.parametrize("method", DISTILLING)

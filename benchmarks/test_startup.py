@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from harness.execute import fresh_processes
+from harness.engines import fresh_processes
 
 pytestmark = pytest.mark.usefixtures("cpu_only")
 

@@ -5,7 +5,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
-from importlib import resources
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -55,7 +55,7 @@ class Version:
 @cache
 def load() -> tuple[dict[str, Version], dict[str, Any]]:
     """Return the versions of the paper, and what it claims of gradient norms."""
-    raw = tomllib.loads((resources.files("harness") / "published.toml").read_text(encoding="utf-8"))
+    raw = tomllib.loads(Path(__file__).with_name("published.toml").read_text(encoding="utf-8"))
     norm = raw.pop("norm")
     versions = {}
     for name, table in raw.items():

@@ -101,7 +101,7 @@ def test_the_record_holds_what_was_promised(study):
         assert folder.student.is_file()
         assert (folder.path / "method.safetensors").is_file() == (spec.method == "feature")
         assert not (folder.path / "test_curve.jsonl").exists(), "test is scored once, for the report"
-        laws = {"KD333", "KD342", "KD343", "KD345", "KD346", "KD347"}
+        laws = {"KD333", "KD334", "KD342", "KD343", "KD345", "KD346", "KD347"}
         assert {f["id"] for f in result.findings} == {a.id for a in CATALOGUE.values()} | laws
         assert result.environment["code_digest"] and result.peak_memory_mb > 0
         if spec.teacher is None:
