@@ -418,11 +418,13 @@ def _read(archive: Path, root: Path) -> Bundle:
     lock = json.loads((root / "environment.json").read_text())
     raw = json.loads((root / "study.json").read_text())
     controls = raw.get("controls") or {"again": [], "arms": []}
-    keys = [key for entry in (*raw["arms"], *controls["arms"]) for key in entry["trials"].values()]
+    entries = (*raw["arms"], *controls["arms"], *raw.get("grid", []))
+    keys = [key for entry in entries for key in entry["trials"].values()]
     _check_keys([*keys, *(key.removeprefix("again-") for key in controls["again"])])
     try:
         study = compare.read_study(StudyFolder(root))
-        arms = (*study.arms.values(), *study.controls.values())
+        tried = [one.trials for points in study.grid.values() for one in points]
+        arms = (*study.arms.values(), *study.controls.values(), *tried)
         _check_keys(spec.teacher.key for by_seed in arms for spec, _ in by_seed.values() if spec.teacher)
         specs = counted(study)
     except InputError as error:

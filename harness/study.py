@@ -85,8 +85,6 @@ class Ready:
     retries: int = 0
     later: tuple[int, Cost] | None = None
     "Of a first stage: how many trials the second has, and their cost."
-    together: bool = False
-    "Whether other coordinators run the study as well."
 
 
 def prepare(request: Request) -> Ready:
@@ -145,11 +143,10 @@ def prepare(request: Request) -> Ready:
         workers,
         weights,
         request.command,
-        mine,
-        request.scheduler,
-        request.retries,
-        later,
-        request.shard is not None,
+        mine=mine,
+        scheduler=request.scheduler,
+        retries=request.retries,
+        later=later,
     )
 
 
@@ -226,7 +223,7 @@ def carry_out(ready: Ready, tell: OnTrial, may_start: Callable[[str], bool] = la
     """
     study = ready.folder
     study.path.mkdir(parents=True, exist_ok=True)
-    with study.lock(shared=ready.together):
+    with study.lock(shared=ready.mine is not None):
         with study.writing():
             if ready.weights is not None:
                 _import_weights(ready.weights, study)

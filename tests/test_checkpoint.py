@@ -56,7 +56,7 @@ def run(tmp_path_factory, plan, taught, cache):
     data_file, base = prepare("digits", None, cache), tmp_path_factory.mktemp("runs")
     keys = {arm.fault: trials[0] for arm, trials in plan.arms.items()}
 
-    def go(fault: str | None, place: str, stop_after: int | None = None) -> Folder:
+    def go(fault: str | None, place: str, stop_after: int | None = None, fails: bool = False) -> Folder:
         study = StudyFolder(base / place)
         if not study.path.is_dir():
             shutil.copytree(taught, study.path)
@@ -78,7 +78,7 @@ def run(tmp_path_factory, plan, taught, cache):
             patch.setattr(trial, "CHECKPOINT_SECONDS", 0.0)
             patch.setattr(checkpoint, "save", save)
             status = trial.run(folder, data_file).status
-        assert status == ("finished" if stop_after is None else "interrupted")
+        assert status == ("failed" if fails else "finished" if stop_after is None else "interrupted")
         return folder
 
     return go
@@ -132,4 +132,16 @@ def test_a_checkpoint_that_cannot_be_used_starts_the_trial_over(run, broken):
         (cut.path / "curve.jsonl").write_text(json.dumps({"epoch": 1}) + "\n")
     cut = run(None, f"broken {broken}")
     assert "resumed_after_epoch" not in cut.result().times
+    assert (cut.path / "curve.jsonl").read_bytes() == (whole.path / "curve.jsonl").read_bytes()
+
+
+def test_a_checkpoint_that_a_trial_fails_from_is_not_tried_again(run):
+    whole, cut = run(None, "whole"), run(None, "fails", stop_after=4)
+    path = cut.path / "checkpoint" / "state.pt"
+    state = torch.load(path, weights_only=True)
+    del state["optimizer"]  # as another version of kdbench may write it
+    torch.save(state, path)
+    cut = run(None, "fails", fails=True)
+    assert "KeyError" in cut.result().reason and not path.exists()
+    cut = run(None, "fails")
     assert (cut.path / "curve.jsonl").read_bytes() == (whole.path / "curve.jsonl").read_bytes()

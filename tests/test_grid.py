@@ -9,6 +9,7 @@ from test_cli import kdbench
 from test_study_file import SMALL
 
 from harness import choice, compare
+from harness import study as studies
 from harness.grid import Grid, Tried, best, settings_of
 from harness.plan import Arm, Ground, load_preset, make_plan, parse_preset
 from harness.record import Metrics, Result, StudyFolder
@@ -148,6 +149,19 @@ def test_a_study_with_a_grid_end_to_end(here, cache):
     assert all(r["more"] >= 0 and r["most"] >= r["more"] for r in found["epochs"]), "the best is not below the last"
     out = kdbench("status")[1]
     assert "logit (grid)" in out and "4 of 4" in out
+
+
+def test_a_grid_with_a_trial_that_cannot_run_chooses_nothing(here, cache, monkeypatch):
+    """The data is gone after the plan was made: every trial refuses it."""
+    lay_out = studies.prepare
+
+    def no_data(request):
+        return replace(lay_out(request), data_file=here / "none.safetensors")
+
+    monkeypatch.setattr(studies, "prepare", no_data)
+    code, out, err = kdbench("run", "mine.toml", "--variant", "corrected")
+    assert code == 3 and "could not run" in out and "No settings were chosen, and no arm was run" in out, err
+    assert "Grid of settings" in out and "Arms" not in out and "As declared" not in out
 
 
 def test_a_shard_tries_its_part_of_the_grid_then_what_nobody_did_and_only_then_its_arms(here, cache):

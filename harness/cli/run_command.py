@@ -101,6 +101,8 @@ def command(
         outcome = run(ready)
         outcome.trained.extend(before.trained)
     found = summary(ready, outcome, allowed)
+    if ready.plan.is_first_stage and not as_json:
+        return _grid_is_short(ready, found["grid"], outcome.failed)
     if ready.mine is not None and found["unfinished"] and not as_json:
         return _shard_is_done(ready, found["unfinished"], outcome.failed, notes)
     if as_json:
@@ -126,6 +128,17 @@ def _slice(shard: str | None) -> tuple[int, int] | None:
     if not (slash and number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
         raise InputError(f"--shard {shard} is no slice; write the first of four as 1/4, the last as 4/4")
     return int(number), int(of)
+
+
+def _grid_is_short(ready: "Ready", rows: list[dict[str, Any]], failed: list[str]) -> int:
+    """Say that no settings could be chosen, since trials of the grid could not run."""
+    from harness.cli.show import show_grid
+
+    console = stdout()
+    show_grid(console, rows)
+    _show_failed(ready, failed, console)
+    console.print("No settings were chosen, and no arm was run; the same command tries the failed trials again.")
+    return 3
 
 
 def _shard_is_done(ready: "Ready", unfinished: int, failed: list[str], notes: Any) -> int:
