@@ -36,9 +36,9 @@ _HOW = ("the program, SIGKILL", "the program, SIGINT", "a trial, SIGKILL")
 class Way:
     """One way of running the study, in a folder of its own."""
 
-    def __init__(self, name: str, study: Path, data: Path | None, place: Path, workers: int) -> None:
+    def __init__(self, name: str, study: Path, data: Path | None, place: Path, workers: int, device: str) -> None:
         self.name, self.place, self.runs = name, place, place / name
-        options = ["--data", data.name] if data is not None else []
+        options = ["--device", device, *(["--data", data.name] if data is not None else [])]
         self.call = [sys.executable, "-m", "harness.cli", "run", study.name, *options, "--runs", name]
         self.workers = workers
         self.seconds = 0.0
@@ -153,10 +153,11 @@ def page(found: dict[str, Any]) -> str:
     lines = [
         "# A study killed and resumed, in shards, and on a cluster",
         "",
-        f"    python -m benchmarks.interrupted {found['study']} --output DIR"
+        f"    python -m benchmarks.interrupted {found['study']} --output DIR --device {found['device']}"
         f" --ways {' '.join(w['name'] for w in found['ways'])}",
         "",
-        f"{found['trials']} trials, {found['workers']} at a time, on {found['device']} with torch {found['torch']}, "
+        f"{found['trials']} trials, {found['workers']} at a time, on {found['device_name']} with torch "
+        f"{found['torch']}, "
         f"code {found['code_digest']}. Each way ran in a folder of its own.",
         "",
         "| way | minutes | trained, by start | results.csv | weights of every trial in every epoch |",
@@ -179,15 +180,16 @@ def page(found: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def record(study: str, ways: Sequence[Way]) -> dict[str, Any]:
+def record(study: str, ways: Sequence[Way], device: str) -> dict[str, Any]:
     """Return the kdbench.interrupted/1 object: each way held against the first."""
-    here, first = environment(torch.device("cpu")), ways[0]
+    here, first = environment(torch.device(device)), ways[0]
     return {
         "schema": "kdbench.interrupted/1",
         "study": study,
         "trials": first.done(),
         "workers": first.workers,
-        "device": here["device_name"],
+        "device": device,
+        "device_name": here["device_name"],
         "torch": here["torch"],
         "code_digest": here["code_digest"],
         "ways": [
@@ -215,13 +217,15 @@ def main() -> int:
     parser.add_argument("--ways", nargs="+", choices=WAYS[1:], default=WAYS[1:])
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--kills", type=int, default=6)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     args = parser.parse_args()
     args.place.mkdir(parents=True)
     shutil.copy(args.study, args.place)  # so that a study notes its command without a path of this machine
     if args.data is not None:
         (args.place / args.data.name).symlink_to(args.data.resolve())
-    ways = [Way(name, args.study, args.data, args.place, args.workers) for name in ("unbroken", *args.ways)]
+    names = ("unbroken", *args.ways)
+    ways = [Way(name, args.study, args.data, args.place, args.workers, args.device) for name in names]
     first, done = ways[0], []
     run: dict[str, Callable[[Way], None]] = {
         "unbroken": unbroken,
@@ -235,7 +239,9 @@ def main() -> int:
         way.seconds = time.monotonic() - clock
         print(f"{way.name}: {way.seconds / 60:.1f} min, {way.done()} results", flush=True)
         done.append(way)
-        found = record(args.study.name, done)  # after each: the whole takes hours, and may be cut off itself
+        found = record(
+            args.study.name, done, args.device
+        )  # after each: the whole takes hours, and may be cut off itself
         args.output.mkdir(parents=True, exist_ok=True)
         (args.output / "interrupted.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
         (args.output / "interrupted.md").write_text(page(found), encoding="utf-8")

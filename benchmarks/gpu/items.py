@@ -26,16 +26,24 @@ class Item:
     run: Callable[[Call], bool]
 
 
+_QUIET = ("-q", "-p", "no:cacheprovider", "--durations=10")
+
+
 def correctness(call: Call) -> bool:
-    """Run the tests for a GPU, then the whole suite, on this machine's versions."""
+    """Run the tests for a GPU on this machine's versions."""
     size = ["-k", "by_hand or cropped"] if call.toy else []
-    quiet = ["-q", "-p", "no:cacheprovider", "--durations=10"]
-    cuda = call.command(
-        "correctness", "cuda", ["-m", "pytest", "tests/test_cuda.py", *quiet, *size, "-n", "1" if call.toy else "8"],
+    noted = f"--junitxml={call.results / 'correctness' / 'tests.xml'}"
+    many = "1" if call.toy else "8"
+    return call.command(
+        "correctness", "cuda", ["-m", "pytest", "tests/test_cuda.py", *_QUIET, *size, noted, "-n", many],
         KDBENCH_TEST_DEVICE=call.device,
     )  # fmt: skip
+
+
+def suite(call: Call) -> bool:
+    """Run the whole suite, most of it on the processor: what this machine's versions break."""
     whole = ["tests/test_losses.py"] if call.toy else ["tests", "-n", "auto", "--dist", "loadfile"]
-    return cuda and call.command("correctness", "suite", ["-m", "pytest", *quiet, *whole])
+    return call.command("suite", "suite", ["-m", "pytest", *_QUIET, *whole])
 
 
 def throughput(call: Call) -> bool:
@@ -153,4 +161,5 @@ ITEMS = (
     Item("r50-r18", "baseline, Logit-KD, Feature-KD corrected and unclipped, also with a random teacher", pair),
     Item("stem", "the ImageNet stem", stem),
     Item("pairs", "R34 -> R18 and R50 -> R34", pairs),
+    Item("suite", "the whole suite on this machine's versions", suite),
 )

@@ -62,9 +62,9 @@ def commands(texts: dict[str, str], item: str) -> list[tuple[str, dict[str, Any]
     return found
 
 
-def correctness(texts: dict[str, str]) -> list[str]:
-    """Return how each test run ended."""
-    rows = [(n, r["exit"], f"{r['seconds']:.0f} s", said.strip("= ")) for n, r, said in commands(texts, "correctness")]
+def tests(texts: dict[str, str], item: str) -> list[str]:
+    """Return how each test run of an item ended."""
+    rows = [(n, r["exit"], f"{r['seconds']:.0f} s", said.strip("= ")) for n, r, said in commands(texts, item)]
     return _table(("tests", "exit", "took", "last line"), rows)
 
 
@@ -163,8 +163,8 @@ def page(texts: dict[str, str]) -> str:
     for item in ITEMS:
         state = "" if f"results/{item.name}/done" in texts else " (unfinished)"
         lines += [f"## {item.name}{state}", "", f"{item.title[:1].upper()}{item.title[1:]}.", ""]
-        if item.name == "correctness":
-            lines += correctness(texts)
+        if item.name in ("correctness", "suite"):
+            lines += tests(texts, item.name)
         elif item.name == "throughput":
             lines += throughput(texts)
         elif f"results/{item.name}/study.json" in texts:
