@@ -413,6 +413,8 @@ def _why_not(fault: Fault, method: str, ground: Ground, recipe: Recipe) -> str |
     if fault.recipe(recipe) != recipe:
         if recipe.fold_teacher and not fault.recipe(recipe).fold_teacher:
             return "a folded copy of the teacher would hide it; leave --fold-teacher out"
+        if recipe.graphs and not fault.recipe(recipe).graphs:
+            return "captured kernels would hide it; leave --graphs out"
         return f"the fault acts under a gradient scaler, and the recipe's precision is {recipe.precision}"
     if ground.teacher_sha256 is not None and fault.scope == "both" and METHODS[method].needs_teacher:
         return "the fault is in the teacher's training too, and the teacher was brought along trained"

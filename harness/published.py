@@ -122,6 +122,7 @@ _WORDS = {
     "crop_padding": "padding of the crops",
     "flip": "mirrored images",
     "fold_teacher": "folded teacher",
+    "graphs": "CUDA graphs",
     "lr": "learning rate",
     "lr_min": "last learning rate",
     "max_norm": "bound on the gradient's norm",

@@ -44,6 +44,8 @@ class Recipe:
     "Whether a copy of the teacher with its batch norms folded into the convolutions answers; other last bits."
     compile: bool = False
     "Whether torch.compile makes the networks' forward and backward; other last bits."
+    graphs: bool = False
+    "Whether the networks' kernels are captured in CUDA graphs and launched together; the same bits."
 
     def __post_init__(self) -> None:
         check_types(self, "recipe")
@@ -59,6 +61,10 @@ class Recipe:
             raise InputError(f"recipe: lr_min is {self.lr_min}; it lies between 0 and lr, {self.lr}")
         if not 0 <= self.warmup < 1:
             raise InputError(f"recipe: warmup is {self.warmup}; it is a share of the steps, from 0 to below 1")
+        if self.graphs and self.compile:
+            raise InputError(
+                "recipe: graphs captures the networks' own kernels, compile makes others; choose one of them"
+            )
         if self.crop_padding < 0:
             raise InputError(f"recipe: crop_padding is {self.crop_padding}; it must not be negative")
 

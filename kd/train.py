@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd.accelerate import check_folded, compiled, folded
+from kd.accelerate import captured, check_folded, compiled, folded
 from kd.checkpoint import State, numbers
 from kd.data import SIZE, Dataset, Pool, draw_crops, statistics
 from kd.errors import InputError
@@ -139,6 +139,8 @@ def prepare(
     ask = procedure
     split = ask.split(dataset.train_ids, dataset.test_ids, recipe, ask.stream(recipe.split_seed, "split"))
     recipe.check_batches(len(split.train))
+    if recipe.graphs and device.type != "cuda":
+        raise InputError(f"recipe: graphs needs a CUDA device, and the training is for {device.type}")
     if METHODS[method].needs_teacher != (teacher is not None):
         raise InputError(f"method {method} {'needs a' if teacher is None else 'has no use for a'} teacher")
     normalise = None if recipe.normalisation == "cifar10" else statistics(dataset.pixels[split.train])
@@ -263,6 +265,10 @@ def _stand_ins(t: Training, images: Tensor, autocast: torch.autocast) -> tuple[n
         teacher = copied
     if t.recipe.compile:
         student, teacher = compiled(student), None if teacher is None else compiled(teacher)
+    if t.recipe.graphs:
+        if teacher is not None:
+            teacher = captured(teacher, images, autocast, trained=False)
+        student = captured(student, images, autocast, trained=True)
     return student, teacher
 
 

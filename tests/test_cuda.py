@@ -20,6 +20,7 @@ from harness.trial import prepare_device, watched
 from kd import data, train
 from kd.methods import MethodSettings
 from kd.procedure import CANONICAL
+from kd.recipe import Recipe
 from kd.teacher import save_checkpoint
 
 DEVICE = os.environ.get("KDBENCH_TEST_DEVICE", "cuda")
@@ -50,12 +51,12 @@ def training(digits, recipe, tmp_path_factory):
     base = train.prepare(digits, "r18", None, "baseline", MethodSettings(), recipe, CANONICAL, 99, torch.device("cpu"))
     save_checkpoint(base.student, path)
 
-    def make(method, stem_fault=None, **changes):
+    def make(method, procedure=CANONICAL, **changes):
         place = prepare_device(DEVICE, 1)
         teacher = None if method == "baseline" else train.Teacher("r18", path)
         settings = MethodSettings() if method == "baseline" else MethodSettings(0.5, 0.5)
         changed = dataclasses.replace(recipe, **changes)
-        return train.prepare(digits, "r18", teacher, method, settings, changed, CANONICAL, 0, place)
+        return train.prepare(digits, "r18", teacher, method, settings, changed, procedure, 0, place)
 
     return make
 
@@ -64,7 +65,7 @@ def training(digits, recipe, tmp_path_factory):
 @pytest.mark.parametrize("method", METHODS)
 def test_the_same_seed_gives_bitwise_the_same_weights(training, method, precision):
     """A/A: where this holds, the first epoch at which two trainings differ means something on this device too."""
-    first, second = ([e.digest for e in train.epochs(training(method, precision=precision))] for _ in range(2))
+    first, second = (digests(training(method, precision=precision)) for _ in range(2))
     assert first == second
 
 
@@ -118,6 +119,37 @@ def test_no_step_waits_for_the_device(training, method):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert seen == 2 * made.steps_per_epoch
+
+
+def digests(training):
+    return [epoch.digest for epoch in train.epochs(training)]
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="CUDA graphs are of CUDA")
+@pytest.mark.parametrize("fold", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("method", METHODS)
+def test_captured_kernels_give_the_same_bits(training, method, precision, fold):
+    size = {"precision": precision, "fold_teacher": fold and method != "baseline", "epochs": 8}
+    made = training(method, **size, graphs=True)
+    steps = made.steps_per_epoch
+    assert digests(made) == digests(training(method, **size)) and steps < train.OWN_STEPS < 7 * steps
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="CUDA graphs are of CUDA")
+@pytest.mark.parametrize("name", [name for name, f in FAULTS.items() if f.recipe(Recipe(graphs=True)).graphs])
+def test_captured_kernels_hide_no_fault(training, name):
+    """Whatever a fault does after the capture, it does so bit for bit as without; what would not is refused."""
+    fault = FAULTS[name]
+    method, seen = gallery.method_for(fault), []
+    for graphs in (False, True):
+        recipe = fault.recipe(Recipe(precision="fp32", graphs=graphs))
+        made = training(
+            method, fault.inject(CANONICAL, lambda: None), epochs=8, precision=recipe.precision, graphs=graphs
+        )
+        made.scores_test = fault.needs_test_scores
+        seen.append(digests(made))
+    assert seen[0] == seen[1]
 
 
 def test_images_are_cropped_on_the_device_as_on_the_processor(digits):

@@ -16,6 +16,7 @@ import torch
 
 from harness.environment import environment
 from harness.record import StudyFolder, write_atomic
+from harness.trial import prepare_device
 from kd.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,22 +73,22 @@ class Call:
 
     def note_machine(self) -> None:
         """Write down device, versions and commit of this call, beside those of earlier calls."""
-        found = {**environment(torch.device(self.device)), "toy": self.toy}
+        found = {**environment(prepare_device(self.device, torch.get_num_threads())), "toy": self.toy}
         if self.device == "cuda":
             found["memory_gib"] = round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1)
         known = self.read("machine", "calls") or []
         self.write("machine", "calls", [*known, found])
 
-    def command(self, item: str, part: str, args: Sequence[str], **env: str) -> bool:
+    def command(self, item: str, part: str, args: Sequence[str], least: float = 0.0, **env: str) -> bool:
         """Run a Python command once; return whether it is over, in this call or in an earlier one.
 
         Its output goes to PART.txt, its exit code and seconds to PART.json. What outlasts the call is begun anew in
-        the next, and given up after that.
+        the next, and given up after that; with fewer than `least` seconds left it is not begun.
         """
         known = self.read(item, part) or {"attempts": 0}
         if known.get("over"):
             return True
-        if self.left() < self.longest_start:
+        if self.left() < max(self.longest_start, least):
             return False
         place = self.results / item
         place.mkdir(parents=True, exist_ok=True)

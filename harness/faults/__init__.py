@@ -88,10 +88,13 @@ class Fault:
         return self.seam == "select"
 
     def recipe(self, recipe: Recipe) -> Recipe:
-        """Return the recipe in which the fault can act: with a gradient scaler, or with the teacher as it is."""
+        """Return the recipe in which the fault can act: with a gradient scaler, with teacher and update as they are."""
         if self.needs == "scaler":
-            return replace(recipe, precision="fp16")
-        return replace(recipe, fold_teacher=False) if self.needs == "own-teacher" else recipe
+            recipe = replace(recipe, precision="fp16")
+        if self.needs == "own-teacher":
+            recipe = replace(recipe, fold_teacher=False)
+        # A captured teacher gives no gradient, and captured gradients are overwritten where a fault adds them up.
+        return replace(recipe, graphs=False) if self.needs == "own-teacher" or self.seam == "order" else recipe
 
     @property
     def needs_scaler(self) -> bool:
