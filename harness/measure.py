@@ -34,8 +34,8 @@ class Way:
     "Whether kernels are captured in CUDA graphs."
 
     def __str__(self) -> str:
-        captured = ", CUDA graphs" * self.graphs
-        return f"{self.precision}, {self.workers} at a time, {self.threads} thread{'s' * (self.threads > 1)} each{captured}"
+        threads = f"{self.threads} thread{'s' * (self.threads > 1)} each"
+        return f"{self.precision}, {self.workers} at a time, {threads}{', CUDA graphs' * self.graphs}"
 
 
 def ways(device: str, cores: int) -> list[Way]:
@@ -70,7 +70,7 @@ def _time(way: Way, seconds: float, channel: Connection) -> None:
         10**6, batch, width, train_size=batch * steps, val_size=1, precision=way.precision, graphs=way.graphs
     )
     epochs = train.epochs(prepare(recipe, "logit", ("r34", "r18"), torch.device(way.device)))
-    for _ in range(train.OWN_STEPS // steps + 1):  # until the stand-ins have taken over
+    for _ in range(train.OWN_STEPS // steps + 1 if way.graphs else 2):  # until the graphs have taken over
         next(epochs)
     channel.send("ready")
     channel.recv()
