@@ -74,6 +74,25 @@ def test_options(cpu_only, bench, measure, option):
 
 
 @pytest.mark.parametrize("method", DISTILLING)
+def test_graphs(bench, measure, precision, method):
+    """Training steps with their kernels in CUDA graphs, the same bits, against the textbook's."""
+    if bench.device.type != "cuda":
+        pytest.skip("CUDA graphs are of CUDA")
+    ours, steps = bench.prepare(method, precision, graphs=True), bench.sizes.steps
+    captured = bench.ours(ours)
+    for _ in range(train.OWN_STEPS // steps + 1):  # until they stand in
+        captured()
+    measure.ratio(
+        captured,
+        bench.step_textbook(ours),
+        goal=None,
+        images=bench.sizes.batch * steps,
+        flop=bench.flop(method) * steps,
+        roof=bench.roof(precision),
+    )
+
+
+@pytest.mark.parametrize("method", DISTILLING)
 def test_epoch_end_to_end(bench, measure, threads, precision, method):
     """Fetching, augmenting and training on every image, against the textbook with its PIL images and DataLoader."""
     ours, steps = bench.prepare(method, precision), bench.sizes.steps

@@ -39,8 +39,10 @@ class Way:
 
 
 def ways(device: str, cores: int) -> list[Way]:
-    """Return the ways worth timing: the cores as workers or as threads of one, one or two trials on a GPU."""
-    shares = [(cores, 1), (1, cores)] if device == "cpu" else [(1, 1), (2, 1)]
+    """Return the ways worth timing: the cores as workers or as threads of one; on a GPU CUDA graphs, one and four."""
+    shares: list[tuple[int, int, bool]] = [(cores, 1, False), (1, cores, False)]
+    if device != "cpu":
+        shares = [(1, 1, False), (1, 1, True), (4, 1, True)]
     precisions: tuple[Precision, ...] = ("fp32", "bf16")
     return [Way(device, precision, *share) for precision in precisions for share in dict.fromkeys(shares)]
 
@@ -116,13 +118,17 @@ def advice(found: Sequence[tuple[Way, float | None]]) -> str:
     said = f"kdbench run: {default}"
     if speed is None:
         return f"{said}; no step could be timed"
-    options = []
+    options, other_bits = [], False
     for precision in dict.fromkeys(way.precision for way, _ in found):
         others = [(way, other) for way, other in found if way.precision == precision and other is not None]
         way, other = max(others, key=lambda pair: pair[1], default=(default, 0.0))
         flags = [f"--precision {precision}"] if precision != default.precision else []
+        if way.graphs:
+            flags.append("--graphs")
         if (way.workers, way.threads) != (default.workers, default.threads):
             flags.append(f"--workers {way.workers} --threads {way.threads}")
         if flags and other >= 1.1 * speed:
             options.append(f"{' '.join(flags)} was {other / speed:.1f} times as fast")
-    return said + ("; " + ", ".join(options) + " (other last bits)" if options else "; nothing timed was faster")
+            other_bits |= (way.precision, way.threads) != (default.precision, default.threads)
+    bits = " (other last bits)" if other_bits else ""
+    return said + ("; " + ", ".join(options) + bits if options else "; nothing timed was faster")

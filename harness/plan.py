@@ -17,7 +17,7 @@ from harness.spec import Spec, TeacherRef
 from kd.errors import InputError, unknown
 from kd.methods import METHODS, MethodSettings
 from kd.models import ARCHITECTURES
-from kd.recipe import Recipe
+from kd.recipe import SAME_BITS, Recipe
 from kd.settings import check_types
 
 PRESETS = ("quick", "cifar10", "paper")
@@ -423,14 +423,14 @@ def _why_not(fault: Fault, method: str, ground: Ground, recipe: Recipe) -> str |
 
 def _study_name(preset: Preset, ground: Ground) -> str:
     """Return preset and data set, and a digest of whatever options changed in how a trial is trained."""
-    changed: dict[str, Any] = {}
+    recipe = {name: value for name, value in asdict(preset.recipe).items() if name not in SAME_BITS}
     if preset.name in PRESETS:
         original = asdict(load_preset(preset.name).recipe)
-        changed = {name: value for name, value in asdict(preset.recipe).items() if value != original[name]}
+        changed: dict[str, Any] = {name: value for name, value in recipe.items() if value != original[name]}
         if preset.teacher != load_preset(preset.name).teacher:
             changed["teacher_recipe"] = dict(preset.teacher)
     else:  # a file of the user's may be changed in anything
-        changed = {name: asdict(preset)[name] for name in ("recipe", "teacher", "method", "pair")}
+        changed = {"recipe": recipe, **{name: asdict(preset)[name] for name in ("teacher", "method", "pair")}}
         if preset.grid is not None:
             changed["grid"] = asdict(preset.grid)
     if ground.teacher_sha256 is not None:

@@ -9,7 +9,7 @@ from typing import Any
 from kd import NUMERICS
 from kd.errors import InputError
 from kd.methods import MethodSettings
-from kd.recipe import Recipe
+from kd.recipe import SAME_BITS, Recipe
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,13 @@ class Spec:
 
     def to_json(self) -> str:
         """Return the spec as JSON text, the same for equal specs."""
-        return json.dumps(self._plain(), indent=2, sort_keys=True, allow_nan=False) + "\n"
+        plain = self._plain()
+        if self.recipe.graphs:  # it decides nothing, but the trial must hear of it
+            plain["recipe"]["graphs"] = True
+        return json.dumps(plain, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
     def _plain(self) -> dict[str, Any]:
-        values = {name: getattr(self, name) for name in _NAMES}
-        return {name: vars(value) if isinstance(value, _PARTS) else value for name, value in values.items()}
+        return {name: _decisive(getattr(self, name)) for name in _NAMES}
 
     @classmethod
     def from_json(cls, text: str) -> "Spec":
@@ -84,7 +86,14 @@ _PARTS = (MethodSettings, Recipe, TeacherRef)
 @lru_cache(maxsize=4096, typed=True)
 def _text(value: Any) -> str:
     """Return a field's value as JSON; the trials of a study share most of theirs."""
-    return json.dumps(vars(value) if isinstance(value, _PARTS) else value, sort_keys=True, allow_nan=False)
+    return json.dumps(_decisive(value), sort_keys=True, allow_nan=False)
+
+
+def _decisive(value: Any) -> Any:
+    """Return a field's value as plain data, without what changes a training's speed and no bit of it."""
+    if not isinstance(value, _PARTS):
+        return value
+    return {name: part for name, part in vars(value).items() if name not in SAME_BITS}
 
 
 def _flat(spec: Spec) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from kd.settings import check_types
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Schedule = Literal["epoch", "step"]
+SAME_BITS = ("graphs",)
+"Fields of a recipe that change how fast it is done, and no bit of what comes out (tests/test_cuda.py)."
 
 
 @dataclass(frozen=True)

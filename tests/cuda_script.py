@@ -1,4 +1,4 @@
-"""Feature- and Logit-KD in mixed precision, as it is written for a GPU; tests/test_cuda.py audits it and breaks it."""
+"""Feature- and Logit-KD in mixed precision, as written for a GPU; tests/test_cuda_script.py audits and breaks it."""
 
 import hashlib
 import os

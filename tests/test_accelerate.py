@@ -1,5 +1,7 @@
 """Faster stand-ins: the same answers but for rounding, only where the recipe asks, never before a watch has looked."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from harness import faults
 from harness.plan import Ground, load_preset, make_plan
+from harness.spec import Spec
 from harness.study import share_cores
 from harness.trial import watched
 from kd import train
@@ -113,6 +116,37 @@ def test_a_fault_that_a_folded_teacher_would_hide_is_refused(recipe):
     plan = make_plan(preset, [None, "random-teacher"], ground, named_fault=True, controls=True)
     assert plan.controls.positive is not None
     assert not faults.get("teacher-train-mode").recipe(preset.recipe).fold_teacher
+
+
+def test_a_fault_that_captured_kernels_would_hide_is_refused():
+    preset = load_preset("quick")
+    ground = Ground("digits", "d" * 64, "cuda")
+    preset = dataclasses.replace(preset, recipe=dataclasses.replace(preset.recipe, graphs=True))
+    refused = [f.name for f in faults.FAULTS.values() if not f.recipe(preset.recipe).graphs]
+    assert {"teacher-in-graph", "no-zero-grad"} <= set(refused) < set(faults.FAULTS)
+    for name in refused:
+        with pytest.raises(InputError, match="captured kernels would hide it; leave --graphs out"):
+            make_plan(preset, [None, name], ground, named_fault=True)
+    make_plan(preset, [None, "projector-unclipped", "student-eval-mode"], ground, named_fault=True)
+
+
+def test_graphs_are_of_a_gpu_and_of_the_networks_own_kernels(prepare):
+    with pytest.raises(InputError, match="graphs needs a CUDA device, and the training is for cpu"):
+        prepare("logit", graphs=True)
+    with pytest.raises(InputError, match="choose one of them"):
+        Recipe(graphs=True, compile=True)
+
+
+def test_what_changes_no_bit_changes_no_trial():
+    """The same trial, with graphs and without, is one trial: it has one name, and a record of it serves both."""
+    preset, ground = load_preset("quick"), Ground("digits", "d" * 64, "cuda")
+    plain = make_plan(preset, [None], ground)
+    faster = dataclasses.replace(preset, recipe=dataclasses.replace(preset.recipe, graphs=True))
+    captured = make_plan(faster, [None], ground)
+    assert list(plain.trials) == list(captured.trials) and plain.study == captured.study
+    key, spec = next(iter(captured.trials.items()))
+    assert spec.recipe.graphs and Spec.from_json(spec.to_json()) == spec, "the trial hears of it"
+    assert "graphs" not in plain.trials[key].to_json() and not spec.differences(plain.trials[key])
 
 
 @pytest.mark.parametrize(

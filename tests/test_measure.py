@@ -11,7 +11,7 @@ def test_cores_are_timed_as_workers_and_as_threads_in_both_precisions():
         ("fp32", 4, 1), ("fp32", 1, 4), ("bf16", 4, 1), ("bf16", 1, 4),
     ]  # fmt: skip
     assert len(ways("cpu", 1)) == 2, "one core can be shared in one way only"
-    assert {(w.workers, w.threads) for w in ways("cuda", 8)} == {(1, 1), (2, 1)}
+    assert {(w.workers, w.threads, w.graphs) for w in ways("cuda", 8)} == {(1, 1, False), (1, 1, True), (4, 1, True)}
 
 
 def test_a_step_is_timed_in_processes_of_its_own():
@@ -42,3 +42,18 @@ FP32, WIDE, BF16 = Way("cpu", "fp32", 4, 1), Way("cpu", "fp32", 1, 4), Way("cpu"
 def test_what_was_faster_is_said(speeds, said):
     found = list(zip((FP32, WIDE, BF16), speeds, strict=True))
     assert advice(found) == "kdbench run: fp32, 4 at a time, 1 thread each" + said
+
+
+@pytest.mark.parametrize(
+    ("speeds", "said"),
+    [
+        ((100, 105, 190, 100, 100, 100), "; --graphs --workers 4 --threads 1 was 1.9 times as fast"),
+        (
+            (100, 150, 120, 170, 400, 390),
+            "; --graphs was 1.5 times as fast, --precision bf16 --graphs was 4.0 times as fast (other last bits)",
+        ),
+    ],
+)
+def test_graphs_and_trials_at_a_time_leave_the_bits_alone(speeds, said):
+    found = list(zip(ways("cuda", 8), speeds, strict=True))
+    assert advice(found) == "kdbench run: fp32, 1 at a time, 1 thread each" + said

@@ -33,9 +33,9 @@ def correctness(call: Call) -> bool:
     """Run the tests for a GPU on this machine's versions."""
     size = ["-k", "by_hand or cropped"] if call.toy else []
     noted = f"--junitxml={call.results / 'correctness' / 'tests.xml'}"
-    many = "1" if call.toy else "8"
+    files = ["tests/test_cuda.py", "tests/test_cuda_script.py"]
     return call.command(
-        "correctness", "cuda", ["-m", "pytest", "tests/test_cuda.py", *_QUIET, *size, noted, "-n", many],
+        "correctness", "cuda", ["-m", "pytest", *files, *_QUIET, *size, noted, "-n", "1" if call.toy else "8"],
         KDBENCH_TEST_DEVICE=call.device,
     )  # fmt: skip
 

@@ -65,13 +65,16 @@ def commands(texts: dict[str, str], item: str) -> list[tuple[str, dict[str, Any]
 def tests(texts: dict[str, str], item: str) -> list[str]:
     """Return how each test run of an item ended."""
     rows = [(n, r["exit"], f"{r['seconds']:.0f} s", said.strip("= ")) for n, r, said in commands(texts, item)]
+    if not rows:
+        return ["Not run yet.", ""]
     return _table(("tests", "exit", "took", "last line"), rows)
 
 
 def throughput(texts: dict[str, str]) -> list[str]:
     """Return the stacks' speed and their share of the roof."""
     rows: list[Sequence[Any]] = []
-    other = []
+    other: list[str] = []
+    together: list[str] = []
     for name, record, said in commands(texts, "throughput"):
         try:
             found = json.loads(said)
@@ -79,8 +82,8 @@ def throughput(texts: dict[str, str]) -> list[str]:
             other.append(f"- {name}: exit {record['exit']} after {record['seconds']:.0f} s: {said}")
             continue
         if "stack" not in found:
-            speeds = ", ".join(f"{way}: {speed:.0f}" for way, speed in found["images_per_second"].items() if speed)
-            other.append(f"- Images a second of R34 -> R18, Logit-KD, all trials together: {speeds}")
+            speeds = [(way, f"{speed:.0f}") for way, speed in found["images_per_second"].items() if speed]
+            together = _table(("R34 -> R18 by Logit-KD, width 64, batch 128", "images/s, all trials together"), speeds)
             continue
         low, high = found["range"]
         rows.append(
@@ -88,14 +91,14 @@ def throughput(texts: dict[str, str]) -> list[str]:
                 found["method"],
                 found["stack"],
                 f"{found['images_per_second']:.0f} ({low:.0f} to {high:.0f})",
-                found["tflops"],
-                f"{found['fraction_of_roof']:.0%} of {found['roof_tflops']}",
+                f"{found['tflops']:.1f}",
+                f"{found['fraction_of_roof']:.0%} of {found['roof_tflops']:.0f}",
                 found["peak_memory_mb"] or "",
                 f"{found['warm_up_seconds']} s",
             )
         )
     head = ("method", "stack", "images/s", "TFLOP/s", "of the matmul roof", "peak MB", "warm-up")
-    return [*_table(head, sorted(rows)), *other, ""]
+    return [*_table(head, sorted(rows)), *together, *other, *([""] if other else [])]
 
 
 def study(texts: dict[str, str], item: str) -> list[str]:
@@ -159,7 +162,8 @@ def page(texts: dict[str, str]) -> str:
     schedule = (
         f"students {EPOCHS} epochs, teachers {TEACHER_EPOCHS} (the paper: 100 and 200), bf16, width 64, batch 128"
     )
-    lines = ["# The GPU queue", "", "Made by `python -m benchmarks.gpu.page`; data beside it.", "", *machines(texts)]
+    made = "Made by `python -m benchmarks.gpu.page results.tar.xz`. The paper's GPU is an A100; figures here are of:"
+    lines = ["# The GPU queue", "", made, "", *machines(texts)]
     for item in ITEMS:
         state = "" if f"results/{item.name}/done" in texts else " (unfinished)"
         lines += [f"## {item.name}{state}", "", f"{item.title[:1].upper()}{item.title[1:]}.", ""]
@@ -169,8 +173,9 @@ def page(texts: dict[str, str]) -> str:
             lines += throughput(texts)
         elif f"results/{item.name}/study.json" in texts:
             lines += [f"Shortened schedule: {schedule}.", "", *study(texts, item.name)]
-        elif item.name != "teachers":
-            lines += ["Not run yet.", ""]
+        else:
+            trained = item.name == "teachers" and any(name.startswith("studies/") for name in texts)
+            lines += [] if trained else ["Not run yet.", ""]
     if any(name.endswith("/norms.csv") for name in texts):
         lines += ["## Gradient norms of Feature-KD before clipping", "", *norms(texts)]
     return "\n".join(lines).rstrip() + "\n"
