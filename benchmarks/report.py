@@ -179,27 +179,30 @@ def draw(parts: dict[str, Part], path: Path) -> None:
     from matplotlib import pyplot as plt
     from matplotlib.ticker import ScalarFormatter
 
-    rows = [
-        (f"{name.removeprefix('test_')}{f' ({device})' if len(parts) > 1 else ''}", row)
-        for device, part in parts.items()
-        for name, row in part["rows"].items()
-        if row["kind"] == "ratio"
-    ]
-    figure, axes = plt.subplots(figsize=(9, 1.4 + 0.24 * len(rows)))
-    for y, (_, row) in enumerate(rows):
-        axes.plot(row["range"], [y, y], color="#9aa3ad", linewidth=2, zorder=1)
-        axes.scatter(
-            row["value"], y, s=32, zorder=2, edgecolors="#14532d", facecolors="white" if row["noisy"] else "#14532d"
-        )
-        if row.get("goal") is not None:
-            axes.scatter(row["goal"], y, marker="|", s=90, color="#b42318", zorder=3)
-    axes.axvline(1, color="#1b1f24", linewidth=0.8)
-    axes.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=8)
-    axes.invert_yaxis()
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.set_xlabel("ratio, the higher the better (hollow: too noisy to claim; red: goal; line: range over the rounds)")
-    axes.grid(axis="x", color="#e6e8eb")
+    drawn = {}
+    for part in parts.values():
+        ratios = [(name.removeprefix("test_"), row) for name, row in part["rows"].items() if row["kind"] == "ratio"]
+        if ratios:
+            drawn[part["device_name"]] = ratios
+    heights = [1 + len(rows) for rows in drawn.values()]
+    size = (9, 1.4 + 0.4 * len(heights) + 0.24 * sum(heights))
+    figure, panels = plt.subplots(len(drawn), figsize=size, sharex=True, squeeze=False, height_ratios=heights)
+    for axes, (device, rows) in zip(panels[:, 0], drawn.items(), strict=True):
+        for y, (_, row) in enumerate(rows):
+            inside = "white" if row["noisy"] else "#14532d"
+            axes.plot(row["range"], [y, y], color="#9aa3ad", linewidth=2, zorder=1)
+            axes.scatter(row["value"], y, s=32, zorder=2, edgecolors="#14532d", facecolors=inside)
+            if row.get("goal") is not None:
+                axes.scatter(row["goal"], y, marker="|", s=90, color="#b42318", zorder=3)
+        axes.axvline(1, color="#1b1f24", linewidth=0.8)
+        axes.set_title(device, loc="left", fontsize=9)
+        axes.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=8)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.grid(axis="x", color="#e6e8eb")
+    said = "ratio, the higher the better (hollow: too noisy to claim; red: goal; line: range over the rounds)"
+    figure.supxlabel(said, fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(figure)

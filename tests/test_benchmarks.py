@@ -56,7 +56,8 @@ def test_every_benchmark_runs(toy):
         for line in file.read_text().splitlines()
         if line.startswith("def test_")
     }
-    assert measured.keys() >= written - {"test_mirror", "test_trial_start", "test_bf16_roof"}
+    elsewhere = {"test_mirror", "test_trial_start", "test_bf16_roof", "test_graphs"}  # needs MLflow, Linux, a device
+    assert measured.keys() >= written - elsewhere
     del measured["test_textbook_and_ours_are_the_same_training"]
     for name, info in measured.items():
         assert info["what"] and info["device"] == "cpu" and info["torch"] and info["threads"] >= 1, name
