@@ -5,6 +5,9 @@
 The study is run several ways, each in a folder of its own: unbroken, with two workers; killed at random moments (the
 whole program by SIGKILL, by SIGINT, or one of its trials) and started again each time; as two shards side by side; on
 a Dask cluster of two workers. Tables must be equal byte for byte, and so must every trial's weights in every epoch.
+
+Each way may take an hour: the same command, later, keeps the ways that the output holds of the same study, device and
+torch, and runs the others.
 """
 
 import argparse
@@ -18,7 +21,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -28,6 +31,7 @@ import torch
 
 from harness.environment import environment
 from harness.record import StudyFolder
+from harness.trial import prepare_device
 
 WAYS = ("unbroken", "killed", "shards", "dask")
 _HOW = ("the program, SIGKILL", "the program, SIGINT", "a trial, SIGKILL")
@@ -85,9 +89,24 @@ class Way:
         """Return the digest of results.csv."""
         return hashlib.sha256((self.folder.path / "results.csv").read_bytes()).hexdigest()
 
-    def weights(self) -> dict[str, list[str]]:
-        """Return each trial's digests of its weights, by epoch."""
-        return {folder.key: [epoch["digest"] for epoch in folder.curve()] for folder in self.folder.trials()}
+    def weights(self) -> str:
+        """Return a digest of every trial's weights after every epoch."""
+        by_trial = {folder.key: [epoch["digest"] for epoch in folder.curve()] for folder in self.folder.trials()}
+        return hashlib.sha256(json.dumps(by_trial, sort_keys=True).encode()).hexdigest()
+
+    def record(self, code: str) -> dict[str, Any]:
+        """Return what is kept of it."""
+        return {
+            "name": self.name,
+            "code": code,
+            "seconds": round(self.seconds, 1),
+            "trials": self.done(),
+            "trial_seconds": round(self.trial_seconds(), 1),
+            "trained": self.trained,
+            "kills": self.kills,
+            "table": self.table(),
+            "weights": self.weights(),
+        }
 
 
 def unbroken(way: Way) -> None:
@@ -95,9 +114,9 @@ def unbroken(way: Way) -> None:
     way.finish(way.start("--workers", str(way.workers)))
 
 
-def killed(way: Way, first: Way, kills: int, seed: int) -> None:
+def killed(way: Way, first: dict[str, Any], kills: int, seed: int) -> None:
     """Kill it so many times, at random moments of random trials, and let it finish."""
-    draws, trials, seconds = random.Random(seed), first.done(), first.trial_seconds()
+    draws, trials, seconds = random.Random(seed), first["trials"], first["trial_seconds"]
     for number, target in enumerate(sorted(draws.sample(range(trials - 1), kills))):
         running = way.start("--workers", str(way.workers))
         while running.poll() is None and way.done() < target:
@@ -149,30 +168,36 @@ def dask(way: Way) -> None:
 
 def page(found: dict[str, Any]) -> str:
     """Return the result in words."""
-    first = found["ways"][0]
+    first, workers = found["ways"][0], found["workers"]
+    device = f" --device {found['device']}" if found["device"] != "cpu" else ""
     lines = [
         "# A study killed and resumed, in shards, and on a cluster",
         "",
-        f"    python -m benchmarks.interrupted {found['study']} --output DIR --device {found['device']}"
-        f" --ways {' '.join(w['name'] for w in found['ways'])}",
+        f"    python -m benchmarks.interrupted {found['study']} --data DIR --output OUT{device} --workers {workers}",
         "",
-        f"{found['trials']} trials, {found['workers']} at a time, on {found['device_name']} with torch "
-        f"{found['torch']}, "
-        f"code {found['code_digest']}. Each way ran in a folder of its own.",
+        f"{first['trials']} trials, {workers} at a time, on {found['device_name']} with torch {found['torch']}. Each",
+        "way ran in a folder of its own.",
         "",
-        "| way | minutes | trained, by start | results.csv | weights of every trial in every epoch |",
-        "|---|---|---|---|---|",
+        "| way | code | minutes | trained, by start | results.csv | weights of every trial in every epoch |",
+        "|---|---|---|---|---|---|",
     ]
     for way in found["ways"]:
-        equal = "" if way is first else "equal byte for byte" if way["same_table"] else "**DIFFERENT**"
-        bits = "" if way is first else "equal" if way["same_weights"] else "**DIFFERENT**"
+        table, weights = (
+            f"sha256 {way[what][:16]}"
+            if way is first
+            else "equal byte for byte"
+            if way[what] == first[what]
+            else "**DIFFERENT**"
+            for what in ("table", "weights")
+        )
         trained = " + ".join(map(str, way["trained"]))
-        digest = f"sha256 {way['table'][:16]}" if way is first else equal
-        lines.append(f"| {way['name']} | {way['seconds'] / 60:.1f} | {trained} | {digest} | {bits} |")
+        lines.append(f"| {way['name']} | {way['code']} | {way['seconds'] / 60:.1f} | {trained} | {table} | {weights} |")
     for way in found["ways"]:
         if way["kills"]:
             lines += ["", f"The kills of {way['name']}, and how many trials were done by then:", ""]
             lines += [f"{i}. {kill['how']}: {kill['trials_done']}" for i, kill in enumerate(way["kills"], 1)]
+    missing = [name for name in WAYS if name not in [way["name"] for way in found["ways"]]]
+    lines += ["", f"Not run yet: {', '.join(missing)}."] if missing else []
     lines += [
         "",
         "Minutes are of a machine that may have done other work; a start that was killed reports nothing trained.",
@@ -180,31 +205,28 @@ def page(found: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def record(study: str, ways: Sequence[Way], device: str) -> dict[str, Any]:
-    """Return the kdbench.interrupted/1 object: each way held against the first."""
-    here, first = environment(torch.device(device)), ways[0]
-    return {
-        "schema": "kdbench.interrupted/1",
-        "study": study,
-        "trials": first.done(),
-        "workers": first.workers,
+def begun(output: Path, study: Path, device: str, workers: int) -> dict[str, Any]:
+    """Return the kdbench.interrupted/2 object so far: of an earlier call of the same, or one without any way."""
+    here = environment(prepare_device(device, 1))
+    new = {
+        "schema": "kdbench.interrupted/2",
+        "study": study.name,
+        "study_sha256": hashlib.sha256(study.read_bytes()).hexdigest(),
+        "workers": workers,
         "device": device,
         "device_name": here["device_name"],
         "torch": here["torch"],
-        "code_digest": here["code_digest"],
-        "ways": [
-            {
-                "name": way.name,
-                "seconds": round(way.seconds, 1),
-                "trained": way.trained,
-                "kills": way.kills,
-                "table": way.table(),
-                "same_table": way.table() == first.table(),
-                "same_weights": way.weights() == first.weights(),
-            }
-            for way in ways
-        ],
+        "ways": [],
     }
+    if not output.is_file():
+        return new
+    known: dict[str, Any] = json.loads(output.read_text())
+    differing = [name for name in new if name != "ways" and known.get(name) != new[name]]
+    if differing:
+        raise SystemExit(
+            f"{output} is of another {', '.join(differing)}: bits may not be compared; name another --output"
+        )
+    return known
 
 
 def main() -> int:
@@ -220,32 +242,34 @@ def main() -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     args = parser.parse_args()
+    found = begun(args.output / "interrupted.json", args.study, args.device, args.workers)
+    known = [way["name"] for way in found["ways"]]
+    code = environment(torch.device("cpu"))["code_digest"]
     args.place.mkdir(parents=True)
     shutil.copy(args.study, args.place)  # so that a study notes its command without a path of this machine
     if args.data is not None:
         (args.place / args.data.name).symlink_to(args.data.resolve())
-    names = ("unbroken", *args.ways)
-    ways = [Way(name, args.study, args.data, args.place, args.workers, args.device) for name in names]
-    first, done = ways[0], []
     run: dict[str, Callable[[Way], None]] = {
         "unbroken": unbroken,
-        "killed": lambda way: killed(way, first, args.kills, args.seed),
+        "killed": lambda way: killed(way, found["ways"][0], args.kills, args.seed),
         "shards": shards,
         "dask": dask,
     }
-    for way in ways:
+    for name in ("unbroken", *args.ways):
+        if name in known:
+            continue
+        way = Way(name, args.study, args.data, args.place, args.workers, args.device)
         clock = time.monotonic()
-        run[way.name](way)
+        run[name](way)
         way.seconds = time.monotonic() - clock
         print(f"{way.name}: {way.seconds / 60:.1f} min, {way.done()} results", flush=True)
-        done.append(way)
-        found = record(
-            args.study.name, done, args.device
-        )  # after each: the whole takes hours, and may be cut off itself
+        found["ways"].append(way.record(code))
+        # After each: the whole takes hours, and may be cut off itself.
         args.output.mkdir(parents=True, exist_ok=True)
         (args.output / "interrupted.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
         (args.output / "interrupted.md").write_text(page(found), encoding="utf-8")
-    return 0 if all(way["same_table"] and way["same_weights"] for way in found["ways"]) else 1
+    first = found["ways"][0]
+    return 0 if all(way[what] == first[what] for way in found["ways"] for what in ("table", "weights")) else 1
 
 
 if __name__ == "__main__":
