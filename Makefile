@@ -10,7 +10,7 @@ demo: $(READY)  ## train, audit and compare corrected and bugged variants on rea
 	$(BIN)/kdbench run --preset quick --variant both
 
 test: $(READY)  ## the whole test suite
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 bench: $(READY)  ## ratios against a textbook loop, into reports/; for a machine that does nothing else meanwhile
 	@rm -f $(VENV)/bench.json

@@ -22,6 +22,20 @@ from kd.teacher import save_checkpoint
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 
 
+LONG = (
+    "test_run.py", "test_matrix.py", "test_gpu_queue.py", "test_shards.py", "test_scripts.py", "test_checkpoint.py",
+    "test_clean_zoo.py", "test_signature.py", "test_interrupted.py", "test_benchmarks.py", "test_clip_study.py",
+    "test_grid.py", "test_bundle.py", "test_own_faults.py", "test_audit_command.py", "test_report.py",
+)  # fmt: skip
+"Files that take a minute or more. They begin first: one that begins last is waited for with the other cores idle."
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of long files first."""
+    place = {name: i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONG)))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)
