@@ -29,6 +29,7 @@ from typing import Any
 
 import torch
 
+from harness.cli import run_cli
 from harness.environment import environment
 from harness.record import StudyFolder
 from harness.trial import prepare_device
@@ -273,4 +274,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_cli(main))

@@ -3,7 +3,7 @@
 import math
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from statistics import fmean
@@ -13,7 +13,7 @@ from harness import compare
 from harness.compare import Trials
 from harness.plan import Arm, load_preset
 from kd.methods import METHODS
-from kd.recipe import Recipe
+from kd.recipe import SAME_BITS, Recipe
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,6 @@ _WORDS = {
     "crop_padding": "padding of the crops",
     "flip": "mirrored images",
     "fold_teacher": "folded teacher",
-    "graphs": "CUDA graphs",
     "lr": "learning rate",
     "lr_min": "last learning rate",
     "max_norm": "bound on the gradient's norm",
@@ -173,7 +172,8 @@ def departures(study: Trials) -> list[str]:
 
 
 def _differing(here: Recipe, there: Recipe) -> dict[str, tuple[Any, Any]]:
-    pairs = {field.name: (getattr(here, field.name), getattr(there, field.name)) for field in fields(Recipe)}
+    names = [name for name in Recipe.names() if name not in SAME_BITS]
+    pairs = {name: (getattr(here, name), getattr(there, name)) for name in names}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 

@@ -50,8 +50,8 @@ class Spec:
     def to_json(self) -> str:
         """Return the spec as JSON text, the same for equal specs."""
         plain = self._plain()
-        if self.recipe.graphs:  # it decides nothing, but the trial must hear of it
-            plain["recipe"]["graphs"] = True
+        # They decide nothing, but the trial must hear of them.
+        plain["recipe"] |= {name: value for name in SAME_BITS if (value := getattr(self.recipe, name))}
         return json.dumps(plain, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
     def _plain(self) -> dict[str, Any]:

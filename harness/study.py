@@ -96,7 +96,8 @@ def prepare(request: Request) -> Ready:
         raise unknown("device", request.device, DEVICES)
     if request.device == "cuda" and request.scheduler is None and not torch.cuda.is_available():
         raise InputError("--device cuda: torch sees no CUDA device here (kdbench doctor shows what it sees)")
-    if request.preset.recipe.graphs and request.device != "cuda":
+    recipes = (request.preset.recipe, request.preset.teacher_recipe)
+    if request.device != "cuda" and any(recipe.graphs for recipe in recipes):
         raise InputError("graphs: CUDA graphs need --device cuda; leave --graphs out on a processor")
     if not writable(request.runs):
         raise InputError(f"--runs {request.runs}: cannot be written to; name another folder")

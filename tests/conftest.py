@@ -23,11 +23,10 @@ os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 
 
 LONG = (
-    "test_run.py", "test_matrix.py", "test_gpu_queue.py", "test_shards.py", "test_scripts.py", "test_checkpoint.py",
-    "test_clean_zoo.py", "test_signature.py", "test_interrupted.py", "test_benchmarks.py", "test_clip_study.py",
-    "test_grid.py", "test_bundle.py", "test_own_faults.py", "test_audit_command.py", "test_report.py",
+    "test_run.py", "test_matrix.py", "test_gpu_queue.py", "test_clean_zoo.py", "test_shards.py", "test_own_faults.py",
+    "test_scripts.py", "test_checkpoint.py", "test_interrupted.py", "test_audit_command.py", "test_benchmarks.py",
 )  # fmt: skip
-"Files that take a minute or more. They begin first: one that begins last is waited for with the other cores idle."
+"Files that take a minute or more, the longest first. They begin first: who begins last is waited for by idle cores."
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

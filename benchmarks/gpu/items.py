@@ -42,7 +42,11 @@ def correctness(call: Call) -> bool:
 
 def suite(call: Call) -> bool:
     """Run the whole suite, most of it on the processor: what this machine's versions break."""
-    whole = ["tests/test_losses.py"] if call.toy else ["tests", "-n", "auto", "--dist", "loadfile"]
+    whole = (
+        ["tests/test_losses.py"]
+        if call.toy
+        else ["tests", "-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder"]
+    )
     return call.command("suite", "suite", ["-m", "pytest", *_QUIET, *whole])
 
 
@@ -57,9 +61,9 @@ def throughput(call: Call) -> bool:
     parts += [("at-once", ["-m", "benchmarks.gpu.stacks", "at-once"])]
     done = [call.command("throughput", name, [*args, "--device", call.device, *sizes]) for name, args in parts]
     report = call.results / "throughput" / "benchmarks.json"
-    suite = ["-m", "pytest", "benchmarks", "--benchmark-only", f"--benchmark-json={report}", "-q"]
-    suite += ["--device", call.device, *(["--toy", "-k", "test_step"] if call.toy else [])]
-    return all(done) and call.command("throughput", "suite", suite, least=0 if call.toy else 300)
+    benchmarks = ["-m", "pytest", "benchmarks", "--benchmark-only", f"--benchmark-json={report}", "-q"]
+    benchmarks += ["--device", call.device, *(["--toy", "-k", "test_step"] if call.toy else [])]
+    return all(done) and call.command("throughput", "suite", benchmarks, least=0 if call.toy else 300)
 
 
 def _preset(call: Call, pairs: Sequence[str], methods: Sequence[str]) -> Preset:
