@@ -46,6 +46,12 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _compiles_afresh() -> None:
+    """Torch compiles one function eight times a process and then runs it as it is, and all networks share one."""
+    torch.compiler.reset()
+
+
 @pytest.fixture(autouse=True, scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data cache of the session's own, for this process and those it starts."""
