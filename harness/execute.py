@@ -90,7 +90,11 @@ def execute(
             return True
         for stale in _OF_AN_ATTEMPT:
             (folder.path / stale).unlink(missing_ok=True)
-        running[key] = engine.start(folder, data_file, lease), lease
+        try:
+            running[key] = engine.start(folder, data_file, lease), lease
+        except BaseException:  # else nobody could run it before the lease is stale
+            lease.release()
+            raise
         return True
 
     def ended(key: str, process: Running, lease: Lease) -> None:

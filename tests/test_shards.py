@@ -13,6 +13,7 @@ from test_cli import kdbench
 from test_study_file import SMALL
 
 from harness import lease as leases
+from harness.execute import execute
 from harness.lease import Lease, take
 from harness.plan import Ground, load_preset, make_plan
 from harness.record import Folder, StudyFolder
@@ -82,6 +83,29 @@ def test_shards_cut_a_plan_into_parts_that_are_whole_together(tmp_path):
         assert sorted(own) == sorted(plan.trials.keys() - teachers), "each trial in one part"
         assert all(plan.needs(key) in {None, *part} for part in parts for key in part), "with its teacher"
     assert plan.shard(2, 5) == plan.shard(2, 5) != plan.shard(3, 5)
+
+
+class Jammed:
+    """Where no trial can be started."""
+
+    def has_room(self, running):
+        return True
+
+    def start(self, folder, data_file, lease):
+        assert lease.stands()
+        raise OSError("no process can be started here")
+
+    def close(self):
+        pass
+
+
+def test_a_trial_that_could_not_be_started_is_anybodys(tmp_path):
+    (tmp_path / "mine.toml").write_text(STUDY)
+    plan = make_plan(load_preset(str(tmp_path / "mine.toml")), (None,), Ground("digits", "0", "cpu"))
+    study = StudyFolder(tmp_path / "study")
+    with pytest.raises(OSError, match="no process can be started"):
+        execute(plan, study, tmp_path / "none.pt", 1, print, engine=Jammed())
+    assert all(take(study.trial(key)) is not None for key in plan.trials)
 
 
 @pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2"])
