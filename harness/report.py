@@ -110,7 +110,9 @@ def _claim(c: Mapping[str, Any], pairs: int) -> dict[str, Any]:
     what = f"{where}{method} against the baseline" if c["b"] == c["method"] else f"{where}{c['b']} in {method}"
     low_high = "" if c["ci95_pp"] is None else " [{:+.2f}, {:+.2f}]".format(*c["ci95_pp"])
     by = "" if c["difference_pp"] is None else f": {c['difference_pp']:+.2f} pp{low_high}"
-    power = f"80% power from {c['mde_pp']:.1f} pp" if c["verdict"] == "undecided" and c["mde_pp"] is not None else ""
+    power = (
+        f"under {c['mde_pp']:.1f} pp easily missed" if c["verdict"] == "undecided" and c["mde_pp"] is not None else ""
+    )
     return {"verdict": _verdict(c), "open": c["verdict"] in _OPEN, "text": f"{what}{by}", "power": power}
 
 

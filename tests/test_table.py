@@ -157,6 +157,8 @@ def test_from_an_mlflow_experiment(tmp_path):
 def test_power_plans_seeds(args, says):
     code, out, _ = kdbench("power", *args)
     assert code == 0 and says in out, out
+    few = "--seeds" in args
+    assert few == ("at the most: this is of the pooled t test; Welch's, which decides, finds less" in out)
 
 
 def test_power_in_a_family_and_as_json():

@@ -5,6 +5,9 @@ import click
 from harness.cli.common import JSON_OPTION, print_json, stdout
 from kd.errors import InputError
 
+_FEW = 6
+"Seeds per arm from which on the pooled test's power is Welch's within a point (reports/statistics)."
+
 
 @click.command("power")
 @click.option("--sd", type=float, required=True, help="Standard deviation over seeds, in points.")
@@ -21,8 +24,8 @@ def command(
 ) -> None:
     """Plan seeds: with --effect how many per arm find it, with --seeds what they find, with both how surely.
 
-    Of a pooled two-sided t test, so at least so many: Welch's test, which decides here, needs a little more at few
-    seeds. In a family alpha is divided by its size, as for the smallest p of Holm's procedure.
+    Of a pooled two-sided t test. Welch's, which decides here, finds a little less where seeds are few. In a family
+    alpha is divided by its size, as for the smallest p of Holm's procedure.
     """
     from harness import stats
 
@@ -31,6 +34,7 @@ def command(
     if effect is None and seeds is None:
         raise InputError("say --effect (how many seeds find it?), --seeds (what do they find?), or both (how surely?)")
     share = alpha / family
+    need = stats.seeds_needed(abs(effect) / sd, share, wanted) if effect is not None else None
     found = {
         "schema": "kdbench.power/1",
         "sd": sd,
@@ -39,7 +43,7 @@ def command(
         "power": wanted,
         "effect": effect,
         "seeds": seeds,
-        "seeds_needed": stats.seeds_needed(abs(effect) / sd, share, wanted) if effect is not None else None,
+        "seeds_needed": need,
         "smallest_effect": sd * stats.smallest_effect(seeds, share, wanted) if seeds is not None else None,
         "power_reached": stats.power(effect / sd, seeds, share) if effect is not None and seeds is not None else None,
     }
@@ -50,7 +54,6 @@ def command(
     among = f", {family} comparisons" if family > 1 else ""
     console.print(f"sd {sd:g} over seeds, alpha {alpha:g}{among}")
     if effect is not None:
-        need = found["seeds_needed"]
         many = f"{need} seeds per arm" if need is not None else "more than 10,000 seeds per arm"
         console.print(f"  a difference of {abs(effect):g} is found with power {wanted:g} by {many}")
     if seeds is not None:
@@ -60,4 +63,8 @@ def command(
     if effect is not None and seeds is not None:
         console.print(
             f"  {seeds} seeds per arm find a difference of {abs(effect):g} with power {found['power_reached']:.2f}"
+        )
+    if any(n is not None and n < _FEW for n in (need, seeds)):
+        console.print(
+            "  at the most: this is of the pooled t test; Welch's, which decides, finds less with so few seeds"
         )

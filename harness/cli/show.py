@@ -182,7 +182,7 @@ _MEANING = {
     "different": "a difference of this size would be rare if there were none",
     "equivalent": "the difference is within the margin of {size}",
     "both": "a real difference, and smaller than the margin of {size}",
-    "undecided": "these seeds cannot tell: below `80% power from` a difference is easily missed. Not `no effect`",
+    "undecided": "these seeds cannot tell: a difference under `missed below` is easily missed. Not `no effect`",
     "undefined": "nothing can be said; the notes say why",
 }
 
@@ -201,7 +201,7 @@ def show_comparisons(
     size = f"{margin:g} {unit}".strip()
     columns = [name for name in ("pair", "method") if any(e[name] for e in entries)]
     table = _table(
-        *columns, "arm", "verdict", f"difference, {unit}".rstrip(", "), "95% interval", "adjusted p", "80% power from",
+        *columns, "arm", "verdict", f"difference, {unit}".rstrip(", "), "95% interval", "adjusted p", "missed below",
         f"seeds for {size}",
         title=title,
     )  # fmt: skip
