@@ -42,12 +42,13 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Threads: one, and on a processor all cores. Precision: fp32 and bf16."""
+    """Threads: one, and on a processor all cores. Precision: fp32, bf16, and on a GPU TF32, which the textbook has."""
     if "threads" in metafunc.fixturenames:
         several = metafunc.config.getoption("--device") == "cpu" and usable_cores() > 1
         metafunc.parametrize("threads", ["one-thread", *(["all-cores"] if several else [])], indirect=True)
     if "precision" in metafunc.fixturenames:
-        metafunc.parametrize("precision", ["fp32", "bf16"], indirect=True)
+        rounded = ["tf32"] if metafunc.config.getoption("--device") == "cuda" else []
+        metafunc.parametrize("precision", ["fp32", *rounded, "bf16"], indirect=True)
 
 
 @pytest.fixture(scope="session")

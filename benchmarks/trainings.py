@@ -14,6 +14,7 @@ from harness.cost import forward_flop
 from harness.measure import noise, prepare
 from harness.trial import prepare_device
 from kd import train
+from kd.accelerate import rounding
 from kd.data import SIZE, statistics
 from kd.methods import METHODS as ALL_METHODS
 from kd.procedure import CANONICAL
@@ -22,7 +23,6 @@ from kd.recipe import Precision, Recipe
 METHODS = tuple(ALL_METHODS)
 DISTILLING = tuple(name for name, kind in ALL_METHODS.items() if kind.needs_teacher)
 PAIR = ("r34", "r18")
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -83,15 +83,17 @@ class Bench:
         teacher = forward_flop(PAIR[0], stem, width) if method in DISTILLING else 0
         return self.sizes.batch * (3 * forward_flop(PAIR[1], stem, width) + teacher)
 
-    def roof(self, precision: str) -> tuple[Callable[[], None], int]:
+    def roof(self, precision: Precision) -> tuple[Callable[[], None], int]:
         """Return square matrix multiplications of this precision as a call, and their operations."""
         n, times = self.sizes.matmul, self.sizes.matmuls
-        a, b = (torch.randn(n, n, device=self.device).to(_DTYPES[precision]) for _ in range(2))
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        a, b = (torch.randn(n, n, device=self.device).to(dtype) for _ in range(2))
         out = torch.empty_like(a)
 
         def call() -> None:
-            for _ in range(times):
-                torch.mm(a, b, out=out)
+            with rounding(precision):
+                for _ in range(times):
+                    torch.mm(a, b, out=out)
 
         return call, 2 * n**3 * times
 

@@ -125,7 +125,6 @@ def environment(device: torch.device) -> dict[str, Any]:
         "cuda": torch.version.cuda if device.type == "cuda" else None,
         "threads": torch.get_num_threads(),
         "cores": usable_cores(),
-        "tf32": device.type == "cuda" and torch.backends.cudnn.allow_tf32,
         "deterministic": device.type == "cpu" or torch.backends.cudnn.deterministic,
         "code_digest": code_digest(),
         "audits_digest": audits_digest(),

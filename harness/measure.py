@@ -43,7 +43,7 @@ def ways(device: str, cores: int) -> list[Way]:
     shares: list[tuple[int, int, bool]] = [(cores, 1, False), (1, cores, False)]
     if device != "cpu":
         shares = [(1, 1, False), (1, 1, True), (4, 1, True)]
-    precisions: tuple[Precision, ...] = ("fp32", "bf16")
+    precisions: tuple[Precision, ...] = ("fp32", "bf16") if device == "cpu" else ("fp32", "tf32", "bf16")
     return [Way(device, precision, *share) for precision in precisions for share in dict.fromkeys(shares)]
 
 

@@ -97,8 +97,9 @@ def prepare(request: Request) -> Ready:
     if request.device == "cuda" and request.scheduler is None and not torch.cuda.is_available():
         raise InputError("--device cuda: torch sees no CUDA device here (kdbench doctor shows what it sees)")
     recipes = (request.preset.recipe, request.preset.teacher_recipe)
-    if request.device != "cuda" and any(recipe.graphs for recipe in recipes):
-        raise InputError("graphs: CUDA graphs need --device cuda; leave --graphs out on a processor")
+    needs = next(filter(None, (recipe.needs_cuda() for recipe in recipes)), None)
+    if request.device != "cuda" and needs is not None:
+        raise InputError(f"{needs} needs --device cuda; leave it out on a processor")
     if not writable(request.runs):
         raise InputError(f"--runs {request.runs}: cannot be written to; name another folder")
     if not writable(cache_folder()):

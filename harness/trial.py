@@ -126,7 +126,7 @@ def prepare_device(kind: str, threads: int) -> torch.device:
             raise InputError("the trial is for cuda, and torch sees no CUDA device")
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
-        # What is called fp32 is fp32: torch lets convolutions round to TF32 unless told otherwise.
+        # Scores are fp32 whatever the precision of the training, which sees to itself (kd.accelerate.rounding).
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
     return torch.device(kind)

@@ -13,8 +13,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from kd.errors import InputError
 from kd.models import Answer
+from kd.recipe import Precision
 
-TOLERANCE = {"fp32": 1e-4, "bf16": 0.1, "fp16": 0.02}
+TOLERANCE = {"fp32": 1e-4, "tf32": 0.02, "bf16": 0.1, "fp16": 0.02}
 "Largest difference of a folded network's logits, as a share of the largest logit."
 
 
@@ -39,7 +40,7 @@ def folded(net: nn.Module) -> nn.Module:
     return net
 
 
-def check_folded(logits: Tensor, original: Tensor, precision: str) -> None:
+def check_folded(logits: Tensor, original: Tensor, precision: Precision) -> None:
     """Raise InputError if a folded network's logits (B, C) are not the original's but for rounding."""
     largest = original.abs().max()
     share = ((logits - original).abs().max() / largest).item()
@@ -48,6 +49,21 @@ def check_folded(logits: Tensor, original: Tensor, precision: str) -> None:
             f"fold_teacher: the folded teacher's logits differ from its own by {share:.2g} of the largest logit, more "
             f"than rounding in {precision} explains; leave fold_teacher out for this teacher"
         )
+
+
+@contextmanager
+def rounding(precision: Precision) -> Iterator[None]:
+    """Let a GPU round what it multiplies to TF32 if that is the precision, and not if it is another.
+
+    By torch's own default it does so in convolutions. Half precisions are autocast's affair.
+    """
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.allow_tf32 = matmul.allow_tf32 = precision == "tf32"
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
 def compiled(module: nn.Module) -> nn.Module:

@@ -6,7 +6,8 @@ from typing import Literal
 from kd.errors import InputError
 from kd.settings import check_types
 
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+"tf32 is fp32 whose products a GPU rounds to ten bits, which is what torch lets convolutions do unless told otherwise."
 Schedule = Literal["epoch", "step"]
 SAME_BITS = ("graphs",)
 "Fields of a recipe that change how fast it is done, and no bit of what comes out (tests/test_cuda.py)."
@@ -69,6 +70,12 @@ class Recipe:
             )
         if self.crop_padding < 0:
             raise InputError(f"recipe: crop_padding is {self.crop_padding}; it must not be negative")
+
+    def needs_cuda(self) -> str | None:
+        """Return which of its fields only a CUDA device can do, if any."""
+        if self.graphs:
+            return "graphs"
+        return "precision tf32" if self.precision == "tf32" else None
 
     def check_batches(self, images: int) -> None:
         """Raise InputError if not one batch can be filled."""

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd.accelerate import captured, check_folded, compiled, folded
+from kd.accelerate import captured, check_folded, compiled, folded, rounding
 from kd.checkpoint import State, numbers
 from kd.data import SIZE, Dataset, Pool, draw_crops, statistics
 from kd.errors import InputError
@@ -139,8 +139,8 @@ def prepare(
     ask = procedure
     split = ask.split(dataset.train_ids, dataset.test_ids, recipe, ask.stream(recipe.split_seed, "split"))
     recipe.check_batches(len(split.train))
-    if recipe.graphs and device.type != "cuda":
-        raise InputError(f"recipe: graphs needs a CUDA device, and the training is for {device.type}")
+    if (needs := recipe.needs_cuda()) is not None and device.type != "cuda":
+        raise InputError(f"recipe: {needs} needs a CUDA device, and the training is for {device.type}")
     if METHODS[method].needs_teacher != (teacher is not None):
         raise InputError(f"method {method} {'needs a' if teacher is None else 'has no use for a'} teacher")
     normalise = None if recipe.normalisation == "cifar10" else statistics(dataset.pixels[split.train])
@@ -192,11 +192,8 @@ def epochs(training: Training, on_batch: Callable[[Tensor], None] | None = None)
     """
     t, ask, recipe = training, training.procedure, training.recipe
     n, size = t.steps_per_epoch * recipe.batch_size, recipe.batch_size
-    autocast = torch.autocast(
-        t.pool.device.type,
-        dtype=torch.float16 if recipe.precision == "fp16" else torch.bfloat16,
-        enabled=recipe.precision != "fp32",
-    )
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.precision)
+    autocast = torch.autocast(t.pool.device.type, dtype=half or torch.bfloat16, enabled=half is not None)
     update = _Update(t)
     student, teacher = t.student, t.teacher
     for number in numbers(t, OWN_STEPS):
@@ -207,30 +204,33 @@ def epochs(training: Training, on_batch: Callable[[Tensor], None] | None = None)
         crops = type(draws)(*(draw.to(t.pool.device) for draw in draws))
         sums = torch.zeros(4, device=t.pool.device)
         lr = 0.0
-        for step in range(t.steps_per_epoch):
-            rows = slice(step * size, (step + 1) * size)
-            labels = t.pool.labels[ids[rows]]
-            at = number * t.steps_per_epoch + step
-            lr = ask.learning_rate(recipe, at, t.steps_per_epoch)
-            for group in ask.scheduled(t.optimizer.param_groups):
-                group["lr"] = lr
-            images = ask.views(t.pool, ids[rows], crops.batch(rows))
-            if at == OWN_STEPS:
-                student, teacher = _stand_ins(t, images.teacher, autocast)
-            target = None
-            if teacher is not None:
-                with autocast:  # a block of its own: autocast caches weight casts for as long as a block lives
-                    target = ask.teacher_answer(teacher, images.teacher, at, t.steps_per_epoch)
-            with autocast:
-                answer = student(images.student)
-                ce = F.cross_entropy(answer.logits.float(), labels)
-                kd = torch.zeros_like(ce) if target is None else t.method(answer, target)
-                loss = ask.combine(ce, kd, t.settings.ce_weight, t.settings.kd_weight)
-            if on_batch is not None:
-                on_batch(labels)
-            update(loss)
-            right = (answer.logits.detach().argmax(1) == labels).sum()
-            sums += torch.stack([ce.detach(), kd.detach(), loss.detach(), right.float()])
+        # Forward and backward alike, and no further than an epoch: who trains something else in this process, or looks
+        # at a network between two epochs, has torch as it was.
+        with rounding(recipe.precision):
+            for step in range(t.steps_per_epoch):
+                rows = slice(step * size, (step + 1) * size)
+                labels = t.pool.labels[ids[rows]]
+                at = number * t.steps_per_epoch + step
+                lr = ask.learning_rate(recipe, at, t.steps_per_epoch)
+                for group in ask.scheduled(t.optimizer.param_groups):
+                    group["lr"] = lr
+                images = ask.views(t.pool, ids[rows], crops.batch(rows))
+                if at == OWN_STEPS:
+                    student, teacher = _stand_ins(t, images.teacher, autocast)
+                target = None
+                if teacher is not None:
+                    with autocast:  # a block of its own: autocast caches weight casts for as long as a block lives
+                        target = ask.teacher_answer(teacher, images.teacher, at, t.steps_per_epoch)
+                with autocast:
+                    answer = student(images.student)
+                    ce = F.cross_entropy(answer.logits.float(), labels)
+                    kd = torch.zeros_like(ce) if target is None else t.method(answer, target)
+                    loss = ask.combine(ce, kd, t.settings.ce_weight, t.settings.kd_weight)
+                if on_batch is not None:
+                    on_batch(labels)
+                update(loss)
+                right = (answer.logits.detach().argmax(1) == labels).sum()
+                sums += torch.stack([ce.detach(), kd.detach(), loss.detach(), right.float()])
         ce_sum, kd_sum, total, right_sum = (sums.double() / t.steps_per_epoch).tolist()
         loss_means = (
             {"ce": ce_sum, "kd": kd_sum, "total": total} if t.teacher is not None else {"ce": ce_sum, "total": total}

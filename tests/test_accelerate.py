@@ -133,8 +133,25 @@ def test_a_fault_that_captured_kernels_would_hide_is_refused():
 def test_graphs_are_of_a_gpu_and_of_the_networks_own_kernels(prepare):
     with pytest.raises(InputError, match="graphs needs a CUDA device, and the training is for cpu"):
         prepare("logit", graphs=True)
+    with pytest.raises(InputError, match="precision tf32 needs a CUDA device, and the training is for cpu"):
+        prepare("logit", precision="tf32")
     with pytest.raises(InputError, match="choose one of them"):
         Recipe(graphs=True, compile=True)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_products_are_rounded_in_the_steps_of_a_training_that_says_so_and_nowhere_else(prepare, precision):
+    """Torch lets convolutions round by default, so an fp32 training must see to it too; on a processor both are one."""
+
+    def allowed():
+        return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+    training, before, within, between = prepare("logit"), allowed(), [], []
+    training.recipe = dataclasses.replace(training.recipe, precision=precision)
+    for _ in train.epochs(training, lambda _: within.append(allowed())):
+        between.append(allowed())
+    assert within and set(within) == {(precision == "tf32",) * 2}
+    assert set(between) == {before} == {(True, False)}
 
 
 def test_what_changes_no_bit_changes_no_trial():

@@ -62,6 +62,11 @@ BAD = {
     "fault without bugs": (["run", "--variant", "corrected", "--fault", "imagenet-stem"], "variant has no fault"),
     "preset": (["run", "--preset", "quik"], "unknown preset 'quik'; did you mean 'quick'"),
     "precision": (["run", "--precision", "bf61"], "unknown precision 'bf61'; did you mean 'bf16'"),
+    "precision of a GPU": (
+        ["run", "--precision", "tf32"],
+        "precision tf32 needs --device cuda; leave it out on a processor",
+    ),
+    "graphs of a GPU": (["run", "--graphs"], "graphs needs --device cuda; leave it out on a processor"),
     "device": (["run", "--device", "gpu"], "unknown device 'gpu'"),
     "data set": (["run", "--dataset", "cifar"], "unknown data set 'cifar'; did you mean 'cifar10'"),
     "folder without data": (["run", "--dataset", "folder"], "needs --data DIR"),

@@ -5,6 +5,7 @@ KDBENCH_TEST_DEVICE=cpu runs the same tests on a processor, to try the tests the
 
 import dataclasses
 import os
+from typing import get_args
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from harness.trial import prepare_device, watched
 from kd import data, train
 from kd.methods import MethodSettings
 from kd.procedure import CANONICAL
-from kd.recipe import Recipe
+from kd.recipe import Precision, Recipe
 from kd.teacher import save_checkpoint
 
 DEVICE = os.environ.get("KDBENCH_TEST_DEVICE", "cuda")
@@ -24,11 +25,14 @@ METHODS = ("baseline", "logit", "feature")
 pytestmark = pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
+PRECISIONS = [p for p in get_args(Precision) if p != "tf32" or DEVICE == "cuda"]
+
+
 def silent(_):
     pass
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("method", METHODS)
 def test_the_canonical_procedure_is_clean(method, precision):
     run = audit_once(method, None, 0, silent, precision, DEVICE)
@@ -57,7 +61,7 @@ def training(digits, recipe, tmp_path_factory):
     return make
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("method", METHODS)
 def test_the_same_seed_gives_bitwise_the_same_weights(training, method, precision):
     """A/A: where this holds, the first epoch at which two trainings differ means something on this device too."""
@@ -123,7 +127,7 @@ def digests(training):
 
 @pytest.mark.skipif(DEVICE != "cuda", reason="CUDA graphs are of CUDA")
 @pytest.mark.parametrize("fold", [False, True])
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("method", METHODS)
 def test_captured_kernels_give_the_same_bits(training, method, precision, fold):
     size = {"precision": precision, "fold_teacher": fold and method != "baseline", "epochs": 8}

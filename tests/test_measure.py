@@ -12,6 +12,7 @@ def test_cores_are_timed_as_workers_and_as_threads_in_both_precisions():
     ]  # fmt: skip
     assert len(ways("cpu", 1)) == 2, "one core can be shared in one way only"
     assert {(w.workers, w.threads, w.graphs) for w in ways("cuda", 8)} == {(1, 1, False), (1, 1, True), (4, 1, True)}
+    assert [w.precision for w in ways("cuda", 8)[::3]] == ["fp32", "tf32", "bf16"]
 
 
 def test_a_step_is_timed_in_processes_of_its_own():
@@ -47,9 +48,9 @@ def test_what_was_faster_is_said(speeds, said):
 @pytest.mark.parametrize(
     ("speeds", "said"),
     [
-        ((100, 105, 190, 100, 100, 100), "; --graphs --workers 4 --threads 1 was 1.9 times as fast"),
+        ((100, 105, 190, *(100,) * 6), "; --graphs --workers 4 --threads 1 was 1.9 times as fast"),
         (
-            (100, 150, 120, 170, 400, 390),
+            (100, 150, 120, 100, 90, 95, 170, 400, 390),
             "; --graphs was 1.5 times as fast, --precision bf16 --graphs was 4.0 times as fast (other last bits)",
         ),
     ],

@@ -19,6 +19,7 @@ from harness.cost import forward_flop
 from harness.measure import Way, images_per_second, prepare
 from harness.trial import prepare_device
 from kd import train
+from kd.accelerate import rounding
 from kd.models import Answer
 from kd.recipe import Precision, Recipe
 
@@ -42,6 +43,7 @@ class Copied(nn.Module):
 STACKS: dict[str, dict[str, Any]] = {
     "bf16": {"precision": "bf16"},
     "fp32": {"precision": "fp32"},
+    "tf32": {"precision": "tf32"},
     "bf16-folded": {"precision": "bf16", "fold_teacher": True},
     "bf16-compiled": {"precision": "bf16", "compile": True},
     "bf16-folded-compiled": {"precision": "bf16", "fold_teacher": True, "compile": True},
@@ -49,6 +51,7 @@ STACKS: dict[str, dict[str, Any]] = {
     "bf16-graphs": {"precision": "bf16", "graphs": True},
     "bf16-folded-graphs": {"precision": "bf16", "fold_teacher": True, "graphs": True},
     "fp32-graphs": {"precision": "fp32", "graphs": True},
+    "tf32-graphs": {"precision": "tf32", "graphs": True},
 }
 "Options of the recipe by name; `reduce_overhead` is torch.compile's own mode with CUDA graphs, which no recipe offers."
 
@@ -61,7 +64,8 @@ def roof(precision: Precision, device: torch.device, n: int) -> float:
     for _ in range(8):
         wait(device)
         start = time.perf_counter()
-        a @ b
+        with rounding(precision):
+            a @ b
         wait(device)
         best = min(best, time.perf_counter() - start)
     return 2 * n**3 / best

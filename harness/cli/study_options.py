@@ -30,7 +30,7 @@ _OPTIONS = (
     click.option("--train-size", type=click.IntRange(1), help="Images trained on."),
     click.option("--val-size", type=click.IntRange(1), help="Images, cut from the train set, that choose the epoch."),
     click.option("--max-norm", type=float, help="Bound on the gradient's norm."),
-    click.option("--precision", metavar="fp32|bf16|fp16"),
+    click.option("--precision", metavar="fp32|tf32|bf16|fp16"),
     click.option("--fold-teacher", is_flag=True, default=None, help="Batch norms folded into convolutions; faster."),
     click.option("--compile", is_flag=True, default=None, help="Networks behind torch.compile."),
     click.option("--graphs", is_flag=True, default=None, help="Kernels in CUDA graphs: same bits, faster on a GPU."),
