@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from harness.environment import usable_cores
 from kd import data, train
 from kd.data import Dataset
 from kd.methods import MethodSettings
@@ -33,6 +34,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the tests of long files first."""
     place = {name: i for i, name in enumerate(LONG)}
     items.sort(key=lambda item: place.get(item.path.name, len(LONG)))
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One worker more than there are cores: a third of the tests' time is waiting, for programs that they started."""
+    return usable_cores() + 1
 
 
 @pytest.fixture(autouse=True, scope="session")
