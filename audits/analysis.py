@@ -30,6 +30,10 @@ _FIRST = 6
 EXPLAINED = 3
 "Windows in which the gradient is explained: each costs a second backward through the loss."
 _ROWS_KEPT = 100_000
+_SETTLED = 30
+"Batches after which a batch norm's running statistics are those of the data."
+_FARTHEST, _WIDEST = 1.0, 2.0
+"Deviations by which what a batch norm is given may be shifted, and the factor by which it may be wider or narrower."
 
 
 class Analyst:
@@ -137,6 +141,9 @@ class Analyst:
             self._remember(self.projectors, group)
         if self._first is None and self.teachers:
             self._snapshot()
+        if cast_.shared is not None and self.trace.shared is None:
+            module, mask = cast_.shared
+            self.trace.shared = self.name_of(Group(mask, module)), self.param_names(mask)
         if len(self.trace.sights) < _FIRST:
             self._follow()
             self._leaf_mask |= self.taint.mask(self._lasting(raw))
@@ -241,6 +248,12 @@ class Analyst:
             return
         alive = live_parameters()
         self.trace.stale = [f"shape {tuple(p.shape)}" for p in silent if id(p) not in alive]
+        modules = [g.module for g in self.students.values() if g.module is not None]
+        own = {id(p) for module in modules for p in module.parameters()}
+        taught = {id(p) for g in self.teachers.values() if g.module is not None for p in g.module.parameters()}
+        self.trace.frozen = [
+            self.param_name(p) for p in silent if not p.requires_grad and id(p) in own and id(p) not in taught
+        ]
 
     # -- one window
 
@@ -266,6 +279,7 @@ class Analyst:
         )
         for e in explanations:
             self._count_hits(e)
+        twice = _squashed_twice(raw, cast_) if len(self.trace.sights) < EXPLAINED else ("", "softmax")
         return Sight(
             number=raw.number,
             where=raw.where,
@@ -284,8 +298,10 @@ class Analyst:
             cached_rows=cast_.stored_rows,
             idle=bool(cast_.idle) and not cast_.teachers,
             self_taught=cast_.self_taught,
+            overwritten=self._overwritten(raw, cast_),
             asked_twice=_asked_twice(raw, cast_),
-            probabilities=_softened_twice(raw, cast_) if len(self.trace.sights) < EXPLAINED else "",
+            probabilities=twice[0],
+            squashed_by=twice[1],
         )
 
     def _in_training(self, raw: RawWindow, calls: list[ModuleCall]) -> list[str]:
@@ -418,7 +434,28 @@ class Analyst:
             if feature:
                 term.permutation = self._rows_moved(raw, cast_, f)
             terms.append(term)
-        return terms
+        return [*terms, *_of_teacher_alone(raw, cast_)]
+
+    def _overwritten(self, raw: RawWindow, cast_: Cast) -> tuple[str, str] | None:
+        """Return a hooked module whose output is compared as a feature, and what overwrote it since the hook."""
+        if len(self.trace.sights) >= EXPLAINED:
+            return None
+        compared = [t for f in cast_.soft for t, *_ in f.operands]
+        compared += [t for g in cast_.projectors for c in g.calls for t in c.given]
+        for call in raw.calls:
+            if not _is_hooked(call.module) or call.outputs is None:
+                continue
+            out = call.outputs()
+            if out is None or out.is_inference() or out._version == call.version:
+                continue
+            later = [c for c in raw.calls if c.index > call.index and c.outputs is not None and c.outputs() is out]
+            if any(t is out for t in compared) and not any(_is_hooked(c.module) for c in later):
+                by = next((c for c in later if not c.has_children), None)
+                return self._describe(call, self._roots_of(cast_)), type(by.module).__name__ if by else "an operation"
+        return None
+
+    def _roots_of(self, cast_: Cast) -> list[ModuleCall]:
+        return [c for g in (*cast_.students, *cast_.teachers) for c in g.calls]
 
     def _is_logit_shaped(self, shapes: list[tuple[int, ...]], cast_: Cast) -> bool:
         widths = {
@@ -485,7 +522,7 @@ class Analyst:
                 if best is None or order.index(found.relation) < order.index(best.relation):
                     best = found
         if best is not None and best.relation in ("same", "shapes"):
-            best = self._untrained_on(cast_) or best
+            best = self._untrained_on(cast_) or self._unknown_to_its_norms(raw, cast_) or best
         return best
 
     def _untrained_on(self, cast_: Cast) -> Inputs | None:
@@ -500,6 +537,31 @@ class Analyst:
                 trained = f"{mean:.3g} and {deviation:.3g}"
                 return Inputs(
                     "untrained", f"mean {now:.3g} and deviation {spread:.3g}, where it was trained on {trained}"
+                )
+        return None
+
+    def _unknown_to_its_norms(self, raw: RawWindow, cast_: Cast) -> Inputs | None:
+        """Say how what the teacher's first batch norm is given differs from what it learned to expect."""
+        for group in cast_.teachers:
+            below = sorted(_descendants(raw, group.calls), key=lambda c: c.index)
+            first = next((c for c in below if isinstance(c.module, nn.modules.batchnorm._BatchNorm)), None)
+            if first is None or first.training or not first.given:
+                continue
+            assert isinstance(first.module, nn.modules.batchnorm._BatchNorm)
+            norm, x = first.module, first.given[0].detach().float()
+            mean, var, count = norm.running_mean, norm.running_var, norm.num_batches_tracked
+            if mean is None or var is None or count is None or int(count) < _SETTLED or x.numel() < 16 * len(mean):
+                continue
+            rows = x.transpose(0, 1).flatten(1)
+            deviation = (var + norm.eps).sqrt()
+            shift = float(((rows.mean(1) - mean).abs() / deviation).median())
+            spread = float((rows.std(1) / deviation).median())
+            if shift > _FARTHEST or not 1 / _WIDEST < spread < _WIDEST:
+                name = self._describe(first, group.calls)
+                return Inputs(
+                    "untrained",
+                    f"its first batch norm, {name}, is given {spread:.2g} times the deviation that it learned, and a "
+                    f"mean {shift:.2g} deviations away",
                 )
         return None
 
@@ -655,7 +717,23 @@ class Analyst:
             elif name.endswith(("running_mean", "running_var")):  # others may be queues and caches
                 buffers.append(name)
         rate = sum(self._rates) / len(self._rates) if self._rates else None
-        return Change(params, buffers, bool(teacher & stepped), bool(teacher & labels), rate)
+        return Change(params, buffers, bool(teacher & stepped), bool(teacher & labels), rate, self._silent(buffers))
+
+    def _silent(self, moved: list[str]) -> list[str]:
+        """Return the teacher's running statistics that stood still while the student's of the same name moved."""
+        found: list[str] = []
+        for student in (g.module for g in self.students.values() if g.module is not None):
+            now = {plain_name(n): b for n, b in student.named_buffers()}
+            then = {plain_name(n): b for n, b in self._first_student.items()}
+            for group in self.teachers.values():
+                for name, own in group.module.named_buffers() if group.module is not None else ():
+                    key, full = plain_name(name), f"{self.name_of(group)}.{name}"
+                    other, before = now.get(key), then.get(key)
+                    if not name.endswith(("running_mean", "running_var")) or other is None or other is own:
+                        continue
+                    if before is not None and full not in moved and not torch.equal(other, before):
+                        found.append(full)
+        return found
 
     def _follow(self) -> None:
         """See whether the teacher moved towards the student, all parameters by one share: a moving average does."""
@@ -701,8 +779,8 @@ def spatial_call(
     return Spatial(name, kind, kernel, stride, (int(before[0]), int(before[1])), (int(after[0]), int(after[1])))
 
 
-def _softened_twice(raw: RawWindow, cast_: Cast) -> str:
-    """Say whose answers are probabilities already where a softmax over the classes is taken of them."""
+def _squashed_twice(raw: RawWindow, cast_: Cast) -> tuple[str, str]:
+    """Say whose answers are probabilities already where a softmax over the classes or a sigmoid is taken, and which."""
     classes = {label.classes for label in cast_.labels if label.classes}
     arguments = [
         (f.operands[0][0], f.operands[0][1].params)
@@ -712,6 +790,12 @@ def _softened_twice(raw: RawWindow, cast_: Cast) -> str:
     arguments += [
         (label.logits, label.made) for label in cast_.labels if label.call.name == "cross_entropy" and label.is_plain
     ]
+    sigmoids = [f.out for f in raw.functions if f.name == "sigmoid"]
+    for f in raw.functions:
+        if f.name == "binary_cross_entropy_with_logits" and f.operands and raw.root.calls >> f.index & 1:
+            x, of, _ = f.operands[0]
+            if x is not None and any(x is out for out in sigmoids) and of.params & cast_.student_mask:
+                return "student's", "sigmoid"
     for x, made in arguments:
         if x is None or x.ndim != 2 or x.shape[1] not in classes or len(x) < 2:
             continue
@@ -721,10 +805,28 @@ def _softened_twice(raw: RawWindow, cast_: Cast) -> str:
         even = bool((rows >= 0).all()) and float(sums.max() - sums.min()) <= 1e-4 * float(sums.max())
         if even and float(rows.max() - rows.min()) > 1e-2 * float(sums.max()):
             if made & cast_.student_mask:
-                return "student's"
+                return "student's", "softmax"
             if made & cast_.teacher_mask:
-                return "teacher's"
-    return ""
+                return "teacher's", "softmax"
+    return "", "softmax"
+
+
+def _of_teacher_alone(raw: RawWindow, cast_: Cast) -> list[Term]:
+    """Return the distances in the loss both sides of which are one answer of a teacher's: they are constant."""
+    found = []
+    for f in raw.functions:
+        if f.name not in DISTANCES or not raw.root.calls >> f.index & 1 or f.made.params & ~cast_.teacher_mask:
+            continue
+        sides = [(t, shape) for t, made, shape in f.operands[:2] if t is not None and made.params and t.ndim > 1]
+        if len(sides) == 2 and sides[0][1] == sides[1][1] and torch.equal(sides[0][0], sides[1][0]):
+            shapes = [shape for _, shape in sides]
+            found.append(Term("feature", f.name, f.where, False, False, [], shapes, of_teacher_alone=True))
+    return found
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    """Say whether somebody other than torch is told of what the module answers."""
+    return any(not str(getattr(h, "__module__", "")).startswith("torch") for h in module._forward_hooks.values())
 
 
 def _spread(values: Tensor) -> tuple[float, float]:

@@ -147,6 +147,8 @@ class Term:
     shapes: list[tuple[int, ...]]
     reduction: str | None = None
     against_itself: bool = False
+    of_teacher_alone: bool = False
+    "Whether both sides are one answer of the teacher's."
     target_grad: bool = False
     target_sum: float | None = None
     "Of the first row of a soft target that should sum to 1."
@@ -200,7 +202,11 @@ class Sight:
     idle: bool = False
     self_taught: bool = False
     probabilities: str = ""
-    "Whose answers (student's, teacher's) are probabilities already, where a softmax is taken of them."
+    "Whose answers (student's, teacher's) are probabilities already, where a softmax or sigmoid is taken of them."
+    squashed_by: str = "softmax"
+    "Which of the two."
+    overwritten: tuple[str, str] | None = None
+    "A module with a hook, and the one that overwrites in place what the hook was handed."
     asked_twice: bool = False
     "Whether the student was asked the same batch again without a gradient, for a target."
     micro: int = 1
@@ -245,6 +251,8 @@ class Change:
     has_own_label_loss: bool
     average_rate: float | None
     "q where new = old + q (student - old) for all parameters: an average that follows the student."
+    silent: list[str] = field(default_factory=list)
+    "Running statistics that stood still while those of the same name in the student moved."
 
 
 @dataclass
@@ -298,6 +306,10 @@ class Trace:
     change: Change | None = None
     teacher_moved: list[str] | None = None
     "Parameters of the teacher that an optimizer stepped in the distillation."
+    shared: tuple[str, list[str]] | None = None
+    "A network that teaches, and those of its parameters that the student trains as its own."
+    frozen: list[str] = field(default_factory=list)
+    "Parameters of the student that its optimizer holds and that are set to get no gradient."
     ineffective: list[str] | None = None
     "Parameters that got gradients over the whole burn-in and never changed."
     scaler_calls: int = 0

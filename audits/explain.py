@@ -528,7 +528,10 @@ def _temperatures(
         if unmatched and t not in seen_t:
             seen_t.append(t)
     if len(raw_logits) > 1 and len(cast.teachers) > 1:
-        rest.append(("logits", torch.stack([v for _, v in raw_logits]).mean(0)))
+        rest.insert(0, ("logits", torch.stack([v for _, v in raw_logits]).mean(0)))
+        for t in seen_t:  # the mean of their probabilities at a temperature is that of no logits at another
+            mixed = torch.stack([(v / t).softmax(1) for _, v in raw_logits]).mean(0)
+            rest.insert(0, ("logits", mixed.clamp_min(1e-38).log() * t))
     # Probabilities fit whatever made them, so they speak only where the logits behind them were not seen.
     return seen_s, seen_t, [*matched, *rest[:4]] or probabilities
 

@@ -5,6 +5,7 @@ outermost modules that hold nothing of the student: fed with data it is a teache
 teacher's answers and trained it is a projector.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -74,6 +75,8 @@ class Cast:
     "What the network that gave the stored answers was seen to say of the samples of this window."
     self_taught: bool = False
     "Whether it is only taught by its own."
+    shared: tuple[nn.Module, int] | None = None
+    "A network that answers without a gradient, and those of its parameters that are the student's and trained."
 
     @property
     def is_distillation(self) -> bool:
@@ -224,13 +227,23 @@ def cast(raw: RawWindow, taint: Taint, declared: Declared, known: list[nn.Module
             result.teachers.append(group)
         elif projector_declared and group.mask & projector_declared:
             result.projectors.append(group)
-        elif is_fed_data:
+        elif is_fed_data and not _are_numbers(group):
             if declared.teacher is None and _is_met(group, meeting, student):
                 result.teachers.append(group)
         elif group.mask & trained:
             result.projectors.append(group)
         elif declared.teacher is None and not any(c.fed.params & student for c in group.calls):
             result.teachers.append(group)  # the teacher's own layers, called one by one
+    for call in reached:
+        held = params_of(call.module)
+        # Neither the student itself, with or without more around it, nor a part of it.
+        if call.index in fed_data and not call.grad and held & student & trained and held & rest and student & ~held:
+            result.shared = (call.module, held & student & trained)
+            if declared.teacher is None:
+                result.teachers = [g for g in result.teachers if g.mask & ~held]
+                result.teachers.append(Group(held & rest, call.module, [call]))
+                covered |= held
+            break
     met = _union(f.made.params for f in meeting)
     loose = rest & ~covered & ~trained & met
     if loose and not result.teachers:
@@ -348,6 +361,12 @@ def _meets(call: FunctionCall, student: int) -> bool:
     return (any(m & student for m in masks) and any(m and not m & student for m in masks)) or (
         call.name in ("kl_div", *DISTANCES, *LABEL_LOSSES) and len([m for m in masks if m & ~student]) > 0
     )
+
+
+def _are_numbers(group: Group) -> bool:
+    """Say whether all that a group ever answered is one number, as a temperature that is learned does."""
+    shapes = [c.shape for c in group.calls]
+    return bool(shapes) and all(s is not None and math.prod(s) <= 1 for s in shapes)
 
 
 def _is_met(group: Group, meeting: list[FunctionCall], student: int) -> bool:

@@ -79,6 +79,8 @@ class ModuleCall:
     "Of its first output."
     outputs: Any = None
     "The first output, weakly."
+    version: int = 0
+    "Of the first output as it was returned: a write in place raises it."
     has_children: bool = False
 
 
@@ -419,6 +421,7 @@ class Windows:
         if outs:
             call.shape = tuple(outs[0].shape)
             call.outputs = torch.utils.weak.TensorWeakRef(outs[0])
+            call.version = 0 if outs[0].is_inference() else outs[0]._version
         likely = [t for t in outs if t.ndim in (2, 3) and t.numel() <= SMALL and t.is_floating_point()]
         leaf = not call.has_children
         if likely and (not leaf or isinstance(call.module, nn.Linear | nn.Bilinear) or call.parent is None):

@@ -245,6 +245,13 @@ def test_a_module_gets_all_that_stands_behind_its_name(folder):
     assert code == 1 and "['--seed', '3'] package" in out and "package/train.py:" in out
 
 
+def test_an_option_behind_the_script_is_the_scripts_and_that_is_said(folder):
+    (folder / "says.py").write_text("import sys\nprint(sys.argv[1:])\n")
+    _, out, _ = audit("says.py", "--format", "json", "--alpha=1")
+    assert "['--format', 'json', '--alpha=1']" in out
+    assert "--format behind says.py was handed to it" in out and "--alpha behind" not in out
+
+
 @pytest.mark.parametrize(("ending", "exit_code"), [("sys.exit(7)", 7), ("sys.exit(0)", 0), ("sys.exit('no')", 1)])
 def test_the_scripts_exit_code_is_told(folder, ending, exit_code):
     (folder / "right.py").write_text(f"{RIGHT}\n{ending}\n")

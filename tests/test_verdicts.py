@@ -223,6 +223,14 @@ CASES["KD102"] = {
         fails("moves 1 parameters of the teacher: fc.bias", None, moved=["fc.bias"]),
     ),
     "peers": (trace(teacher_moved=["fc.bias"], peers=True), undecided("out-of-scope", "peers teach each other")),
+    "layers handed over": (
+        trace(teacher_moved=[], shared=("Net (teacher)", ["a.weight", "a.bias"]), steps=[step()]),
+        fails(
+            "2 parameters of the teacher (Net (teacher)) are the student's own, and trained: a.weight, a.bias",
+            {**STEP, "step": 1},
+            shared=["a.weight", "a.bias"],
+        ),
+    ),
     "stored answers": (trace(teacher_moved=[]), undecided("no-teacher-seen", "stored answers: no teacher to move")),
     "still": (trace(teacher_moved=[], roles={"teacher": ["Net"]}), passes("no optimizer step moved the teacher")),
 }
@@ -331,6 +339,15 @@ CASES["KD213"] = {
         ),
     ),
     "changed": (trace(ineffective=[]), passes("every stepped parameter changed")),
+    "changed, but for what is frozen": (
+        trace(ineffective=[], frozen=["a.weight", "a.bias"], steps=[step()]),
+        fails(
+            "the optimizer holds 2 parameters of the student that are set to get no gradient: a.weight, a.bias",
+            {**STEP, "step": 1},
+            "info",
+            frozen=["a.weight", "a.bias"],
+        ),
+    ),
 }
 
 
@@ -1198,6 +1215,20 @@ CASES["KD301"] = {
 
 CASES["KD302"] = {
     "no module": (trace(sights=[sight()]), undecided("no-teacher-seen", "no teacher module to compare")),
+    "an average, but for its statistics": (
+        trace(change=replace(change(1, rate=0.5), silent=["bn.running_mean", "bn.running_var"]), sights=[sight()]),
+        fails(
+            "the teacher's parameters follow the student's, and 2 of its running statistics, with which it answers, "
+            "stand still: bn.running_mean, bn.running_var",
+            BACKWARD,
+            buffers=["bn.running_mean", "bn.running_var"],
+            rate=0.5,
+        ),
+    ),
+    "an average that has no use for its statistics": (
+        trace(change=replace(change(1, rate=0.5), silent=["bn.running_mean"]), sights=[sight(teacher_training=["bn"])]),
+        undecided("out-of-scope", "the teacher is a moving average of the student"),
+    ),
     "unchanged": (trace(change=change(rate=0.5, own=True)), passes("the teacher is bitwise what it was")),
     "parameters": (
         trace(change=change(25, by=True), sights=[sight(), sight(where=OTHER)]),
@@ -1264,6 +1295,15 @@ def shaped(*shapes: tuple[int, ...], name: str = "mse_loss", kind: Any = "featur
 
 
 CASES["KD106"] = {
+    "overwritten": (
+        trace(sights=[sight(shaped((8, 4), (8, 4)), overwritten=("bn", "ReLU"))]),
+        fails(
+            "a hook on bn is handed what ReLU overwrites in place: the features compared are those after it",
+            BACKWARD,
+            hooked="bn",
+            overwritten_by="ReLU",
+        ),
+    ),
     "no distance": (seen(feature("normalize")), undecided("out-of-scope", "no distance between features")),
     "equal": (
         seen(shaped((8, 4), (8, 4)), shaped((8, 2), (8, 2)), feature("cosine_similarity")),
@@ -1499,6 +1539,15 @@ def cut(name: str) -> dict[str, Any]:
 DIRECT = ["kl_div", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "cosine_similarity", "cosine_embedding_loss"]
 
 CASES["KD311"] = {
+    "the teacher against itself": (
+        seen(term(), explained(), feature("cosine_similarity", of_teacher_alone=True, shapes=[(8, 4), (8, 4)])),
+        fails(
+            "a term (cosine_similarity) holds the teacher's answer against itself: the student is not in it",
+            TERM,
+            term="cosine_similarity",
+            shapes=[[8, 4], [8, 4]],
+        ),
+    ),
     "4 backwards beside a second network": (
         trace(idle_windows=4, idle_name="Net (big)", idle_where=OTHER, windows_seen=9, script=True),
         undecided("no-teacher-seen", "in 9 backwards", "--student NAME --teacher NAME, or more --steps"),
@@ -1768,7 +1817,11 @@ CASES["KD313"] = {
     },
     "a softmax of probabilities": (
         seen(term(), explained(), probabilities="teacher's"),
-        fails("the teacher's answers are probabilities already", TERM, whose="teacher's"),
+        fails("probabilities already, and a softmax is taken of them again", TERM, whose="teacher's"),
+    ),
+    "a sigmoid of probabilities": (
+        seen(term(), explained(), probabilities="student's", squashed_by="sigmoid"),
+        fails("probabilities already, and a sigmoid is taken of them again", TERM, whose="student's"),
     ),
     "reversed, written by hand": (
         seen(term("sub"), explained("reversed")),

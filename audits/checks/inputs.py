@@ -12,12 +12,25 @@ from audits.finding import Severity
     mend="pair features of equal shape explicitly: a projector for the channels, a pooling for the resolution",
 )
 def feature_pairing(trace: Trace) -> Verdict:
-    """Features that are compared have one shape; broadcasting compares each with every other in silence."""
+    """Features that are compared have one shape, and are what was taken.
+
+    Broadcasting compares each with every other in silence; a module that works in place changes what a hook on the
+    one before it was handed.
+    """
     if not trace.sights:
         return no_distillation(trace)
     terms = [t for s in trace.sights for t in s.terms if t.name in _DISTANCES]
     if not terms:
         return undecided("out-of-scope", "no distance between features was seen")
+    overwritten = next((s.overwritten for s in trace.sights if s.overwritten is not None), None)
+    if overwritten is not None:
+        hooked, by = overwritten
+        return failed(
+            f"a hook on {hooked} is handed what {by} overwrites in place: the features compared are those after it; "
+            "clone them in the hook, or hook what is meant",
+            {"hooked": hooked, "overwritten_by": by},
+            trace.sights[0].where,
+        )
     for t in terms:
         if len(t.shapes) == 2 and t.shapes[0] != t.shapes[1] and all(t.shapes):
             return failed(

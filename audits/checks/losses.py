@@ -49,8 +49,8 @@ def term_provenance(trace: Trace) -> Verdict:
     """Every distillation term reaches the student it should train, and the projector it goes through.
 
     Fails when a term's student side is cut from its graph, when the teacher answers and the student is held against
-    itself or the answer reaches no loss, when a feature term leaves its projector or the student without a gradient,
-    or when the student as a whole is frozen.
+    itself, the teacher against itself, or the answer reaches no loss, when a feature term leaves its projector or the
+    student without a gradient, or when the student as a whole is frozen.
     """
     if not trace.sights:
         # Declared, the teacher is known for one; without that it takes longer to be sure.
@@ -80,6 +80,13 @@ def term_provenance(trace: Trace) -> Verdict:
         if s.self_taught and s.explanations and (s.idle or s.asked_twice or silent):
             what = f"; the teacher ({s.teacher}) answers, and reaches no loss" if s.idle else ""
             return failed(f"the student is held against its own answer{what}", {"student": s.student}, _place(trace, s))
+    for t in terms:
+        if t.of_teacher_alone:
+            return failed(
+                f"a term ({t.name}) holds the teacher's answer against itself: the student is not in it",
+                {"term": t.name, "shapes": [list(s) for s in t.shapes]},
+                t.where or sight.where,
+            )
     for kind in ("soft", "feature"):
         mine = [t for t in terms if t.kind == kind and not t.against_itself]
         # A similarity of the detached answers may weigh the samples of a term that acts.
@@ -142,8 +149,9 @@ def target_form(trace: Trace) -> Verdict:
             if (verdict := _operands(t, trace)) is not None:
                 return verdict
         if sight.probabilities:
+            answers, again = sight.probabilities, sight.squashed_by
             return failed(
-                f"the {sight.probabilities} answers are probabilities already, and a softmax is taken of them again",
+                f"the {answers} answers are probabilities already, and a {again} is taken of them again",
                 {"whose": sight.probabilities},
                 _place(trace, sight),
             )

@@ -65,10 +65,10 @@ def teacher_mode(trace: Trace) -> Verdict:
     mend="teacher.eval() and torch.no_grad(), and the teacher's parameters in no optimizer",
 )
 def teacher_frozen(trace: Trace) -> Verdict:
-    """The teacher is bitwise what it was when the distillation began.
+    """The teacher is bitwise what it was when the distillation began, or an average that follows the student whole.
 
-    Fails when its parameters or buffers differ and neither an average that follows the student nor a label loss of
-    its own explains it.
+    Fails when its parameters or buffers differ and neither such an average nor a label loss of its own explains it;
+    and when its parameters follow, and the running statistics that it answers with in evaluation mode stand still.
     """
     change = trace.change
     if change is None:
@@ -85,6 +85,13 @@ def teacher_frozen(trace: Trace) -> Verdict:
     if change.has_own_label_loss or trace.peers:
         return undecided("out-of-scope", "the teacher is trained by a label loss of its own")
     if change.average_rate is not None:
+        if change.silent and not any(s.teacher_training for s in trace.sights):
+            return failed(
+                f"the teacher's parameters follow the student's, and {len(change.silent)} of its running statistics, "
+                f"with which it answers, stand still: {some(change.silent, 3)}; average or copy the buffers too",
+                {"buffers": change.silent[:20], "rate": change.average_rate},
+                trace.sights[0].where if trace.sights else None,
+            )
         return undecided(
             "out-of-scope", f"the teacher is a moving average of the student (rate {change.average_rate:.3g} a step)"
         )

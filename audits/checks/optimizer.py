@@ -50,13 +50,21 @@ def _first_where(trace: Trace) -> dict[str, object] | None:
 def teacher_not_optimised(trace: Trace) -> Verdict:
     """The teacher stands still: no optimizer moves it by the student's loss.
 
-    Fails when an optimizer step of the distillation moves parameters of a teacher that has no label loss of its own.
-    Peers that teach each other have one each.
+    Fails when an optimizer step of the distillation moves parameters of a teacher that has no label loss of its own,
+    be they the student's as well: layers handed over, not copied. Peers that teach each other have one each.
     """
     if trace.teacher_moved is None:
         return no_distillation(trace)
     if trace.peers:
         return undecided("out-of-scope", "the teacher has a label loss of its own: peers teach each other")
+    if trace.shared is not None:
+        teacher, names = trace.shared
+        return failed(
+            f"{len(names)} parameters of the teacher ({teacher}) are the student's own, and trained: {some(names)}; "
+            "copy what is taken over (copy.deepcopy)",
+            {"shared": names},
+            _first_where(trace),
+        )
     if trace.teacher_moved:
         return failed(
             f"the optimizer moves {len(trace.teacher_moved)} parameters of the teacher: {some(trace.teacher_moved)}",
@@ -172,6 +180,14 @@ def update_effective(trace: Trace) -> Verdict:
             f"{len(trace.ineffective)} parameters were stepped and never changed: {some(trace.ineffective)}",
             {"parameters": trace.ineffective},
             _first_where(trace),
+        )
+    if trace.frozen:
+        return failed(
+            f"the optimizer holds {len(trace.frozen)} parameters of the student that are set to get no gradient: "
+            f"{some(trace.frozen)}",
+            {"frozen": trace.frozen},
+            _first_where(trace),
+            "info",  # layers are frozen on purpose as well
         )
     return passed("every stepped parameter changed")
 

@@ -96,6 +96,10 @@ _WORDS = {
 }
 
 
+_NOBODY_ELSES = ("--format", "--waive", "--select", "--ignore", "--strict", "--baseline", "--contract", "--guard")
+"Options of ours that a training script hardly has."
+
+
 class ConfiguredCommand(click.Command):
     """A command whose defaults are the project's [tool.kdbench]."""
 
@@ -284,6 +288,9 @@ def _script(ctx: click.Context, script: str, args: Sequence[str], policy: "Polic
         )
     contract_file = written.absolute() if written is not None else None
     contract, remarks = _intent(ctx, script, module, written is None, options)
+    for given in dict.fromkeys(arg.partition("=")[0] for arg in args):
+        if given in _NOBODY_ELSES:
+            remarks.append(f"{given} behind {script} was handed to it; an option of kdbench's own stands before it")
     scope: Any = contract.clip_scope or "global"
     intent = engine.Options(
         steps=options["steps"],
