@@ -1336,6 +1336,10 @@ def shown(*relations: Any, detail: str = "by 2 pixels") -> Trace:
 
 
 CASES["KD304"] = {
+    "unfamiliar, though one batch for both": (
+        trace(sights=[sight(inputs=Inputs("untrained", "x"))], same_input=True),
+        fails("the teacher is shown unfamiliar inputs: x", BACKWARD, relation="untrained", detail="x"),
+    ),
     "no live teacher": (shown(None), undecided("no-teacher-seen", "nothing to compare")),
     "stored answers": (
         trace(sights=[sight(inputs=Inputs("flipped")), sight(inputs=Inputs("flipped"), cached=True)]),
@@ -2908,6 +2912,7 @@ FOLLOWS = {
     "KD301": ["KD102"],
     "KD302": ["KD301", "KD102"],
     "KD303": ["KD104", "KD301", "KD304", "KD305"],
+    "KD304": ["KD104"],
     "KD201": ["KD202"],
     "KD204": ["KD201", "KD202", "KD203"],
     "KD311": ["KD103", "KD214"],

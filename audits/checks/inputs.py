@@ -50,6 +50,7 @@ _DISTANCES = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "sub", "__s
     "KD304",
     severity="warn",
     phase="first",
+    follows=("KD104",),
     mend="show both networks the same batch: one crop, one flip, one normalisation, unless the teacher needs its own",
 )
 def same_input(trace: Trace) -> Verdict:
@@ -82,7 +83,8 @@ def same_input(trace: Trace) -> Verdict:
                 f"the teacher is shown {words[sight.inputs.relation]} inputs: {sight.inputs.detail}",
                 {"relation": sight.inputs.relation, "detail": sight.inputs.detail},
                 sight.where,
-                "error" if trace.same_input else None,
+                # What is unfamiliar to the teacher may still be one batch for both.
+                "error" if trace.same_input and sight.inputs.relation != "untrained" else None,
             )
     relations = {s.inputs.relation for s in seen if s.inputs is not None}
     if relations == {"shapes"}:
