@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-from harness.environment import usable_cores
 from kd import data, train
 from kd.data import Dataset
 from kd.methods import MethodSettings
@@ -34,12 +33,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the tests of long files first."""
     place = {name: i for i, name in enumerate(LONG)}
     items.sort(key=lambda item: place.get(item.path.name, len(LONG)))
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
-    """One worker more than there are cores: a third of the tests' time is waiting, for programs that they started."""
-    return usable_cores() + 1
 
 
 @pytest.fixture(autouse=True, scope="session")
