@@ -2917,7 +2917,7 @@ FOLLOWS = {
     "KD204": ["KD201", "KD202", "KD203"],
     "KD311": ["KD103", "KD214"],
     "KD312": ["KD313", "KD305", "KD311"],  # and KD341, which cannot fail beside it for another reason
-    "KD313": ["KD102", "KD301", "KD311"],
+    "KD313": ["KD102", "KD301", "KD305", "KD311"],
 }
 
 

@@ -128,7 +128,7 @@ def term_provenance(trace: Trace) -> Verdict:
     "KD313",
     severity="error",
     phase="first",
-    follows=("KD102", "KD301", "KD311"),
+    follows=("KD102", "KD301", "KD305", "KD311"),
     mend="F.kl_div(F.log_softmax(student / T, dim=1), F.softmax(teacher / T, dim=1), reduction='batchmean') * T * T",
 )
 def target_form(trace: Trace) -> Verdict:
