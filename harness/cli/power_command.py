@@ -6,7 +6,7 @@ from harness.cli.common import JSON_OPTION, print_json, stdout
 from kd.errors import InputError
 
 _FEW = 6
-"Seeds per arm from which on the pooled test's power is Welch's within a point (reports/statistics)."
+"Seeds per arm below which that is said: of 80% promised, Welch's test has 69% at three seeds and 78% at five."
 
 
 @click.command("power")
