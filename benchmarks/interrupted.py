@@ -6,8 +6,9 @@ The study is run several ways, each in a folder of its own: unbroken, with two w
 whole program by SIGKILL, by SIGINT, or one of its trials) and started again each time; as two shards side by side; on
 a Dask cluster of two workers. Tables must be equal byte for byte, and so must every trial's weights in every epoch.
 
-Each way may take an hour: the same command, later, keeps the ways that the output holds of the same study, device and
-torch, and runs the others.
+Each way may take an hour, and this program may be cut off itself: the same command, later, keeps the ways that the
+output holds of the same study, device and torch, goes on with the one that the place holds half, and runs the others.
+Only the unbroken one cannot be gone on with.
 """
 
 import argparse
@@ -36,6 +37,7 @@ from harness.trial import prepare_device
 
 WAYS = ("unbroken", "killed", "shards", "dask")
 _HOW = ("the program, SIGKILL", "the program, SIGINT", "a trial, SIGKILL")
+CUT = "all of it, with what had started it"
 
 
 class Way:
@@ -49,6 +51,23 @@ class Way:
         self.seconds = 0.0
         self.trained: list[int] = []
         self.kills: list[dict[str, Any]] = []
+        self.clock = time.monotonic()
+        self.so_far = self.runs / "so-far.json"
+        if self.so_far.is_file():
+            half = json.loads(self.so_far.read_text())
+            self.seconds, self.kills = half["seconds"], half["kills"]
+            self.kill(CUT)
+
+    def kill(self, how: str) -> None:
+        """Note that it was killed, and what was done by then, so that a later call knows."""
+        self.seconds, self.clock = self.seconds + time.monotonic() - self.clock, time.monotonic()
+        self.kills.append({"how": how, "trials_done": self.done()})
+        self.save()
+
+    def save(self) -> None:
+        """Leave word of it for a later call."""
+        self.runs.mkdir(exist_ok=True)
+        self.so_far.write_text(json.dumps({"seconds": round(self.seconds, 1), "kills": self.kills}), encoding="utf-8")
 
     def start(self, *options: str) -> subprocess.Popen[str]:
         """Start the program, as from a terminal: it heeds SIGINT, and its trials are in a group with it."""
@@ -112,20 +131,24 @@ class Way:
 
 def unbroken(way: Way) -> None:
     """Run the study from beginning to end."""
+    if way.kills or way.done():
+        raise SystemExit(f"{way.runs} was begun before, so it is not unbroken; remove it to begin it again")
     way.finish(way.start("--workers", str(way.workers)))
 
 
 def killed(way: Way, first: dict[str, Any], kills: int, seed: int) -> None:
     """Kill it so many times, at random moments of random trials, and let it finish."""
     draws, trials, seconds = random.Random(seed), first["trials"], first["trial_seconds"]
-    for number, target in enumerate(sorted(draws.sample(range(trials - 1), kills))):
+    moments = [(target, draws.uniform(0, seconds)) for target in sorted(draws.sample(range(trials - 1), kills))]
+    for number in range(sum(kill["how"] != CUT for kill in way.kills), kills):
+        target, later = moments[number]
         running = way.start("--workers", str(way.workers))
         while running.poll() is None and way.done() < target:
             time.sleep(0.05)
-        time.sleep(draws.uniform(0, seconds))
+        time.sleep(later)
         if running.poll() is not None:
             raise SystemExit(f"the study was over before kill {number + 1}; take a longer one")
-        how, before = _HOW[number % len(_HOW)], way.done()
+        how = _HOW[number % len(_HOW)]
         if how == "a trial, SIGKILL":
             victim = _trial_of(way)
             if victim is not None:
@@ -137,7 +160,7 @@ def killed(way: Way, first: dict[str, Any], kills: int, seed: int) -> None:
         else:
             running.kill()
         running.communicate()
-        way.kills.append({"how": how, "trials_done": before})
+        way.kill(how)
     way.finish(way.start("--workers", str(way.workers)))
 
 
@@ -201,7 +224,8 @@ def page(found: dict[str, Any]) -> str:
     lines += ["", f"Not run yet: {', '.join(missing)}."] if missing else []
     lines += [
         "",
-        "Minutes are of a machine that may have done other work; a start that was killed reports nothing trained.",
+        "Minutes are of a machine that may have done other work, without those before a cut; a start that was killed",
+        "reports nothing trained.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -230,12 +254,20 @@ def begun(output: Path, study: Path, device: str, workers: int) -> dict[str, Any
     return known
 
 
+def _same_study(study: Path, place: Path) -> None:
+    """Copy the study beside its runs, so that it notes its command without a path of this machine."""
+    there = place / study.name
+    if there.is_file() and there.read_bytes() != study.read_bytes():
+        raise SystemExit(f"{place} holds another {study.name}; name another --place")
+    shutil.copy(study, place)
+
+
 def main() -> int:
     """Run the study each way, compare, write page and record; exit 1 if anything differed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path)
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--place", type=Path, default=Path("interrupted"), help="where the runs go; must not exist")
+    parser.add_argument("--place", type=Path, default=Path("interrupted"), help="where the runs go, and go on")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--ways", nargs="+", choices=WAYS[1:], default=WAYS[1:])
     parser.add_argument("--workers", type=int, default=2)
@@ -246,9 +278,9 @@ def main() -> int:
     found = begun(args.output / "interrupted.json", args.study, args.device, args.workers)
     known = [way["name"] for way in found["ways"]]
     code = environment(torch.device("cpu"))["code_digest"]
-    args.place.mkdir(parents=True)
-    shutil.copy(args.study, args.place)  # so that a study notes its command without a path of this machine
-    if args.data is not None:
+    args.place.mkdir(parents=True, exist_ok=True)
+    _same_study(args.study, args.place)
+    if args.data is not None and not (args.place / args.data.name).exists():
         (args.place / args.data.name).symlink_to(args.data.resolve())
     run: dict[str, Callable[[Way], None]] = {
         "unbroken": unbroken,
@@ -260,9 +292,9 @@ def main() -> int:
         if name in known:
             continue
         way = Way(name, args.study, args.data, args.place, args.workers, args.device)
-        clock = time.monotonic()
+        way.save()
         run[name](way)
-        way.seconds = time.monotonic() - clock
+        way.seconds += time.monotonic() - way.clock
         print(f"{way.name}: {way.seconds / 60:.1f} min, {way.done()} results", flush=True)
         found["ways"].append(way.record(code))
         # After each: the whole takes hours, and may be cut off itself.

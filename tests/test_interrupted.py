@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from test_study_file import SMALL
 
-from benchmarks.interrupted import begun, page
+from benchmarks.interrupted import CUT, Way, begun, killed, page, unbroken
 
 ROOT = Path(__file__).parent.parent
 
@@ -42,3 +42,38 @@ def test_an_earlier_call_is_gone_on_with_if_it_is_of_the_same(tmp_path):
     study.write_text(SMALL.replace("epochs = 3", "epochs = 4"))
     with pytest.raises(SystemExit, match="is of another study_sha256, workers: bits may not be compared"):
         begun(output, study, "cpu", 4)
+
+
+def test_a_way_that_is_cut_off_itself_is_gone_on_with_and_the_cut_is_counted(tmp_path, monkeypatch):
+    started = []
+
+    class Over:
+        """A program whose trials are done at once."""
+
+        pid = 0
+
+        def poll(self):
+            return None
+
+        def kill(self):
+            started.append("killed")
+
+        communicate = kill
+
+    def way(name):
+        made = Way(name, tmp_path / "toy.toml", None, tmp_path, 2, "cpu")
+        made.start, made.done, made.finish = lambda *_: Over(), lambda: 9, lambda _: started.append("finished")
+        return made
+
+    first = {"trials": 9, "trial_seconds": 0.0}
+    monkeypatch.setattr("benchmarks.interrupted.os.killpg", lambda *_: None)
+    monkeypatch.setattr("benchmarks.interrupted.time.sleep", lambda _: None)
+    once = way("killed")
+    killed(once, first, kills=2, seed=0)  # and is cut off in what comes after
+    again = way("killed")
+    assert [kill["how"] for kill in again.kills] == ["the program, SIGKILL", "the program, SIGINT", CUT]
+    killed(again, first, kills=3, seed=0)
+    assert [kill["how"] for kill in again.kills][2:] == [CUT, "a trial, SIGKILL"] and started.count("finished") == 2
+    way("unbroken").save()
+    with pytest.raises(SystemExit, match="unbroken was begun before, so it is not unbroken"):
+        unbroken(way("unbroken"))
