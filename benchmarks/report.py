@@ -42,8 +42,8 @@ ours (`benchmarks/textbook.py`: the same networks, losses, optimizer and clip, c
 step); that both are the same training is checked by the loss of the first step. R34 -> R18 on images of noise, batch
 128, base width 16 on a processor and 64 on a GPU. bf16 has the same fp32 textbook as its yardstick; on a GPU it takes
 torch's defaults (TF32 in convolutions), and ours what a trial does. *A/A* is ours against itself: further than 3% from
-1, the machine was too restless, and nothing is claimed. *Of the roof* is the fraction of the speed that `torch.mm`
-reaches in the same precision on the same threads, timed between the steps."""
+1, the machine was too restless, and after three times the rounds nothing is claimed. *Of the roof* is the fraction of
+the speed that `torch.mm` reaches in the same precision on the same threads, timed between the steps."""
 
 _WATCH = """\
 ## Why a watch is measured twice

@@ -122,6 +122,21 @@ def test_roof(bench, measure, threads, precision):
     )
 
 
+def test_convolutions(bench, measure, threads, precision):
+    """The convolutions of that step alone, likewise: what it would reach if all beside them were free."""
+    roof, roof_flop = bench.roof(precision)
+    flop = bench.flop("logit")
+    measure.ratio(
+        bench.convolutions(precision),
+        roof,
+        goal=None,
+        images=bench.sizes.batch,
+        flop=flop,
+        roof=(roof, roof_flop),
+        scale=flop / roof_flop,
+    )
+
+
 def test_bf16_roof(bf16, bench, measure, threads):
     """A matrix multiplication in bf16 against one in fp32: where it gains nothing, neither can a bf16 training."""
     measure.ratio(bench.roof("bf16")[0], bench.roof("fp32")[0], goal=None)

@@ -83,6 +83,39 @@ class Bench:
         teacher = forward_flop(PAIR[0], stem, width) if method in DISTILLING else 0
         return self.sizes.batch * (3 * forward_flop(PAIR[1], stem, width) + teacher)
 
+    def convolutions(self, precision: Precision) -> Callable[[], None]:
+        """Return the convolutions of a Logit-KD step, in its shapes, layouts and precision, as a call."""
+        training = self.prepare("logit", precision, steps=1)
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        images = training.pool.centre(torch.arange(self.sizes.batch, device=self.device))
+        layers: list[tuple[nn.Conv2d, torch.Tensor, torch.Tensor | None]] = []
+
+        def keep(layer: nn.Conv2d, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+            x = torch.randn_like(inputs[0], dtype=dtype)
+            grad = None if net is training.teacher else torch.randn_like(output, dtype=dtype)
+            layers.append((layer, x.requires_grad_(grad is not None and inputs[0] is not images), grad))
+
+        for net in (training.teacher, training.student):
+            assert net is not None
+            convolutions = [module for module in net.modules() if isinstance(module, nn.Conv2d)]
+            hooks = [module.register_forward_hook(keep) for module in convolutions]
+            with torch.no_grad():
+                net(images)
+            for hook in hooks:
+                hook.remove()
+            net.to(dtype)
+
+        def call() -> None:
+            with as_in_a_trial(self.device), rounding(precision):
+                for layer, x, grad in layers:
+                    if grad is None:
+                        with torch.no_grad():
+                            layer(x)
+                    else:
+                        layer(x).backward(grad)
+
+        return call
+
     def roof(self, precision: Precision) -> tuple[Callable[[], None], int]:
         """Return square matrix multiplications of this precision as a call, and their operations."""
         n, times = self.sizes.matmul, self.sizes.matmuls

@@ -88,14 +88,33 @@ def test_a_thing_that_differs_from_itself_leaves_nothing_to_claim(modules, itsel
     assert Ratio(2.0, 1.9, 2.1, itself, 1.0).noisy is noisy
 
 
-def test_two_things_are_timed_in_turn(modules):
+def test_two_things_are_timed_in_turn(modules, monkeypatch):
     import torch
     from timing import ab
 
     calls = []
+    monkeypatch.setattr("timing.clock", lambda call, _: call() or 1.0)
     found = ab(lambda: calls.append("a"), lambda: calls.append("b"), 2, torch.device("cpu"), lambda: calls.append("r"))
     assert "".join(calls) == "abr" + 2 * "abrba"
-    assert found.roof_seconds is not None and found.lowest <= found.value <= found.highest
+    assert found.roof_seconds == 1 and found.lowest == found.value == found.highest == 1 and not found.noisy
+
+
+@pytest.mark.parametrize(("restless", "rounds"), [(1, 4), (100, 6)])
+def test_a_restless_machine_gets_more_rounds_but_not_for_ever(modules, monkeypatch, restless, rounds):
+    import torch
+    from timing import ab
+
+    calls = []
+
+    def clock(call, _):
+        call()
+        firsts_and_lasts = calls.count("a") - 1  # without the one that warms
+        last = calls[-1] == "a" and firsts_and_lasts in range(2, 2 * restless + 1, 2)
+        return 2.0 if last else 1.0
+
+    monkeypatch.setattr("timing.clock", clock)
+    found = ab(lambda: calls.append("a"), lambda: calls.append("b"), 2, torch.device("cpu"))
+    assert len(calls) == 2 + 4 * rounds and found.noisy is (restless == 100)
 
 
 def ratio(value, goal, a_over_a=1.0, **more):
