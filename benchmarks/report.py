@@ -136,6 +136,23 @@ def _table(rows: dict[str, Row]) -> list[str]:
     return [*lines, *("| " + " | ".join(row.values()) + " |" for row in cells)]
 
 
+def _bounds(rows: dict[str, Row]) -> list[str]:
+    """Say what bounds a step on this device, where the machine was quiet enough to tell."""
+    quiet = {name.removeprefix("test_"): row["value"] for name, row in rows.items() if row.get("noisy") is False}
+    said = []
+    for name, bound in quiet.items():
+        test, _, setting = name.partition("[")
+        step = quiet.get(f"roof[{setting}")
+        if test == "convolutions" and step is not None:
+            said.append(
+                f"{setting.removesuffix(']')}: a step's convolutions alone reach {bound:.0%} of the roof, the whole "
+                f"step {step:.0%}, which is {step / bound:.0%} of what they leave."
+            )
+        elif test == "bf16_roof":
+            said.append(f"{setting.removesuffix(']')}: `torch.mm` is {bound:.2f} times as fast in bf16 as in fp32.")
+    return ["", "What bounds a step here:", "", *(f"- {line}" for line in said)] if said else []
+
+
 def _section(part: Part) -> list[str]:
     rows: dict[str, Row] = part["rows"]
     commit = f"{(part['commit'] or 'unknown')[:10]}{', changed since' if part['dirty'] else ''}"
@@ -149,6 +166,7 @@ def _section(part: Part) -> list[str]:
     if with_goal:
         counted = ", ".join(f"{with_goal.count(v)} {v}" for v in ("met", "not met", "too noisy to claim"))
         lines.append(f"Of {len(with_goal)} goals: {counted}.")
+    lines += _bounds(rows)
     ratios = {name: row for name, row in rows.items() if row["kind"] == "ratio"}
     others = {name: row for name, row in rows.items() if row["kind"] != "ratio"}
     return [*lines, "", *_table(ratios), *(["", *_table(others)] if others else [])]

@@ -178,6 +178,16 @@ def test_the_report_claims_what_the_numbers_allow(modules, tmp_path):
     assert (tmp_path / "benchmarks.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_report_says_what_bounds_a_step_where_the_machine_was_quiet(modules, tmp_path):
+    report, _ = modules
+    rows = {"test_roof[a]": ratio(0.6, 0.9), "test_convolutions[a]": ratio(0.8, None), "test_roof[b]": ratio(0.6, 0.9)}
+    rows |= {"test_convolutions[b]": ratio(0.8, None, a_over_a=1.1), "test_bf16_roof[a]": ratio(0.53, None)}
+    report.write(run_of(rows), tmp_path)
+    text = (tmp_path / "benchmarks.md").read_text()
+    assert "- a: a step's convolutions alone reach 80% of the roof, the whole step 60%, which is 75% of what" in text
+    assert "- a: `torch.mm` is 0.53 times as fast in bf16 as in fp32." in text and "- b:" not in text
+
+
 def test_a_run_on_a_gpu_leaves_the_processors_numbers(modules, tmp_path):
     report, _ = modules
     report.write(run_of(ROWS), tmp_path)
