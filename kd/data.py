@@ -282,8 +282,9 @@ class Pool:
         self.labels = dataset.labels.to(device)
         self.device = device
         self.mean, self.std = normalise or (torch.tensor(_CIFAR10_MEAN), torch.tensor(_CIFAR10_STD))
-        self._offset = (self.mean * 255).to(device)
-        self._scale = (1 / (self.std * 255)).to(device)
+        # As large as an image: a processor would add three numbers at a time otherwise.
+        self._offset = (self.mean * 255).expand(SIZE, SIZE, 3).contiguous().to(device)
+        self._scale = (1 / (self.std * 255)).expand(SIZE, SIZE, 3).contiguous().to(device)
         self._span = torch.arange(SIZE, device=device)
 
     def crop(self, ids: Tensor, crops: Crops) -> Tensor:
@@ -291,7 +292,10 @@ class Pool:
         rows = crops.top[:, None] + self._span
         across = torch.where(crops.flip[:, None], SIZE - 1 - self._span, self._span)
         columns = crops.left[:, None] + across
-        return self._normalise(self.padded[ids[:, None, None], rows[:, :, None], columns[:, None, :]])
+        side = self.padded.shape[1]
+        # One index a pixel, and not three: a quarter of the time on a processor.
+        pixels = ((ids[:, None] * side + rows) * side)[:, :, None] + columns[:, None, :]
+        return self._normalise(self.padded.view(-1, 3).index_select(0, pixels.flatten()).view(*pixels.shape, 3))
 
     def centre(self, ids: Tensor) -> Tensor:
         """Return the normalised images themselves (B, 3, H, W), channels-last."""
@@ -299,4 +303,4 @@ class Pool:
         return self._normalise(self.padded[ids, p : p + SIZE, p : p + SIZE])
 
     def _normalise(self, pixels: Tensor) -> Tensor:
-        return ((pixels.float() - self._offset) * self._scale).permute(0, 3, 1, 2)
+        return pixels.float().sub_(self._offset).mul_(self._scale).permute(0, 3, 1, 2)
