@@ -7,10 +7,12 @@ be made again from the records.
 import hashlib
 import json
 import os
+import shutil
 import time
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -150,9 +152,11 @@ class Mirror:
                 )
             ],
         )
-        for file in ("spec.json", "result.json", "curve.jsonl"):
-            if (folder.path / file).is_file():
-                self.client.log_artifact(run_id, str(folder.path / file))
+        with TemporaryDirectory() as together:  # of which MLflow makes one errand, and of each file its own
+            for file in ("spec.json", "result.json", "curve.jsonl"):
+                if (folder.path / file).is_file():
+                    shutil.copy(folder.path / file, together)
+            self.client.log_artifacts(run_id, together)
         seconds = float(result.times.get("seconds", 0)) if result.times else 0.0
         ended = started + int(seconds * 1000) if started else None
         self.client.set_terminated(run_id, _STATUS[result.status], ended)  # last: see `known`
