@@ -6,6 +6,7 @@ no network; the coordinator calls the same :func:`run`.
 
 import argparse
 import csv
+import gc
 import json
 import logging
 import os
@@ -291,6 +292,7 @@ def _end_with_coordinator(parent: int) -> None:
 def run_in_child(path: str, data_file: str, fault_files: Sequence[Path]) -> None:
     """Run a trial in this (fresh) process with its output in the trial's log."""
     threading.Thread(target=_end_with_coordinator, args=(os.getppid(),), daemon=True).start()
+    gc.freeze()  # what was imported stays; to look through it for garbage is a fifth of a short trial
     folder = Folder(Path(path))
     with (folder.path / "log.txt").open("w") as log:
         os.dup2(log.fileno(), 1)

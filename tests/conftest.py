@@ -1,6 +1,7 @@
 """What the tests share: one thread, a cache of their own, and small data."""
 
 import dataclasses
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the tests of long files first."""
     place = {name: i for i, name in enumerate(LONG)}
     items.sort(key=lambda item: place.get(item.path.name, len(LONG)))
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector what was imported, which stays."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")
