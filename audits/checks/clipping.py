@@ -376,7 +376,8 @@ def _bound(trace: Trace, step: Step) -> float | Verdict:
 @audit("KD205", severity="info", phase="burn-in", mend="choose max_norm from the norms seen")
 def clip_active(trace: Trace) -> Verdict:
     """The clip binds sometimes, and not always: one that never binds or always does is no safeguard."""
-    norms = [(float(c.norms[0]), c.bound) for s in _steps(trace) for c in s.clips if c.norms is not None and c.ids]
+    clips = [(c, float(c.norms[0])) for s in _steps(trace) for c in s.clips if c.norms is not None and c.ids]
+    norms = [(norm, clip.bound) for clip, norm in clips]
     if not norms:
         return undecided("no-clip-call", "no clip by norm was seen")
     share = sum(norm > bound for norm, bound in norms) / len(norms)
@@ -384,5 +385,5 @@ def clip_active(trace: Trace) -> Verdict:
     if len(norms) < 10:
         return undecided("not-in-these-steps", f"{len(norms)} clips are too few to tell", "--steps", observed)
     if share == 0 or share > 0.95:
-        return failed(f"the clip bound in {share:.0%} of {len(norms)} calls", observed, trace.steps[0].where)
+        return failed(f"the clip bound in {share:.0%} of {len(norms)} calls", observed, clips[0][0].where)
     return passed(f"the clip bound in {share:.0%} of {len(norms)} calls", observed)

@@ -75,6 +75,7 @@ def throughput(texts: dict[str, str]) -> list[str]:
     rows: list[Sequence[Any]] = []
     other: list[str] = []
     together: list[str] = []
+    what: list[str] = []
     for name, record, said in commands(texts, "throughput"):
         try:
             found = json.loads(said)
@@ -86,6 +87,8 @@ def throughput(texts: dict[str, str]) -> list[str]:
             together = _table(("R34 -> R18 by Logit-KD, width 64, batch 128", "images/s, all trials together"), speeds)
             continue
         low, high = found["range"]
+        pair = found["pair"].upper().replace("-", " -> ")
+        what = [f"{pair}, width {found['width']}, batch {found['batch_size']}, one trial at a time:", ""]
         rows.append(
             (
                 found["method"],
@@ -98,7 +101,7 @@ def throughput(texts: dict[str, str]) -> list[str]:
             )
         )
     head = ("method", "stack", "images/s", "TFLOP/s", "of the matmul roof", "peak MB", "warm-up")
-    return [*_table(head, sorted(rows)), *together, *other, *([""] if other else [])]
+    return [*what, *_table(head, sorted(rows)), *together, *other, *([""] if other else [])]
 
 
 def study(texts: dict[str, str], item: str) -> list[str]:

@@ -225,7 +225,7 @@ def show_comparisons(
     notes = [f"{name}: {_MEANING[name].format(size=size)}" for name in dict.fromkeys(e["verdict"] for e in entries)]
     notes += [w for e in entries for w in e["warnings"]]
     notes.append(
-        f"one family of {family or len(entries)}: p is Holm's, of Welch's test; the equivalence test is not adjusted"
+        f"one family of {family or len(entries)}: p is Holm's, of Welch's test; all else is of one comparison by itself"
     )
     for note in dict.fromkeys(notes):
         console.print(f"  {escape(note)}", style="dim")

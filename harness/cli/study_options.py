@@ -31,7 +31,7 @@ _OPTIONS = (
     click.option("--val-size", type=click.IntRange(1), help="Images, cut from the train set, that choose the epoch."),
     click.option("--max-norm", type=float, help="Bound on the gradient's norm."),
     click.option("--precision", metavar="fp32|tf32|bf16|fp16"),
-    click.option("--fold-teacher", is_flag=True, default=None, help="Batch norms folded into convolutions; faster."),
+    click.option("--fold-teacher", is_flag=True, default=None, help="Batch norms folded into its convolutions."),
     click.option("--compile", is_flag=True, default=None, help="Networks behind torch.compile."),
     click.option("--graphs", is_flag=True, default=None, help="Kernels in CUDA graphs: same bits, faster on a GPU."),
     click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Of the processor, a trial."),
