@@ -28,10 +28,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
-
 from harness.cli import run_cli
-from harness.environment import environment
+from harness.environment import ROOT, environment
 from harness.record import StudyFolder
 from harness.trial import prepare_device
 
@@ -114,11 +112,16 @@ class Way:
         by_trial = {folder.key: [epoch["digest"] for epoch in folder.curve()] for folder in self.folder.trials()}
         return hashlib.sha256(json.dumps(by_trial, sort_keys=True).encode()).hexdigest()
 
-    def record(self, code: str) -> dict[str, Any]:
+    def code(self) -> str:
+        """Return the digest of the code that its trials ran; of several codes, if it was edited meanwhile."""
+        results = [folder.result() for folder in self.folder.trials()]
+        return " ".join(sorted({result.environment["code_digest"] for result in results if result is not None}))
+
+    def record(self) -> dict[str, Any]:
         """Return what is kept of it."""
         return {
             "name": self.name,
-            "code": code,
+            "code": self.code(),
             "seconds": round(self.seconds, 1),
             "trials": self.done(),
             "trial_seconds": round(self.trial_seconds(), 1),
@@ -277,7 +280,7 @@ def main() -> int:
     args = parser.parse_args()
     found = begun(args.output / "interrupted.json", args.study, args.device, args.workers)
     known = [way["name"] for way in found["ways"]]
-    code = environment(torch.device("cpu"))["code_digest"]
+    os.environ["PYTHONPATH"] = str(ROOT)  # the programs run elsewhere, and are to be of this checkout
     args.place.mkdir(parents=True, exist_ok=True)
     _same_study(args.study, args.place)
     if args.data is not None and not (args.place / args.data.name).exists():
@@ -296,7 +299,7 @@ def main() -> int:
         run[name](way)
         way.seconds += time.monotonic() - way.clock
         print(f"{way.name}: {way.seconds / 60:.1f} min, {way.done()} results", flush=True)
-        found["ways"].append(way.record(code))
+        found["ways"].append(way.record())
         # After each: the whole takes hours, and may be cut off itself.
         args.output.mkdir(parents=True, exist_ok=True)
         (args.output / "interrupted.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

@@ -131,3 +131,8 @@ def environment(device: torch.device) -> dict[str, Any]:
         "git_commit": commit[0] if commit else None,
         "git_dirty": commit[1] if commit else None,
     }
+
+
+# Read beside the imports: what is edited later is not what runs here, or in a trial that was forked from here.
+code_digest()
+audits_digest()
