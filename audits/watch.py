@@ -158,8 +158,8 @@ class Watch:
             if self.let_go or self._trace.broken is not None:
                 return None
             try:
-                # What a hook reads and computes is none of what is watched: not to be told of it saves a quarter of a
-                # watched step's time.
+                # What a hook reads and computes is none of what is watched; most of what the function mode was told of
+                # in a step were these reads.
                 with torch._C.DisableTorchFunction():
                     return hook(*args, **kwargs)
             except AuditFailure:

@@ -293,7 +293,7 @@ class Pool:
         across = torch.where(crops.flip[:, None], SIZE - 1 - self._span, self._span)
         columns = crops.left[:, None] + across
         side = self.padded.shape[1]
-        # One index a pixel, and not three: a quarter of the time on a processor.
+        # One index a pixel, and not three: a processor gathers much faster so.
         pixels = ((ids[:, None] * side + rows) * side)[:, :, None] + columns[:, None, :]
         return self._normalise(self.padded.view(-1, 3).index_select(0, pixels.flatten()).view(*pixels.shape, 3))
 
