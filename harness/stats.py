@@ -6,11 +6,10 @@ tests at the declared margin), `both` (real, and smaller than the margin), `unde
 
 import itertools
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from scipy import optimize, special, stats
@@ -82,9 +81,15 @@ def seeds_needed(
     effect: float, alpha: float = 0.05, wanted: float = 0.8, paired: bool = False, most: int = 10_000
 ) -> int | None:
     """Return the seeds per group that find a standardised effect with the wanted power; None beyond `most`."""
-    low, high = 2, most
-    if power(effect, high, alpha, paired) < wanted:
+    if power(effect, most, alpha, paired) < wanted:
         return None
+    # More seeds have more power. A look a little above and below the normal distribution's answer narrows the search.
+    z = -float(special.ndtri(alpha / 2)) + float(special.ndtri(wanted))
+    guess = min(most, max(2, math.ceil((1 if paired else 2) * (z / effect) ** 2)))
+    low, high = 2, most
+    for n in (guess + 3, guess):
+        if low < n < high:
+            low, high = (low, n) if power(effect, n, alpha, paired) >= wanted else (n + 1, high)
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if power(effect, middle, alpha, paired) >= wanted else (middle + 1, high)
@@ -119,26 +124,33 @@ class Tested(NamedTuple):
     "The larger of two one-sided tests': the difference is above -margin, and below margin."
 
 
-def _tested(found: Any, difference: np.ndarray, error: np.ndarray, margin: float) -> Tested:
-    interval = found.confidence_interval(0.95)
-    lower, upper = (special.stdtr(found.df, -(margin + d) / error) for d in (difference, -difference))
-    return Tested(difference, interval.low, interval.high, found.pvalue, np.maximum(lower, upper))
+def _tested(difference: np.ndarray, error: np.ndarray, df: np.ndarray | float, margin: float) -> Tested:
+    """Test a difference with this standard error by Student's t; the same bits as scipy.stats', without its wrappers.
+
+    Those take thirty times as long as the test, which a study makes a thousand times.
+    """
+    if not np.isfinite(difference).all():
+        raise ValueError("a value that is no number cannot be tested")
+    reach = special.stdtrit(df, 0.975) * error
+    p = 2 * special.stdtr(df, -np.abs(difference / error))
+    lower, upper = (special.stdtr(df, -(margin + d) / error) for d in (difference, -difference))
+    return Tested(difference, difference - reach, difference + reach, p, np.maximum(lower, upper))
 
 
 def welch(x: np.ndarray, y: np.ndarray, margin: float) -> Tested:
     """Test y - x, unpaired, along the last axis; the axes before it are experiments of their own."""
-    error = np.sqrt(x.var(axis=-1, ddof=1) / x.shape[-1] + y.var(axis=-1, ddof=1) / y.shape[-1])
-    with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
-        warnings.simplefilter("ignore", RuntimeWarning)  # of one arm that does not vary: the caller remarks on it
-        found = stats.ttest_ind(y, x, axis=-1, equal_var=False, nan_policy="raise")
-        return _tested(found, y.mean(axis=-1) - x.mean(axis=-1), error, margin)
+    n_x, n_y = x.shape[-1], y.shape[-1]
+    u, v = x.var(axis=-1, ddof=1) / n_x, y.var(axis=-1, ddof=1) / n_y
+    with np.errstate(divide="ignore", invalid="ignore"):  # of arms that do not vary: the caller remarks on it
+        df = (u + v) ** 2 / (u**2 / (n_x - 1) + v**2 / (n_y - 1))
+        return _tested(y.mean(axis=-1) - x.mean(axis=-1), np.sqrt(u + v), df, margin)
 
 
 def paired_t(x: np.ndarray, y: np.ndarray, margin: float) -> Tested:
     """Test y - x, seed by seed, along the last axis; the axes before it are experiments of their own."""
-    d = y - x
-    found = stats.ttest_rel(y, x, axis=-1, nan_policy="raise")
-    return _tested(found, d.mean(axis=-1), d.std(axis=-1, ddof=1) / math.sqrt(d.shape[-1]), margin)
+    d, n = y - x, x.shape[-1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return _tested(d.mean(axis=-1), d.std(axis=-1, ddof=1) / math.sqrt(n), n - 1, margin)
 
 
 def _pooled(x: np.ndarray, y: np.ndarray) -> float:

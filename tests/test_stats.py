@@ -38,6 +38,19 @@ def test_many_experiments_at_once_are_tested_as_each_alone(test, one):
         assert tuple(float(column[i]) for column in rows) == pytest.approx(alone, rel=1e-12)
 
 
+@pytest.mark.parametrize(("n_x", "n_y"), [(5, 5), (2, 7), (30, 3)])
+def test_the_t_tests_are_scipys(n_x, n_y):
+    rng = np.random.default_rng(2)
+    x, y = rng.normal(95.0, 0.3, (50, n_x)), rng.normal(95.3, 0.9, (50, n_y))
+    pairs = [(stats.welch(x, y, 0.5), scipy_stats.ttest_ind(y, x, axis=1, equal_var=False))]
+    if n_x == n_y:
+        pairs.append((stats.paired_t(x, y, 0.5), scipy_stats.ttest_rel(y, x, axis=1)))
+    for ours, theirs in pairs:
+        interval = theirs.confidence_interval(0.95)
+        for mine, known in ((ours.p, theirs.pvalue), (ours.low, interval.low), (ours.high, interval.high)):
+            np.testing.assert_allclose(mine, known, rtol=1e-12)
+
+
 def test_permutation_p_is_the_count_over_all_relabellings():
     c = compare(A, B, margin=0.5)
     pool, seen = np.array(A + B), c.difference - 1e-9
@@ -94,6 +107,15 @@ def test_power_of_a_huge_effect_is_one_and_of_none_is_alpha():
     assert power(1000.0, 20) == pytest.approx(1.0)
     assert power(0.0, 5) == pytest.approx(0.05)
     assert seeds_needed(1e-6) is None
+
+
+@pytest.mark.parametrize("paired", [False, True])
+@pytest.mark.parametrize("wanted", [0.1, 0.8, 0.99])
+def test_seeds_needed_are_the_first_that_suffice(wanted, paired):
+    for effect in (0.1, 0.31, 0.8, 1.7, 4.0, 30.0):
+        n = seeds_needed(effect, 0.05, wanted, paired)
+        assert power(effect, n, 0.05, paired) >= wanted
+        assert n == 2 or power(effect, n - 1, 0.05, paired) < wanted
 
 
 def test_holm():
