@@ -126,6 +126,21 @@ class Mirror:
         }
         name = f"{place.group} · s{spec.seed}"
         run_id = self.client.create_run(self.experiment, started, tags, name).info.run_id
+        # Files before values: MLflow reads a whole run to learn where its files go. And in one errand, not one each.
+        with TemporaryDirectory() as together:
+            for file in ("spec.json", "result.json", "curve.jsonl"):
+                if (folder.path / file).is_file():
+                    shutil.copy(folder.path / file, together)
+            self.client.log_artifacts(run_id, together)
+        self.client.log_inputs(
+            run_id,
+            [
+                DatasetInput(
+                    Dataset(spec.dataset, spec.data_digest[:16], "kdbench", json.dumps({"name": spec.dataset})),
+                    [InputTag("mlflow.data.context", "training")],
+                )
+            ],
+        )
         params = {
             "variant": "corrected" if spec.fault is None else "bugged",
             "fault": spec.fault or "none",
@@ -143,20 +158,6 @@ class Mirror:
             metrics=_metrics(result, folder.curve(), started or int(time.time() * 1000)),
             params=[Param(name, str(value)) for name, value in params.items()],
         )
-        self.client.log_inputs(
-            run_id,
-            [
-                DatasetInput(
-                    Dataset(spec.dataset, spec.data_digest[:16], "kdbench", json.dumps({"name": spec.dataset})),
-                    [InputTag("mlflow.data.context", "training")],
-                )
-            ],
-        )
-        with TemporaryDirectory() as together:  # of which MLflow makes one errand, and of each file its own
-            for file in ("spec.json", "result.json", "curve.jsonl"):
-                if (folder.path / file).is_file():
-                    shutil.copy(folder.path / file, together)
-            self.client.log_artifacts(run_id, together)
         seconds = float(result.times.get("seconds", 0)) if result.times else 0.0
         ended = started + int(seconds * 1000) if started else None
         self.client.set_terminated(run_id, _STATUS[result.status], ended)  # last: see `known`
