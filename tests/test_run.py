@@ -219,7 +219,7 @@ def test_the_same_command_again_trains_nothing(study):
 
 def test_the_same_seed_in_a_process_of_another_run_gives_the_same_bits(study, tmp_path):
     place, _, _ = study
-    done = program(
+    done = kdbench(
         "run", "--variant", "corrected", *TINY, "--method", "feature", "--seeds", "1", "--no-controls", cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
@@ -438,7 +438,7 @@ def test_a_seed_without_a_score_is_counted_as_missing(copy):
     assert feature["verdict"] == "undefined"
 
 
-LONG = ["run", "--variant", "corrected", "--method", "baseline", "--width", "4", "--epochs", "25", "--seeds", "0"]
+LONG = ["run", "--variant", "corrected", "--method", "baseline", "--width", "4", "--epochs", "12", "--seeds", "0"]
 LONG += ["--no-controls"]
 
 
@@ -494,7 +494,7 @@ def test_a_killed_trial_is_recorded_and_tried_again_the_next_time(tmp_path, cach
 
 def test_a_trial_is_mirrored_while_others_still_run(tmp_path, cache):
     """The UI shows a long study as it grows: its teacher is there before its student is done."""
-    options = ["--method", "logit", "--width", "4", "--epochs", "40", "--teacher-epochs", "2", "--seeds", "7"]
+    options = ["--method", "logit", "--width", "4", "--epochs", "20", "--teacher-epochs", "2", "--seeds", "7"]
     options += ["--no-controls"]
     command = [sys.executable, "-m", "harness.cli", "run", "--variant", "corrected", *options]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -587,7 +587,8 @@ def test_a_folder_of_images_end_to_end(tmp_path, cache):
                 pixels = np.clip(base + rng.normal(0, 40, (32, 32, 3)), 0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(place / f"{i}.png")
     options = ["--dataset", "folder", "--data", "shades", "--seeds", "0", "--teacher-epochs", "3", "--no-controls"]
-    done = program("run", "--variant", "both", *TINY, *options, "--json", cwd=tmp_path)
+    options += ["--method", "logit"]
+    done = kdbench("run", "--variant", "both", *TINY, *options, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["dataset"]["name"] == "folder-shades" and all(arm["as_expected"] for arm in found["arms"])
