@@ -370,8 +370,7 @@ def unpack(archive: Path, place: Path) -> Bundle:
                 packed.extractall(place)
         else:
             with tarfile.open(archive) as tar:
-                _check_names(((info.name, info.isreg() or info.isdir()) for info in tar), archive)
-                tar.extractall(place, filter="data")
+                extract(tar, archive, place)
     except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, tarfile.TarError, zlib.error) as error:
         said = " ".join(str(error).split())
         raise InputError(f"{archive} cannot be unpacked ({said}); fetch it again") from error
@@ -391,6 +390,13 @@ def _forged(archive: Path) -> Iterator[None]:
         raise InputError(f"{archive}: {error}") from error
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(f"{archive} holds a file of another form ({type(error).__name__}: {error})") from error
+
+
+def extract(tar: tarfile.TarFile, archive: Path, place: Path) -> None:
+    """Extract plain files and folders, as on any Python of ours: before 3.11.4 tarfile has no filters (PEP 706)."""
+    _check_names(((info.name, info.isreg() or info.isdir()) for info in tar), archive)
+    tar.extraction_filter = getattr(tarfile, "data_filter", None)  # which an older one does not look at
+    tar.extractall(place)
 
 
 def _check_names(members: Iterable[tuple[str, bool]], archive: Path) -> None:

@@ -25,7 +25,7 @@ from test_study_file import SMALL
 import harness.reproduce
 from audits.checks import CATALOGUE
 from harness import compare, faults
-from harness.bundle import ROOT, _command, _cut, pack, plain
+from harness.bundle import ROOT, _command, _cut, extract, pack, plain
 from harness.plan import Arm
 from harness.record import StudyFolder
 from kd.data import SIZE
@@ -580,6 +580,16 @@ def test_a_member_that_would_land_elsewhere_is_refused(tmp_path, name):
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
 def test_a_member_that_is_no_plain_file_is_refused(tmp_path, kind):
     assert "no plain file; nothing was unpacked" in refused(tar(tmp_path, "study/a", kind, "/etc/passwd"), tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:Python 3.14:DeprecationWarning")
+def test_an_archive_is_unpacked_without_filters_too(tmp_path, monkeypatch):
+    """Python 3.11.2, Debian 12's, has none."""
+    monkeypatch.delattr(tarfile, "data_filter", raising=False)
+    archive = tar(tmp_path, "study/a")
+    with tarfile.open(archive) as file:
+        extract(file, archive, tmp_path / "there")
+    assert (tmp_path / "there" / "study" / "a").read_bytes() == b"evil"
 
 
 def test_what_is_no_archive_of_ours_is_refused(packed, tmp_path):

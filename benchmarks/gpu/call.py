@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from harness.bundle import extract
 from harness.environment import environment
 from harness.record import StudyFolder, write_atomic
 from harness.trial import prepare_device
@@ -124,7 +125,7 @@ class Call:
             self.say(f"unpacking {archive.name}")
             temporary = self.state / "images.tmp"
             with opened(archive) as packed:
-                packed.extractall(temporary, filter="data")
+                extract(packed, archive, temporary)
             # An archive may hold the folder of parts or the parts themselves.
             inner = [p.parent for p in temporary.rglob("train") if p.is_dir()]
             if not inner:
@@ -154,7 +155,7 @@ class Call:
         if (self.state / "results").is_dir():
             return
         with opened(archive) as packed:
-            packed.extractall(self.state, filter="data")
+            extract(packed, archive, self.state)
         for study in (self.state / "studies").glob("*"):
             remember_teachers(StudyFolder(study))
 
