@@ -127,7 +127,7 @@ class Tested(NamedTuple):
 def _tested(difference: np.ndarray, error: np.ndarray, df: np.ndarray | float, margin: float) -> Tested:
     """Test a difference with this standard error by Student's t; the same bits as scipy.stats', without its wrappers.
 
-    Those take thirty times as long as the test, which a study makes a thousand times.
+    Those take far longer than the test, which a study makes a thousand times.
     """
     if not np.isfinite(difference).all():
         raise ValueError("a value that is no number cannot be tested")
