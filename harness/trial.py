@@ -177,22 +177,27 @@ def _run(folder: Folder, spec: Spec, data_file: Path) -> Result:
         curve.open("w", encoding="utf-8") as lines,
         watched(training, spec.method, teacher) as watch,
     ):
-        for epoch in train.epochs(training, watch.labels):
-            for line in (*earlier[written : epoch.epoch - 1], finite(asdict(epoch))):
-                lines.write(json.dumps(line, allow_nan=False) + "\n")
+
+        def note(new: list[dict[str, object]]) -> None:
+            nonlocal written
+            lines.writelines(json.dumps(line, allow_nan=False) + "\n" for line in new)
             lines.flush()
-            written = epoch.epoch
+            written += len(new)
             if training.scores_test:
                 with (folder.path / "test_curve.jsonl").open("w") as scores:
                     for number, score in enumerate(training.test_scores, 1):
                         scores.write(json.dumps({"epoch": number, "test_accuracy": score}) + "\n")
             write_norms(folder.path / "norms.csv", training)
+
+        for epoch in train.epochs(training, watch.labels):
+            note([*earlier[written : epoch.epoch - 1], finite(asdict(epoch))])
             if not epoch.finite:
                 diverged = epoch.epoch
                 break
             if time.monotonic() - saved >= CHECKPOINT_SECONDS:
                 checkpoint.save(training, kept)
                 saved = time.monotonic()
+        note(earlier[written : training.resumed_after or 0])  # cut off after its last epoch, it trains none of the rest
     lap("train_seconds")
     if training.resumed_after is not None:
         times["resumed_after_epoch"] = training.resumed_after

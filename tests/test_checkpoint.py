@@ -88,12 +88,16 @@ def verdicts(folder):
     return {f["id"]: (f["status"], f["consequence_of"]) for f in folder.result().findings}
 
 
-@pytest.mark.parametrize("fault", [None, "select-on-test", "teacher-in-optimizer"])
-def test_a_resumed_trial_is_the_unbroken_one(run, fault):
-    whole, cut = run(fault, "whole"), run(fault, "once", stop_after=4)
-    assert (cut.path / "checkpoint" / "state.pt").is_file() and cut.epochs() == 4
-    cut = run(fault, "once")
-    assert cut.result().times["resumed_after_epoch"] == 4 and "resumed_after_epoch" not in whole.result().times
+@pytest.mark.parametrize(
+    ("fault", "after"),
+    [(None, 4), ("select-on-test", 4), ("teacher-in-optimizer", 4), (None, 7), ("select-on-test", 7)],
+)
+def test_a_resumed_trial_is_the_unbroken_one(run, fault, after):
+    """Also one that was cut off when it had trained all of its seven epochs."""
+    whole, cut = run(fault, "whole"), run(fault, f"once {after}", stop_after=after)
+    assert (cut.path / "checkpoint" / "state.pt").is_file() and cut.epochs() == after
+    cut = run(fault, f"once {after}")
+    assert cut.result().times["resumed_after_epoch"] == after and "resumed_after_epoch" not in whole.result().times
     names = ["curve.jsonl", "norms.csv", "student.safetensors", "method.safetensors"]
     for name in names + ["test_curve.jsonl"] * (fault == "select-on-test"):
         assert (cut.path / name).read_bytes() == (whole.path / name).read_bytes(), name
