@@ -125,7 +125,7 @@ class Tested(NamedTuple):
 
 
 def _tested(difference: np.ndarray, error: np.ndarray, df: np.ndarray | float, margin: float) -> Tested:
-    """Test a difference with this standard error by Student's t; the same bits as scipy.stats', without its wrappers.
+    """Test a difference with this standard error by Student's t; the numbers of scipy.stats without its wrappers.
 
     Those take far longer than the test, which a study makes a thousand times.
     """
