@@ -34,7 +34,7 @@ _ALSO = {
 _KEPT = ("what", "kind", "value", "range", "goal", "noisy", "a_over_a", "images_per_second", "roof_fraction", *_ALSO)
 
 _INTRO = """\
-    make bench                          # about a quarter of an hour on two cores that do nothing else
+    make bench                          # about half an hour on two cores that do nothing else
     make bench BENCH="--device cuda"    # the same on a GPU
 
 Only ratios within one run are claimed. Each is taken A B B A in turn and says how much longer the textbook takes than
@@ -42,7 +42,7 @@ ours (`benchmarks/textbook.py`: the same networks, losses, optimizer and clip, c
 step); that both are the same training is checked by the loss of the first step. R34 -> R18 on images of noise, batch
 128, base width 16 on a processor and 64 on a GPU. bf16 has the same fp32 textbook as its yardstick; on a GPU it takes
 torch's defaults (TF32 in convolutions), and ours what a trial does. *A/A* is ours against itself: further than 3% from
-1, the machine was too restless, and after three times the rounds nothing is claimed. *Of the roof* is the fraction of
+1, the machine was too restless, and after many more rounds nothing is claimed. *Of the roof* is the fraction of
 the speed that `torch.mm` reaches in the same precision on the same threads, timed between the steps."""
 
 _WATCH = """\

@@ -5,14 +5,15 @@ import sys
 
 import pytest
 
-from harness.engines import fresh_processes
+from harness.processes import fresh_processes
 
 pytestmark = pytest.mark.usefixtures("cpu_only")
 
 
-def test_help(measure, sizes):
-    """`kdbench --help`, from the shell and back."""
-    command = [sys.executable, "-m", "harness.cli", "--help"]
+@pytest.mark.parametrize("words", [(), ("audit",)], ids=["kdbench", "audit"])
+def test_help(measure, sizes, words):
+    """The help of kdbench or of one of its commands, from the shell and back."""
+    command = [sys.executable, "-m", "harness.cli", *words, "--help"]
     subprocess.run(command, check=True, capture_output=True)
     measure.seconds(lambda: subprocess.run(command, check=True, capture_output=True), goal=0.3, rounds=sizes.starts)
 

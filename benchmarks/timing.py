@@ -12,7 +12,7 @@ Call = Callable[[], object]
 NOISE = 0.03
 "A ratio of a thing to itself that is further from 1 than this leaves nothing to claim."
 
-PATIENCE = 3
+PATIENCE = 10
 "So many times its rounds a ratio is given, as long as the machine is too restless for it."
 
 

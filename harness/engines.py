@@ -1,9 +1,6 @@
 """Where trials run: in processes of this machine, or (:mod:`harness.cluster`) on those of a cluster."""
 
-import multiprocessing
-import os
 import signal
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +11,7 @@ from typing import Protocol
 
 from harness import faults
 from harness.lease import Lease
+from harness.processes import fresh_processes, start_server
 from harness.record import Folder
 from harness.trial import run_in_child
 
@@ -76,6 +74,7 @@ class LocalProcesses:
 
     def __init__(self, workers: int, threads: set[int]) -> None:
         self.workers = workers
+        self.threads = threads
         self.context = fresh_processes(threads)
 
     def has_room(self, running: int) -> bool:
@@ -84,6 +83,7 @@ class LocalProcesses:
 
     def start(self, folder: Folder, data_file: Path, lease: Lease) -> LocalProcess:
         """Start the trial of a folder."""
+        start_server(self.threads)
         process: BaseProcess = self.context.Process(  # type: ignore[attr-defined]
             target=run_in_child, args=(str(folder.path), str(data_file), faults.LOADED), daemon=True
         )
@@ -99,21 +99,6 @@ class LocalProcesses:
 
     def close(self) -> None:
         """Do nothing: processes are given back one by one."""
-
-
-def fresh_processes(threads: set[int]) -> multiprocessing.context.BaseContext:
-    """Return how processes for trials are started: on Linux forked from a server in which only imports have run.
-
-    The server inherits its environment now, so the size of its OpenMP pools is set before it starts.
-    """
-    if len(threads) == 1:
-        count = str(next(iter(threads)))
-        os.environ.update(OMP_NUM_THREADS=count, MKL_NUM_THREADS=count)
-    if sys.platform != "linux":
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["harness.trial"])
-    return context
 
 
 def death_of(code: int | None) -> str:

@@ -332,4 +332,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    ended = main()
+    gc.freeze()  # see harness.cli
+    sys.exit(ended)

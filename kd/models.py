@@ -5,23 +5,26 @@ no pooling; paper, 3.4) keeps a 32x32 image at 32x32 before the first stage; "im
 He et al. 2016) leaves 8x8 of it.
 """
 
-from typing import Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
 
 from kd.errors import unknown
 from kd.streams import global_stream
 
+if TYPE_CHECKING:
+    from torchvision.models.resnet import BasicBlock, Bottleneck
+
 Stem = Literal["cifar", "imagenet"]
 
-ARCHITECTURES: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
-    "r18": (BasicBlock, (2, 2, 2, 2)),
-    "r34": (BasicBlock, (3, 4, 6, 3)),
-    "r50": (Bottleneck, (3, 4, 6, 3)),
-    "r101": (Bottleneck, (3, 4, 23, 3)),
+ARCHITECTURES: dict[str, tuple[Literal["BasicBlock", "Bottleneck"], tuple[int, int, int, int]]] = {
+    "r18": ("BasicBlock", (2, 2, 2, 2)),
+    "r34": ("BasicBlock", (3, 4, 6, 3)),
+    "r50": ("Bottleneck", (3, 4, 6, 3)),
+    "r101": ("Bottleneck", (3, 4, 23, 3)),
 }
+"Residual block and blocks a stage."
 
 
 class Answer(NamedTuple):
@@ -36,7 +39,11 @@ class ResNet(nn.Module):
 
     def __init__(self, arch: str, stem: Stem, num_classes: int, base_width: int = 64) -> None:
         super().__init__()
-        block, depths = ARCHITECTURES[arch]
+        # As slow to import as torch itself (it takes torch's compiler along), and needed by who builds a network alone.
+        from torchvision.models import resnet
+
+        name, depths = ARCHITECTURES[arch]
+        block = resnet.BasicBlock if name == "BasicBlock" else resnet.Bottleneck
         self.conv1: nn.Module
         self.maxpool: nn.Module
         if stem == "cifar":
@@ -74,8 +81,10 @@ class ResNet(nn.Module):
 
 
 def _stage(
-    block: type[BasicBlock] | type[Bottleneck], channels: int, planes: int, depth: int, stride: int
+    block: "type[BasicBlock] | type[Bottleneck]", channels: int, planes: int, depth: int, stride: int
 ) -> nn.Sequential:
+    from torchvision.models.resnet import conv1x1
+
     out = planes * block.expansion
     shortcut = None
     if stride != 1 or channels != out:

@@ -13,11 +13,11 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
-from harness.record import StudyFolder
 from kd.errors import InputError, unknown
 
 if TYPE_CHECKING:
     from harness.mirror import Mirror
+    from harness.record import StudyFolder
 
 RUNS_OPTION = click.option(
     "--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of the records."
@@ -86,8 +86,10 @@ def studies(runs: Path) -> list[str]:
     return names
 
 
-def find_study(runs: Path, name: str | None) -> StudyFolder:
+def find_study(runs: Path, name: str | None) -> "StudyFolder":
     """Return the study of this name, or the only one there is."""
+    from harness.record import StudyFolder
+
     names = studies(runs)
     if name is None:
         if len(names) > 1:
@@ -104,7 +106,7 @@ class LiveMirror:
     A thread, since to import MLflow and to make its database takes seconds in which trials are to be started.
     """
 
-    def __init__(self, runs: Path, study: StudyFolder) -> None:
+    def __init__(self, runs: Path, study: "StudyFolder") -> None:
         self._runs, self._study = runs, study
         self._news, self._over = threading.Event(), False
         self._thread = threading.Thread(target=self._work, daemon=True)
@@ -124,6 +126,8 @@ class LiveMirror:
         self._news.set()
 
     def _work(self) -> None:
+        with suppress(Exception):  # here, while trials run, rather than when all wait for it; trouble is told of later
+            import harness.mirror  # noqa: F401
         while True:
             self._news.wait()
             self._news.clear()
@@ -136,7 +140,7 @@ class LiveMirror:
                 mirror_study(self._runs, read_study(self._study))
 
 
-def mirror_or_remark(runs: Path, study: StudyFolder, notes: Console) -> "Mirror | None":
+def mirror_or_remark(runs: Path, study: "StudyFolder", notes: Console) -> "Mirror | None":
     """Mirror the study; MLflow in trouble costs a remark, never a result."""
     try:
         from harness.compare import read_study

@@ -17,6 +17,7 @@ from harness.cli.common import (
     stdout,
 )
 from harness.cli.study_options import requested, study_options
+from harness.processes import start_server
 from kd.errors import InputError, unknown
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ def command(
     Exit 0 if every fault was caught by exactly the audits that it names and every corrected arm is proven clean, 1 if
     not, 2 for bad input, 3 if a trial could not run, 130 if interrupted. The same command again keeps what is done.
     """
+    if not dry_run and scheduler is None:
+        start_server({asked["threads"]})
     from harness.cli.progress import Progress
     from harness.study import carry_out, exit_code, prepare, summary
 

@@ -7,6 +7,8 @@ from rich.markup import escape
 
 from harness.cli.common import JSON_OPTION, mirror_or_remark, print_json, stderr, stdout
 from harness.cli.study_options import requested, study_options
+from harness.processes import start_server
+from kd.errors import InputError
 
 if TYPE_CHECKING:
     from harness.compare import Trials
@@ -29,11 +31,12 @@ def command(fault_names: tuple[str, ...], margin: float, simulate: float | None,
 
     Exit 0 if the controls are as they must be, 1 if not, 2 for bad input, 3 if a trial could not run.
     """
+    if simulate is None and fault_names:
+        start_server({asked["threads"]})
     from harness import faults
     from harness.plan import POSITIVE_CONTROL
     from harness.signature import Design
     from harness.signature import simulate as simulated
-    from kd.errors import InputError
 
     design = Design(margin_pp=margin)
     if simulate is not None:

@@ -1,0 +1,44 @@
+"""Processes for trials: on Linux forked from a server in which only imports have run, elsewhere started anew.
+
+Light to import, so that a command can have the server import PyTorch while it does so itself.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Set
+from multiprocessing import forkserver
+from multiprocessing.context import BaseContext
+
+# The second is imported where a network is built, which every trial does.
+_IMPORTED = ["harness.trial", "torchvision.models"]
+
+
+def fresh_processes(threads: Set[int]) -> BaseContext:
+    """Return how processes for trials of so many threads are started.
+
+    The server inherits its environment when it starts, so the size of its OpenMP pools is set before that.
+    """
+    if len(threads) == 1:
+        count = str(next(iter(threads)))
+        os.environ.update(OMP_NUM_THREADS=count, MKL_NUM_THREADS=count)
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_IMPORTED)
+    return context
+
+
+def start_server(threads: Set[int]) -> None:
+    """Start the server that they are forked from, unless it runs; what it imports, it imports beside the caller.
+
+    Ctrl-C is the coordinator's to hear: the server would end in the middle of an import, with a traceback.
+    """
+    if fresh_processes(threads).get_start_method() != "forkserver":
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
