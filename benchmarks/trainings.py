@@ -112,7 +112,8 @@ class Bench:
                         with torch.no_grad():
                             layer(x)
                     else:
-                        layer(x).backward(grad)
+                        wanted = (layer.weight, x) if x.requires_grad else (layer.weight,)
+                        torch.autograd.grad(layer(x), wanted, grad)  # adds to no gradient of the call before
 
         return call
 
