@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Set
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 
 # The second is imported where a network is built, which every trial does.
@@ -37,6 +37,7 @@ def start_server(threads: Set[int]) -> None:
     """
     if fresh_processes(threads).get_start_method() != "forkserver":
         return
+    resource_tracker.ensure_running()  # else the server starts it first, and that lets the signal through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         forkserver.ensure_running()

@@ -40,6 +40,31 @@ finally:
     assert all(name in done.stdout for name in COMMANDS)
 
 
+@pytest.mark.parametrize(("by_hand", "code"), [("os.kill(os.getpid(), signal.SIGINT)", 130), ("pass", 1)])
+def test_ctrl_c_is_told_from_what_a_package_makes_of_it_while_it_is_imported(by_hand, code):
+    """NumPy, cut off in the middle of its import and imported once more, raises an ImportError."""
+    script = f"""
+import os, signal, sys
+from harness import cli
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+def broken(name):
+    try:
+        {by_hand}
+    except KeyboardInterrupt:
+        pass
+    raise ImportError("cannot load module more than once per process")
+
+cli.importlib.import_module = broken
+sys.argv = ["kdbench", "run"]
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == code
+    assert ("keeps what is done" in done.stderr) is (code == 130)
+    assert ("Traceback" in done.stderr) is (code == 1)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(command):
     code, out, _ = kdbench(command, "--help")

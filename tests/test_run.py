@@ -533,6 +533,23 @@ def test_ctrl_c_leaves_a_study_that_the_same_command_finishes(tmp_path, cache):
     assert again.returncode == 0 and json.loads(again.stdout)["trained"] == 1, again.stderr
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="trials are forked from a server on Linux only")
+def test_ctrl_c_while_everything_is_imported_leaves_no_traceback(tmp_path, cache):
+    """The server that trials are forked from is told as well, and imports PyTorch at that time."""
+    running = start(tmp_path)
+    server, deadline = "", time.monotonic() + 60
+    while "harness.trial" not in server and time.monotonic() < deadline:
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if os.getpgid(int(entry.name)) == running.pid and "forkserver" in (entry / "cmdline").read_text():
+                    server = (entry / "cmdline").read_text()
+    time.sleep(1)  # past the start of the interpreter
+    os.killpg(running.pid, signal.SIGINT)
+    out, err = running.communicate(timeout=60)  # the server has the same streams
+    assert running.returncode == 130 and out == ""
+    assert "keeps what is done" in err and "Traceback" not in err and "KeyboardInterrupt" not in err
+
+
 def test_a_coordinator_that_is_killed_takes_its_trials_along(tmp_path, cache):
     running = start(tmp_path, "--epochs", "900")  # it would go on for minutes
     pid = wait_for_trial(tmp_path)

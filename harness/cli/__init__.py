@@ -2,6 +2,7 @@
 
 import gc
 import importlib
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -67,13 +68,30 @@ def run_cli(call: Callable[[], Any]) -> int:
     except click.exceptions.Exit as error:
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted; the same command again keeps what is done", err=True)
-        return 130
+        return _interrupted()
     return result if isinstance(result, int) else 0
+
+
+def _interrupted() -> int:
+    click.echo("interrupted; the same command again keeps what is done", err=True)
+    return 130
 
 
 def main() -> None:
     """Entry point of the `kdbench` command."""
-    code = run_cli(lambda: cli.main(prog_name="kdbench", standalone_mode=False))
+    told: list[int] = []
+
+    def heed(number: int, frame: Any) -> None:
+        told.append(number)
+        signal.default_int_handler(number, frame)
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background job is to ignore it
+        signal.signal(signal.SIGINT, heed)
+    try:
+        code = run_cli(lambda: cli.main(prog_name="kdbench", standalone_mode=False))
+    except Exception:  # a package that was being imported may have made another error of the interruption
+        if not told:
+            raise
+        code = _interrupted()
     gc.freeze()  # else the interpreter, as it ends, looks through all of PyTorch for garbage: two seconds
     sys.exit(code)
