@@ -7,13 +7,13 @@ from peak import peak_mb
 from timing import Ratio
 from trainings import DISTILLING
 
-from harness.engines import fresh_processes
+from harness.processes import start_server
 
 
 @pytest.mark.parametrize("method", DISTILLING)
 def test_peak_memory(bench, measure, benchmark, precision, method):
     """Peak memory of the textbook's training as a multiple of ours, imports included; A/A is ours a second time."""
-    context = fresh_processes({1})
+    context = start_server({1})
 
     def of(textbook):
         with ProcessPoolExecutor(1, mp_context=context) as pool:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from harness.processes import fresh_processes
+from harness.processes import start_server
 
 pytestmark = pytest.mark.usefixtures("cpu_only")
 
@@ -21,12 +21,12 @@ def test_help(measure, sizes, words):
 @pytest.mark.skipif(sys.platform != "linux", reason="trials are forked from a warm server on Linux only")
 def test_trial_start(measure, sizes):
     """A trial's process from the order to its first instruction, torch imported, the fork server being up."""
-    context = fresh_processes({1})
+    context = start_server({1})
     receiver, sender = context.Pipe(duplex=False)
 
     def start():
         context.Process(target=sender.send, args=("up",), daemon=True).start()
         assert receiver.recv() == "up"
 
-    start()  # and with it the server
+    start()  # when the server has imported all
     measure.seconds(start, goal=0.05, rounds=sizes.starts)

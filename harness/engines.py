@@ -11,7 +11,7 @@ from typing import Protocol
 
 from harness import faults
 from harness.lease import Lease
-from harness.processes import fresh_processes, start_server
+from harness.processes import start_server
 from harness.record import Folder
 from harness.trial import run_in_child
 
@@ -75,7 +75,6 @@ class LocalProcesses:
     def __init__(self, workers: int, threads: set[int]) -> None:
         self.workers = workers
         self.threads = threads
-        self.context = fresh_processes(threads)
 
     def has_room(self, running: int) -> bool:
         """Say whether fewer run than may."""
@@ -83,8 +82,7 @@ class LocalProcesses:
 
     def start(self, folder: Folder, data_file: Path, lease: Lease) -> LocalProcess:
         """Start the trial of a folder."""
-        start_server(self.threads)
-        process: BaseProcess = self.context.Process(  # type: ignore[attr-defined]
+        process: BaseProcess = start_server(self.threads).Process(  # type: ignore[attr-defined]
             target=run_in_child, args=(str(folder.path), str(data_file), faults.LOADED), daemon=True
         )
         process.start()

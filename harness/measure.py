@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from harness.processes import fresh_processes, start_server
+from harness.processes import start_server
 from kd import train
 from kd.data import SIZE, Dataset
 from kd.methods import MethodSettings
@@ -88,8 +88,7 @@ def images_per_second(way: Way, seconds: float = 1.5) -> float | None:
 
     None where it does not run: a device without memory for it, or a processor that lacks the arithmetic.
     """
-    context = fresh_processes({way.threads})
-    start_server({way.threads})
+    context = start_server({way.threads})
     pairs = [context.Pipe() for _ in range(way.workers)]
     processes: list[BaseProcess] = [
         context.Process(target=_time, args=(way, seconds, theirs), daemon=True)  # type: ignore[attr-defined]

@@ -8,38 +8,31 @@ import os
 import signal
 import sys
 from collections.abc import Set
-from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 
 # The second is imported where a network is built, which every trial does.
 _IMPORTED = ["harness.trial", "torchvision.models"]
 
 
-def fresh_processes(threads: Set[int]) -> BaseContext:
-    """Return how processes for trials of so many threads are started.
+def start_server(threads: Set[int]) -> BaseContext:
+    """Return how processes for trials of so many threads are started; on Linux start the server, unless it runs.
 
-    The server inherits its environment when it starts, so the size of its OpenMP pools is set before that.
+    What the server imports, it imports beside the caller. It inherits its environment now, so the size of its OpenMP
+    pools is set before. Ctrl-C is the coordinator's to hear: the server would end amid an import, with a traceback.
     """
     if len(threads) == 1:
         count = str(next(iter(threads)))
         os.environ.update(OMP_NUM_THREADS=count, MKL_NUM_THREADS=count)
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
+    from multiprocessing import forkserver, resource_tracker
+
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_IMPORTED)
-    return context
-
-
-def start_server(threads: Set[int]) -> None:
-    """Start the server that they are forked from, unless it runs; what it imports, it imports beside the caller.
-
-    Ctrl-C is the coordinator's to hear: the server would end in the middle of an import, with a traceback.
-    """
-    if fresh_processes(threads).get_start_method() != "forkserver":
-        return
     resource_tracker.ensure_running()  # else the server starts it first, and that lets the signal through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return context

@@ -535,19 +535,20 @@ def test_ctrl_c_leaves_a_study_that_the_same_command_finishes(tmp_path, cache):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="trials are forked from a server on Linux only")
 def test_ctrl_c_while_everything_is_imported_leaves_no_traceback(tmp_path, cache):
-    """The server that trials are forked from is told as well, and imports PyTorch at that time."""
+    """A terminal tells the server that trials are forked from as well, which imports PyTorch at that time."""
     running = start(tmp_path)
-    server, deadline = "", time.monotonic() + 60
-    while "harness.trial" not in server and time.monotonic() < deadline:
+    servers, deadline = [], time.monotonic() + 60
+    while not servers and time.monotonic() < deadline:
         for entry in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 if os.getpgid(int(entry.name)) == running.pid and "forkserver" in (entry / "cmdline").read_text():
-                    server = (entry / "cmdline").read_text()
+                    servers.append(int(entry.name))
     time.sleep(1)  # past the start of the interpreter
-    os.killpg(running.pid, signal.SIGINT)
+    for server in servers:  # alone: what the coordinator does with it is the test's above
+        os.kill(server, signal.SIGINT)
     out, err = running.communicate(timeout=60)  # the server has the same streams
-    assert running.returncode == 130 and out == ""
-    assert "keeps what is done" in err and "Traceback" not in err and "KeyboardInterrupt" not in err
+    assert servers and running.returncode == 0 and json.loads(out)["trained"] == 1
+    assert "Traceback" not in err and "KeyboardInterrupt" not in err
 
 
 def test_a_coordinator_that_is_killed_takes_its_trials_along(tmp_path, cache):

@@ -93,5 +93,5 @@ def main() -> None:
         if not told:
             raise
         code = _interrupted()
-    gc.freeze()  # else the interpreter, as it ends, looks through all of PyTorch for garbage: two seconds
+    gc.freeze()  # else the interpreter, as it ends, looks through all of PyTorch for garbage
     sys.exit(code)
