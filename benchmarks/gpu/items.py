@@ -62,7 +62,7 @@ def throughput(call: Call) -> bool:
     done = [call.command("throughput", name, [*args, "--device", call.device, *sizes]) for name, args in parts]
     report = call.results / "throughput" / "benchmarks.json"
     benchmarks = ["-m", "pytest", "benchmarks", "--benchmark-only", f"--benchmark-json={report}", "-q"]
-    benchmarks += ["--device", call.device, *(["--toy", "-k", "test_step and logit"] if call.toy else [])]
+    benchmarks += ["--device", call.device, *(["--toy", "-k", "test_step and fp32-logit"] if call.toy else [])]
     return all(done) and call.command("throughput", "suite", benchmarks, least=0 if call.toy else 300)
 
 
