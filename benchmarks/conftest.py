@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import sizes as all_sizes
 import torch
 from sizes import Sizes
-from timing import Call, Ratio, ab
+from timing import Call, Ratio, Sides, compare, compare_anew
 from trainings import Bench
 
 from harness.environment import device_name, usable_cores, versions
@@ -135,40 +136,20 @@ class Measure:
             load_average=round(os.getloadavg()[0], 2),
         )
 
-    def ratio(
-        self,
-        ours: Call,
-        theirs: Call,
-        *,
-        goal: float | None,
-        images: int | None = None,
-        flop: int | None = None,
-        roof: tuple[Call, int] | None = None,
-        scale: float = 1.0,
-        rounds: int | None = None,
-    ) -> Ratio:
-        """Compare `ours` with `theirs`, each a call; `images` and `flop` are those of one call of ours.
+    def ratio(self, sides: Callable[..., Sides], *args: object, goal: float | None) -> None:
+        """Compare what `sides(*args)` returns, in a process of its own; pytest-benchmark times the whole of that.
 
-        `roof` is a call and its operations: with it, the floor (seconds that a call would take at that speed) and the
-        fraction reached are noted. `scale` is what the ratio of times is multiplied by.
+        With a roof, the floor (seconds that a call would take at that speed) and the fraction reached are noted.
         """
-        ratio = ab(ours, theirs, rounds or self.sizes.rounds, self.device, roof[0] if roof else None)
-        more: dict[str, Any] = {}
-        if images is not None:
-            more["images_per_second"] = round(images / ratio.seconds, 1)
-        if flop is not None and roof is not None and ratio.roof_seconds is not None:
-            floor = flop / (roof[1] / ratio.roof_seconds)
-            more.update(
-                gflop_per_second=round(flop / ratio.seconds / 1e9, 1),
-                floor_seconds=round(floor, 4),
-                roof_fraction=round(floor / ratio.seconds, 3),
-            )
-        self.benchmark.pedantic(ours, rounds=1, iterations=1)
-        self.claim(
-            Ratio(ratio.value * scale, ratio.lowest * scale, ratio.highest * scale, ratio.a_over_a, ratio.seconds),
-            goal,
-            **more,
-        )
+        job = partial(compare_anew, torch.get_num_threads(), self.sizes.rounds, self.device, sides, *args)
+        ratio, more = self.benchmark.pedantic(job, rounds=1, iterations=1)
+        self.claim(ratio, goal, **more)
+
+    def ratio_here(self, sides: Sides, *, goal: float | None, rounds: int) -> Ratio:
+        """Compare two sides in this process, where they start processes themselves."""
+        job = partial(compare, sides, rounds, self.device)
+        ratio, more = self.benchmark.pedantic(job, rounds=1, iterations=1)
+        self.claim(ratio, goal, **more)
         return ratio
 
     def note(self, **more: object) -> None:

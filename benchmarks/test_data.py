@@ -3,13 +3,13 @@
 import itertools
 
 import torch
+from timing import Sides
 
 from kd import train
 from kd.procedure import CANONICAL
 
 
-def test_loader(bench, measure):
-    """Random crops from the images resident as uint8, against a DataLoader over PIL images."""
+def resident_and_loaded(bench):
     steps, size = (1 if bench.sizes.toy else 8), bench.sizes.batch
     training = bench.prepare("baseline", steps=steps)
     pool, ids, loader = training.pool, training.split.train[: steps * size], bench.loader(training)
@@ -27,4 +27,9 @@ def test_loader(bench, measure):
         for images, labels in loader:
             images.to(pool.device), labels.to(pool.device)
 
-    measure.ratio(ours, theirs, goal=8.0, images=len(ids))
+    return Sides(ours, theirs, len(ids))
+
+
+def test_loader(bench, measure):
+    """Random crops from the images resident as uint8, against a DataLoader over PIL images."""
+    measure.ratio(resident_and_loaded, bench, goal=8.0)

@@ -1,23 +1,17 @@
 """Peak memory of a training, each in a process of its own."""
 
-from concurrent.futures import ProcessPoolExecutor
-
 import pytest
 from peak import peak_mb
-from timing import Ratio
+from timing import Ratio, in_new_process
 from trainings import DISTILLING
-
-from harness.processes import start_server
 
 
 @pytest.mark.parametrize("method", DISTILLING)
 def test_peak_memory(bench, measure, benchmark, precision, method):
     """Peak memory of the textbook's training as a multiple of ours, imports included; A/A is ours a second time."""
-    context = start_server({1})
 
     def of(textbook):
-        with ProcessPoolExecutor(1, mp_context=context) as pool:
-            return pool.submit(peak_mb, bench, method, precision, textbook).result()
+        return in_new_process(peak_mb, bench, method, precision, textbook)
 
     first, theirs, second = benchmark.pedantic(of, (False,), rounds=1), of(True), of(False)
     ratios = theirs / first, theirs / second

@@ -1,9 +1,11 @@
 """A training step of each method against the textbook's, the whole of an epoch with its loader, and the roof.
 
-Both precisions have one yardstick: the textbook in fp32, channels-first, the teacher in eval under no_grad.
+All precisions have one yardstick: the textbook in fp32, channels-first, the teacher in eval under no_grad.
 """
 
 import copy
+import ctypes
+from functools import partial
 
 import pytest
 import textbook
@@ -50,15 +52,14 @@ def test_textbook_and_ours_are_the_same_training(bench, method, benchmark):
 @pytest.mark.parametrize("method", METHODS)
 def test_step(bench, measure, threads, precision, method):
     """Training steps against the textbook's, which gets its batches for nothing while ours draws and crops them."""
-    ours, steps = bench.prepare(method, precision), bench.sizes.steps
-    measure.ratio(
-        bench.ours(ours),
-        bench.step_textbook(ours),
-        goal=step_goal(threads, precision, method),
-        images=bench.sizes.batch * steps,
-        flop=bench.flop(method) * steps,
-        roof=bench.roof(precision),
-    )
+    measure.ratio(bench.step, method, precision, goal=step_goal(threads, precision, method))
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="this system's allocator cannot be told")
+@pytest.mark.parametrize("method", DISTILLING)
+def test_kept_memory(cpu_only, bench, measure, method):
+    """The same on one thread in fp32, where the allocator is told to give no memory back to the system."""
+    measure.ratio(bench.step, method, "fp32", True, goal=None)
 
 
 @pytest.mark.parametrize("option", ["fold_teacher", "compile"])
@@ -66,11 +67,7 @@ def test_options(cpu_only, bench, measure, option):
     """A Logit-KD step with an option of the recipe, on one thread in fp32, against the step without it."""
     if option == "compile" and bench.sizes.toy:
         pytest.skip("to compile takes longer than a toy run may")
-    torch.set_num_threads(1)
-    faster, plain_step = (bench.ours(bench.prepare("logit", **{option: on})) for on in (True, False))
-    for _ in range(train.OWN_STEPS // bench.sizes.steps + 1):  # until it stands in
-        faster()
-    measure.ratio(faster, plain_step, goal=None, images=bench.sizes.batch * bench.sizes.steps)
+    measure.ratio(bench.option, option, goal=None)
 
 
 @pytest.mark.parametrize("method", DISTILLING)
@@ -78,65 +75,25 @@ def test_graphs(bench, measure, precision, method):
     """Training steps with their kernels in CUDA graphs, the same bits, against the textbook's."""
     if bench.device.type != "cuda":
         pytest.skip("CUDA graphs are of CUDA")
-    ours, steps = bench.prepare(method, precision, graphs=True), bench.sizes.steps
-    captured = bench.ours(ours)
-    for _ in range(train.OWN_STEPS // steps + 1):  # until they stand in
-        captured()
-    measure.ratio(
-        captured,
-        bench.step_textbook(ours),
-        goal=None,
-        images=bench.sizes.batch * steps,
-        flop=bench.flop(method) * steps,
-        roof=bench.roof(precision),
-    )
+    measure.ratio(partial(bench.step, graphs=True), method, precision, goal=None)
 
 
 @pytest.mark.parametrize("method", DISTILLING)
 def test_epoch_end_to_end(bench, measure, threads, precision, method):
     """Fetching, augmenting and training on every image, against the textbook with its PIL images and DataLoader."""
-    ours, steps = bench.prepare(method, precision), bench.sizes.steps
-    measure.ratio(
-        bench.ours(ours),
-        bench.epoch_textbook(ours),
-        goal=EPOCH_GOALS[precision],
-        images=bench.sizes.batch * steps,
-        flop=bench.flop(method) * steps,
-        roof=bench.roof(precision),
-    )
+    measure.ratio(bench.epoch, method, precision, goal=EPOCH_GOALS.get(precision))
 
 
 def test_roof(bench, measure, threads, precision):
     """Operations a second of a Logit-KD step as a fraction of a matrix multiplication's in the same precision."""
-    ours, steps = bench.prepare("logit", precision), bench.sizes.steps
-    roof, roof_flop = bench.roof(precision)
-    flop = bench.flop("logit") * steps
-    measure.ratio(
-        bench.ours(ours),
-        roof,
-        goal=ROOF_GOALS[precision],
-        images=bench.sizes.batch * steps,
-        flop=flop,
-        roof=(roof, roof_flop),
-        scale=flop / roof_flop,
-    )
+    measure.ratio(bench.against_roof, precision, goal=ROOF_GOALS.get(precision))
 
 
 def test_convolutions(bench, measure, threads, precision):
     """The convolutions of that step alone, likewise: what it would reach if all beside them were free."""
-    roof, roof_flop = bench.roof(precision)
-    flop = bench.flop("logit")
-    measure.ratio(
-        bench.convolutions(precision),
-        roof,
-        goal=None,
-        images=bench.sizes.batch,
-        flop=flop,
-        roof=(roof, roof_flop),
-        scale=flop / roof_flop,
-    )
+    measure.ratio(bench.convolutions_against_roof, precision, goal=None)
 
 
 def test_bf16_roof(bf16, bench, measure, threads):
     """A matrix multiplication in bf16 against one in fp32: where it gains nothing, neither can a bf16 training."""
-    measure.ratio(bench.roof("bf16")[0], bench.roof("fp32")[0], goal=None)
+    measure.ratio(bench.roofs, goal=None)

@@ -4,6 +4,7 @@ import itertools
 from dataclasses import replace
 
 import pytest
+from timing import Sides
 
 from harness.environment import usable_cores
 from harness.execute import execute
@@ -35,11 +36,7 @@ def test_workers(cpu_only, bench, measure, folder, monkeypatch):
         outcome = execute(plan, study, data_file, workers, lambda *_: None)
         assert len(outcome.trained) == cores and not outcome.failed
 
-    ratio = measure.ratio(
-        lambda: run(cores, 1),
-        lambda: run(1, 1 if bench.sizes.toy else cores),
-        goal=1.0,
-        images=cores * recipe.epochs * recipe.train_size,
-        rounds=bench.sizes.worker_rounds,
-    )
+    images = cores * recipe.epochs * recipe.train_size
+    sides = Sides(lambda: run(cores, 1), lambda: run(1, 1 if bench.sizes.toy else cores), images)
+    ratio = measure.ratio_here(sides, goal=1.0, rounds=bench.sizes.worker_rounds)
     measure.note(workers=cores, trials_per_hour=round(cores * 3600 / ratio.seconds))

@@ -3,17 +3,36 @@
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 
+from harness.processes import start_server
+
 Call = Callable[[], object]
+T = TypeVar("T")
 
 NOISE = 0.03
 "A ratio of a thing to itself that is further from 1 than this leaves nothing to claim."
 
 PATIENCE = 10
 "So many times its rounds a ratio is given, as long as the machine is too restless for it."
+
+
+@dataclass(frozen=True)
+class Sides:
+    """What is compared: how much more `theirs` takes than `ours`; without it, the roof and ours by the operation."""
+
+    ours: Call
+    theirs: Call | None
+    images: int | None = None
+    "Images in one call of ours."
+    flop: int | None = None
+    "Operations in it."
+    roof: tuple[Call, int] | None = None
+    "What is timed beside the two as the machine's best, and its operations."
 
 
 @dataclass(frozen=True)
@@ -28,7 +47,7 @@ class Ratio:
     seconds: float
     "Median of one call of `a`."
     roof_seconds: float | None = None
-    "Median of one call of what was timed between the two as the machine's best."
+    "Median of one call of the roof."
 
     @property
     def noisy(self) -> bool:
@@ -78,3 +97,53 @@ def ab(a: Call, b: Call, rounds: int, device: torch.device, roof: Call | None = 
         statistics.median(firsts + lasts),
         statistics.median(roofs) if roofs else None,
     )
+
+
+def in_new_process(job: Callable[..., T], *args: object) -> T:
+    """Call a function in a process of its own, started as a trial's is.
+
+    In a process that has done much else, freed memory lies about that a step finds again; in a new one it goes back to
+    the system and is fetched anew, at each step: by a fifth of the textbook's time (`test_kept_memory`).
+    """
+    with ProcessPoolExecutor(1, mp_context=start_server({1})) as pool:
+        return pool.submit(job, *args).result()
+
+
+def compare(sides: Sides, rounds: int, device: torch.device) -> tuple[Ratio, dict[str, float]]:
+    """Return the ratio of two sides, and what else can be said of our side's speed.
+
+    With a roof, that is the floor (seconds that a call would take at that speed) and the fraction reached.
+    """
+    roof, flop = sides.roof, sides.flop
+    theirs = sides.theirs or (roof and roof[0])
+    if theirs is None:
+        raise ValueError("there is nothing to compare with: neither their side nor a roof")
+    ratio = ab(sides.ours, theirs, rounds, device, roof[0] if roof else None)
+    more: dict[str, float] = {}
+    if sides.images is not None:
+        more["images_per_second"] = round(sides.images / ratio.seconds, 1)
+    if flop is not None and roof is not None and ratio.roof_seconds is not None:
+        floor = flop / (roof[1] / ratio.roof_seconds)
+        more.update(
+            gflop_per_second=round(flop / ratio.seconds / 1e9, 1),
+            floor_seconds=round(floor, 4),
+            roof_fraction=round(floor / ratio.seconds, 3),
+        )
+        if sides.theirs is None:
+            each = flop / roof[1]
+            ratio = replace(ratio, value=ratio.value * each, lowest=ratio.lowest * each, highest=ratio.highest * each)
+    return ratio, more
+
+
+def compare_anew(
+    threads: int, rounds: int, device: torch.device, sides: Callable[..., Sides], *args: object
+) -> tuple[Ratio, dict[str, float]]:
+    """Compare what `sides(*args)` returns in a process of its own."""
+    return in_new_process(_compare_here, threads, rounds, device, sides, *args)
+
+
+def _compare_here(
+    threads: int, rounds: int, device: torch.device, sides: Callable[..., Sides], *args: object
+) -> tuple[Ratio, dict[str, float]]:
+    torch.set_num_threads(threads)
+    return compare(sides(*args), rounds, device)

@@ -2,12 +2,14 @@
 
 import contextlib
 import copy
+import ctypes
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import textbook
 import torch
 from sizes import Sizes
+from timing import Call, Sides
 from torch import nn
 
 from harness.cost import forward_flop
@@ -47,6 +49,47 @@ class Bench:
             **options,
         )
         return prepare(recipe, method, PAIR, self.device)
+
+    def step(self, method: str, precision: Precision, keep: bool = False, **options: bool) -> Sides:
+        """Return our steps and the textbook's; `keep` has the allocator keep what is freed."""
+        if keep:
+            keep_memory()
+        ours = self.prepare(method, precision, **options)
+        return self._sides(self._warm(ours), self.step_textbook(ours), method, precision)
+
+    def epoch(self, method: str, precision: Precision) -> Sides:
+        """Return our epoch and the textbook's, with its loader."""
+        ours = self.prepare(method, precision)
+        return self._sides(self.ours(ours), self.epoch_textbook(ours), method, precision)
+
+    def option(self, name: str) -> Sides:
+        """Return Logit-KD steps with an option of the recipe, and without it."""
+        faster, plain_step = (self._warm(self.prepare("logit", **{name: on})) for on in (True, False))
+        return Sides(faster, plain_step, self.sizes.batch * self.sizes.steps)
+
+    def against_roof(self, precision: Precision) -> Sides:
+        """Return Logit-KD steps, to be held against the roof."""
+        return self._sides(self.ours(self.prepare("logit", precision)), None, "logit", precision)
+
+    def convolutions_against_roof(self, precision: Precision) -> Sides:
+        """Return the convolutions of one such step, likewise."""
+        return Sides(self.convolutions(precision), None, self.sizes.batch, self.flop("logit"), self.roof(precision))
+
+    def roofs(self) -> Sides:
+        """Return a matrix multiplication in bf16 and one in fp32."""
+        return Sides(self.roof("bf16")[0], self.roof("fp32")[0])
+
+    def _sides(self, ours: Call, theirs: Call | None, method: str, precision: Precision) -> Sides:
+        steps = self.sizes.steps
+        return Sides(ours, theirs, self.sizes.batch * steps, self.flop(method) * steps, self.roof(precision))
+
+    def _warm(self, training: train.Training) -> Call:
+        """Return its epochs as a call, what stands in for its networks already in place."""
+        recipe, call = training.recipe, self.ours(training)
+        if recipe.fold_teacher or recipe.compile or recipe.graphs:
+            for _ in range(train.OWN_STEPS // self.sizes.steps + 1):
+                call()
+        return call
 
     def ours(self, training: train.Training) -> Callable[[], train.Epoch]:
         """Return one epoch of our loop as a call, under the settings that a trial has."""
@@ -130,6 +173,14 @@ class Bench:
                     torch.mm(a, b, out=out)
 
         return call, 2 * n**3 * times
+
+
+def keep_memory() -> None:
+    """Have glibc's allocator give nothing back to the system, in this process and from now on."""
+    libc = ctypes.CDLL(None)
+    trim_threshold, mmap_max = -1, -4  # their numbers in malloc.h
+    if not (libc.mallopt(mmap_max, 0) and libc.mallopt(trim_threshold, -1)):
+        raise OSError("mallopt refused")
 
 
 def plain(training: train.Training) -> list[nn.Module | None]:
