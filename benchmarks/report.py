@@ -41,11 +41,11 @@ Only ratios within one run are claimed. Each is taken A B B A in turn and says h
 ours (`benchmarks/textbook.py`: the same networks, losses, optimizer and clip, channels-first in fp32, `loss.item()` a
 step); that both are the same training is checked by the loss of the first step. R34 -> R18 on images of noise, batch
 128, base width 16 on a processor and 64 on a GPU. bf16 has the same fp32 textbook as its yardstick; on a GPU it takes
-torch's defaults (TF32 in convolutions), and ours what a trial does. Each comparison has a process of its own, started as
-a trial's is, since what a process did before decides how its allocator goes about memory: told to give none back
-(`test_kept_memory`), the textbook loop is faster than it is as people run it. *A/A* is ours against itself: further than 3% from
-1, the machine was too restless, and after many more rounds nothing is claimed. *Of the roof* is the fraction of
-the speed that `torch.mm` reaches in the same precision on the same threads, timed between the steps."""
+torch's defaults (TF32 in convolutions), and ours what a trial does. Each comparison has a process of its own, started
+as a trial's is, since what a process did before decides how its allocator goes about memory: told to give none back
+(`test_kept_memory`), the textbook loop is faster than it is as people run it. *A/A* is ours against itself: further
+than 3% from 1, the machine was too restless, and after many more rounds nothing is claimed. *Of the roof* is the
+fraction of the speed that `torch.mm` reaches in the same precision on the same threads, timed between the steps."""
 
 _WATCH = """\
 ## Why a watch is measured twice
