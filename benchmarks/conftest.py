@@ -141,13 +141,15 @@ class Measure:
 
         With a roof, the floor (seconds that a call would take at that speed) and the fraction reached are noted.
         """
-        job = partial(compare_anew, torch.get_num_threads(), self.sizes.rounds, self.device, sides, *args)
+        job = partial(
+            compare_anew, torch.get_num_threads(), self.sizes.rounds, self.sizes.patience, self.device, sides, *args
+        )
         ratio, more = self.benchmark.pedantic(job, rounds=1, iterations=1)
         self.claim(ratio, goal, **more)
 
     def ratio_here(self, sides: Sides, *, goal: float | None, rounds: int) -> Ratio:
         """Compare two sides in this process, where they start processes themselves."""
-        job = partial(compare, sides, rounds, self.device)
+        job = partial(compare, sides, rounds, self.sizes.patience, self.device)
         ratio, more = self.benchmark.pedantic(job, rounds=1, iterations=1)
         self.claim(ratio, goal, **more)
         return ratio

@@ -13,6 +13,8 @@ class Sizes:
     "Training steps in one timed call."
     rounds: int = 4
     "Times that A B B A is gone through."
+    patience: int = 10
+    "So many times its rounds a ratio is given, as long as the machine is too restless for it."
     matmul: int = 2048
     "Side of the square matrices of the roof."
     matmuls: int = 1
@@ -32,4 +34,4 @@ class Sizes:
 CPU = Sizes()
 # A GPU does a step in milliseconds: many of them between two looks at the clock, and matrices that fill it.
 CUDA = replace(CPU, width=64, steps=20, matmul=8192, matmuls=20)
-TOY = Sizes(4, 8, 1, 1, 64, 1, 2, 1, 1, 40, 3, 3, 1, toy=True)
+TOY = Sizes(4, 8, 1, 1, 1, 64, 1, 2, 1, 1, 40, 3, 3, 1, toy=True)

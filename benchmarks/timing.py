@@ -17,9 +17,6 @@ T = TypeVar("T")
 NOISE = 0.03
 "A ratio of a thing to itself that is further from 1 than this leaves nothing to claim."
 
-PATIENCE = 10
-"So many times its rounds a ratio is given, as long as the machine is too restless for it."
-
 
 @dataclass(frozen=True)
 class Sides:
@@ -66,10 +63,11 @@ def clock(call: Call, device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def ab(a: Call, b: Call, rounds: int, device: torch.device, roof: Call | None = None) -> Ratio:
+def ab(a: Call, b: Call, rounds: int, device: torch.device, roof: Call | None = None, patience: int = 1) -> Ratio:
     """Time `a` and `b` in turn, each round A B B A, after warming both; `roof` once a round, in the middle.
 
-    A restless machine gets more rounds, and all of them count: when to stop is decided by `a` against itself alone.
+    A restless machine gets up to `patience` times the rounds, and all of them count: when to stop is decided by `a`
+    against itself alone.
     """
     for call in (a, b, roof):
         if call is not None:
@@ -79,7 +77,7 @@ def ab(a: Call, b: Call, rounds: int, device: torch.device, roof: Call | None = 
     def itself() -> float:
         return statistics.median(firsts) / statistics.median(lasts)
 
-    for done in range(PATIENCE * rounds):
+    for done in range(patience * rounds):
         if done and done % rounds == 0 and abs(itself() - 1) <= NOISE:
             break
         a1, b1 = clock(a, device), clock(b, device)
@@ -109,7 +107,7 @@ def in_new_process(job: Callable[..., T], *args: object) -> T:
         return pool.submit(job, *args).result()
 
 
-def compare(sides: Sides, rounds: int, device: torch.device) -> tuple[Ratio, dict[str, float]]:
+def compare(sides: Sides, rounds: int, patience: int, device: torch.device) -> tuple[Ratio, dict[str, float]]:
     """Return the ratio of two sides, and what else can be said of our side's speed.
 
     With a roof, that is the floor (seconds that a call would take at that speed) and the fraction reached.
@@ -118,7 +116,7 @@ def compare(sides: Sides, rounds: int, device: torch.device) -> tuple[Ratio, dic
     theirs = sides.theirs or (roof and roof[0])
     if theirs is None:
         raise ValueError("there is nothing to compare with: neither their side nor a roof")
-    ratio = ab(sides.ours, theirs, rounds, device, roof[0] if roof else None)
+    ratio = ab(sides.ours, theirs, rounds, device, roof[0] if roof else None, patience)
     more: dict[str, float] = {}
     if sides.images is not None:
         more["images_per_second"] = round(sides.images / ratio.seconds, 1)
@@ -136,14 +134,14 @@ def compare(sides: Sides, rounds: int, device: torch.device) -> tuple[Ratio, dic
 
 
 def compare_anew(
-    threads: int, rounds: int, device: torch.device, sides: Callable[..., Sides], *args: object
+    threads: int, rounds: int, patience: int, device: torch.device, sides: Callable[..., Sides], *args: object
 ) -> tuple[Ratio, dict[str, float]]:
     """Compare what `sides(*args)` returns in a process of its own."""
-    return in_new_process(_compare_here, threads, rounds, device, sides, *args)
+    return in_new_process(_compare_here, threads, rounds, patience, device, sides, *args)
 
 
 def _compare_here(
-    threads: int, rounds: int, device: torch.device, sides: Callable[..., Sides], *args: object
+    threads: int, rounds: int, patience: int, device: torch.device, sides: Callable[..., Sides], *args: object
 ) -> tuple[Ratio, dict[str, float]]:
     torch.set_num_threads(threads)
-    return compare(sides(*args), rounds, device)
+    return compare(sides(*args), rounds, patience, device)

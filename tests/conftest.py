@@ -23,6 +23,9 @@ from kd.teacher import save_checkpoint
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 
 
+TINY = str(Path(__file__).with_name("tiny.toml"))
+"A study in seconds, whose teachers are good enough for the audits."
+
 LONG = (
     "test_run.py", "test_matrix.py", "test_gpu_queue.py", "test_clean_zoo.py", "test_shards.py", "test_own_faults.py",
     "test_scripts.py", "test_checkpoint.py", "test_interrupted.py", "test_audit_command.py", "test_benchmarks.py",

@@ -113,7 +113,7 @@ def test_a_restless_machine_gets_more_rounds_but_not_for_ever(modules, monkeypat
         return 2.0 if last else 1.0
 
     monkeypatch.setattr("timing.clock", clock)
-    found = ab(lambda: calls.append("a"), lambda: calls.append("b"), 2, torch.device("cpu"))
+    found = ab(lambda: calls.append("a"), lambda: calls.append("b"), 2, torch.device("cpu"), patience=10)
     assert len(calls) == 2 + 4 * rounds and found.noisy is (restless == 100)
 
 

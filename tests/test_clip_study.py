@@ -23,7 +23,7 @@ class Quiet:
 def rows(tmp_path_factory, cache):
     place = tmp_path_factory.mktemp("sweep")
     preset = load_preset("quick")
-    recipe = replace(preset.recipe, epochs=2, base_width=4)
+    recipe = replace(preset.recipe, epochs=2, base_width=4, val_size=40, test_stride=8)
     preset = replace(preset, methods=("feature",), recipe=recipe, teacher={"epochs": 3})
     request = Request(preset, [], False, "digits", None, "cpu", None, place, None, None, controls=False)
     return clip_study.sweep(request, [0.05, 1e3], ["trained", "random-eval"], [0], Quiet())

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 
 def test_a_study_killed_and_resumed_is_held_against_an_unbroken_one(tmp_path, cache):
     text = SMALL.replace('"baseline", "feature"', '"baseline"').replace('"projector-unclipped"', '"lr-never-decays"')
-    (tmp_path / "toy.toml").write_text(text.replace("epochs = 3", "epochs = 6"))
+    (tmp_path / "toy.toml").write_text(text.replace("epochs = 3", "epochs = 4"))
     options = ["--place", tmp_path / "runs", "--output", tmp_path / "out", "--ways", "killed", "--kills", "1"]
     command = [sys.executable, "-m", "benchmarks.interrupted", tmp_path / "toy.toml", *options]
     done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=240)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import TINY
 from test_cli import kdbench
 
 from audits.checks import CATALOGUE
@@ -66,9 +67,8 @@ def test_it_is_listed_audited_and_trained(own, tmp_path):
     code, out, _ = kdbench("audit", *named, "--fault", "first-epoch-lost", "--method", "logit", "--format", "json")
     found = {f["id"]: f["status"] for f in json.loads(out)["findings"]}
     assert code == 1 and found["OWN01"] == found["KD343"] == "fail"
-    few = ["--method", "logit", "--seeds", "0", "--epochs", "2", "--teacher-epochs", "8", "--no-controls"]
-    few += ["--runs", str(tmp_path / "runs")]
-    code, out, err = kdbench("run", *named, "--fault", "first-epoch-lost", *few, "--json")
+    few = ["--method", "logit", "--seeds", "0", "--no-controls", "--runs", str(tmp_path / "runs")]
+    code, out, err = kdbench("run", TINY, *named, "--fault", "first-epoch-lost", *few, "--json")
     assert code == 0, err
     bugged = next(arm for arm in json.loads(out)["arms"] if arm["fault"])
     assert bugged["failed_findings"] == ["KD343", "OWN01"] and bugged["as_expected"]

@@ -15,15 +15,13 @@ from pathlib import Path
 
 import pytest
 import test_cli
-from conftest import write_images
+from conftest import TINY, write_images
 
 from audits.checks import CATALOGUE
 from harness import compare
 from harness.cli.common import stdout
 from harness.cli.show import show_controls
 from harness.record import Folder, StudyFolder
-
-TINY = [str(Path(__file__).with_name("tiny.toml"))]
 
 
 def program(*args, cwd):
@@ -42,7 +40,7 @@ def kdbench(*args, cwd):
 def study(tmp_path_factory, cache):
     """The three bugs and the corrected arms on digits, two seeds, run once for all tests here."""
     place = tmp_path_factory.mktemp("study")
-    done = program("run", "--variant", "both", *TINY, "--json", cwd=place)
+    done = program("run", "--variant", "both", TINY, "--json", cwd=place)
     assert done.returncode == 0, done.stderr
     return place, json.loads(done.stdout), done
 
@@ -139,10 +137,10 @@ def repeat_of_another_course(copy):
 
 def test_a_repeat_that_differs_is_exit_1_and_said(copy):
     repeat = repeat_of_another_course(copy)
-    done = kdbench("run", *TINY, cwd=copy)
+    done = kdbench("run", TINY, cwd=copy)
     assert done.returncode == 1 and "NOT the same bits" in done.stdout
     edit(repeat, lambda raw: raw["environment"].update(device_name="another machine"))
-    done = kdbench("run", *TINY, cwd=copy)
+    done = kdbench("run", TINY, cwd=copy)
     assert done.returncode == 0 and "divergence is undecidable here" in done.stdout
 
 
@@ -155,26 +153,26 @@ def test_a_positive_control_that_its_audit_does_not_see_is_exit_1(copy):
     for folder in folder_of(copy).trials():
         if folder.spec().fault == "teacher-rows-shuffled":
             edit(folder, escape)
-    done = kdbench("run", *TINY, cwd=copy)
+    done = kdbench("run", TINY, cwd=copy)
     assert done.returncode == 1 and "caught by nothing, NOT as declared" in done.stdout
 
 
 def test_a_positive_control_must_be_seen_in_accuracy_too(study, copy):
     blind = "A study that does not see this bug in accuracy says nothing"
-    done = kdbench("run", *TINY, cwd=copy)
+    done = kdbench("run", TINY, cwd=copy)
     assert blind in done.stdout and not study[1]["controls"]["sound"]
     place = folder_of(copy)
     for folder in [*place.trials(), *map(Folder, (place.path / "again").iterdir())]:
         spec = folder.spec()
         if spec.method == "logit" and spec.fault in (None, "teacher-rows-shuffled"):
             edit(folder, lambda raw, s=spec: raw["metrics"].update(test_accuracy=90.0 + s.seed - 50 * bool(s.fault)))
-    done = kdbench("run", *TINY, cwd=copy)
+    done = kdbench("run", TINY, cwd=copy)
     assert blind not in done.stdout and "accuracy -50.00 pp" in done.stdout and ": seen in accuracy" in done.stdout
-    assert json.loads(kdbench("run", *TINY, "--json", cwd=copy).stdout)["controls"]["sound"] is True
+    assert json.loads(kdbench("run", TINY, "--json", cwd=copy).stdout)["controls"]["sound"] is True
 
 
 def test_without_controls_a_study_says_that_it_proves_nothing(copy):
-    done = kdbench("run", *TINY, "--no-controls", cwd=copy)
+    done = kdbench("run", TINY, "--no-controls", cwd=copy)
     assert done.returncode == 0 and "so it proves nothing" in done.stdout and "Controls" not in done.stdout
 
 
@@ -210,7 +208,7 @@ def test_how_far_a_bug_got(row, verdict, effect):
 def test_the_same_command_again_trains_nothing(study):
     place, found, _ = study
     before = {p: p.stat().st_mtime_ns for p in (place / "runs").rglob("*.safetensors")}
-    done = program("run", "--variant", "both", *TINY, "--json", cwd=place)
+    done = program("run", "--variant", "both", TINY, "--json", cwd=place)
     again = json.loads(done.stdout)
     assert (again["trained"], again["reused"]) == (0, 23)
     assert {**again, "trained": 23, "reused": 0} == found
@@ -220,7 +218,7 @@ def test_the_same_command_again_trains_nothing(study):
 def test_the_same_seed_in_a_process_of_another_run_gives_the_same_bits(study, tmp_path):
     place, _, _ = study
     one = ["--variant", "corrected", "--method", "baseline", "--seeds", "1", "--no-controls"]
-    done = kdbench("run", *TINY, *one, cwd=tmp_path)
+    done = kdbench("run", TINY, *one, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (mine,) = folder_of(tmp_path).trials()
     theirs = folder_of(place).trial(mine.key)
@@ -310,7 +308,7 @@ def test_an_escaped_fault_is_exit_1(copy):
                 f["status"] = "pass"
 
     edit_result(copy, "projector-unclipped", escape)
-    done = kdbench("run", *TINY, "--json", cwd=copy)
+    done = kdbench("run", TINY, "--json", cwd=copy)
     arms = json.loads(done.stdout)["arms"]
     assert done.returncode == 1
     assert [a["fault"] for a in arms if not a["as_expected"]] == ["projector-unclipped"]
@@ -321,7 +319,7 @@ def test_a_false_alarm_in_a_clean_arm_is_exit_1_and_shown(copy):
         next(f for f in raw["findings"] if f["id"] == "KD105").update(status="fail")
 
     edit_result(copy, None, alarm)
-    done = kdbench("run", *TINY, cwd=copy)
+    done = kdbench("run", TINY, cwd=copy)
     assert done.returncode == 1 and "Not as declared" in done.stdout and "NO" in done.stdout
 
 
@@ -340,7 +338,7 @@ def test_compare_refuses_arms_from_different_machines_unless_told(copy):
 
 def test_run_itself_never_fails_over_a_comparison_that_it_must_refuse(copy):
     edit_result(copy, "imagenet-stem", lambda raw: raw["environment"].update(torch="0.1"))
-    done = kdbench("run", *TINY, "--json", cwd=copy)
+    done = kdbench("run", TINY, "--json", cwd=copy)
     found = json.loads(done.stdout)
     assert done.returncode == 0
     refused = [c for c in found["comparisons"] if c["verdict"] == "undefined"]
@@ -355,7 +353,7 @@ def test_a_clean_arm_whose_audit_said_nothing_is_not_clean(copy):
         next(f for f in raw["findings"] if f["id"] == "KD201").update(status="not_triggered")
 
     edit_result(copy, None, silence)
-    assert kdbench("run", *TINY, "--json", cwd=copy).returncode == 1
+    assert kdbench("run", TINY, "--json", cwd=copy).returncode == 1
 
 
 def test_results_are_a_table_too(study):
@@ -565,7 +563,7 @@ def test_a_finished_teacher_whose_weights_are_lost_is_trained_again(copy):
     teacher = next(f for f in folder.trials() if f.spec().arch == "r34" and f.spec().fault == "imagenet-stem")
     before = teacher.student.read_bytes()
     teacher.student.unlink()
-    done = kdbench("run", *TINY, "--json", cwd=copy)
+    done = kdbench("run", TINY, "--json", cwd=copy)
     assert done.returncode == 0 and json.loads(done.stdout)["trained"] == 1
     assert teacher.student.read_bytes() == before
 
@@ -574,7 +572,7 @@ def test_a_teacher_brought_along_is_used_and_hashed(study, tmp_path):
     place, _, _ = study
     teacher = next(f for f in folder_of(place).trials() if f.spec().arch == "r34" and not f.spec().fault)
     options = ["--teacher-weights", teacher.student, "--method", "logit", "--seeds", "0", "--no-controls"]
-    done = kdbench("run", "--variant", "corrected", *TINY, *options, "--json", cwd=tmp_path)
+    done = kdbench("run", "--variant", "corrected", TINY, *options, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["trained"] == 1
     (trial,) = folder_of(tmp_path).trials()
@@ -584,7 +582,7 @@ def test_a_teacher_brought_along_is_used_and_hashed(study, tmp_path):
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_reduced_precision_end_to_end(tmp_path, precision, cache):
     options = ["--precision", precision, "--method", "baseline", "--seeds", "0", "--no-controls"]
-    done = kdbench("run", "--variant", "corrected", *TINY, *options, "--json", cwd=tmp_path)
+    done = kdbench("run", "--variant", "corrected", TINY, *options, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["arms"][0]["as_expected"] is True
 
@@ -604,7 +602,7 @@ def test_a_folder_of_images_end_to_end(tmp_path, cache):
                 Image.fromarray(pixels).save(place / f"{i}.png")
     options = ["--dataset", "folder", "--data", "shades", "--seeds", "0", "--teacher-epochs", "3", "--no-controls"]
     options += ["--method", "logit"]
-    done = kdbench("run", "--fault", "random-teacher", *TINY, *options, "--json", cwd=tmp_path)
+    done = kdbench("run", "--fault", "random-teacher", TINY, *options, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["dataset"]["name"] == "folder-shades" and all(arm["as_expected"] for arm in found["arms"])
