@@ -75,7 +75,8 @@ class Ready:
     data_file: Path
     folder: StudyFolder
     device: str
-    workers: int
+    workers: int | None
+    "Trials at a time; None for as many as the cluster has threads."
     weights: tuple[Path, str] | None
     "The teacher's file that was brought along, and its hash."
     command: str | None = None
@@ -104,9 +105,10 @@ def prepare(request: Request) -> Ready:
         raise InputError(f"--runs {request.runs}: cannot be written to; name another folder")
     if not writable(cache_folder()):
         raise InputError(f"the data cache {cache_folder()} cannot be written to; set KDBENCH_CACHE to another folder")
-    workers = request.workers or 1
-    if request.device == "cpu" and request.scheduler is None:
-        workers = share_cores(request.workers, request.threads, usable_cores())
+    workers = request.workers
+    if request.scheduler is None:
+        on_cpu = request.device == "cpu"
+        workers = share_cores(workers, request.threads, usable_cores()) if on_cpu else workers or 1
     weights = _brought(request.teacher_weights, request.teacher_sha256)
     data_file = prepare_data(request.dataset, request.data_root, cache_folder())
     data = load_file(data_file)
@@ -130,12 +132,12 @@ def prepare(request: Request) -> Ready:
         mine = list(plan.trials)  # no arm can start before the whole grid is done, whoever does it
     todo = [key for key in (plan.trials if mine is None else mine) if not is_done(plan, folder, key)]
     device = torch.device(request.device)
-    cost = estimate(plan, todo, len(data.test_ids), workers, device)
+    cost = estimate(plan, todo, len(data.test_ids), workers or 1, device)
     later = None
     if first is not None:  # what the settings will be changes no cost
         second = lay_out(chosen={})
         rest = [key for key in second.trials if key not in first.trials and not is_done(second, folder, key)]
-        later = len(rest), estimate(second, rest, len(data.test_ids), workers, device)
+        later = len(rest), estimate(second, rest, len(data.test_ids), workers or 1, device)
     return Ready(
         plan,
         todo,
@@ -239,7 +241,7 @@ def carry_out(ready: Ready, tell: OnTrial, may_start: Callable[[str], bool] = la
             ready.plan,
             study,
             ready.data_file,
-            ready.workers,
+            ready.workers or 1,
             tell,
             may_start,
             only=ready.mine,

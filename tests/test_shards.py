@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -176,16 +177,30 @@ def test_a_whole_run_and_a_shard_do_not_mix(here):
         assert code == 2 and "each with a --shard" in err
 
 
+def most_at_once(runs, over):
+    """How many trials were held at a time, at the most."""
+    most = 0
+    while not over.wait(0.02):
+        most = max(most, len(list(runs.glob("*/trials/*/lease-*"))))
+    return most
+
+
 def test_a_cluster_gives_the_table_of_one(here, cache):
     """Of three trials: each starts a Python of its own, as where workers are far away."""
     distributed = pytest.importorskip("distributed")
     few = ["--no-controls", "--method", "feature", "--variant", "corrected"]
     assert kdbench("run", "mine.toml", *few, "--runs", "alone")[0] in (0, 1)
     options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "host": "127.0.0.1"}
-    with distributed.LocalCluster(processes=True, **options) as cluster:
-        _, out, err = kdbench("run", "mine.toml", *few, "--scheduler", cluster.scheduler_address, "--json")
+    with distributed.LocalCluster(processes=True, **options) as cluster, ThreadPoolExecutor() as pool:
+        over = threading.Event()
+        at_once = pool.submit(most_at_once, here / "runs", over)
+        try:
+            _, out, err = kdbench("run", "mine.toml", *few, "--scheduler", cluster.scheduler_address, "--json")
+        finally:
+            over.set()
     found = json.loads(out)
     assert (found["trained"], found["failed"]) == (3, 0), err
+    assert at_once.result() == 2, "both students, once there is a teacher"
     assert table(here) == table(here, "alone")
 
 

@@ -182,7 +182,8 @@ def _arms(variant: str | None, fault_names: tuple[str, ...]) -> list[str | None]
 def _announce(ready: "Ready", notes: Any) -> None:
     plan, todo = ready.plan, len(ready.todo)
     where = f"on the cluster at {ready.scheduler}" if ready.scheduler else f"{ready.workers} at a time"
-    work = f"{todo} to run, {where} on {ready.device}: {ready.cost}" if todo else "nothing to run"
+    cost = f"{ready.cost}{'' if ready.workers else ', were they run one by one'}"
+    work = f"{todo} to run, {where} on {ready.device}: {cost}" if todo else "nothing to run"
     if ready.mine is not None:
         work = f"this shard's {len(ready.mine)}: {work}"
     notes.print(f"[bold]{escape(plan.study)}[/]: {len(plan.trials)} trials ({len(plan.teachers)} teachers), {work}")

@@ -36,7 +36,11 @@ _OPTIONS = (
     click.option("--graphs", is_flag=True, default=None, help="Kernels in CUDA graphs: same bits, faster on a GPU."),
     click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Of the processor, a trial."),
     click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda"),
-    click.option("--workers", type=click.IntRange(1), help="Trials at a time. Default: one a core; one on a GPU."),
+    click.option(
+        "--workers",
+        type=click.IntRange(1),
+        help="Trials at a time. Default: one a core; one on a GPU; a cluster's threads.",
+    ),
     click.option("--teacher-weights", type=click.Path(path_type=Path), metavar="FILE", help="A trained teacher."),
     click.option("--teacher-sha256", metavar="HEX", help="What the file's hash must be."),
     FAULTS_OPTION,
