@@ -101,7 +101,7 @@ def in_new_process(job: Callable[..., T], *args: object) -> T:
     """Call a function in a process of its own, started as a trial's is.
 
     In a process that has done much else, freed memory lies about that a step finds again; in a new one it goes back to
-    the system and is fetched anew at each step, and the textbook's loop pays more for it than ours (`test_kept_memory`).
+    the system and is fetched anew at each step, and the textbook pays more for it than ours (`test_kept_memory`).
     """
     with ProcessPoolExecutor(1, mp_context=start_server({1})) as pool:
         return pool.submit(job, *args).result()
