@@ -10,7 +10,7 @@ import pytest
 import sizes as all_sizes
 import torch
 from sizes import Sizes
-from timing import Call, Ratio, Sides, compare, compare_anew
+from timing import Call, Ratio, Sides, compare, compare_anew, in_new_process
 from trainings import Bench
 
 from harness.environment import device_name, usable_cores, versions
@@ -141,9 +141,8 @@ class Measure:
 
         With a roof, the floor (seconds that a call would take at that speed) and the fraction reached are noted.
         """
-        job = partial(
-            compare_anew, torch.get_num_threads(), self.sizes.rounds, self.sizes.patience, self.device, sides, *args
-        )
+        how = torch.get_num_threads(), self.sizes.rounds, self.sizes.patience, self.device
+        job = partial(in_new_process, compare_anew, *how, sides, *args)
         ratio, more = self.benchmark.pedantic(job, rounds=1, iterations=1)
         self.claim(ratio, goal, **more)
 

@@ -35,4 +35,19 @@ CPU = Sizes()
 # A GPU does a step in milliseconds: many of them between two looks at the clock, and matrices that fill it. It is lent
 # for minutes, and what a run that is cut off has measured is lost: fewer rounds.
 CUDA = replace(CPU, width=64, steps=20, rounds=2, patience=4, matmul=8192, matmuls=20)
-TOY = Sizes(4, 8, 1, 1, 1, 64, 1, 2, 1, 1, 40, 3, 3, 1, toy=True)
+TOY = Sizes(
+    width=4,
+    batch=8,
+    steps=1,
+    rounds=1,
+    patience=1,
+    matmul=64,
+    hook_steps=2,
+    trial_epochs=1,
+    worker_rounds=1,
+    trials=40,
+    comparisons=3,
+    mirrored=3,
+    starts=1,
+    toy=True,
+)

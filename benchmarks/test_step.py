@@ -59,7 +59,7 @@ def test_step(bench, measure, threads, precision, method):
 @pytest.mark.parametrize("method", DISTILLING)
 def test_kept_memory(cpu_only, bench, measure, method):
     """The same on one thread in fp32, where the allocator is told to give no memory back to the system."""
-    measure.ratio(bench.step, method, "fp32", True, goal=None)
+    measure.ratio(partial(bench.step, keep=True), method, "fp32", goal=None)
 
 
 @pytest.mark.parametrize("option", ["fold_teacher", "compile"])

@@ -136,12 +136,6 @@ def compare(sides: Sides, rounds: int, patience: int, device: torch.device) -> t
 def compare_anew(
     threads: int, rounds: int, patience: int, device: torch.device, sides: Callable[..., Sides], *args: object
 ) -> tuple[Ratio, dict[str, float]]:
-    """Compare what `sides(*args)` returns in a process of its own."""
-    return in_new_process(_compare_here, threads, rounds, patience, device, sides, *args)
-
-
-def _compare_here(
-    threads: int, rounds: int, patience: int, device: torch.device, sides: Callable[..., Sides], *args: object
-) -> tuple[Ratio, dict[str, float]]:
+    """Compare what `sides(*args)` returns; the whole job of a process of its own."""
     torch.set_num_threads(threads)
     return compare(sides(*args), rounds, patience, device)

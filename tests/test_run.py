@@ -217,13 +217,15 @@ def test_the_same_command_again_trains_nothing(study):
 
 def test_the_same_seed_in_a_process_of_another_run_gives_the_same_bits(study, tmp_path):
     place, _, _ = study
-    one = ["--variant", "corrected", "--method", "baseline", "--seeds", "1", "--no-controls"]
+    one = ["--variant", "corrected", "--method", "feature", "--seeds", "1", "--no-controls"]
     done = kdbench("run", TINY, *one, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    (mine,) = folder_of(tmp_path).trials()
-    theirs = folder_of(place).trial(mine.key)
-    for name in ("student.safetensors", "curve.jsonl"):
-        assert (mine.path / name).read_bytes() == (theirs.path / name).read_bytes()
+    mine, theirs = folder_of(tmp_path), folder_of(place)
+    keys = [folder.key for folder in mine.trials()]
+    assert len(keys) == 2
+    for key in keys:
+        for name in ("student.safetensors", "curve.jsonl"):
+            assert (mine.trial(key).path / name).read_bytes() == (theirs.trial(key).path / name).read_bytes()
 
 
 def test_a_trial_runs_alone_from_its_spec(study, tmp_path, cache):
@@ -602,7 +604,7 @@ def test_a_folder_of_images_end_to_end(tmp_path, cache):
                 Image.fromarray(pixels).save(place / f"{i}.png")
     options = ["--dataset", "folder", "--data", "shades", "--seeds", "0", "--teacher-epochs", "3", "--no-controls"]
     options += ["--method", "logit"]
-    done = kdbench("run", "--fault", "random-teacher", TINY, *options, "--json", cwd=tmp_path)
+    done = kdbench("run", "--variant", "both", TINY, *options, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["dataset"]["name"] == "folder-shades" and all(arm["as_expected"] for arm in found["arms"])

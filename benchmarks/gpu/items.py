@@ -35,7 +35,7 @@ def correctness(call: Call) -> bool:
     noted = f"--junitxml={call.results / 'correctness' / 'tests.xml'}"
     files = ["tests/test_cuda.py", "tests/test_cuda_script.py"]
     return call.command(
-        "correctness", "cuda", ["-m", "pytest", *files, *_QUIET, *size, noted, "-n", "0" if call.toy else "8"],
+        "correctness", "cuda", ["-m", "pytest", *files, *_QUIET, *size, noted, "-n", "1" if call.toy else "8"],
         KDBENCH_TEST_DEVICE=call.device,
     )  # fmt: skip
 
@@ -53,8 +53,11 @@ def suite(call: Call) -> bool:
 def throughput(call: Call) -> bool:
     """Time every stack of the step, several trials at once, and the benchmark suite on the device."""
     sizes = ["--toy"] if call.toy else []
-    chosen = [(method, stack) for method in ("logit", "feature") for stack in STACKS][: 1 if call.toy else None]
-    parts = [(f"{method}-{stack}", ["-m", "benchmarks.gpu.stacks", "step", stack, method]) for method, stack in chosen]
+    parts = [
+        (f"{method}-{stack}", ["-m", "benchmarks.gpu.stacks", "step", stack, method])
+        for method in ("logit", "feature")
+        for stack in (list(STACKS)[:1] if call.toy else STACKS)
+    ]
     parts += [("at-once", ["-m", "benchmarks.gpu.stacks", "at-once"])]
     done = [call.command("throughput", name, [*args, "--device", call.device, *sizes]) for name, args in parts]
     report = call.results / "throughput" / "benchmarks.json"
