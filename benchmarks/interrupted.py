@@ -50,7 +50,7 @@ class Way:
         self.trained: list[int] = []
         self.kills: list[dict[str, Any]] = []
         self.clock = time.monotonic()
-        self.so_far = self.runs / "so-far.json"
+        self.so_far, self.log = self.runs / "so-far.json", place / f"{name}.log"
         if self.so_far.is_file():
             half = json.loads(self.so_far.read_text())
             self.seconds, self.kills = half["seconds"], half["kills"]
@@ -70,19 +70,23 @@ class Way:
     def start(self, *options: str) -> subprocess.Popen[str]:
         """Start the program, as from a terminal: it heeds SIGINT, and its trials are in a group with it."""
         heed = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
-        return subprocess.Popen(
-            [*self.call, *options, "--json"],
-            cwd=self.place,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            start_new_session=True,
-            preexec_fn=heed,
-        )
+        with self.log.open("a", encoding="utf-8") as log:
+            return subprocess.Popen(
+                [*self.call, *options, "--json"],
+                cwd=self.place,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                start_new_session=True,
+                preexec_fn=heed,
+            )
 
     def finish(self, running: subprocess.Popen[str]) -> None:
         """Wait for the program, which must have run all that was left."""
         out, _ = running.communicate()
+        if not out:
+            said = self.log.read_text(encoding="utf-8").strip()
+            raise SystemExit(f"{self.name}: the study ended with code {running.returncode}: {said[-2000:]}")
         found = json.loads(out)
         if found["failed"]:
             raise SystemExit(f"{self.name}: {found['failed']} trials could not run; see {self.runs}")
