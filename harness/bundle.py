@@ -317,10 +317,13 @@ def _sha256(member: Member) -> str:
 def _write(output: Path, name: str, members: Mapping[str, Member]) -> None:
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     write = _write_zip if output.suffix == ".zip" else _write_tar
+    packed = {f"{name}/{place}": member for place, member in sorted(members.items())}
     try:
         with temporary.open("wb") as file:
-            write(file, {f"{name}/{place}": member for place, member in sorted(members.items())})
+            write(file, packed)
         temporary.replace(output)
+    except OSError as error:
+        raise InputError(f"{output} cannot be written ({error.strerror}); name another file") from error
     finally:
         temporary.unlink(missing_ok=True)
 

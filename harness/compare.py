@@ -91,6 +91,28 @@ def write_study(
     write_atomic(folder.path / "study.json", json.dumps(study, indent=2) + "\n")
 
 
+def check_declared(folder: StudyFolder, decision: Decision) -> None:
+    """Raise InputError where the study has results and declared before them to decide in another way."""
+    if not (folder.path / "study.json").is_file():
+        return
+    declared = _decision(_read_json(folder))
+    results = (trial.result() for trial in folder.trials())
+    if declared == decision or not any(result is not None and result.metrics is not None for result in results):
+        return
+    now = asdict(decision)
+    changes = [f"{name} {was}, not {now[name]}" for name, was in asdict(declared).items() if was != now[name]]
+    raise InputError(
+        f"{folder.path} has results, and declared before them: {'; '.join(changes)}. How to decide is not changed once "
+        "results are there: put it back under [decision], or run a copy of the file under another name, as a study of "
+        "its own"
+    )
+
+
+def _decision(raw: Mapping[str, Any]) -> Decision:
+    """Return what study.json says was declared."""
+    return Decision(**{name: raw["decision"][name] for name in ("metric", "margin_pp", "alpha")})
+
+
 def _entries(arms: Mapping[Arm, Mapping[int, str]]) -> list[dict[str, Any]]:
     return [
         {**asdict(arm), "trials": {str(seed): arms[arm][seed] for seed in sorted(arms[arm])}}
@@ -140,10 +162,9 @@ def read_study(folder: StudyFolder) -> Trials:
         tried = {int(seed): folder.trial(key) for seed, key in entry["trials"].items()}
         trials = {seed: (trial.spec(), trial.result()) for seed, trial in tried.items()}
         grid.setdefault(_arm(entry), []).append(Tried(entry["point"], trials))
-    decision = {name: raw["decision"][name] for name in ("metric", "margin_pp", "alpha")}
     controls = raw.get("controls") or {"again": None, "arms": []}
     again = (folder.trial(controls["again"][0]), folder.trial(controls["again"][1])) if controls["again"] else None
-    return Trials(folder, Decision(**decision), read(raw["arms"]), read(controls["arms"]), again, grid)
+    return Trials(folder, _decision(raw), read(raw["arms"]), read(controls["arms"]), again, grid)
 
 
 def write_table(study: Trials) -> None:
@@ -285,17 +306,19 @@ def gain_pairs(arms: Iterable[Arm]) -> list[tuple[Arm, Arm]]:
 
 
 def compare_within_family(
-    study: Trials, wanted: list[tuple[Arm, Arm]], allowed: Sequence[str] = ()
+    study: Trials, wanted: list[tuple[Arm, Arm]], allowed: Sequence[str] = (), refuse: bool = True
 ) -> tuple[list[dict[str, Any]], int]:
     """Compare the wanted pairs, adjusted for the whole declared family that they belong to; return its size as well.
 
     To ask for one comparison alone must not make it look surer: the family was declared before the run. What is wanted
-    and not declared is counted on top.
+    and not declared is counted on top. `refuse` is as in :func:`compare_arms`.
     """
+    if not wanted:
+        return [], 0
     by_method = wanted[0][0].method != wanted[0][1].method
     declared = gain_pairs(study.arms) if by_method else bug_pairs(study.arms)
     others = [(a, b) for a, b in declared if (a, b) not in wanted and (b, a) not in wanted]
-    for pair in wanted:  # what was asked for is refused where it must be; the others only count
+    for pair in wanted if refuse else ():  # what was asked for is refused where it must be; the others only count
         compare_arms(study, [pair], allowed)
     entries = compare_arms(study, [*wanted, *others], allowed, refuse=False)
     return entries[: len(wanted)], len(entries)

@@ -67,6 +67,12 @@ def take(folder: Folder) -> Lease | None:
     return Lease(path, token)
 
 
+def is_held(folder: Folder) -> bool:
+    """Say whether somebody who is alive has the lease of a trial."""
+    held = _numbered(folder.path)
+    return bool(held) and not _is_over(held[-1])
+
+
 def _numbered(folder: Path) -> list[Path]:
     return sorted(folder.glob("lease-*"), key=_number)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -38,7 +39,7 @@ class Decision:
         check_types(self, "decision")
         if self.metric != "test_accuracy":
             raise unknown("metric", self.metric, ["test_accuracy"], "decision")
-        if not self.margin_pp > 0 or not 0 < self.alpha < 1:
+        if not 0 < self.margin_pp < math.inf or not 0 < self.alpha < 1:
             raise InputError("decision: margin_pp must be positive and alpha between 0 and 1")
 
 
@@ -83,7 +84,10 @@ def load_preset(name: str) -> Preset:
         path = Path(name)
         if not path.is_file():
             raise InputError(f"{path} does not exist; kdbench init writes a study to start from")
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{path} cannot be read as a study's file, which is UTF-8: {error}") from error
         preset = replace(parse_preset(path.stem, text), text=text)
         if path.stem in PRESETS:
             raise InputError(f"{path}: {path.stem} is the name of a preset; call the file otherwise")
@@ -118,17 +122,17 @@ def parse_preset(name: str, text: str) -> Preset:
     try:
         preset = Preset(
             name,
-            study["dataset"],
+            _text(study["dataset"], f"{where}, [study]: dataset"),
             _names(study["pairs"], f"{where}, [study]: pairs"),
             _names(study["methods"], f"{where}, [study]: methods"),
-            parse_seeds(study["seeds"]),
+            _seeds(study["seeds"], f"{where}, [study]: seeds"),
             Decision(**raw.get("decision", {})),
             Recipe(**raw.get("recipe", {})),
             raw.get("teacher", {}),
             raw.get("method", {}),
             by_pair,
             _arms(study["arms"], f"{where}, [study]: arms") if "arms" in study else None,
-            Path(study["data"]) if "data" in study else None,
+            Path(_text(study["data"], f"{where}, [study]: data")) if "data" in study else None,
             _grid(raw["grid"], where) if "grid" in raw else None,
         )
         _ = preset.teacher_recipe, [preset.settings(pair, method) for pair in preset.pairs for method in preset.methods]
@@ -150,6 +154,18 @@ def _keys(found: Any, known: Iterable[str], where: str) -> None:
             raise unknown("key", key, known, where)
 
 
+def _text(found: Any, where: str) -> str:
+    if not isinstance(found, str) or not found:
+        raise InputError(f"{where} is {found!r}; it must be a text in quotes")
+    return found
+
+
+def _seeds(found: Any, where: str) -> tuple[int, ...]:
+    if not isinstance(found, str):  # 5 might mean five seeds, or the seed 5
+        raise InputError(f'{where} is {found!r}; write it as a text: "0-4" are five seeds, "5" is the seed 5')
+    return parse_seeds(found)
+
+
 def _names(found: Any, where: str) -> tuple[str, ...]:
     if not isinstance(found, list) or not found or not all(isinstance(name, str) for name in found):
         raise InputError(f"{where} is {found!r}; it must be a list of names")
@@ -169,13 +185,15 @@ def _grid(found: dict[str, Any], where: str) -> Grid:
     axes = {name: table for name, table in found.items() if name != "seeds"}
     for name, table in axes.items():
         _keys(table, table, f"{where}, [grid.{name}]")
+        if not table:
+            raise InputError(f"[grid.{name}] names no setting to be tried; as temperature = [2, 4], or leave it out")
         for setting, values in table.items():
             if not isinstance(values, list):
                 raise InputError(f"[grid.{name}]: {setting} is {values!r}; it must be a list of numbers")
     if not axes or "seeds" not in found:
         raise InputError("[grid] needs seeds, other than the study's, and a method's settings, as [grid.logit]")
     tables = {name: {key: tuple(values) for key, values in table.items()} for name, table in axes.items()}
-    return Grid(parse_seeds(found["seeds"]), tables)
+    return Grid(_seeds(found["seeds"], "[grid]: seeds"), tables)
 
 
 def check_method(method: str) -> None:
@@ -279,6 +297,17 @@ class Plan:
         return spec.key
 
 
+def unused(preset: Preset) -> list[str]:
+    """Return the tables of a user's file that nothing which is asked for reads, with the reason."""
+    if preset.text is None:
+        return []
+    grid = preset.grid.methods if preset.grid is not None else {}
+    return [
+        *(f"[grid.{name}]: {name} is no method of this study" for name in grid if name not in preset.methods),
+        *(f"[pair.{pair}]: {pair} is no pair of this study" for pair in preset.pair if pair not in preset.pairs),
+    ]
+
+
 @dataclass(frozen=True)
 class Ground:
     """What all trials of a study stand on."""
@@ -304,7 +333,7 @@ def make_plan(
     """Lay out the trials of a study, or, where it has a grid and nothing was `chosen` yet, those of the grid.
 
     `variants` are the faults of the arms, None for the corrected one. Where a fault does not apply to a method, that
-    arm is skipped and listed; if it was named (`named_fault`) and applies to none, that is an InputError. `controls`
+    arm is skipped and listed; if it was named (`named_fault`), or no arm is left, that is an InputError. `controls`
     adds those of the first pair.
     """
     plan = Plan(_study_name(preset, ground), preset, is_first_stage=preset.grid is not None and chosen is None)
@@ -332,7 +361,7 @@ def make_plan(
                 point = (chosen or {}).get(chooser)
                 plan.arms[arm] = {} if plan.is_first_stage else _trials(plan, arm, fault, ground, point)
     missing = {name for name in variants if name is not None} - {arm.fault for arm in plan.arms}
-    if named_fault and missing:
+    if missing and (named_fault or not plan.arms):
         reasons = "; ".join(f"{fault}: {why}" for fault, _, why in plan.skipped if fault in missing)
         raise InputError(f"the fault named applies to none of the methods asked for ({reasons})")
     if plan.is_first_stage:

@@ -1,30 +1,23 @@
 """How far a study is, from its records alone."""
 
-import time
 from collections import Counter
 from typing import Any
 
 from harness.compare import order, read_study
+from harness.lease import is_held
 from harness.record import FINAL, Folder, Result, StudyFolder
 from harness.spec import Spec
 
-_STILL = 600
-"Seconds without a new epoch, and without a result, after which a trial is taken for cut off."
 
-
-def state_of(folder: Folder, result: Result | None, now: float) -> str:
+def state_of(folder: Folder, result: Result | None) -> str:
     """Return finished, diverged, failed, interrupted, running or waiting."""
     if result is not None:
         return result.status
-    curve = folder.path / "curve.jsonl"
-    if curve.is_file() and now - curve.stat().st_mtime < _STILL:
-        return "running"
-    return "waiting"
+    return "running" if is_held(folder) else "waiting"
 
 
 def progress(study: StudyFolder) -> dict[str, Any]:
     """Return the states of a study's trials, by arm and in all; teachers are an arm of their own."""
-    now = time.time()
     trials = read_study(study)
     groups: dict[tuple[str, str, str], dict[str, tuple[Spec, Result | None]]] = {}
     ours = set()
@@ -48,7 +41,7 @@ def progress(study: StudyFolder) -> dict[str, Any]:
         running = []
         for key, (spec, result) in members.items():
             folder = study.trial(key)
-            state = state_of(folder, result, now)
+            state = state_of(folder, result)
             states[state] += 1
             if state == "running":
                 running.append({"seed": spec.seed, "epochs": folder.epochs(), "of": spec.recipe.epochs})

@@ -176,7 +176,9 @@ class Folder:
         try:
             spec = Spec.from_json((self.path / "spec.json").read_text())
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{self.path}: no spec.json can be read ({error})") from error
+            raise InputError(
+                f"{self.path}: no spec.json can be read ({error}); the study's command, run again, writes it anew"
+            ) from error
         if spec.key != self.key:
             raise InputError(f"{self.path}: spec.json belongs to trial {spec.key}; it was edited or moved")
         return spec

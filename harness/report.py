@@ -340,7 +340,8 @@ def _context(found: Mapping[str, Any]) -> dict[str, Any]:
     titles = {name: kind.title for name, kind in METHODS.items()}
     stories = {arm["fault"]: faults.get(arm["fault"]).story for arm in found["arms"] if arm["fault"]}
     sizes = {min(c["n"]) for c in [*found["gains"], *found["bugs"]]}
-    power = {n: stats.smallest_effect(n) for n in sorted(sizes) if n > 1}
+    alpha = found["decision"].alpha
+    power = {n: stats.smallest_effect(n, alpha) for n in sorted(sizes) if n > 1}
     audits = {id: name for name, id in faults.audit_ids().items() if id in fired}
     return {
         **found,
@@ -358,9 +359,12 @@ def write(folder: StudyFolder, output: Path) -> list[Path]:
     """Write report.html and report.md of a study into a folder; return their paths."""
     study = compare.read_study(folder)
     found = read(study)
-    output.mkdir(parents=True, exist_ok=True)
     claimed = found["norms"]["claim"]["value"] if found["norms"] else None
     pages = {"report.html": html(found, figures.draw(study, found["gains"], claimed)), "report.md": markdown(found)}
-    for name, text in pages.items():
-        (output / name).write_text(text, encoding="utf-8")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        for name, text in pages.items():
+            (output / name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"no page can be written into {output} ({error.strerror}); name another --output") from error
     return [output / name for name in pages]

@@ -60,21 +60,26 @@ def _upper_tail(t: float, df: float, shift: float) -> float:
     return p if math.isfinite(p) else float(shift > t)
 
 
-def power(effect: float, n: int, alpha: float = 0.05, paired: bool = False) -> float:
+def power(effect: float, n: int | tuple[int, int], alpha: float = 0.05, paired: bool = False) -> float:
     """Return the power of the two-sided t test at a standardised effect, both tails.
 
-    Of the pooled test with n per group, the effect in units of their spread; or of the paired one with n pairs, in
-    units of the spread of their differences.
+    Of the pooled test with n per group, or so many in the one and so many in the other, the effect in units of their
+    spread; or of the paired one with n pairs, in units of the spread of their differences.
     """
-    df, shift = (n - 1, abs(effect) * math.sqrt(n)) if paired else (2 * n - 2, abs(effect) * math.sqrt(n / 2))
+    n_a, n_b = n if isinstance(n, tuple) else (n, n)
+    df, size = (n_a - 1, n_a) if paired else (n_a + n_b - 2, n_a * n_b / (n_a + n_b))
+    shift = abs(effect) * math.sqrt(size)
     limit = -float(special.stdtrit(df, alpha / 2))
     return _upper_tail(limit, df, shift) + _upper_tail(limit, df, -shift)
 
 
 @cache
-def smallest_effect(n: int, alpha: float = 0.05, wanted: float = 0.8, paired: bool = False) -> float:
-    """Return the standardised effect that n per group, or n pairs, find with the wanted power."""
-    return float(optimize.brentq(lambda d: power(d, n, alpha, paired) - wanted, 1e-6, 50))
+def smallest_effect(n: int | tuple[int, int], alpha: float = 0.05, wanted: float = 0.8, paired: bool = False) -> float:
+    """Return the standardised effect that groups of these sizes (see :func:`power`) find with the wanted power."""
+    if wanted <= alpha:  # what the test has without any effect
+        return 0.0
+    enough = next(high for high in (2.0**k for k in range(200)) if power(high, n, alpha, paired) >= wanted)
+    return float(optimize.brentq(lambda d: power(d, n, alpha, paired) - wanted, 0, enough))
 
 
 def seeds_needed(
@@ -179,7 +184,7 @@ def hedges(x: np.ndarray, y: np.ndarray) -> tuple[float, Pair]:
 def _relabellings(n_a: int, n_b: int) -> np.ndarray:
     """Return every choice of b's places among all seeds, one a row."""
     chosen = itertools.chain.from_iterable(itertools.combinations(range(n_a + n_b), n_b))
-    return np.fromiter(chosen, np.int8).reshape(-1, n_b)
+    return np.fromiter(chosen, np.int16).reshape(-1, n_b)
 
 
 def _two_sided(sums: np.ndarray, seen: float, scale: float) -> float:
@@ -304,7 +309,7 @@ def compare(a: Sequence[float], b: Sequence[float], margin: float, alpha: float 
     least = 2 / (relabellings if relabellings <= EXACT_LIMIT else 100_000)  # twice the smaller one-sided p
     g, g_interval = hedges(x, y)
     smaller = min(n_a, n_b)
-    mde = smallest_effect(smaller, alpha)
+    mde = smallest_effect((n_a, n_b), alpha)
     if smaller < 6:
         remarks.append(
             f"{n_a} v {n_b} seeds: no exact test can give p < {least:.2g}; differences under about {mde:.1f} sd "

@@ -123,6 +123,7 @@ def prepare(request: Request) -> Ready:
     )
     plan = lay_out()
     folder = StudyFolder(request.runs / plan.study)
+    compare.check_declared(folder, request.preset.decision)
     first = plan if plan.is_first_stage else None
     if first is not None and all(is_done(first, folder, key) for key in first.trials):
         plan, first = lay_out(chosen=_chosen(first, folder)), None
@@ -279,10 +280,13 @@ def _import_weights(weights: tuple[Path, str], study: StudyFolder) -> None:
 def summary(ready: Ready, outcome: Outcome, allowed: Sequence[str] = ()) -> dict[str, Any]:
     """Return the kdbench.run/1 object; a comparison that must be refused stands in it as undefined, with the reason."""
     plan, recipe, data = ready.plan, ready.plan.preset.recipe, ready.data
-    trials = compare.only(compare.read_study(ready.folder), plan.arms)
+    whole = compare.read_study(ready.folder)
+    trials = compare.only(whole, plan.arms)
     results = [ready.folder.trial(key).result() for key in plan.trials]
     teachers = sorted(plan.teachers.items(), key=lambda item: (item[0][0], item[0][1] or ""))
-    comparisons = compare.compare_arms(trials, compare.bug_pairs(plan.arms), allowed, refuse=False)
+    # Of all seeds that the study has, however few of its arms and seeds this call was about.
+    comparisons, bugs = compare.compare_within_family(whole, compare.bug_pairs(plan.arms), allowed, refuse=False)
+    gains, methods = compare.compare_within_family(whole, compare.gain_pairs(plan.arms), allowed, refuse=False)
     verdicts = {(c["b"], c["pair"], c["method"]): c["verdict"] for c in comparisons}
     arms = [
         {**row, "effect": compare.effect(row, verdicts.get((row["fault"], row["pair"], row["method"])))}
@@ -309,7 +313,8 @@ def summary(ready: Ready, outcome: Outcome, allowed: Sequence[str] = ()) -> dict
         "grid": compare.grid_rows(trials),
         "arms": arms,
         "comparisons": comparisons,
-        "gains": compare.compare_arms(trials, compare.gain_pairs(plan.arms), allowed, refuse=False),
+        "gains": gains,
+        "families": {"comparisons": bugs, "gains": methods},
         "controls": compare.controls(trials) if plan.controls is not None else None,
         "teachers": [compare.teacher_row(arch, ready.folder.trial(key)) for (arch, _), key in teachers],
     }

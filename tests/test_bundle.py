@@ -61,6 +61,11 @@ def packed(here):
     with contextlib.chdir(here):
         code, out, err = kdbench("bundle", "--runs", "my runs", "--output", "it.zip")
     assert code == 0 and hashlib.sha256((here / "it.zip").read_bytes()).hexdigest() in out, err
+    (here / "taken.zip").mkdir()
+    code, _, err = kdbench("bundle", "--runs", here / "my runs", "--output", here / "taken.zip")
+    assert code == 2 and "taken.zip cannot be written" in err, err
+    (here / "taken.zip").rmdir()
+    assert sorted(path.name for path in here.iterdir()) == ["it.zip", "mine.toml", "my runs"]
     return here / "it.zip", read(here / "it.zip")
 
 

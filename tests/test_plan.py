@@ -153,7 +153,9 @@ def test_a_named_fault_that_applies_nowhere_is_an_error():
     preset = dataclasses.replace(load_preset("quick"), methods=("logit",))
     with pytest.raises(InputError, match="logit has no projectors"):
         make_plan(preset, ["projector-unclipped"], GROUND, named_fault=True)
-    assert make_plan(preset, ["projector-unclipped"], GROUND).skipped
+    with pytest.raises(InputError, match="logit has no projectors"):
+        make_plan(preset, ["projector-unclipped"], GROUND)
+    assert make_plan(preset, [None, "projector-unclipped"], GROUND).skipped
 
 
 def test_a_teacher_that_was_brought_along_trains_none():

@@ -277,6 +277,9 @@ def test_the_study_is_named_by_an_argument_and_its_page_is_the_same_again(study,
     page = (tmp_path / "report.html").read_text()
     assert code == 0 and "report.html" in out and f"kdbench report {name}<" in page, err
     assert all(picture in page for picture in pictures.values())
+    for output in (tmp_path / "report.md", tmp_path / "report.md" / "deeper"):
+        code, _, err = kdbench("report", name, "--runs", runs, "--output", output)
+        assert code == 2 and f"no page can be written into {output}" in err, err
     code, _, err = kdbench("report", "quik-digits", "--runs", runs, "--output", tmp_path)
     assert code == 2 and f"did you mean '{name}'" in err
     code, _, err = kdbench("report", name, "--study", "other", "--runs", runs, "--output", tmp_path)

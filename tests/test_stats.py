@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 from scipy.special import gamma
+from statsmodels.stats.power import TTestIndPower
 
 from harness import stats
 from harness.stats import Comparison, compare, holm, power, seeds_needed, smallest_effect, verdict
@@ -94,6 +95,33 @@ def test_probability_of_improvement_counts_pairs():
 def test_smallest_effect_of_each_design(n, effect):
     assert smallest_effect(n) == pytest.approx(effect, abs=0.006)
     assert power(smallest_effect(n), n) == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("sizes", [(5, 2), (5, 3), (4, 5), (10, 2), (5, 5)])
+def test_smallest_effect_of_unequal_groups_is_statsmodels(sizes):
+    n_a, n_b = sizes
+    oracle = TTestIndPower().solve_power(nobs1=n_a, ratio=n_b / n_a, alpha=0.05, power=0.8)
+    assert smallest_effect(sizes) == pytest.approx(oracle, rel=1e-6)
+    a, b = [float(i) for i in range(n_a)], [float(i) for i in range(n_b)]
+    pooled = math.sqrt(((n_a - 1) * np.var(a, ddof=1) + (n_b - 1) * np.var(b, ddof=1)) / (n_a + n_b - 2))
+    assert compare(a, b, margin=0.5).mde == pytest.approx(oracle * pooled, rel=1e-6)
+
+
+def test_smallest_effect_of_a_strict_alpha():
+    effect = smallest_effect(2, 0.0005)
+    assert effect > 50 and power(effect, 2, 0.0005) == pytest.approx(0.8)
+    assert smallest_effect(5, 0.05, wanted=0.05) == 0
+    assert stats.compare_paired([1.0, 2.0], [1.5, 2.7], 0.5, 0.01).mde > 0
+
+
+def test_groups_of_very_different_sizes_are_relabelled():
+    many = [float(i % 7) for i in range(130)]
+    assert compare([3.0, 4.0], many, margin=0.5).permutation_p == pytest.approx(
+        scipy_stats.permutation_test(
+            (many, [3.0, 4.0]), lambda u, v: np.mean(u) - np.mean(v), n_resamples=np.inf
+        ).pvalue,
+        rel=0.02,
+    )
 
 
 @pytest.mark.parametrize(("effect", "n"), [(0.5, 64), (0.8, 26), (1.0, 17), (1.5, 9), (2.0, 6), (3.0, 4)])

@@ -2,12 +2,12 @@
 
 import json
 import os
-import time
 
 import pytest
 from conftest import write_images
 from test_cli import kdbench
 
+from harness.lease import take
 from harness.plan import PRESETS, load_preset
 from harness.record import Result, StudyFolder
 from kd.errors import InputError
@@ -83,7 +83,12 @@ def test_a_file_names_arms_and_options_change_them(here):
         ),
         (("base_width = 4", "base_widht = 4"), "unknown key 'base_widht'; did you mean 'base_width'"),
         (("arms = [", "arms = [3, "), "it must be a list of names"),
-        (('dataset = "digits"', 'dataset = "digits"\ndata = 3'), "a value is of the wrong type"),
+        (('dataset = "digits"', 'dataset = "digits"\ndata = 3'), "[study]: data is 3; it must be a text"),
+        (('dataset = "digits"', "dataset = 3"), "[study]: dataset is 3; it must be a text"),
+        (('seeds = "0-1"', "seeds = 5"), '"0-4" are five seeds, "5" is the seed 5'),
+        (("[recipe]", '[grid]\nseeds = "7"\n[grid.feature]\n[recipe]'), "[grid.feature] names no setting to be tried"),
+        (("[recipe]", "[decision]\nmargin_pp = inf\n[recipe]"), "margin_pp must be positive"),
+        (('"baseline", "feature"', '"baseline"'), "applies to none of the methods asked for"),
     ],
 )
 def test_a_slip_in_a_file_is_named(here, change, says):
@@ -136,10 +141,62 @@ def test_status_says_how_far_a_study_is(here, cache):
     for folder in (running, cut):
         (folder.path / "result.json").unlink()
         (folder.path / "curve.jsonl").write_text('{"epoch": 1}\n')
-    os.utime(cut.path / "curve.jsonl", (time.time() - 3600,) * 2)
+        assert take(folder) is not None
+    (lease,) = cut.path.glob("lease-*")  # as Ctrl-C or SIGKILL leave it a moment ago: nobody is there any more
+    lease.write_text(lease.read_text().replace(f'"pid": {os.getpid()}', '"pid": 4194305'))
     code, out, _ = kdbench("status")
     assert code == 0 and "4 finished" in out and "1 running" in out and "1 waiting" in out and "1 failed" in out
     assert "seed 0: 1 of 3" in out and "its process was ended by SIGKILL" in out
+
+
+def test_how_to_decide_is_not_changed_once_there_are_results(here, cache):
+    file = here / "mine.toml"
+    file.write_text(SMALL)
+    args = ["run", "mine.toml", "--no-controls", "--method", "baseline", "--variant", "corrected"]
+    assert kdbench(*args)[0] == 0
+    (study,) = (here / "runs").glob("mine-*")
+    before = (study / "study.json").read_text()
+    file.write_text(SMALL + "[decision]\nmargin_pp = 1.5\n")
+    code, _, err = kdbench(*args)
+    assert code == 2 and "has results, and declared before them: margin_pp 0.5, not 1.5" in err, err
+    assert (study / "study.json").read_text() == before
+    for result in study.glob("trials/*/result.json"):  # nobody has seen any
+        result.unlink()
+    assert kdbench(*args)[0] == 0 and '"margin_pp": 1.5' in (study / "study.json").read_text()
+
+
+def test_one_comparison_alone_is_not_made_surer(here, cache):
+    """Asked for one bug and one seed less, a study with two bugs still has a family of two and all its seeds."""
+    (here / "mine.toml").write_text(
+        SMALL.replace('"projector-unclipped"]', '"projector-unclipped", "lr-never-decays"]')
+    )
+    _, out, err = kdbench("run", "mine.toml", "--no-controls", "--json")
+    whole = json.loads(out)
+    assert whole["families"] == {"comparisons": 3, "gains": 1}, err
+    again = ["run", "mine.toml", "--no-controls", "--method", "feature", "--fault", "projector-unclipped"]
+    found = json.loads(kdbench(*again, "--json")[1])
+    assert found["trained"] == 0 and found["families"]["comparisons"] == 3
+    (entry,) = found["comparisons"]
+    assert entry in whole["comparisons"]
+    assert "one family of 3" in kdbench(*again, "--seeds", "0")[1]
+    found = json.loads(kdbench(*again, "--seeds", "0", "--json")[1])
+    assert found["comparisons"] == [entry] and [arm["seeds"] for arm in found["arms"]] == [[0], [0]]
+
+
+def test_what_a_file_says_and_nothing_reads_is_remarked_on(here):
+    more = '[grid]\nseeds = "7"\n[grid.logit]\ntemperature = [2, 4]\n[pair.r50-r18.feature]\nbeta = 1\n'
+    (here / "mine.toml").write_text(SMALL + more)
+    code, _, err = kdbench("run", "mine.toml", "--dry-run")
+    assert code == 0 and "not used: [grid.logit]: logit is no method of this study" in err, err
+    assert "not used: [pair.r50-r18]: r50-r18 is no pair of this study" in err
+
+
+def test_a_file_in_another_encoding(here):
+    (here / "mine.toml").write_bytes(SMALL.encode("utf-8-sig"))
+    assert kdbench("run", "mine.toml", "--dry-run")[0] == 0, "as some editors write it"
+    (here / "mine.toml").write_bytes(SMALL.encode("utf-16"))
+    code, _, err = kdbench("run", "mine.toml", "--dry-run")
+    assert code == 2 and "mine.toml cannot be read as a study's file, which is UTF-8" in err
 
 
 def test_status_without_a_study_is_said(here):

@@ -9,7 +9,7 @@ import statsmodels.stats.weightstats as weightstats
 from test_cli import kdbench
 
 from harness import stats, table
-from harness.table import Columns
+from harness.table import Columns, Row
 from kd.errors import InputError
 
 COLUMNS = Columns("method", "seed", "accuracy")
@@ -29,7 +29,8 @@ def rows(scores=SCORES, **more):
 
 
 def compare(found, columns=COLUMNS, baseline="plain", **changes):
-    return table.compare(found, columns, baseline, **{"margin": 0.5, "alpha": 0.05, **changes})
+    numbered = [Row(f"line {line}", cells) for line, cells in enumerate(found, 2)]
+    return table.compare(numbered, columns, baseline, **{"margin": 0.5, "alpha": 0.05, **changes})
 
 
 def test_every_group_is_compared_with_the_baseline_as_statsmodels_would():
@@ -58,15 +59,53 @@ def test_within_a_family_groups_are_compared_and_all_adjusted_together():
 
 
 def test_groups_that_differ_in_more_are_refused_and_the_difference_is_named():
-    found = rows(epochs={"plain": 100, "logit": 200, "other": 100}, lr={"plain": 0.1, "logit": 0.1, "other": 0.1})
-    with pytest.raises(
-        InputError, match=r"plain and logit differ in more than method: epochs: 100.0 against 200.0\. .*epochs"
-    ):
+    found = rows(
+        epochs={"plain": 100, "logit": 200, "other": 100},
+        lr={"plain": "0.10", "logit": ".1", "other": 0.1},
+        crop={"plain": 2, "logit": 4, "other": 2},
+    )
+    says = r"plain and logit differ in more than method: epochs: 100 against 200; crop: 2 against 4\. .*say "
+    with pytest.raises(InputError, match=says + "--allow-difference epochs --allow-difference crop"):
         compare(found)
-    entries = compare(found, allowed=["epochs"])
-    assert any("allowed to differ: epochs: 100.0 against 200.0" in w for w in entries[0]["warnings"])
-    # What varies within a group is no setting: here the time that each run took.
-    compare([{**row, "seconds": 10.0 + i} for i, row in enumerate(rows())])
+    entries = compare(found, allowed=["epochs", "crop"])
+    assert any("allowed to differ: epochs: 100 against 200" in w for w in entries[0]["warnings"])
+
+
+def test_what_differs_for_some_runs_only_is_remarked_on():
+    epochs = [100] * 5 + [100, 200, 200, 200, 200] + [100] * 5
+    one, other = compare([{**row, "epochs": n} for row, n in zip(rows(), epochs, strict=True)])
+    assert (
+        "epochs is 100 in plain, and 100 or 200 in logit: these runs may differ in more than method" in one["warnings"]
+    )
+    assert not any("epochs" in w for w in other["warnings"])
+    # What is new in every run is no setting: here the time that each took, which one group's clock did not tell.
+    seconds = [0.0] * 5 + [10.0 + i for i in range(10)]
+    for entry in compare([{**row, "seconds": s} for row, s in zip(rows(), seconds, strict=True)]):
+        assert not any("seconds" in w for w in entry["warnings"])
+
+
+def test_seeds_without_a_partner_are_named_unless_all_are():
+    found = [row for row in rows() if (row["method"], row["seed"]) not in {("plain", 0), ("logit", 3), ("logit", 4)}]
+    one, other = compare(found)
+    assert {"logit has no run of seed 3, 4", "plain has no run of seed 0"} <= {*one["warnings"]}
+    assert any("no run of seed 0" in w for w in other["warnings"])
+    apart = [{**row, "seed": row["seed"] + 10 * (row["method"] != "plain")} for row in rows()]
+    assert not any("no run of" in w for entry in compare(apart) for w in entry["warnings"])
+
+
+def test_the_order_of_the_lines_changes_nothing():
+    found = [{**row, "seed": row["seed"] + 8} for row in rows()]  # 8 to 12, which are not in the alphabet's order
+    assert compare(found[::-1]) == compare(found)
+    assert compare(found)[0]["values"][0] == SCORES["plain"]
+
+
+def test_an_empty_group_is_the_baseline_if_that_is_said():
+    """As kdbench's own results.csv has it: the corrected arm's fault is empty."""
+    found = [{**row, "method": "" if row["method"] == "plain" else row["method"]} for row in rows()]
+    with pytest.raises(InputError, match="line 2: method is empty; are these runs the baseline"):
+        compare(found)
+    entries = compare(found, baseline="")
+    assert [(e["a"], e["b"]) for e in entries] == [("(empty)", "logit"), ("(empty)", "other")]
 
 
 def test_a_run_without_a_value_is_counted_and_not_dropped_in_silence():
@@ -91,6 +130,7 @@ def test_a_run_without_a_value_is_counted_and_not_dropped_in_silence():
             "line 4: accuracy is 'high'; it must be a number",
         ),
         ([{**rows()[0], "seed": None}], COLUMNS, "plain", "line 2: seed is empty"),
+        ([{**rows()[0], "accuracy": "-1e200"}], COLUMNS, "plain", "line 2: accuracy is -1e200, which is too large"),
     ],
 )
 def test_slips_are_named(found, columns, baseline, says):
@@ -119,6 +159,75 @@ def test_from_the_command_line(tmp_path):
     assert code == 2 and "--group goes with --csv or --mlflow" in err
     code, _, err = kdbench("compare", "--csv", tmp_path / "none.csv", *args[2:], "--margin", "1")
     assert code == 2 and "none.csv does not exist" in err
+    for margin in ("nan", "inf", "0"):
+        code, _, err = kdbench("compare", *args, "--margin", margin)
+        assert code == 2 and "--margin" in err, margin
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--experiment", "mine"], "--experiment goes with --mlflow"),
+        (["--runs", "elsewhere"], "--runs goes with arms of a study"),
+        (["--study", "mine"], "--study goes with arms of a study"),
+        (["--where", "method"], "--where method: write it as COLUMN=VALUE"),
+        (["--where", "metod=plain"], "unknown column (--where) 'metod'; did you mean 'method'"),
+        (["--where", "method=plane"], "unknown --where method 'plane'; did you mean 'plain'"),
+        (["--where", "method=plain"], "method has one value, plain"),
+    ],
+)
+def test_options_that_go_with_something_else_are_refused(tmp_path, more, says):
+    file = tmp_path / "runs.csv"
+    pd.DataFrame(rows()).to_csv(file, index=False)
+    args = ["--csv", file, "--group", "method", "--baseline", "plain", "--seed", "seed", "--metric", "accuracy"]
+    code, _, err = kdbench("compare", *args, "--margin", "0.5", *more)
+    assert code == 2 and says in err, err
+
+
+def test_a_study_is_not_decided_by_an_option():
+    code, _, err = kdbench("compare", "corrected", "bugged", "--alpha", "0.2")
+    assert code == 2 and "--alpha goes with --csv or --mlflow" in err and "was declared with it" in err
+
+
+def test_names_with_brackets_are_printed_whole(tmp_path):
+    file = tmp_path / "runs.csv"
+    names = {"plain": "plain", "logit": "kd[alpha=0.5]", "other": "kd[/T4]"}
+    pd.DataFrame([{**row, "method": names[row["method"]]} for row in rows()]).to_csv(file, index=False)
+    args = ["--csv", file, "--group", "method", "--baseline", "plain", "--seed", "seed", "--metric", "accuracy"]
+    code, out, _ = kdbench("compare", *args, "--margin", "0.5")
+    assert code == 0 and "kd[alpha=0.5]" in out and "kd[/T4]" in out
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "the table has no rows"),
+        ("m,s,acc,acc\na,0,1,2\n", "two columns are called 'acc'"),
+        ("m,s,acc\na,0,1,\na,1,2,\n", "line 2 has more cells than the header's 3"),
+        ("m,s,acc\na,0,1\n\na,1\n", "line 4 has fewer cells than the header's 3"),
+        ('m,s,acc\n"a,0,1\n', "cannot be read as a table"),
+        ("m,s,acc\na,0,95.1\na,1,diverged\n", "line 3: acc is 'diverged'; it must be a number, or empty"),
+        (b"m,s,acc\n\xff,0,1\n", "cannot be read as a table"),
+    ],
+)
+def test_a_table_that_is_none_says_where(tmp_path, text, says):
+    file = tmp_path / "runs.csv"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    args = ["--csv", file, "--group", "m", "--baseline", "a", "--seed", "s", "--metric", "acc"]
+    code, _, err = kdbench("compare", *args, "--margin", "0.5")
+    assert code == 2 and says in err, err
+
+
+def test_cells_are_text_and_not_what_a_reader_makes_of_them(tmp_path):
+    """010 and 10 are two groups, None is a name, and what a metric has no value as is missing."""
+    file = tmp_path / "runs.csv"
+    lines = [f"{m},{seed},{seed + i}" for i, m in enumerate(("None", "010", "10")) for seed in range(3)]
+    file.write_text("\n".join(["\ufeffm,s,acc", *lines, "None,3,NaN", "None,4,"]), encoding="utf-8")
+    args = ["--csv", file, "--group", "m", "--baseline", "None", "--seed", "s", "--metric", "acc"]
+    code, out, err = kdbench("compare", *args, "--margin", "0.5", "--json")
+    entries = json.loads(out)["comparisons"]
+    assert code == 0 and [e["b"] for e in entries] == ["010", "10"], err
+    assert [m["seed"] for m in entries[0]["missing"]] == ["3", "4"] and entries[0]["n"] == [3, 3]
 
 
 def test_from_an_mlflow_experiment(tmp_path):
@@ -135,7 +244,8 @@ def test_from_an_mlflow_experiment(tmp_path):
         failed = (row["method"], row["seed"]) == ("other", 4)
         client.set_terminated(run.info.run_id, "FAILED" if failed else "FINISHED")
     found = table.read_mlflow(uri, "theirs", "metrics.accuracy")
-    entries = compare(found, Columns("params.method", "params.seed", "metrics.accuracy"))
+    columns = Columns("params.method", "params.seed", "metrics.accuracy")
+    entries = table.compare(found, columns, "plain", margin=0.5, alpha=0.05)
     by_name = {e["b"]: e for e in entries}
     assert by_name["logit"]["difference_pp"] == pytest.approx(
         stats.compare(SCORES["plain"], SCORES["logit"], 1).difference
@@ -143,6 +253,11 @@ def test_from_an_mlflow_experiment(tmp_path):
     assert by_name["other"]["n"] == [5, 4] and by_name["other"]["missing"][0]["seed"] == "4"
     with pytest.raises(InputError, match=r"unknown experiment.*theirs"):
         table.read_mlflow(uri, "their", "metrics.accuracy")
+    with pytest.raises(InputError, match=r"typo\.db does not exist"):
+        table.read_mlflow(f"sqlite:///{tmp_path / 'typo.db'}", "theirs", "metrics.accuracy")
+    assert not (tmp_path / "typo.db").exists()
+    with pytest.raises(InputError, match=r"--mlflow http://127\.0\.0\.1:9"):
+        table.read_mlflow("http://127.0.0.1:9", "theirs", "metrics.accuracy")
 
 
 @pytest.mark.parametrize(
@@ -169,3 +284,9 @@ def test_power_in_a_family_and_as_json():
     assert code == 2 and "say --effect" in err
     code, _, err = kdbench("power", "--sd", "0", "--effect", "1")
     assert code == 2 and "--sd must be positive" in err
+    code, _, err = kdbench("power", "--sd", "nan", "--effect", "1")
+    assert code == 2 and "nan is no finite number" in err
+    code, _, err = kdbench("power", "--sd", "1", "--seeds", "5", "--power", "0.03")
+    assert code == 2 and "--power 0.03 is no more than alpha, 0.05" in err
+    code, out, _ = kdbench("power", "--sd", "1", "--seeds", "2", "--family", "100")
+    assert code == 0 and "2 seeds per arm find differences from 57 on" in out, out

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from harness.cli.common import FAULTS_OPTION, print_json, stderr, stdout
+from harness.cli.common import FAULTS_OPTION, finite, print_json, stderr, stdout
 from kd.errors import InputError, unknown
 
 if TYPE_CHECKING:
@@ -132,15 +132,19 @@ class ConfiguredCommand(click.Command):
     show_default=True,
     help="End a script in which that step never comes.",
 )
-@click.option("--max-norm", type=float, help="Gradients are meant to be clipped to this norm.")
+@click.option("--max-norm", type=float, callback=finite, help="Gradients are meant to be clipped to this norm.")
 @click.option(
     "--clip-scope",
     metavar="global|per_group",
     help="Over all parameters at once (the default), or group by group; with --max-norm.",
 )
-@click.option("--temperature", type=float, help="The soft targets are meant to be of this temperature.")
-@click.option("--alpha", type=float, help="Meant weight of the distillation term where the labels' is 1 - alpha.")
-@click.option("--kd-weight", type=float, help="Meant weight of the distillation term by itself.")
+@click.option(
+    "--temperature", type=float, callback=finite, help="The soft targets are meant to be of this temperature."
+)
+@click.option(
+    "--alpha", type=float, callback=finite, help="Meant weight of the distillation term where the labels' is 1 - alpha."
+)
+@click.option("--kd-weight", type=float, callback=finite, help="Meant weight of the distillation term by itself.")
 @click.option("--student", metavar="NAME", help="Variable or class of the network that is trained.")
 @click.option("--teacher", metavar="NAME", help="Variable or class of the network that teaches.")
 @click.option("--waive", multiple=True, metavar="ID=REASON", help="Accept a failure, and say why.")

@@ -1,6 +1,7 @@
 """What several commands share: finding a study, and printing."""
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -53,6 +54,23 @@ ALLOW_OPTION = click.option(
     help="Compare arms although this differs too (torch, device_name, code_digest, ...); it is noted.",
 )
 JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout and nothing else.")
+
+
+def finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
+    """Refuse "nan" and "inf" (an option's callback), which click takes for numbers."""
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter(f"{value} is no finite number.", ctx, param)
+    return value
+
+
+def named_options(ctx: click.Context) -> dict[str, str]:
+    """Return the options that stand on the command line, as they are written, by parameter."""
+    typed = click.core.ParameterSource.COMMANDLINE
+    return {
+        str(param.name): param.opts[0]
+        for param in ctx.command.params
+        if isinstance(param, click.Option) and ctx.get_parameter_source(str(param.name)) is typed
+    }
 
 
 def program() -> str:

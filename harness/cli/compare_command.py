@@ -12,6 +12,8 @@ from harness.cli.common import (
     RUNS_OPTION,
     STUDY_OPTION,
     find_study,
+    finite,
+    named_options,
     print_json,
     stdout,
 )
@@ -35,10 +37,25 @@ from kd.errors import InputError
 @click.option("--seed", metavar="COLUMN", help="Column that tells a group's runs apart.")
 @click.option("--metric", metavar="COLUMN", help="Column of what is compared.")
 @click.option("--family", metavar="COLUMN", help="Column within each of whose values groups are compared.")
-@click.option("--margin", type=float, help="Differences smaller than this do not matter, in the metric's units.")
-@click.option("--alpha", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.05, show_default=True)
+@click.option("--where", "conditions", multiple=True, metavar="COLUMN=VALUE", help="Only these runs; may be repeated.")
+@click.option(
+    "--margin",
+    type=click.FloatRange(0, min_open=True),
+    callback=finite,
+    help="Differences smaller than this do not matter, in the metric's units.",
+)
+@click.option(
+    "--alpha",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    callback=finite,
+    default=0.05,
+    show_default=True,
+    help="Of a table's family; a study has declared its own.",
+)
 @JSON_OPTION
+@click.pass_context
 def command(
+    ctx: click.Context,
     a: str | None,
     b: str | None,
     runs: Path,
@@ -58,16 +75,21 @@ def command(
 
       kdbench compare --csv runs.csv --group method --baseline plain --seed seed --metric accuracy --margin 0.5
     """
+    given = named_options(ctx)
     if csv is not None or uri is not None:
         if a is not None:
             raise InputError(f"{a}: arms of a study are not named beside --csv or --mlflow; name groups with --group")
+        foreign = next((given[name] for name in ("runs", "study") if name in given), None)
+        if foreign is not None:
+            raise InputError(f"{foreign} goes with arms of a study, not with --csv or --mlflow; leave it out")
         _compare_table(csv, uri, allowed, as_json, **table)
         return
-    given = [
-        f"--{name}" for name in ("experiment", "group", "baseline", "seed", "metric", "family", "margin") if table[name]
-    ]
-    if given:
-        raise InputError(f"{given[0]} goes with --csv or --mlflow; arms of a study are named: kdbench compare A B")
+    of_tables = next((given[name] for name in table if name in given), None)
+    if of_tables is not None:
+        raise InputError(
+            f"{of_tables} goes with --csv or --mlflow; arms of a study are named (kdbench compare A B), and how to "
+            "decide was declared with it"
+        )
     if a is None or b is None:
         raise InputError("name two arms (kdbench compare corrected bugged), or a table of runs with --csv")
     from harness import compare as arms
@@ -97,6 +119,7 @@ def _compare_table(
     family: str | None,
     margin: float | None,
     alpha: float,
+    conditions: tuple[str, ...],
 ) -> None:
     from harness import table
 
@@ -106,16 +129,20 @@ def _compare_table(
         names = {"--group": group, "--baseline": baseline, "--seed": seed, "--metric": metric}
         missing = ", ".join(name for name, value in names.items() if value is None)
         raise InputError(f"{missing}: say which columns hold group, seed and metric, and which group is the baseline")
-    if margin is None or margin <= 0:
+    if margin is None:
         raise InputError("--margin: say which differences do not matter, in the metric's units and before you look")
     if csv is not None:
+        if experiment is not None:
+            raise InputError("--experiment goes with --mlflow, not with --csv; leave it out")
         rows = table.read_csv(csv)
     else:
         if experiment is None:
             raise InputError("--experiment: say which experiment of the MLflow server")
         rows = table.read_mlflow(str(uri), experiment, metric)
     columns = table.Columns(group, seed, metric, family)
-    entries = table.compare(rows, columns, baseline, margin=margin, alpha=alpha, allowed=allowed)
+    entries = table.compare(
+        table.where(rows, conditions), columns, baseline, margin=margin, alpha=alpha, allowed=allowed
+    )
     if as_json:
         print_json(
             {
@@ -131,4 +158,6 @@ def _compare_table(
     from harness.cli.show import show_comparisons
 
     where = csv.name if csv is not None else experiment
-    show_comparisons(stdout(), entries, margin, f"{metric} of every {group} against {baseline}, {where}", unit="")
+    show_comparisons(
+        stdout(), entries, margin, f"{metric} of every {group} against {entries[0]['a']}, {where}", unit=""
+    )

@@ -2,7 +2,7 @@
 
 import click
 
-from harness.cli.common import JSON_OPTION, print_json, stdout
+from harness.cli.common import JSON_OPTION, finite, print_json, stdout
 from kd.errors import InputError
 
 _FEW = 6
@@ -10,12 +10,23 @@ _FEW = 6
 
 
 @click.command("power")
-@click.option("--sd", type=float, required=True, help="Standard deviation over seeds, in points.")
-@click.option("--effect", type=float, help="Difference that is to be found, in points.")
+@click.option("--sd", type=float, callback=finite, required=True, help="Standard deviation over seeds, in points.")
+@click.option("--effect", type=float, callback=finite, help="Difference that is to be found, in points.")
 @click.option("--seeds", type=click.IntRange(2), help="Seeds per arm that there are.")
-@click.option("--alpha", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.05, show_default=True)
 @click.option(
-    "--power", "wanted", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.8, show_default=True
+    "--alpha",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    callback=finite,
+    default=0.05,
+    show_default=True,
+)
+@click.option(
+    "--power",
+    "wanted",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    callback=finite,
+    default=0.8,
+    show_default=True,
 )
 @click.option("--family", type=click.IntRange(1), default=1, show_default=True, help="Comparisons that share alpha.")
 @JSON_OPTION
@@ -34,6 +45,8 @@ def command(
     if effect is None and seeds is None:
         raise InputError("say --effect (how many seeds find it?), --seeds (what do they find?), or both (how surely?)")
     share = alpha / family
+    if wanted <= share:
+        raise InputError(f"--power {wanted:g} is no more than alpha, {share:g}: a test has that without any difference")
     need = stats.seeds_needed(abs(effect) / sd, share, wanted) if effect is not None else None
     found = {
         "schema": "kdbench.power/1",

@@ -79,7 +79,7 @@ def command(
     request = replace(request, shard=_slice(shard), scheduler=scheduler, retries=retries)
     named = request.preset.arms
     if named is not None and variant is None and not fault_names:
-        request = replace(request, faults=named)
+        request = replace(request, faults=named, named_fault=True)
     notes, runs = stderr(), request.runs
 
     def run(ready: "Ready") -> "Outcome":
@@ -180,6 +180,8 @@ def _arms(variant: str | None, fault_names: tuple[str, ...]) -> list[str | None]
 
 
 def _announce(ready: "Ready", notes: Any) -> None:
+    from harness.plan import unused
+
     plan, todo = ready.plan, len(ready.todo)
     where = f"on the cluster at {ready.scheduler}" if ready.scheduler else f"{ready.workers} at a time"
     cost = f"{ready.cost}{'' if ready.workers else ', were they run one by one'}"
@@ -189,6 +191,8 @@ def _announce(ready: "Ready", notes: Any) -> None:
     notes.print(f"[bold]{escape(plan.study)}[/]: {len(plan.trials)} trials ({len(plan.teachers)} teachers), {work}")
     for fault, method, why in plan.skipped:
         notes.print(f"  not run: {fault} with {method} ({why})", style="dim")
+    for table in unused(plan.preset):
+        notes.print(f"  not used: {escape(table)}", style="dim")
     if ready.later is not None:
         notes.print(
             f"  the grid first; with the settings that it chooses on validation, {ready.later[0]} trials more:"

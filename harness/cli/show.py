@@ -86,8 +86,10 @@ def show_study(console: Console, found: dict[str, Any], decision: Decision) -> N
     show_arms(console, arms, teachers)
     console.print()
     gain, bug = "Does distillation gain anything here?", "Does the bug matter here?"
-    show_comparisons(console, found["gains"], decision.margin_pp, f"{gain} (corrected, against the baseline)")
-    show_comparisons(console, found["comparisons"], decision.margin_pp, f"{bug} (bugged against corrected)")
+    families, size = found["families"], decision.margin_pp
+    gain, bug = f"{gain} (corrected, against the baseline)", f"{bug} (bugged against corrected)"
+    show_comparisons(console, found["gains"], size, gain, families["gains"])
+    show_comparisons(console, found["comparisons"], size, bug, families["comparisons"])
     show_effects(console, arms)
     show_controls(console, found["controls"])
     if found["controls"] is not None and not found["controls"]["as_declared"]:
@@ -203,7 +205,7 @@ def show_comparisons(
     table = _table(
         *columns, "arm", "verdict", f"difference, {unit}".rstrip(", "), "95% interval", "adjusted p", "missed below",
         f"seeds for {size}",
-        title=title,
+        title=escape(title),
     )  # fmt: skip
     places = "+.2f" if unit else "+.3g"
     same = len({e["a"] for e in entries}) == 1  # then the title says against what
@@ -212,8 +214,8 @@ def show_comparisons(
         if verdict in ("different", "both"):
             verdict += ", higher" if e["difference_pp"] > 0 else ", lower"
         table.add_row(
-            *(METHODS[e[name]].title if name == "method" else e[name] for name in columns),
-            e["b"] if same else f"{e['b']} against {e['a']}",
+            *(METHODS[e[name]].title if name == "method" else escape(e[name]) for name in columns),
+            escape(e["b"] if same else f"{e['b']} against {e['a']}"),
             verdict,
             _number(e["difference_pp"], places),
             f"{ci[0]:{places}} to {ci[1]:{places}}" if ci else "",

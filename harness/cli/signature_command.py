@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.markup import escape
 
-from harness.cli.common import JSON_OPTION, mirror_or_remark, print_json, stderr, stdout
+from harness.cli.common import JSON_OPTION, finite, mirror_or_remark, print_json, stderr, stdout
 from harness.cli.study_options import requested, study_options
 from harness.processes import start_server
 from kd.errors import InputError
@@ -20,8 +20,21 @@ if TYPE_CHECKING:
 @click.command("signature")
 @click.option("--fault", "fault_names", multiple=True, metavar="NAME", help="May be repeated; several at once: a+b.")
 @study_options
-@click.option("--margin", type=float, default=0.5, show_default=True, help="Drops up to this do not matter, in pp.")
-@click.option("--simulate", type=float, metavar="SD", help="Only simulate the test, for scores of this spread in pp.")
+@click.option(
+    "--margin",
+    type=float,
+    callback=finite,
+    default=0.5,
+    show_default=True,
+    help="Drops up to this do not matter, in pp.",
+)
+@click.option(
+    "--simulate",
+    type=float,
+    callback=finite,
+    metavar="SD",
+    help="Only simulate the test, for scores of this spread in pp.",
+)
 @JSON_OPTION
 def command(fault_names: tuple[str, ...], margin: float, simulate: float | None, as_json: bool, **asked: Any) -> int:
     """Decide for each fault whether it lowers the accuracy by more than the margin, over 3, 5, 8 or 12 seeds.

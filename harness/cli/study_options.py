@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.cli.common import FAULTS_OPTION, RUNS_OPTION
+from harness.cli.common import FAULTS_OPTION, RUNS_OPTION, finite
 
 if TYPE_CHECKING:
     from harness.plan import Preset
@@ -29,7 +29,7 @@ _OPTIONS = (
     click.option("--width", "base_width", type=click.IntRange(1), help="Channels of the first stage."),
     click.option("--train-size", type=click.IntRange(1), help="Images trained on."),
     click.option("--val-size", type=click.IntRange(1), help="Images, cut from the train set, that choose the epoch."),
-    click.option("--max-norm", type=float, help="Bound on the gradient's norm."),
+    click.option("--max-norm", type=float, callback=finite, help="Bound on the gradient's norm."),
     click.option("--precision", metavar="fp32|tf32|bf16|fp16"),
     click.option("--fold-teacher", is_flag=True, default=None, help="Batch norms folded into its convolutions."),
     click.option("--compile", is_flag=True, default=None, help="Networks behind torch.compile."),
