@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,6 +62,12 @@ def finite(ctx: click.Context, param: click.Parameter, value: float | None) -> f
     if value is not None and not math.isfinite(value):
         raise click.BadParameter(f"{value} is no finite number.", ctx, param)
     return value
+
+
+def alpha_option(meaning: str) -> Callable[..., Any]:
+    """Return the option for the level of a family of tests."""
+    between = click.FloatRange(0, 1, min_open=True, max_open=True)
+    return click.option("--alpha", type=between, callback=finite, default=0.05, show_default=True, help=meaning)
 
 
 def named_options(ctx: click.Context) -> dict[str, str]:

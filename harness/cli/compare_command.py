@@ -11,6 +11,7 @@ from harness.cli.common import (
     JSON_OPTION,
     RUNS_OPTION,
     STUDY_OPTION,
+    alpha_option,
     find_study,
     finite,
     named_options,
@@ -44,14 +45,7 @@ from kd.errors import InputError
     callback=finite,
     help="Differences smaller than this do not matter, in the metric's units.",
 )
-@click.option(
-    "--alpha",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    callback=finite,
-    default=0.05,
-    show_default=True,
-    help="Of a table's family; a study has declared its own.",
-)
+@alpha_option("Of a table's family; a study has declared its own.")
 @JSON_OPTION
 @click.pass_context
 def command(

@@ -2,7 +2,7 @@
 
 import click
 
-from harness.cli.common import JSON_OPTION, finite, print_json, stdout
+from harness.cli.common import JSON_OPTION, alpha_option, finite, print_json, stdout
 from kd.errors import InputError
 
 _FEW = 6
@@ -13,13 +13,7 @@ _FEW = 6
 @click.option("--sd", type=float, callback=finite, required=True, help="Standard deviation over seeds, in points.")
 @click.option("--effect", type=float, callback=finite, help="Difference that is to be found, in points.")
 @click.option("--seeds", type=click.IntRange(2), help="Seeds per arm that there are.")
-@click.option(
-    "--alpha",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    callback=finite,
-    default=0.05,
-    show_default=True,
-)
+@alpha_option("Of the family.")
 @click.option(
     "--power",
     "wanted",
