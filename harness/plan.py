@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -39,7 +38,7 @@ class Decision:
         check_types(self, "decision")
         if self.metric != "test_accuracy":
             raise unknown("metric", self.metric, ["test_accuracy"], "decision")
-        if not 0 < self.margin_pp < math.inf or not 0 < self.alpha < 1:
+        if not self.margin_pp > 0 or not 0 < self.alpha < 1:
             raise InputError("decision: margin_pp must be positive and alpha between 0 and 1")
 
 

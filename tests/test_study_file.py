@@ -87,7 +87,7 @@ def test_a_file_names_arms_and_options_change_them(here):
         (('dataset = "digits"', "dataset = 3"), "[study]: dataset is 3; it must be a text"),
         (('seeds = "0-1"', "seeds = 5"), '"0-4" are five seeds, "5" is the seed 5'),
         (("[recipe]", '[grid]\nseeds = "7"\n[grid.feature]\n[recipe]'), "[grid.feature] names no setting to be tried"),
-        (("[recipe]", "[decision]\nmargin_pp = inf\n[recipe]"), "margin_pp must be positive"),
+        (("[recipe]", "[decision]\nmargin_pp = inf\n[recipe]"), "margin_pp is inf; it must be a finite number"),
         (('"baseline", "feature"', '"baseline"'), "applies to none of the methods asked for"),
     ],
 )
