@@ -261,7 +261,7 @@ def _select(word: str) -> tuple[str, list[str | None]]:
         return "fault", list(VARIANTS[word])
     if word in METHODS:
         return "method", [word]
-    if all(part in faults.FAULTS for part in word.split("+")):
+    if _is_loaded(word):
         return "fault", [faults.get(word).name]
     raise unknown("arm", word, ["corrected", "bugged", *faults.FAULTS, *METHODS])
 
@@ -356,27 +356,30 @@ def compare_arms(
 ) -> list[dict[str, Any]]:
     """Compare pairs of arms as one family; return the entries of kdbench.compare/1.
 
-    Arms that differ in anything but what is compared, and the names in `allowed`, are an InputError; without `refuse`
-    their entry is undefined and says why.
+    Arms that differ in anything but what is compared, and the names in `allowed`, are an InputError, and so are those
+    of a fault that is not loaded; without `refuse` their entry is undefined and says why.
     """
     alpha, margin = study.decision.alpha, study.decision.margin_pp
     rows: list[tuple[Arm, Arm, list[list[float]], list[dict[str, Any]], stats.Comparison]] = []
     for a, b in pairs:
         differing = _other_differences(a, b, study)
-        after = _after_training(a, b)
         refused = {name: values for name, values in differing.items() if name not in allowed}
         (values_a, missing_a), (values_b, missing_b) = scores(study.arms[a]), scores(study.arms[b])
         missing = [{"arm": "a", **m} for m in missing_a] + [{"arm": "b", **m} for m in missing_b]
-        if refused:
+        why = None
+        if not (_is_loaded(a.fault) and _is_loaded(b.fault)):  # whether it acts after training is not known
+            why = f"{a.label} and {b.label}: one is no fault that is loaded; name its file: --faults FILE"
+        elif refused:
             why = (
                 f"{a.label} {a.method} and {b.label} {b.method} differ in more than the arm: {_listed(refused)}. "
                 f"Run both alike, or say --allow-difference {min(refused)}"
             )
+        if why is not None:
             if refuse:
                 raise InputError(why)
             comparison = stats.undefined(values_a, values_b, why)
         else:
-            comparison = _compared(study.arms[a], study.arms[b], margin, alpha, after)
+            comparison = _compared(study.arms[a], study.arms[b], margin, alpha, _after_training(a, b))
             comparison.warnings.extend(f"allowed to differ: {_listed({n: v})}" for n, v in differing.items())
         if missing:
             comparison.warnings.append(f"{len(missing)} trials have no score and are missing from n")
@@ -388,6 +391,10 @@ def compare_arms(
 
 _AFTER = ("select", "aggregate")
 "Seams of what happens after training: both arms have the same weights up to then, so a seed couples them."
+
+
+def _is_loaded(fault: str | None) -> bool:
+    return fault is None or all(part in faults.FAULTS for part in fault.split("+"))
 
 
 def _after_training(a: Arm, b: Arm) -> bool:

@@ -185,11 +185,12 @@ def _natural(text: str) -> tuple[int, float, str]:
 
 
 def _parsed(value: Any) -> float | str:
-    """Return a number where the text is one: 0.10 and .1 are one setting."""
+    """Return a number where the text is one: 0.10 and .1 are one setting. A nan, which equals nothing, stays text."""
+    text = _text(value)
     try:
-        return float(_text(value))
+        return text if math.isnan(float(text)) else float(text)
     except ValueError:
-        return _text(value)
+        return text
 
 
 def _number(row: Row, metric: str) -> float | None:

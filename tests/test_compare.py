@@ -8,6 +8,7 @@ from harness import compare, faults
 from harness.compare import Trials
 from harness.plan import Arm, Decision, Ground, load_preset, make_plan
 from harness.record import Metrics, Result, StudyFolder
+from kd.errors import InputError
 
 SCORES = {
     None: [95.1, 95.9, 94.7, 95.4, 96.0],
@@ -44,6 +45,16 @@ def test_a_fault_after_training_is_compared_by_pairs_and_one_in_it_is_not(trials
     assert found["select-on-test"]["paired"] is True and found["lr-never-decays"]["paired"] is False
     assert found["select-on-test"]["difference_pp"] == pytest.approx(found["lr-never-decays"]["difference_pp"])
     assert found["select-on-test"]["welch_p"] < 0.02 < found["lr-never-decays"]["welch_p"]
+
+
+def test_a_fault_that_is_not_loaded_counts_in_the_family_and_is_not_decided_on(trials, monkeypatch):
+    """A run of other arms of its study, without the file that it is in, is not stopped after all the training."""
+    monkeypatch.delitem(faults.FAULTS, "select-on-test")
+    wanted = [pair for pair in compare.bug_pairs(trials.arms) if pair[1].fault == "lr-never-decays"]
+    (entry,), family = compare.compare_within_family(trials, wanted, refuse=False)
+    assert family == 2 and entry["holm_p"] == pytest.approx(2 * entry["welch_p"])
+    with pytest.raises(InputError, match="corrected and select-on-test: one is no fault that is loaded"):
+        compare.compare_arms(trials, compare.bug_pairs(trials.arms))
 
 
 def test_a_seed_without_a_partner_is_left_out_and_said(trials):

@@ -84,6 +84,12 @@ def test_what_differs_for_some_runs_only_is_remarked_on():
         assert not any("seconds" in w for w in entry["warnings"])
 
 
+def test_a_column_of_nans_is_one_value():
+    note = {"plain": "nan", "logit": "nan", "other": "cosine"}
+    with pytest.raises(InputError, match="plain and other differ in more than method: note: nan against cosine"):
+        compare(rows(note=note))
+
+
 def test_seeds_without_a_partner_are_named_unless_all_are():
     found = [row for row in rows() if (row["method"], row["seed"]) not in {("plain", 0), ("logit", 3), ("logit", 4)}]
     one, other = compare(found)
