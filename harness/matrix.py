@@ -93,7 +93,8 @@ def _look_at_own(task: Task) -> Cell:
 
 
 def _look_at_zoo(task: Task) -> Cell:
-    from harness.clean_zoo import MEMBERS, observe
+    from harness.zoo.clean.all import MEMBERS
+    from harness.zoo.clean.run import observe
 
     member, how = MEMBERS[task.name], task.method
     seen = observe(member.loop, task.seed, how)  # type: ignore[arg-type]
@@ -108,7 +109,7 @@ def tasks_for(
     chosen: Sequence[str], methods: Sequence[str], seeds: Sequence[int], zoo_seeds: Sequence[int]
 ) -> list[Task]:
     """Lay out the tasks; the slow ones (half precision on a processor) first, so that no worker waits for them."""
-    from harness.clean_zoo import MEMBERS
+    from harness.zoo.clean.all import MEMBERS
 
     found = [
         Task("fault", name, method, seed)
@@ -133,7 +134,7 @@ def run(tasks: Sequence[Task], workers: int, told: Callable[[str], None]) -> Ite
     os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
     context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
     if sys.platform == "linux":
-        context.set_forkserver_preload(["harness.canonical", "harness.clean_zoo"])
+        context.set_forkserver_preload(["harness.canonical", "harness.zoo.clean.all", "harness.zoo.clean.run"])
     # New workers now and then: a zoo of trainings leaves compiled code and memory behind, and a limit of tasks a worker
     # (max_tasks_per_child) was seen to hang the pool in Python 3.11.
     for at in range(0, len(tasks), _BATCH):

@@ -6,7 +6,9 @@ import os
 import pytest
 import torch
 
-from harness.clean_zoo import MEMBERS, distil, loaded, normed, observe
+from harness.zoo.clean.all import MEMBERS
+from harness.zoo.clean.material import distil, loaded, normed
+from harness.zoo.clean.run import observe
 
 SEEDS = range(int(os.environ.get("KDBENCH_ZOO_SEEDS", "1")))
 "One in the suite; reports/audits.md has what ten say."

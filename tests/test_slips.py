@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from harness.clean_zoo import CLASSES, ConvNet, images, loaded, mlp, normed, observe, rows, trained
+from harness.zoo.clean.material import CLASSES, ConvNet, images, loaded, mlp, normed, rows, trained
+from harness.zoo.clean.run import observe
 
 STEPS, T = 12, 4.0
 

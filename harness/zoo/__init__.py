@@ -1,0 +1,1 @@
+"""Trainings that show what the audits can do: every fault caught, every correct training left in peace."""
