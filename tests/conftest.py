@@ -20,6 +20,8 @@ from kd.teacher import save_checkpoint
 
 # Where a processor has half-precision instructions, oneDNN trains fp16 convolutions by its reference code: five times
 # slower than without them. Read when it first computes, here and in every process that a test starts.
+pytest.register_assert_rewrite("specimens")
+
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 
 
