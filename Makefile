@@ -4,13 +4,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test bench lint ui clean
+.PHONY: demo test test-long test-variants bench lint ui clean
 
 demo: $(READY)  ## train, audit and compare corrected and bugged variants on real digits (minutes)
 	$(BIN)/kdbench run --preset quick --variant both
 
-test: $(READY)  ## the whole test suite
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
+test: $(READY)  ## the test suite
+	$(PYTEST)
+
+test-long: $(READY)  ## what `make test` leaves out: every fault, the whole clean zoo, the toy runs of the benchmarks
+	$(PYTEST) -m long
+
+test-variants: $(READY)  ## the tests that train, as other processors would, with two threads, and from other seeds
+	$(BIN)/python tests/variants.py $(PYTEST)
 
 bench: $(READY)  ## ratios against a textbook loop, into reports/; for a machine that does nothing else meanwhile
 	@rm -f $(VENV)/bench.json

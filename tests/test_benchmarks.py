@@ -46,6 +46,7 @@ def toy(tmp_path_factory):
     return path, done
 
 
+@pytest.mark.long
 def test_every_benchmark_runs(toy):
     path, _ = toy
     run = json.loads(path.read_text())
@@ -67,6 +68,7 @@ def test_every_benchmark_runs(toy):
     assert {"images_per_second", "floor_seconds", "roof_fraction"} <= measured["test_step"].keys()
 
 
+@pytest.mark.long
 def test_a_toy_run_is_not_reported(toy, tmp_path):
     path, _ = toy
     for done in (script("report.py", path, "--folder", tmp_path), script("guard.py", path)):

@@ -29,6 +29,7 @@ def whole(tmp_path_factory):
     return place, queue("--state", place / "state", "--out", place / "out")
 
 
+@pytest.mark.long
 def test_every_item_runs_to_its_end(whole):
     place, done = whole
     assert done.returncode == 0, done.stderr
@@ -40,6 +41,7 @@ def test_every_item_runs_to_its_end(whole):
     assert codes and set(codes.values()) == {0}, codes
 
 
+@pytest.mark.long
 def test_what_is_packed_is_small_and_has_every_record(whole):
     place, _ = whole
     with tarfile.open(place / "out" / "results.tar.xz") as packed:
@@ -59,6 +61,7 @@ def test_what_is_packed_is_small_and_has_every_record(whole):
     assert machine[0]["device"] == "cpu" and machine[0]["torch"] and machine[0]["toy"]
 
 
+@pytest.mark.long
 def test_another_machine_goes_on_where_this_one_stopped(whole, tmp_path):
     """Records travel without weights: teachers are trained again, and their students need not be."""
     place, _ = whole
@@ -70,6 +73,7 @@ def test_another_machine_goes_on_where_this_one_stopped(whole, tmp_path):
     assert "otherwise" not in done.stdout
 
 
+@pytest.mark.long
 def test_the_page_shows_what_is_in_the_archive(whole):
     texts = read(whole[0] / "out" / "results.tar.xz")
     text = page(texts)
@@ -103,6 +107,7 @@ def write_trial(study, key, spec, digest):
     return folder
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("again", ["same", "other"])
 def test_students_of_a_teacher_that_came_out_otherwise_are_trained_anew(whole, tmp_path, again):
     source = StudyFolder(next((whole[0] / "state" / "studies").iterdir()))

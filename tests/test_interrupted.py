@@ -13,6 +13,7 @@ from benchmarks.interrupted import CUT, Way, begun, killed, page, unbroken
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.long
 def test_a_study_killed_and_resumed_is_held_against_an_unbroken_one(tmp_path, cache):
     text = SMALL.replace('"baseline", "feature"', '"baseline"').replace('"projector-unclipped"', '"lr-never-decays"')
     (tmp_path / "toy.toml").write_text(text.replace("epochs = 3", "epochs = 4"))

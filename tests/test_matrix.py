@@ -16,7 +16,13 @@ PAGE = (Path(__file__).resolve().parent.parent / "reports" / "faults.md").read_t
 GALLERY = gallery.sections(PAGE)
 
 
-@pytest.mark.parametrize("name", sorted(FAULTS))
+def one_a_seam():
+    """Return every fault, of which those that are not the first of their seam are for `make test-long`."""
+    first = {FAULTS[name].seam: name for name in sorted(FAULTS, reverse=True)}
+    return [pytest.param(name, marks=[] if name in first.values() else pytest.mark.long) for name in sorted(FAULTS)]
+
+
+@pytest.mark.parametrize("name", one_a_seam())
 def test_a_fault_is_caught_by_exactly_its_audits(name):
     """One seed and one method; `kdbench audit --matrix --seeds 0-9` has ten seeds of every method."""
     run = audit_once(gallery.method_for(FAULTS[name]), FAULTS[name], 0, lambda _: None)

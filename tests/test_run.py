@@ -157,15 +157,21 @@ def test_a_positive_control_that_its_audit_does_not_see_is_exit_1(copy):
     assert done.returncode == 1 and "caught by nothing, NOT as declared" in done.stdout
 
 
-def test_a_positive_control_must_be_seen_in_accuracy_too(study, copy):
+def test_a_positive_control_must_be_seen_in_accuracy_too(copy):
     blind = "A study that does not see this bug in accuracy says nothing"
-    done = kdbench("run", TINY, cwd=copy)
-    assert blind in done.stdout and not study[1]["controls"]["sound"]
     place = folder_of(copy)
-    for folder in [*place.trials(), *map(Folder, (place.path / "again").iterdir())]:
-        spec = folder.spec()
-        if spec.method == "logit" and spec.fault in (None, "teacher-rows-shuffled"):
-            edit(folder, lambda raw, s=spec: raw["metrics"].update(test_accuracy=90.0 + s.seed - 50 * bool(s.fault)))
+
+    def score(lost):
+        for folder in [*place.trials(), *map(Folder, (place.path / "again").iterdir())]:
+            spec = folder.spec()
+            if spec.method == "logit" and spec.fault in (None, "teacher-rows-shuffled"):
+                accuracy = 90.0 + spec.seed - lost * bool(spec.fault)
+                edit(folder, lambda raw, value=accuracy: raw["metrics"].update(test_accuracy=value))
+
+    score(lost=0)
+    assert blind in kdbench("run", TINY, cwd=copy).stdout
+    assert json.loads(kdbench("run", TINY, "--json", cwd=copy).stdout)["controls"]["sound"] is False
+    score(lost=50)
     done = kdbench("run", TINY, cwd=copy)
     assert blind not in done.stdout and "accuracy -50.00 pp" in done.stdout and ": seen in accuracy" in done.stdout
     assert json.loads(kdbench("run", TINY, "--json", cwd=copy).stdout)["controls"]["sound"] is True
@@ -269,7 +275,8 @@ def test_compare_on_the_command_line(study):
     odd = json.loads(kdbench("compare", "logit", "feature", "--json", cwd=place).stdout)
     assert odd["family"] == 3, "what was not declared counts on top"
     table = kdbench("compare", "corrected", "imagenet-stem", cwd=place)
-    assert table.returncode == 0 and "imagenet-stem against corrected" in table.stdout and "undecided" in table.stdout
+    assert table.returncode == 0 and "imagenet-stem against corrected" in table.stdout
+    assert all(c["verdict"] in table.stdout for c in compared["comparisons"] if c["b"] == "imagenet-stem")
 
 
 @pytest.mark.parametrize(
@@ -392,11 +399,12 @@ def test_a_study_is_written_as_a_page_that_stands_alone(study, tmp_path):
     assert done.returncode == 0, done.stderr
     page = Page((tmp_path / "report.html").read_text())
     first = page.text[: page.text.index("Arms and their audits")]
+    seen = "seen" if found["controls"]["sound"] else "NOT seen"  # of two seeds a matter of luck
     for line in (
         "3 of 3 corrected arms are proven clean",
         "6 of 6 bugged arms were caught by exactly the audits that their bug names",
         "the same seed twice gave the same bits",
-        "the positive control (teacher-rows-shuffled) was seen by its audit, NOT seen in accuracy",
+        f"the positive control (teacher-rows-shuffled) was seen by its audit, {seen} in accuracy",
         "Logit-KD against the baseline: ",
         "projector-unclipped in Feature-KD: ",
     ):

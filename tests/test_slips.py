@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import SEED
 from torch import nn
 
 from harness.zoo.clean.material import CLASSES, ConvNet, images, loaded, mlp, normed, rows, trained
@@ -177,11 +178,11 @@ SLIPS = {
 
 @pytest.mark.parametrize("loop", SLIPS, ids=lambda loop: loop.__name__)
 def test_a_slip_is_named_first_and_the_right_way_left_in_peace(loop):
-    wrong = observe(lambda watch: loop(watch, True), 0, "foreign")
+    wrong = observe(lambda watch: loop(watch, True), SEED, "foreign")
     first = next(f for f in wrong.report.findings if f.status == "fail")
     assert wrong.trace.broken is None and (first.id, first.severity) == SLIPS[loop][:2], first.message
     assert SLIPS[loop][2] in first.message
-    right = observe(lambda watch: loop(watch, False), 0, "foreign")
+    right = observe(lambda watch: loop(watch, False), SEED, "foreign")
     assert right.trace.broken is None and right.trace.sights
     assert [(f.id, f.message) for f in right.report.failed("info") if f.id != "KD205"] == []
 
@@ -208,6 +209,6 @@ def test_a_temperature_that_is_learned_is_no_teacher():
                 descend(optimizer, F.cross_entropy(logits, y) + soft * t.pow(2).squeeze())
         return student
 
-    seen = observe(loop, 0, "foreign")
+    seen = observe(loop, SEED, "foreign")
     assert seen.trace.roles["teacher"] == ["Sequential (teacher)"]
     assert [(f.id, f.message) for f in seen.report.failed("warn")] == []
