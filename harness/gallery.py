@@ -23,6 +23,8 @@ from kd.recipe import Precision
 COMMAND = "kdbench faults gallery --output reports/faults.md"
 _ROOT = Path(__file__).resolve().parent.parent
 _PLACE = re.compile(r"\S+\.py:\d+")
+_LARGEST = re.compile(r"(norm-bound +at step) \d+(.*\n +)\S+\.py:\d+")
+"The step of the largest norm, and its place: of norms that are nearly equal, last bits decide which is largest."
 _NUMBER = re.compile(r"(?<![A-Z\d])-?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 
 
@@ -129,9 +131,10 @@ def agree(one: str, other: str) -> bool:
     """Say whether two sections are the same but for what is a machine's own: sizes after some steps of training.
 
     Story, difference and places in the code must be equal, and so must every word. Numbers of the training may differ
-    by half, since other processors sum in another order; and words may stand in another order, since a number of
-    another length breaks a line elsewhere.
+    by half, since other processors sum in another order, and the largest norm may be that of another step; and words
+    may stand in another order, since a number of another length breaks a line elsewhere.
     """
+    one, other = (_LARGEST.sub(r"\1 #\2#", text) for text in (one, other))
     halves = [text.partition("\nAfter ") for text in (one, other)]
     if halves[0][0].strip() != halves[1][0].strip():
         return False

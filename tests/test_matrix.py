@@ -52,6 +52,17 @@ def test_a_gallery_that_drifted_is_noticed():
         assert not gallery.agree(text, text.replace(old, new)), new
 
 
+def test_in_a_gallery_the_largest_norm_may_be_that_of_another_step():
+    text = (
+        "## a\n\nAfter 20 steps: loss 1.5\n\nFAIL KD204 norm-bound     at step 2 norm 1.9\n  train.py:276  mend: it\n"
+    )
+    assert gallery.agree(text, text.replace("step 2", "step 8").replace("276", "280"))
+    assert not gallery.agree(text, text.replace("norm 1.9", "norm 19"))
+    other = text.replace("KD204 norm-bound", "KD211 gradients-zeroed")
+    assert not gallery.agree(other, other.replace("step 2", "step 8"))
+    assert not gallery.agree(other, other.replace("276", "280"))
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_the_canonical_procedure_is_clean(method):
     run = audit_once(method, None, 3, lambda _: None)
