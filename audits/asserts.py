@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from audits.events import KD, Clip
 from audits.finding import AuditFailure, Finding, Report, Severity
+from audits.trace import KD, Clip
 from audits.watch import Modules, Watch, watch
 
 Step = Callable[[], Any]

@@ -10,10 +10,10 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from audits import hooks
-from audits.events import KD, Clip, Trace
 from audits.finding import Report
-from audits.roles import Declared
+from audits.infer.roles import Declared
+from audits.observe import hooks
+from audits.trace import KD, Clip, Trace
 from audits.watch import OnFail, Watch, _provenance
 
 Named = str | nn.Module

@@ -31,9 +31,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, get_worker_info
 
-from audits.checks import Verdict, failed, passed, undecided
-from audits.events import Where
+from audits.checks.catalogue import Verdict, failed, passed, undecided
 from audits.finding import Finding, Severity
+from audits.trace import Where
 
 Parameters = ParamSpec("Parameters")
 

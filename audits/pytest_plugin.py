@@ -12,7 +12,7 @@ import pytest
 
 from audits.asserts import heard
 from audits.finding import AuditFailure, Report
-from audits.policy import Policy, PolicyError
+from audits.report.policy import Policy, PolicyError
 from audits.script import Options, ScriptWatch
 from audits.watch import Watch, watch
 

@@ -22,15 +22,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from audits import hooks
-from audits.analysis import row_keys
-from audits.events import KD, Clip, Trace
 from audits.finding import Report
-from audits.roles import Declared
-from audits.splits import Loaders
-from audits.taint import tensors_in
+from audits.infer.analysis import row_keys
+from audits.infer.roles import Declared
+from audits.observe import hooks
+from audits.observe.splits import Loaders
+from audits.observe.taint import tensors_in
+from audits.observe.windows import RawWindow
+from audits.trace import KD, Clip, Trace
 from audits.watch import Watch
-from audits.windows import RawWindow
 
 _OURS = ("audits", "harness", "kd")
 _SWALLOWED = 3

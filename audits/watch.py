@@ -16,14 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from audits import checks, hooks
-from audits.analysis import Analyst, plain_name, spatial_call
-from audits.events import KD, Clip, Hits, Provenance, Trace
+from audits.checks.all import run
 from audits.finding import AuditFailure, Report
-from audits.loads import Loads
-from audits.roles import Declared
-from audits.steps import Steps
-from audits.windows import ModuleCall, RawWindow, Windows
+from audits.infer.analysis import Analyst, plain_name, spatial_call
+from audits.infer.roles import Declared
+from audits.observe import hooks
+from audits.observe.loads import Loads
+from audits.observe.steps import Steps
+from audits.observe.windows import ModuleCall, RawWindow, Windows
+from audits.trace import KD, Clip, Hits, Provenance, Trace
 
 Modules = nn.Module | Mapping[str, nn.Module] | None
 OnFail = Literal["record", "warn", "raise"]
@@ -122,7 +123,7 @@ class Watch:
     def report(self) -> Report:
         """The findings over what has been seen so far."""
         self._conclude()
-        return checks.run(self._trace)
+        return run(self._trace)
 
     def __enter__(self) -> "Watch":
         guard, stack = self._guarded, self._stack

@@ -21,10 +21,10 @@ from torch.utils.checkpoint import checkpoint as recompute
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import audits
-from audits import checks
-from audits.events import Trace
+from audits.checks.all import run
 from audits.finding import Report
 from audits.script import Options, ScriptWatch
+from audits.trace import Trace
 
 Open = Callable[..., AbstractContextManager[Any]]
 How = Literal["foreign", "declared", "unwatched"]
@@ -77,7 +77,7 @@ def observe(loop: Callable[[Open], nn.Module], seed: int, how: How) -> Seen:
 
         with script:
             net = loop(until_the_end)
-        return Seen(checks.run(script.trace), script.trace, weights_of(net))
+        return Seen(run(script.trace), script.trace, weights_of(net))
     if how == "unwatched":
         return Seen(None, None, weights_of(loop(lambda **_: nullcontext())))
     watches: list[audits.Watch] = []

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from audits.events import Trace, Where
+from audits.trace import Trace, Where
 from kd.errors import InputError, unknown
 
 FILE = "kdbench.lock"

@@ -517,7 +517,7 @@ def test_an_error_of_ours_does_not_stop_the_job(folder, monkeypatch):
 
 
 def test_list_holds_audits_and_laws():
-    from audits.checks import CATALOGUE
+    from audits.checks.all import CATALOGUE
     from audits.laws import LAWS
 
     code, out, _ = audit("--list")

@@ -7,7 +7,7 @@ from scipy import stats
 from torch import nn
 
 import audits
-from audits.checks import CATALOGUE
+from audits.checks.all import CATALOGUE
 from audits.checks.teacher import at_least, at_most
 from kd.models import ResNet
 

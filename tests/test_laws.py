@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, OneC
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from audits import laws
-from audits.checks import CATALOGUE
+from audits.checks.all import CATALOGUE
 from audits.finding import Finding, Report
 from kd.procedure import CANONICAL
 from kd.recipe import Recipe

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from audits.finding import Finding, sorted_report
-from audits.policy import EXIT_CODES, Baseline, Policy, PolicyError, audit_id, fingerprint
+from audits.report.policy import EXIT_CODES, Baseline, Policy, PolicyError, audit_id, fingerprint
 
 SCALE = Finding(
     "KD312",

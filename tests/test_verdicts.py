@@ -11,10 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from audits import checks
-from audits.checks import CATALOGUE, Audit, Verdict, audit, passed, run, some
+from audits.checks.all import CATALOGUE, run
+from audits.checks.catalogue import Audit, Verdict, audit, passed, some
 from audits.checks.teacher import at_least, at_most
-from audits.events import (
+from audits.finding import Finding
+from audits.infer.explain import Explanation
+from audits.trace import (
     KD,
     Change,
     Clip,
@@ -30,8 +32,6 @@ from audits.events import (
     Term,
     Trace,
 )
-from audits.explain import Explanation
-from audits.finding import Finding
 
 DECLARED, STEP, CLIP, BACKWARD, TERM, OTHER = ({"file": "loop.py", "line": n} for n in range(1, 7))
 A, B, C = (nn.Parameter(torch.zeros(2)) for _ in range(3))
@@ -2989,7 +2989,8 @@ def test_where_watching_broke_only_what_had_failed_counts() -> None:
 
 
 def test_an_audit_enters_the_catalogue_under_the_name_of_its_property(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "CATALOGUE", dict(CATALOGUE))
+    monkeypatch.setitem(CATALOGUE, "always-so", CATALOGUE["norm-bound"])  # so that it is gone after the test
+    del CATALOGUE["always-so"]
 
     def always_so(of_trace: Trace) -> Verdict:
         """It is so."""
@@ -2998,7 +2999,7 @@ def test_an_audit_enters_the_catalogue_under_the_name_of_its_property(monkeypatc
     enter = audit("KD999", severity="info", phase="end", mend="nothing", follows=("KD101",))
     assert enter(always_so) is always_so
     entry = Audit("KD999", "always-so", "info", "end", "nothing", ("KD101",), always_so)
-    assert checks.CATALOGUE["always-so"] == entry and entry.story == "It is so."
+    assert CATALOGUE["always-so"] == entry and entry.story == "It is so."
     assert replace(entry, check=lambda of_trace: passed("")).story == ""
     found = finding("KD999", trace())
     assert (found.status, found.severity, found.phase, found.mend) == ("pass", "info", "end", "nothing")

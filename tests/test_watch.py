@@ -14,7 +14,8 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 import audits
-from audits import checks
+from audits.checks.all import CATALOGUE
+from audits.checks.catalogue import Audit
 
 HOOKED = [
     (torch.nn.utils.clip_grad, "_clip_grads_with_norm_"),
@@ -92,7 +93,7 @@ def test_watches_may_end_in_any_order():
     assert finding(b.report, "clip-coverage").status == "pass" and finding(a.report, "clip-coverage").reason
     student(torch.randn(2, 2)).sum().backward()
     assert len(b._trace.steps) == 1
-    assert torch.autograd.backward is before or torch.autograd.backward.__module__ == "audits.hooks"
+    assert torch.autograd.backward is before or torch.autograd.backward.__module__ == "audits.observe.hooks"
 
 
 class Loop:
@@ -721,8 +722,8 @@ def test_an_audit_that_breaks_is_said_and_stops_nothing(monkeypatch):
     def broken(trace):
         raise RuntimeError("oh")
 
-    entry = checks.CATALOGUE["norm-bound"]
-    monkeypatch.setitem(checks.CATALOGUE, "norm-bound", checks.Audit(**{**vars(entry), "check": broken}))
+    entry = CATALOGUE["norm-bound"]
+    monkeypatch.setitem(CATALOGUE, "norm-bound", Audit(**{**vars(entry), "check": broken}))
     report = Loop().run(clip_student, **DECLARED)
     assert finding(report, "norm-bound").status == "error" and "oh" in finding(report, "norm-bound").message
     assert finding(report, "clip-coverage").status == "fail"
@@ -730,7 +731,7 @@ def test_an_audit_that_breaks_is_said_and_stops_nothing(monkeypatch):
 
 def test_watching_that_breaks_is_said_and_stops_nothing(monkeypatch):
     loop = Loop()
-    monkeypatch.setattr(sys.modules["audits.steps"], "with_gradient", lambda optimizer: 1 / 0)
+    monkeypatch.setattr(sys.modules["audits.observe.steps"], "with_gradient", lambda optimizer: 1 / 0)
     before = loop.student.weight.clone()
     report = loop.run(clip_student, **DECLARED)
     assert not torch.equal(before, loop.student.weight)
@@ -770,7 +771,7 @@ def test_report_as_json_has_the_contracts_keys():
     assert [row["status"] for row in rows] == sorted(
         (row["status"] for row in rows), key=["fail", "error", "not_triggered", "pass"].index
     )
-    assert sum(report.counts().values()) == len(checks.CATALOGUE)
+    assert sum(report.counts().values()) == len(CATALOGUE)
 
 
 def test_labels_may_come_in_any_shape_and_cost_nothing_but_the_verdict():

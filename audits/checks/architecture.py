@@ -1,7 +1,7 @@
 """Whether the network fits the size of its input."""
 
-from audits.checks import Verdict, audit, failed, passed, undecided
-from audits.events import Spatial, Trace
+from audits.checks.catalogue import Verdict, audit, failed, passed, undecided
+from audits.trace import Spatial, Trace
 
 SMALL = 64
 "Pixels a side up to which an ImageNet stem throws away too much."

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from torch import nn
 
-from audits.checks import Verdict, audit, failed, passed, some, undecided
-from audits.events import ClipCall, Step, Trace
+from audits.checks.catalogue import Verdict, audit, failed, passed, some, undecided
+from audits.trace import ClipCall, Step, Trace
 
 TOLERANCE = 1e-3
 "On the norm after clipping: torch divides by the norm plus 1e-6, and sums differ in the last bits."

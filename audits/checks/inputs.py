@@ -1,8 +1,8 @@
 """What the networks are shown, and whether answers belong to the samples that they are held against."""
 
-from audits.checks import Verdict, audit, failed, no_distillation, passed, undecided
-from audits.events import Sight, Trace
+from audits.checks.catalogue import Verdict, audit, failed, no_distillation, passed, undecided
 from audits.finding import Severity
+from audits.trace import Sight, Trace
 
 
 @audit(

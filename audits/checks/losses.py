@@ -2,9 +2,9 @@
 
 import math
 
-from audits.checks import Verdict, audit, failed, no_distillation, passed, some, undecided
-from audits.events import Sight, Term, Trace, Where
-from audits.explain import Explanation
+from audits.checks.catalogue import Verdict, audit, failed, no_distillation, passed, some, undecided
+from audits.infer.explain import Explanation
+from audits.trace import Sight, Term, Trace, Where
 
 TOLERANCE = 2e-3
 "On weights: relative, and on the sum of two that should be one."

@@ -1,7 +1,7 @@
 """What is optimised: every parameter that should be, nothing that should not, once for each backward."""
 
-from audits.checks import Verdict, audit, failed, no_distillation, passed, some, undecided
-from audits.events import Step, Trace
+from audits.checks.catalogue import Verdict, audit, failed, no_distillation, passed, some, undecided
+from audits.trace import Step, Trace
 
 
 @audit(

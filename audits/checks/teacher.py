@@ -2,9 +2,9 @@
 
 import math
 
-from audits.checks import Verdict, audit, failed, no_distillation, passed, some, undecided
-from audits.events import Trace
+from audits.checks.catalogue import Verdict, audit, failed, no_distillation, passed, some, undecided
 from audits.finding import Severity
+from audits.trace import Trace
 
 DOUBT = 1e-3
 "Probability under which the observed number of right answers is taken to contradict a rate."

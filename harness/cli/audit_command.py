@@ -19,8 +19,8 @@ from harness.cli.common import FAULTS_OPTION, finite, print_json, stderr, stdout
 from kd.errors import InputError, unknown
 
 if TYPE_CHECKING:
-    from audits.policy import Baseline, Policy
-    from audits.render import Audited
+    from audits.report.policy import Baseline, Policy
+    from audits.report.render import Audited
     from audits.script import Observation
     from harness.contract import Contract
 
@@ -235,7 +235,7 @@ def command(
         return _matrix(options)
     if options["format_"] == "html":
         raise InputError("--format html is of --matrix; an audit is reported as text, json, junit, sarif or github")
-    from audits.policy import Policy, PolicyError
+    from audits.report.policy import Policy, PolicyError
 
     try:
         policy = Policy.parse(options["waive"], options["select"], options["ignore"], options["strict"])
@@ -271,11 +271,11 @@ def _refuse_others(ctx: click.Context, mode: str | None, script: str | None) -> 
 
 def _script(ctx: click.Context, script: str, args: Sequence[str], policy: "Policy", options: dict[str, Any]) -> int:
     # Whatever is needed while the script runs is imported before: its own modules may be called as ours are.
-    from audits import checks
     from audits import script as engine
-    from audits.events import KD, Clip
-    from audits.policy import EXIT_CODES
-    from audits.render import Audited
+    from audits.checks.all import run
+    from audits.report.policy import EXIT_CODES
+    from audits.report.render import Audited
+    from audits.trace import KD, Clip
     from harness.cli import audit_text
     from harness.contract import contract_text
 
@@ -380,7 +380,7 @@ def _script(ctx: click.Context, script: str, args: Sequence[str], policy: "Polic
         if format_ != "text" and not guard:
             write = stack.enter_context(stdout_apart())
         try:
-            seen = engine.run(script, args, module=module, options=intent, make_report=checks.run, finish=finish)
+            seen = engine.run(script, args, module=module, options=intent, make_report=run, finish=finish)
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             return 130
@@ -462,7 +462,7 @@ def _hint(error: str) -> str | None:
 
 
 def _read_baseline(path: Path | None, update: bool) -> "Baseline":
-    from audits.policy import Baseline
+    from audits.report.policy import Baseline
 
     if path is None:
         if update:
@@ -499,7 +499,7 @@ def stdout_apart() -> Iterator[Callable[[str], None]]:
 
 
 def _renderer(format_: str) -> "Callable[[Audited], str]":
-    from audits import render
+    from audits.report import render
 
     forms = {"json": render.to_json, "junit": render.to_junit, "sarif": render.to_sarif, "github": render.to_github}
     return forms.get(format_, render.to_json)
@@ -510,8 +510,8 @@ def _renderer(format_: str) -> "Callable[[Audited], str]":
 
 def _ourselves(options: dict[str, Any], policy: "Policy") -> int:
     from audits.finding import sorted_report
-    from audits.policy import EXIT_CODES
-    from audits.render import Audited
+    from audits.report.policy import EXIT_CODES
+    from audits.report.render import Audited
     from harness import faults
     from harness.canonical import audit_ourselves
     from harness.cli.audit_text import show_ourselves
@@ -562,8 +562,8 @@ def _target(names: Sequence[str | None]) -> str:
 def _recorded(path: Path, policy: "Policy", format_: str) -> int:
     """Show the findings of a recorded trial."""
     from audits.finding import Finding, sorted_report
-    from audits.policy import EXIT_CODES
-    from audits.render import Audited
+    from audits.report.policy import EXIT_CODES
+    from audits.report.render import Audited
     from harness.cli.audit_text import coverage, show_findings
     from harness.record import Folder
 
@@ -645,7 +645,7 @@ def _matrix(options: dict[str, Any]) -> int:
 
 def _entries() -> list[tuple[str, str, str, str, str, str]]:
     """Return id, name, severity, kind, story and mend of every audit and law, by id."""
-    from audits.checks import CATALOGUE
+    from audits.checks.all import CATALOGUE
     from audits.laws import LAWS
 
     entries = [(a.id, a.name, a.severity, "trace", a.story, a.mend) for a in CATALOGUE.values()]

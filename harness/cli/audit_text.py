@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from audits.finding import Finding, Report
-from audits.render import Audited
+from audits.report.render import Audited
 from audits.script import Observation
 from harness.canonical import Run
 

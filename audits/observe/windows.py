@@ -2,7 +2,7 @@
 
 A window is what one backward is judged by. Only what reached the root of that backward counts, so a validation or a
 probe that ran meanwhile is not taken for training. Raw windows hold tensors and are dropped when their backward has
-run; what the checks read is made of them before (:mod:`audits.analysis`).
+run; what the checks read is made of them before (:mod:`audits.infer.analysis`).
 """
 
 import os
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from audits import hooks
-from audits.events import Where
-from audits.taint import Made, Mode, Taint, is_getter_to_skip, pop_if_on_top, push, tensors_in
+from audits.observe import hooks
+from audits.observe.taint import Made, Mode, Taint, is_getter_to_skip, pop_if_on_top, push, tensors_in
+from audits.trace import Where
 
 _KEPT = 4
 "Windows whose calls are kept while a loss computed in them waits for its backward."

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from audits.taint import Taint
-from audits.windows import DISTANCES, LABEL_LOSSES, LOOKUPS, FunctionCall, ModuleCall, RawWindow
+from audits.observe.taint import Taint
+from audits.observe.windows import DISTANCES, LABEL_LOSSES, LOOKUPS, FunctionCall, ModuleCall, RawWindow
 
 ParamsOf = Callable[[nn.Module], int]
 

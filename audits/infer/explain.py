@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from audits.roles import Cast, Label
-from audits.taint import Taint
-from audits.windows import SOFTMAXES, RawWindow
+from audits.infer.roles import Cast, Label
+from audits.observe.taint import Taint
+from audits.observe.windows import SOFTMAXES, RawWindow
 
 _GRID = (1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 7.0, 8.0, 10.0, 12.0, 15.0, 16.0, 20.0)
 _TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 3e-3, torch.bfloat16: 2e-2}

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from audits import hooks
-from audits.events import Loaded
-from audits.taint import tensors_in
+from audits.observe import hooks
+from audits.observe.taint import tensors_in
+from audits.trace import Loaded
 
 if TYPE_CHECKING:
-    from audits.analysis import Analyst
+    from audits.infer.analysis import Analyst
 
 _SAMPLE = 256
 _MOST_TENSORS = 20_000

@@ -12,13 +12,22 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from audits import hooks
-from audits.events import Change, Hits, Inputs, Leaf, Sight, Spatial, Term, Trace
-from audits.explain import Explanation, explain
-from audits.loads import Loads
-from audits.roles import Cast, Declared, Group, cast
-from audits.taint import Taint
-from audits.windows import DISTANCES, LABEL_LOSSES, MOODY, SOFTMAXES, FunctionCall, ModuleCall, RawWindow, leaves_of
+from audits.infer.explain import Explanation, explain
+from audits.infer.roles import Cast, Declared, Group, cast
+from audits.observe import hooks
+from audits.observe.loads import Loads
+from audits.observe.taint import Taint
+from audits.observe.windows import (
+    DISTANCES,
+    LABEL_LOSSES,
+    MOODY,
+    SOFTMAXES,
+    FunctionCall,
+    ModuleCall,
+    RawWindow,
+    leaves_of,
+)
+from audits.trace import Change, Hits, Inputs, Leaf, Sight, Spatial, Term, Trace
 
 T = TypeVar("T")
 

@@ -18,7 +18,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from audits import hooks
+from audits.observe import hooks
 
 _MOST = 50_000
 

@@ -18,10 +18,10 @@ import torch
 from torch import nn
 from torch.nn.utils import clip_grad
 
-from audits.events import Where
+from audits.trace import Where
 
 _LIBRARIES = tuple({sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")})
-_NOT_THE_USERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+_NOT_THE_USERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent.parent))
 
 
 def call_site() -> Where | None:
