@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from audits.finding import Report
 from audits.infer.roles import Declared
 from audits.observe import hooks
-from audits.trace import KD, Clip, Trace
+from audits.trace import KD, Clip, Declaration, Trace
 from audits.watch import OnFail, Watch, _provenance
 
 Named = str | nn.Module
@@ -61,9 +61,10 @@ class TrainerAudit:
         roles = {"teacher": teacher, "student": student, **projectors}
         names = {id(p): f"{role}.{name}" for role, m in roles.items() if m for name, p in m.named_parameters()}
         names |= {id(p): name for name, p in trained.named_parameters()}
-        trace = Trace(student, teacher, self._clip or clip, names, self._declared_at, kd=self._kd or KD())
+        intent = Declaration(student, teacher, self._clip or clip, self._kd or KD(), at=self._declared_at)
+        trace = Trace(intent, names)
         if teacher is not None and self._teacher_weights is not None:
-            trace.provenance = _provenance(teacher, self._teacher_weights)
+            trace.teacher.provenance = _provenance(teacher, self._teacher_weights)
         declared = Declared(student, teacher, projectors)
         # A step more than will be looked at: the watch's own end of the burn-in is not waited for.
         self.watch = Watch(trace, list(optimizers), self._wanted + 1, 1, "record", declared)

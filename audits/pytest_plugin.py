@@ -93,11 +93,11 @@ class Watcher:
         """Leave the verdict and the warnings with the test, and return the report if it has to fail."""
         watch = item.stash[_WATCH]
         watch.__exit__(None, None, None)
-        if not watch.trace.steps and watch.trace.broken is None:
+        if not watch.trace.updates.steps and watch.trace.broken is None:
             return None
         waived = policy(item.config, item.iter_markers("kd_audit_waive")).waive
         report = Policy({**STAND_INS, **waived}).apply(watch.report)
-        distils = bool(watch.trace.sights)
+        distils = bool(watch.trace.losses.sights)
         fails = distils and bool(report.failed("error"))
         found = Report(tuple(f for f in report.findings if f.status == "error" or f in report.failed("warn")))
         verdict = "failed" if fails else "warned" if found.findings else "clean"

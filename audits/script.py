@@ -29,7 +29,7 @@ from audits.observe import hooks
 from audits.observe.splits import Loaders
 from audits.observe.taint import tensors_in
 from audits.observe.windows import RawWindow
-from audits.trace import KD, Clip, Trace
+from audits.trace import KD, Clip, Declaration, Trace
 from audits.watch import Watch
 
 _OURS = ("audits", "harness", "kd")
@@ -73,7 +73,7 @@ class ScriptWatch(Watch):
     """A watch to which nothing was declared: every optimizer is seen, and the roles are read off the windows."""
 
     def __init__(self, options: Options, finish: Callable[["ScriptWatch"], None]) -> None:
-        trace = Trace(None, None, options.clip, {}, None, kd=options.kd, script=True)
+        trace = Trace(Declaration(clip=options.clip, kd=options.kd), script=True)
         super().__init__(trace, None, 20, 50, "record", Declared(), windows=24)
         self._options, self._finish = options, finish
         self._counted: int | None = None
@@ -90,7 +90,7 @@ class ScriptWatch(Watch):
     def _wants_window(self) -> bool:
         if self._trace.broken is not None or self.done is not None or self.let_go:
             return False
-        seen, kd = self._trace.windows_seen, len(self._trace.sights)
+        seen, kd = self._trace.losses.windows_seen, len(self._trace.losses.sights)
         if kd:
             return kd < self._analyst.windows or self._windows.taint.window % 50 == 0
         return seen < 60 or self._windows.taint.window % 10 == 0
@@ -98,10 +98,10 @@ class ScriptWatch(Watch):
     def _on_window(self, raw: RawWindow) -> None:
         if self._options.student or self._options.teacher:
             self._analyst.declare(self._options.student, self._options.teacher)
-        before = len(self._trace.sights)
+        before = len(self._trace.losses.sights)
         super()._on_window(raw)
-        if len(self._trace.sights) > before:
-            self.loaders.trained_on(self._trace.sights[-1].student)
+        if len(self._trace.losses.sights) > before:
+            self.loaders.trained_on(self._trace.losses.sights[-1].student)
             self._windows.students |= {id(g.module) for g in self._analyst.students.values() if g.module is not None}
         if self._analyst.started:
             self._windows.heeds_answers = False
@@ -182,14 +182,9 @@ class ScriptWatch(Watch):
     def conclude(self, whole: bool) -> None:
         """Draw the conclusions of what was seen; `whole` says that the script ran to its own end."""
         self._conclude()
-        self._trace.split_overlap = self._guarded(self.loaders.overlap)() or (
+        self._trace.data.split_overlap = self._guarded(self.loaders.overlap)() or (
             self._guarded(self.loaders.overlap_of_rows)() if whole else None
         )
-
-    @property
-    def trace(self) -> Trace:
-        """All that was seen."""
-        return self._trace
 
 
 def run(

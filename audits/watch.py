@@ -24,7 +24,7 @@ from audits.observe import hooks
 from audits.observe.loads import Loads
 from audits.observe.steps import Steps
 from audits.observe.windows import ModuleCall, RawWindow, Windows
-from audits.trace import KD, Clip, Hits, Provenance, Trace
+from audits.trace import KD, Clip, Declaration, Hits, Provenance, Trace
 
 Modules = nn.Module | Mapping[str, nn.Module] | None
 OnFail = Literal["record", "warn", "raise"]
@@ -71,9 +71,10 @@ def watch(
             raise ValueError(f"audits.watch: {says}")
     roles = {**({"teacher": teacher} if teacher is not None else {}), "student": student, **named}
     names = {id(p): f"{role}.{name}" for role, module in roles.items() for name, p in module.named_parameters()}
-    trace = Trace(student, teacher, clip, names, hooks.call_site(), kd=kd or KD(), same_input=same_input)
+    declared = Declaration(student, teacher, clip, kd or KD(), same_input, hooks.call_site())
+    trace = Trace(declared, names)
     if teacher is not None and teacher_weights is not None:
-        trace.provenance = _provenance(teacher, teacher_weights)
+        trace.teacher.provenance = _provenance(teacher, teacher_weights)
     return Watch(trace, optimizers, burn_in, every, on_fail, Declared(student, teacher, named))
 
 
@@ -111,13 +112,18 @@ class Watch:
         self._stack = ExitStack()
         self._forward_hook: Any = None
         self._roles: dict[int, list[tuple[str, str]]] = {}
-        for role, module in (("student", trace.student), ("teacher", trace.teacher)):
+        for role, module in (("student", trace.declared.student), ("teacher", trace.declared.teacher)):
             for name, part in module.named_modules() if module is not None else ():
                 self._roles.setdefault(id(part), []).append((role, name))
 
     def labels(self, labels: Tensor) -> None:
         """Show the labels (B,) of the batch that the teacher has just answered."""
         self._guarded(self._on_labels)(labels)
+
+    @property
+    def trace(self) -> Trace:
+        """All that was seen so far."""
+        return self._trace
 
     @property
     def report(self) -> Report:
@@ -178,7 +184,7 @@ class Watch:
 
     def _wants_window(self) -> bool:
         in_burn_in = self._steps.most < self._burn_in
-        first = self._trace.windows_seen < self._analyst.windows
+        first = self._trace.losses.windows_seen < self._analyst.windows
         last = self._steps.most >= self._burn_in - 3  # what was right at first may have been lost since
         return in_burn_in and self._trace.broken is None and (first or last)
 
@@ -239,7 +245,7 @@ class Watch:
 
     def _on_forward(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         for role, name in self._roles.get(id(module), ()):
-            calls = self._trace.spatial.setdefault(role, [])
+            calls = self._trace.data.spatial.setdefault(role, [])
             image = args[0] if args else kwargs.get("input")
             shapes = [tuple(t.shape) if isinstance(t, Tensor) else None for t in (image, output)]
             if len(calls) < 3 and (call := spatial_call(name, module, *shapes)) is not None:
@@ -249,12 +255,12 @@ class Watch:
                 if role == "teacher":
                     self._teacher_logits = None if logits is None else logits.clone()  # losses may mask theirs in place
                 elif logits is not None:
-                    self._trace.student_width = logits.shape[1]
+                    self._trace.teacher.student_width = logits.shape[1]
 
     def _on_labels(self, labels: Tensor) -> None:
         logits, self._teacher_logits = self._teacher_logits, None
         trace = self._trace
-        trace.labels_shown = True
+        trace.teacher.labels_shown = True
         if logits is None or labels.ndim != 1 or len(labels) != len(logits):
             return
         with torch.inference_mode(False), torch.no_grad():
@@ -264,9 +270,9 @@ class Watch:
             right = ((logits.argmax(1) == labels) & counts).sum()
             by_class = torch.zeros(logits.shape[1], dtype=torch.long, device=logits.device)
             by_class.index_add_(0, labels.clamp(0, logits.shape[1] - 1), counts.long())
-            if trace.hits is not None:
-                right, by_class = right + trace.hits.right, by_class + trace.hits.by_class
-            trace.hits = Hits(right, by_class)
+            if trace.teacher.hits is not None:
+                right, by_class = right + trace.teacher.hits.right, by_class + trace.teacher.hits.by_class
+            trace.teacher.hits = Hits(right, by_class)
 
     def _act(self) -> None:
         """Do what was asked for when an audit failed."""
@@ -276,7 +282,7 @@ class Watch:
         if self._on_fail == "raise":
             report.raise_for("error")
         elif report.failed("error"):
-            where = self._trace.declared_at or {"file": "<unknown>", "line": 0}
+            where = self._trace.declared.at or {"file": "<unknown>", "line": 0}
             warnings.warn_explicit(str(report), UserWarning, where["file"], where["line"])
 
 

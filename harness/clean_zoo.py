@@ -88,7 +88,7 @@ def observe(loop: Callable[[Open], nn.Module], seed: int, how: How) -> Seen:
 
     net = loop(declared)
     (watch,) = watches
-    return Seen(watch.report, watch._trace, weights_of(net))
+    return Seen(watch.report, watch.trace, weights_of(net))
 
 
 def weights_of(net: nn.Module) -> list[Tensor]:

@@ -69,7 +69,7 @@ def observe(path: str, options: dict[str, Any], arguments: list[str] | None = No
         os.dup2(nowhere.fileno(), 2)
     os.chdir(Path(path).parent)
     seen = script.run(path, arguments or [], options=script.Options(**options), make_report=run)
-    explained = [e for s in seen.trace.sights for e in s.explanations]
+    explained = [e for s in seen.trace.losses.sights for e in s.explanations]
     return {
         "failed": [(f.id, f.severity, f.consequence_of, f.message, f.where) for f in seen.report.failed("info")],
         "status": {f.id: f.status for f in seen.report.findings},
@@ -84,7 +84,7 @@ def observe(path: str, options: dict[str, Any], arguments: list[str] | None = No
         "steps": seen.steps,
         "unobserved": seen.unobserved,
         "broken": seen.trace.broken,
-        "sights": len(seen.trace.sights),
+        "sights": len(seen.trace.losses.sights),
     }
 
 

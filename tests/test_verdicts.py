@@ -21,6 +21,7 @@ from audits.trace import (
     Change,
     Clip,
     ClipCall,
+    Declaration,
     Hits,
     Inputs,
     Leaf,
@@ -61,10 +62,20 @@ def steps(count: int, *clips: ClipCall, **fields: Any) -> list[Step]:
     return [step(i + 1, *clips, **fields) for i in range(count)]
 
 
+def put(made: Trace, **fields: Any) -> Trace:
+    """Set fields of a trace, each in the part that holds it; `teacher` is the declared one."""
+    for name, value in fields.items():
+        if name in ("student", "teacher", "clip", "kd", "same_input"):
+            made.declared = replace(made.declared, **{name: value})
+        else:
+            parts = (made, made.updates, made.losses, made.teacher, made.data)
+            name = "stepped" if name == "teacher_moved" else name
+            setattr(next(part for part in parts if hasattr(part, name)), name, value)
+    return made
+
+
 def trace(**fields: Any) -> Trace:
-    return Trace(
-        **{"student": STUDENT, "teacher": None, "clip": None, "names": NAMES, "declared_at": DECLARED} | fields
-    )
+    return put(Trace(Declaration(STUDENT, at=DECLARED), NAMES), **fields)
 
 
 def term(name: str = "kl_div", kind: Any = "soft", **fields: Any) -> Term:
@@ -440,15 +451,15 @@ CASES["KD344"] = {
         ),
     ),
     "one is held by a scheduler of all": (
-        replace(rates((0.1, 0.25), (0.05, 0.25)), scheduled_groups=2),
+        put(rates((0.1, 0.25), (0.05, 0.25)), scheduled_groups=2),
         undecided("intent-unknown", "a scheduler sets every group, and holds some where they are"),
     ),
     "one came after the scheduler": (
-        replace(rates((0.1, 0.25), (0.05, 0.25)), scheduled_groups=1),
+        put(rates((0.1, 0.25), (0.05, 0.25)), scheduled_groups=1),
         fails("moves 1 of 2", {**STEP, "step": 2}, first=[0.1, 0.25], last=[0.05, 0.25], still=[1]),
     ),
     "a scheduler of all moves all": (
-        replace(rates((0.1, 0.2), (0.05, 0.1)), scheduled_groups=2),
+        put(rates((0.1, 0.2), (0.05, 0.1)), scheduled_groups=2),
         passes("moves all 2 parameter groups"),
     ),
     "one is frozen by a rate of 0": (rates((0.1, 0.0), (0.05, 0.0)), passes("")),
@@ -887,7 +898,7 @@ CASES["KD202"] |= {
         undecided("no-clip-call", "in the 3 steps"),
     ),
     "of what nothing steps, in half of the steps": (
-        trace(script=True, steps=[*astray(*[ASTRAY] * 3).steps, *steps(3)]),
+        trace(script=True, steps=[*astray(*[ASTRAY] * 3).updates.steps, *steps(3)]),
         undecided("no-clip-call", "in the 6 steps"),
     ),
     "of what nothing steps, beside a write": (
@@ -899,7 +910,7 @@ CASES["KD202"] |= {
         undecided("no-clip-call", "in the 3 steps"),
     ),
     "of what nothing steps, beside a clip": (
-        trace(script=True, steps=[step(1, BOTH), *astray(*[ASTRAY] * 3).steps]),
+        trace(script=True, steps=[step(1, BOTH), *astray(*[ASTRAY] * 3).updates.steps]),
         passes("between backward and step in 1 steps", steps=1),
     ),
     "of a gradient that is left over": (
@@ -915,7 +926,7 @@ CASES["KD202"] |= {
         undecided("no-clip-call", "in the 3 steps"),
     ),
     "before the distillation of a script, of what nothing steps": (
-        trace(script=True, steps=[*astray(*[ASTRAY] * 3).steps, *steps(3, distils=True)]),
+        trace(script=True, steps=[*astray(*[ASTRAY] * 3).updates.steps, *steps(3, distils=True)]),
         undecided("no-clip-call", "in the 3 steps"),
     ),
 }
@@ -2285,14 +2296,14 @@ CASES["KD314"] = {
         undecided("intent-unknown", "makes up about 62% of", share=0.625),
     ),
     "not declared in a loop": (
-        replace(balanced(1.0), script=False),
+        put(balanced(1.0), script=False),
         undecided("intent-unknown", "makes up about 50% of", "kd=audits.KD(share=(low, high))", share=0.5),
     ),
     "within": (balanced(1.0, limits=(0.4, 0.6)), passes("makes up 50% of", share=0.5)),
     "at the lower end": (balanced(1.0, limits=(0.5, 0.6)), passes("makes up 50% of", share=0.5)),
     "at the upper end": (balanced(1.0, limits=(0.4, 0.5)), passes("makes up 50% of", share=0.5)),
     "no labels": (
-        replace(seen(explained(share=0.02, label_weight=0.0)), script=True),
+        put(seen(explained(share=0.02, label_weight=0.0)), script=True),
         undecided("intent-unknown", "makes up about 100% of", share=1.0),
     ),
     "below": (balanced(1.0, limits=(0.51, 0.6)), fails("makes up 50% of", None, share=0.5)),
@@ -2608,7 +2619,7 @@ CASES["KD104"] = {
         fails("1 tensors of the teacher were loaded", BACKWARD, **came(0.25, aliases=["b"])),
     ),
     "seen: part, in the first backward of two": (
-        replace(loaded(3, missing=["c"]), sights=[sight(), sight(where=OTHER)]),
+        put(loaded(3, missing=["c"]), sights=[sight(), sight(where=OTHER)]),
         fails("only 75.0%", BACKWARD, **came(0.75, missing=["c"])),
     ),
     "seen: part": (
@@ -2851,7 +2862,7 @@ def clean() -> Trace:
 
 def spoil(made: Trace, id: str) -> None:
     """Give a clean training the one fault that this audit is for."""
-    s, first = made.sights[0], made.steps[0]
+    s, first = made.losses.sights[0], made.updates.steps[0]
     spoilt: dict[str, Any] = {
         "KD101": (made, {"leaves": [BODY, HINT]}),
         "KD102": (made, {"teacher_moved": ["fc.weight"]}),
@@ -2860,10 +2871,10 @@ def spoil(made: Trace, id: str) -> None:
         "KD105": (made, {"spatial": {"teacher": [SEVEN, DEEP]}}),
         "KD106": (s.terms[1], {"shapes": [(8, 4), (8, 1)]}),
         "KD201": (first, {"clips": [clip(A, norm=0.5)]}),
-        "KD202": (made, {"steps": [replace(x, clips=[EARLY]) for x in made.steps]}),
+        "KD202": (made, {"steps": [replace(x, clips=[EARLY]) for x in made.updates.steps]}),
         "KD203": (first.clips[0], {"scaled": True}),
         "KD204": (first, {"norm": number(2.0)}),
-        "KD205": (made, {"steps": [replace(x, clips=[clip(A, B, norm=0.5)]) for x in made.steps]}),
+        "KD205": (made, {"steps": [replace(x, clips=[clip(A, B, norm=0.5)]) for x in made.updates.steps]}),
         "KD211": (first, {"stale_grads": [A]}),
         "KD212": (first, {"repeated": True}),
         "KD213": (made, {"ineffective": ["fc.weight"]}),
@@ -2884,7 +2895,10 @@ def spoil(made: Trace, id: str) -> None:
     }
     target, fields = spoilt[id]
     for key, value in fields.items():
-        setattr(target, key, value)
+        if target is made:
+            put(made, **{key: value})
+        else:
+            setattr(target, key, value)
 
 
 def failures(made: Trace) -> dict[str, str | None]:
@@ -2971,7 +2985,7 @@ def test_a_finding_holds_what_audit_and_verdict_say() -> None:
 
 def test_an_audit_that_breaks_is_an_error_and_stops_no_other() -> None:
     made = clean()
-    made.hits = 5  # type: ignore[assignment]
+    made.teacher.hits = 5  # type: ignore[assignment]
     found = {f.id: f for f in run(made).findings}
     assert found["KD303"].status == "error" and found["KD303"].severity == "error"
     assert found["KD303"].message.startswith("the audit itself broke: AttributeError: 'int' object has no attribute ")

@@ -35,7 +35,7 @@ def stem_resolution(trace: Trace) -> Verdict:
     of kernel 7 or more with stride 2, or a convolution of stride 2 or more followed by a pool of stride 2 or more:
     the ImageNet stem, which leaves 8x8 of a 32x32 image. It costs 5 to 7 percentage points on CIFAR-10.
     """
-    seen = {role: calls for role, calls in trace.spatial.items() if len(calls) >= 2}
+    seen = {role: calls for role, calls in trace.data.spatial.items() if len(calls) >= 2}
     if not seen:
         return undecided("out-of-scope", "no forward of a convolutional network on images was seen")
     small = {role: calls for role, calls in seen.items() if max(calls[0].input_size) <= SMALL}
@@ -55,6 +55,6 @@ def stem_resolution(trace: Trace) -> Verdict:
                 "kernel": call.kernel,
                 "stride": call.stride,
             }
-        return failed(f"an ImageNet stem on small images: {'; '.join(parts)}", observed, trace.declared_at)
+        return failed(f"an ImageNet stem on small images: {'; '.join(parts)}", observed, trace.declared.at)
     sizes = {role: {"input": list(calls[0].input_size), "first": calls[0].name} for role, calls in small.items()}
     return passed("no ImageNet stem within the first two spatial modules", sizes)

@@ -89,7 +89,7 @@ def no_distillation(trace: Trace) -> Verdict:
     """Say that nothing of a distillation was seen, and what was."""
     return undecided(
         "no-teacher-seen",
-        f"{_NO_DISTILLATION} in {trace.windows_seen} backwards",
+        f"{_NO_DISTILLATION} in {trace.losses.windows_seen} backwards",
         "--student NAME --teacher NAME, or more --steps"
         if trace.script
         else "teacher=, and a backward within the watch",

@@ -28,12 +28,12 @@ _FORMS = {
 
 
 def _explained(trace: Trace) -> list[tuple[Sight, Explanation]]:
-    return [(s, e) for s in trace.sights for e in s.explanations]
+    return [(s, e) for s in trace.losses.sights for e in s.explanations]
 
 
 def _place(trace: Trace, sight: Sight | None = None) -> Where | None:
     """Return the line of the distillation term, or else of the backward."""
-    at = sight or trace.sights[0]
+    at = sight or trace.losses.sights[0]
     return next((t.where for t in at.terms if t.kind == "soft" and t.where is not None), at.where)
 
 
@@ -52,30 +52,31 @@ def term_provenance(trace: Trace) -> Verdict:
     itself, the teacher against itself, or the answer reaches no loss, when a feature term leaves its projector or the
     student without a gradient, or when the student as a whole is frozen.
     """
-    if not trace.sights:
+    losses = trace.losses
+    if not losses.sights:
         # Declared, the teacher is known for one; without that it takes longer to be sure.
-        if trace.idle_windows >= (5 if trace.script else 3):
+        if losses.idle_windows >= (5 if trace.script else 3):
             return failed(
-                f"a second network ({trace.idle_name}) answered the student's batch before {trace.idle_windows} "
+                f"a second network ({losses.idle_name}) answered the student's batch before {losses.idle_windows} "
                 "backwards, and its answer reached no loss",
-                {"windows": trace.idle_windows, "network": trace.idle_name},
-                trace.idle_where,
+                {"windows": losses.idle_windows, "network": losses.idle_name},
+                losses.idle_where,
             )
         return no_distillation(trace)
-    if trace.lost_windows >= (5 if trace.script else 2):
+    if losses.lost_windows >= (5 if trace.script else 2):
         return failed(
-            f"the answer of {trace.idle_name} to the student's batch reached the loss at first, and no longer does: it "
-            f"reached none of the last {trace.lost_windows} seen",
-            {"windows": trace.lost_windows, "network": trace.idle_name},
-            trace.idle_where,
+            f"the answer of {losses.idle_name} to the student's batch reached the loss at first, and no longer does: "
+            f"it reached none of the last {losses.lost_windows} seen",
+            {"windows": losses.lost_windows, "network": losses.idle_name},
+            losses.idle_where,
         )
-    sight = trace.sights[0]
-    terms = [t for s in trace.sights for t in s.terms]
+    sight = losses.sights[0]
+    terms = [t for s in losses.sights for t in s.terms]
     explained = _explained(trace)
     acts = any(e.form != "nothing" for _, e in explained)
-    if all(s.student_frozen for s in trace.sights):
+    if all(s.student_frozen for s in losses.sights):
         return failed("no parameter of the student gets a gradient", {"student": sight.student}, sight.where)
-    for s in trace.sights:
+    for s in losses.sights:
         silent = all(e.form == "nothing" for e in s.explanations)
         if s.self_taught and s.explanations and (s.idle or s.asked_twice or silent):
             what = f"; the teacher ({s.teacher}) answers, and reaches no loss" if s.idle else ""
@@ -139,9 +140,9 @@ def target_form(trace: Trace) -> Verdict:
     one side is softened, or when the gradient is that of the reversed KL; only warns of a reversed KL that is written
     so on purpose (by hand, or with log_target) and against which nothing was declared.
     """
-    if not trace.sights:
+    if not trace.losses.sights:
         return no_distillation(trace)
-    for sight in trace.sights:
+    for sight in trace.losses.sights:
         both_ways = any(t.name == "kl_div" and not t.swapped and t.reaches_student for t in sight.terms)
         for t in sight.terms:
             if t.swapped and both_ways:
@@ -159,7 +160,11 @@ def target_form(trace: Trace) -> Verdict:
     for sight, e in explained:
         observed = {"form": e.form, "temperature": e.temperature, "residual": e.residual}
         if e.form in _FORMS:
-            meant = e.form == "reversed" and trace.kd.temperature is None and not any(t.swapped for t in sight.terms)
+            meant = (
+                e.form == "reversed"
+                and trace.declared.kd.temperature is None
+                and not any(t.swapped for t in sight.terms)
+            )
             return failed(
                 f"the distillation term has the wrong form: {_FORMS[e.form]}",
                 observed,
@@ -175,7 +180,7 @@ def target_form(trace: Trace) -> Verdict:
                 observed,
                 _place(trace, sight),
             )
-        declared = trace.kd.temperature
+        declared = trace.declared.kd.temperature
         seen = e.temperature[0] if e.form == "forward" and e.temperature is not None else None
         if declared is not None and seen is not None and abs(seen - declared) > 1e-2 * declared:
             return failed(
@@ -238,7 +243,7 @@ def _operands(t: Term, trace: Trace) -> Verdict | None:
             observed,
             t.where,
             # Two log-probabilities are handed over the other way round on purpose: on-policy distillation does.
-            "warn" if t.log_target and trace.kd.temperature is None else None,
+            "warn" if t.log_target and trace.declared.kd.temperature is None else None,
         )
     if t.target_grad and not trace.peers:
         return failed("the target carries a gradient: the teacher is drawn towards the student", observed, t.where)
@@ -293,7 +298,7 @@ def kd_scale(trace: Trace) -> Verdict:
     the student's logits get. Held against the declared weight; else, where both weights should sum to one, against
     that: a factor by which they do not is named. A free weight decides only what its own way shows.
     """
-    if not trace.sights:
+    if not trace.losses.sights:
         return no_distillation(trace)
     read = [(s, e) for s, e in _explained(trace) if e.form == "forward" and e.weight is not None and e.temperature]
     if not read:
@@ -320,7 +325,7 @@ def kd_scale(trace: Trace) -> Verdict:
     micro = sight.micro
     loose = max(TOLERANCE, 2 * e.residual)  # in half precision the weight is read no better
     place = _place(trace, sight)
-    intended = trace.kd.alpha if trace.kd.alpha is not None else trace.kd.kd_weight
+    intended = trace.declared.kd.alpha if trace.declared.kd.alpha is not None else trace.declared.kd.kd_weight
     if intended is not None:
         ways = sorted({1, micro})  # a loss divided by its backwards acts with its weight over them all
         for n in ways:
@@ -389,7 +394,7 @@ def _is_twice(alpha: float, factors: list[float], t: float) -> bool:
 
 
 def _mean_reduction(trace: Trace) -> Verdict | None:
-    for sight in trace.sights:
+    for sight in trace.losses.sights:
         for t in sight.terms:
             if t.name == "kl_div" and t.reduction == "mean" and t.shapes and t.shapes[0] and t.shapes[0][-1] > 1:
                 return failed(
@@ -443,21 +448,21 @@ def _has_square(factors: list[float], t: float) -> bool:
 @audit("KD314", severity="info", phase="burn-in", mend="weigh the terms so that both are heard")
 def term_balance(trace: Trace) -> Verdict:
     """The distillation term's share of the gradient lies in the declared range."""
-    if not trace.sights:
+    if not trace.losses.sights:
         return no_distillation(trace)
     soft = [e for _, e in _explained(trace) if e.form != "nothing"]
     if not soft:
         return undecided("form-not-recognised", "no gradient of a soft term was seen")
     shares = [1.0 if e.label_weight == 0 else e.share / (1 + e.share) for e in soft]
     share = sum(shares) / len(shares)
-    if trace.kd.share is None:
+    if trace.declared.kd.share is None:
         return undecided(
             "intent-unknown",
             f"the soft term makes up about {share:.0%} of the gradient at the student's logits; no range was declared",
             None if trace.script else "kd=audits.KD(share=(low, high))",
             {"share": share},
         )
-    low, high = trace.kd.share
+    low, high = trace.declared.kd.share
     if low <= share <= high:
         return passed(f"the soft term makes up {share:.0%} of the gradient at the logits", {"share": share})
     return failed(f"the soft term makes up {share:.0%} of the gradient at the logits", {"share": share})
@@ -469,9 +474,9 @@ def weight_endpoints(trace: Trace) -> Verdict:
 
     Needs alpha declared; for a function that weighs, :func:`audits.check_weighting` decides without a training.
     """
-    if not trace.sights:
+    if not trace.losses.sights:
         return no_distillation(trace)
-    alpha = trace.kd.alpha
+    alpha = trace.declared.kd.alpha
     read = [(s, e) for s, e in _explained(trace) if e.form == "forward" and e.weight is not None]
     if not read or read[0][1].label_weight is None:
         return undecided("form-not-recognised", "the weights of the two terms were not read")

@@ -86,7 +86,7 @@ class Analyst:
         for role, name in (("student", student), ("teacher", teacher)):
             if name is not None and not self.started:
                 # Each time anew: the same name may hold another network in the phase before.
-                found = _named_module(name, self.trace.windows_seen % 10 == 0)
+                found = _named_module(name, self.trace.losses.windows_seen % 10 == 0)
                 if found is not None:
                     setattr(self.declared, role, found)
 
@@ -117,27 +117,27 @@ class Analyst:
 
     def window(self, raw: RawWindow) -> None:
         """Judge the window that this backward closes."""
-        self.trace.windows_seen += 1
+        self.trace.losses.windows_seen += 1
         self._roots = raw.roots
         cast_ = cast(raw, self.taint, self.declared, self._known)
         if self.started:
             self.label_masks += [label.made for label in cast_.labels]
         reaching = {f.name for f in raw.functions if raw.root.calls >> f.index & 1 and f.name in _LOSSES}
-        self.trace.losses = sorted({*self.trace.losses, *reaching})
-        if cast_.cached and len(self.trace.sights) < EXPLAINED:
+        self.trace.losses.functions = sorted({*self.trace.losses.functions, *reaching})
+        if cast_.cached and len(self.trace.losses.sights) < EXPLAINED:
             self._recognise(raw, cast_)
-        in_its_place = cast_.cached and self.started and not self.trace.sights[0].cached
+        in_its_place = cast_.cached and self.started and not self.trace.losses.sights[0].cached
         if cast_.idle and cast_.students and (in_its_place or not cast_.is_distillation):
             if self.started:
-                self.trace.lost_windows += 1
+                self.trace.losses.lost_windows += 1
             else:
-                self.trace.idle_windows += 1
-            self.trace.idle_name = self.name_of(cast_.idle[0])
-            self.trace.idle_where = raw.where
+                self.trace.losses.idle_windows += 1
+            self.trace.losses.idle_name = self.name_of(cast_.idle[0])
+            self.trace.losses.idle_where = raw.where
             return
         if not cast_.is_distillation:
             return
-        self.trace.lost_windows = 0
+        self.trace.losses.lost_windows = 0
         if not self.started:
             self.started = True
             self.label_masks += [label.made for label in cast_.labels]
@@ -150,13 +150,13 @@ class Analyst:
             self._remember(self.projectors, group)
         if self._first is None and self.teachers:
             self._snapshot()
-        if cast_.shared is not None and self.trace.shared is None:
+        if cast_.shared is not None and self.trace.teacher.shared is None:
             module, mask = cast_.shared
-            self.trace.shared = self.name_of(Group(mask, module)), self.param_names(mask)
-        if len(self.trace.sights) < _FIRST:
+            self.trace.teacher.shared = self.name_of(Group(mask, module)), self.param_names(mask)
+        if len(self.trace.losses.sights) < _FIRST:
             self._follow()
             self._leaf_mask |= self.taint.mask(self._lasting(raw))
-        self.trace.sights.append(self._sight(raw, cast_))
+        self.trace.losses.sights.append(self._sight(raw, cast_))
 
     def _recognise(self, raw: RawWindow, cast_: Cast) -> None:
         """Find the network that stored answers came from: each is what it was seen to say of some sample."""
@@ -213,9 +213,9 @@ class Analyst:
 
     def modes(self, modes: list[bool], step: int) -> None:
         """Note a backward before which the student answered in evaluation mode only."""
-        if not any(modes) and any(s.student_is_moody for s in self.trace.sights[-1:]):
-            self.trace.eval_steps.append(step)
-            self.trace.eval_where = self.trace.eval_where or hooks.call_site()
+        if not any(modes) and any(s.student_is_moody for s in self.trace.losses.sights[-1:]):
+            self.trace.losses.eval_steps.append(step)
+            self.trace.losses.eval_where = self.trace.losses.eval_where or hooks.call_site()
 
     def stepped(self, optimizer: torch.optim.Optimizer, params: list[nn.Parameter]) -> None:
         """Take in a step: what it moved, and at what rates."""
@@ -231,11 +231,11 @@ class Analyst:
             for group in optimizer.param_groups:
                 first = next(iter(group["params"]), None)
                 names.append("nothing" if first is None else self.param_name(first))
-            trace.group_names = names
+            trace.updates.group_names = names
         if optimizer is self._student_optimizer:
             self._steps_seen += 1
-            if len(trace.lr_rows) < 5000:
-                trace.lr_rows.append(tuple(float(group["lr"]) for group in optimizer.param_groups))
+            if len(trace.updates.lr_rows) < 5000:
+                trace.updates.lr_rows.append(tuple(float(group["lr"]) for group in optimizer.param_groups))
             if self._steps_seen <= 3:
                 self._note_sizes(params)
             if self._steps_seen == 3:
@@ -253,14 +253,14 @@ class Analyst:
         held = [p for group in self._student_optimizer.param_groups for p in group["params"]]
         silent = [p for p in held if p.grad is None and not self.taint.bit(p) & self._leaf_mask]
         if not silent:
-            self.trace.stale = []
+            self.trace.updates.stale = []
             return
         alive = live_parameters()
-        self.trace.stale = [f"shape {tuple(p.shape)}" for p in silent if id(p) not in alive]
+        self.trace.updates.stale = [f"shape {tuple(p.shape)}" for p in silent if id(p) not in alive]
         modules = [g.module for g in self.students.values() if g.module is not None]
         own = {id(p) for module in modules for p in module.parameters()}
         taught = {id(p) for g in self.teachers.values() if g.module is not None for p in g.module.parameters()}
-        self.trace.frozen = [
+        self.trace.updates.frozen = [
             self.param_name(p) for p in silent if not p.requires_grad and id(p) in own and id(p) not in taught
         ]
 
@@ -284,11 +284,13 @@ class Analyst:
         if self.trace.script:
             self._note_stems(raw, cast_)
         explanations = (
-            explain(raw, cast_, self.taint) if len(self.trace.sights) < EXPLAINED or self._awaits_labels() else []
+            explain(raw, cast_, self.taint)
+            if len(self.trace.losses.sights) < EXPLAINED or self._awaits_labels()
+            else []
         )
         for e in explanations:
             self._count_hits(e)
-        twice = _squashed_twice(raw, cast_) if len(self.trace.sights) < EXPLAINED else ("", "softmax")
+        twice = _squashed_twice(raw, cast_) if len(self.trace.losses.sights) < EXPLAINED else ("", "softmax")
         return Sight(
             number=raw.number,
             where=raw.where,
@@ -332,7 +334,7 @@ class Analyst:
     def _note_stems(self, raw: RawWindow, cast_: Cast) -> None:
         """Take down the first three calls of convolutions or pools in student and teacher."""
         for role, groups in (("student", cast_.students), ("teacher", cast_.teachers)):
-            if role in self.trace.spatial:
+            if role in self.trace.data.spatial:
                 continue
             calls = [c for g in groups for c in g.calls]
             under = _descendants(raw, calls)
@@ -353,7 +355,7 @@ class Analyst:
             ]
             first = [s for _, s in sorted(found, key=lambda item: item[0])][:3]
             if first:
-                self.trace.spatial[role] = first
+                self.trace.data.spatial[role] = first
 
     def _describe_path(self, call: ModuleCall, roots: list[ModuleCall]) -> str:
         for root in roots:
@@ -363,10 +365,10 @@ class Analyst:
         return type(call.module).__name__
 
     def _awaits_labels(self) -> bool:
-        if not self.trace.script or len(self.trace.sights) >= self.windows:
+        if not self.trace.script or len(self.trace.losses.sights) >= self.windows:
             return False
-        read = any(e.form not in ("unknown", "nothing") for s in self.trace.sights for e in s.explanations)
-        counted = 0 if self.trace.hits is None else int(self.trace.hits.by_class.sum())
+        read = any(e.form not in ("unknown", "nothing") for s in self.trace.losses.sights for e in s.explanations)
+        counted = 0 if self.trace.teacher.hits is None else int(self.trace.teacher.hits.by_class.sum())
         return read and 0 < counted < _LABELS
 
     def _describe(self, call: ModuleCall, roots: list[ModuleCall]) -> str:
@@ -392,16 +394,16 @@ class Analyst:
         counts = (labels >= 0) & (labels < logits.shape[1])
         right = ((logits.argmax(1) == labels) & counts).sum()
         by_class = torch.bincount(labels[counts].long(), minlength=logits.shape[1])
-        old = self.trace.hits
+        old = self.trace.teacher.hits
         if old is not None and len(old.by_class) == len(by_class):
             right, by_class = right + old.right, by_class + old.by_class
-        self.trace.hits = Hits(right, by_class)
-        self.trace.labels_shown = True
+        self.trace.teacher.hits = Hits(right, by_class)
+        self.trace.teacher.labels_shown = True
 
     # -- terms
 
     def _terms(self, raw: RawWindow, cast_: Cast) -> list[Term]:
-        if len(self.trace.sights) >= EXPLAINED:
+        if len(self.trace.losses.sights) >= EXPLAINED:
             return []
         student, teacher = cast_.student_mask, cast_.teacher_mask
         projectors = [(self.name_of(g), g.mask) for g in cast_.projectors]
@@ -447,7 +449,7 @@ class Analyst:
 
     def _overwritten(self, raw: RawWindow, cast_: Cast) -> tuple[str, str] | None:
         """Return a hooked module whose output is compared as a feature, and what overwrote it since the hook."""
-        if len(self.trace.sights) >= EXPLAINED:
+        if len(self.trace.losses.sights) >= EXPLAINED:
             return None
         compared = [t for f in cast_.soft for t, *_ in f.operands]
         compared += [t for g in cast_.projectors for c in g.calls for t in c.given]
@@ -516,7 +518,7 @@ class Analyst:
     # -- inputs
 
     def _inputs(self, raw: RawWindow, cast_: Cast) -> Inputs | None:
-        if len(self.trace.sights) >= EXPLAINED:
+        if len(self.trace.losses.sights) >= EXPLAINED:
             return None
         of_student = self._shown(raw, cast_.student_mask)
         of_teacher = [c.given[0] for g in cast_.teachers for c in g.calls if c.given and not c.fed.params]
@@ -635,13 +637,13 @@ class Analyst:
             for group in table.values():
                 for p in self.taint.parameters(group.mask):
                     self._first_params[id(p)] = (p, p.detach().clone())
-        self.trace.loaded = self.loads.judge(self)
+        self.trace.teacher.loaded = self.loads.judge(self)
 
     def finish(self, optimizers: list[torch.optim.Optimizer]) -> None:
         """Draw the conclusions that need the whole of what was seen."""
         trace = self.trace
         every = [*optimizers, *_living(torch.optim.Optimizer)]
-        trace.optimizers = sorted({type(o).__name__ for o in optimizers})
+        trace.updates.optimizers = sorted({type(o).__name__ for o in optimizers})
         optimised = [p for o in every for group in o.param_groups for p in group["params"]]
         stepped = list(self._moved.keys())
         optimised_mask = self.taint.mask(optimised)
@@ -666,22 +668,24 @@ class Analyst:
         if not self.started:
             return
         moved_by_hand = {id(p) for p, old in self._first_params.values() if not torch.equal(p.detach(), old)}
-        trace.leaves = [
+        trace.updates.leaves = [
             Leaf(p, self.param_name(p), bool(self.taint.bit(p) & optimised_mask) or id(p) in moved_by_hand)
             for p in self.taint.parameters(self._leaf_mask & ~teacher)
         ]
-        trace.teacher_moved = self.param_names(teacher & stepped_mask)
-        trace.change = self._change(teacher, stepped_mask, labels)
+        trace.teacher.stepped = self.param_names(teacher & stepped_mask)
+        trace.teacher.change = self._change(teacher, stepped_mask, labels)
 
-        trace.ineffective = self._ineffective()
+        trace.updates.ineffective = self._ineffective()
         schedulers = [
             s for s in _living(torch.optim.lr_scheduler.LRScheduler) if s.optimizer is self._student_optimizer
         ]
-        trace.scheduled_groups = max((len(getattr(s, "base_lrs", trace.group_names)) for s in schedulers), default=None)
+        trace.updates.scheduled_groups = max(
+            (len(getattr(s, "base_lrs", trace.updates.group_names)) for s in schedulers), default=None
+        )
         if trace.script:
             self._name_parameters()
-        backwards = Counter(s.backwards for s in trace.steps if s.distils and s.number > 1)
-        for sight in trace.sights:
+        backwards = Counter(s.backwards for s in trace.updates.steps if s.distils and s.number > 1)
+        for sight in trace.losses.sights:
             sight.micro = backwards.most_common(1)[0][0] if backwards else 1
 
     def _name_parameters(self) -> None:
@@ -697,10 +701,10 @@ class Analyst:
         if self._steps_seen < 3 or self._student_optimizer is None:
             return None
         rates = {
-            id(p): max(row[i] for row in self.trace.lr_rows)
+            id(p): max(row[i] for row in self.trace.updates.lr_rows)
             for i, group in enumerate(self._student_optimizer.param_groups)
             for p in group["params"]
-            if all(i < len(row) for row in self.trace.lr_rows)
+            if all(i < len(row) for row in self.trace.updates.lr_rows)
         }
         found = []
         means = {key: max(float(s) for s in sizes) / p.numel() ** 0.5 for key, (p, sizes) in self._sizes.items()}

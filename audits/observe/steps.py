@@ -93,7 +93,9 @@ class Steps:
     def finish(self) -> None:
         """Tell whose parameters may move: of every optimizer but those that stepped only before the distillation."""
         alive = [o for o in self._is_watched if self._stepped_late.get(o, self.distils) == self.distils]
-        self._trace.movable = frozenset(id(p) for o in alive for group in o.param_groups for p in group["params"])
+        self._trace.updates.movable = frozenset(
+            id(p) for o in alive for group in o.param_groups for p in group["params"]
+        )
 
     def _is_active(self, optimizer: torch.optim.Optimizer) -> bool:
         count = self.counts.get(id(optimizer), 0)
@@ -181,7 +183,7 @@ class Steps:
         before = self._versions or {}
         self._versions = self._stamps()
         grown = {key for key, stamp in self._versions.items() if before.get(key) != stamp}
-        if self._watches_all and self._trace.clip is None:
+        if self._watches_all and self._trace.declared.clip is None:
             self._kept.update((k, g.detach().clone()) for k, g in self._gradients() if k in grown and not g.is_sparse)
         self._written -= grown
         self._written_with_all -= grown
@@ -276,15 +278,15 @@ class Steps:
         fused = getattr(optimizer, "_step_supports_amp_scaling", False)
         if not self.distils or (fused and not self.active):  # to look costs a wait for the device
             return
-        trace = self._trace
-        trace.scaler_calls += 1
+        updates = self._trace.updates
+        updates.scaler_calls += 1
         if sum(self.counts.values()) == self._taken or (fused and _is_infinite(scaler, optimizer)):
-            trace.scaler_skips += 1
+            updates.scaler_skips += 1
             self._held = 0
         else:
             self._held += 1
-            if self._held == 1 and trace.scaler_search == 0 and trace.scaler_skips == trace.scaler_calls - 1:
-                trace.scaler_search = trace.scaler_skips  # all skips so far looked for a scale that holds
+            if self._held == 1 and updates.scaler_search == 0 and updates.scaler_skips == updates.scaler_calls - 1:
+                updates.scaler_search = updates.scaler_skips  # all skips so far looked for a scale that holds
 
     # -- steps
 
@@ -338,7 +340,7 @@ class Steps:
         backwards = self._backwards - self._backwards_used.get(key, 0)
         by_hand = not clips and bool(written & stepped) and scale is None
         factors = self._hand_factors(params) if by_hand else {}
-        self._trace.steps.append(
+        self._trace.updates.steps.append(
             Step(
                 number=self.counts.get(key, 0) + 1,
                 stepped=params,

@@ -316,7 +316,7 @@ def _script(ctx: click.Context, script: str, args: Sequence[str], policy: "Polic
         raw = policy.apply(seen.report)
         report = baseline.apply(raw, target)
         ran = seen.error is None and not seen.exit_code
-        verdict = policy.verdict(report, ran=ran, distilled=bool(seen.trace.sights))
+        verdict = policy.verdict(report, ran=ran, distilled=bool(seen.trace.losses.sights))
         if baseline_path is not None:
             gone = baseline.gone(raw, target) if verdict in ("clean", "failed") else []
             remarks.extend(f"no longer there: {name} of the baseline; --update-baseline takes it out" for name in gone)
@@ -327,12 +327,12 @@ def _script(ctx: click.Context, script: str, args: Sequence[str], policy: "Polic
                 updated = baseline.updated(raw, target)
                 updated.write(baseline_path)
                 report = updated.apply(raw, target)
-                verdict = policy.verdict(report, ran=ran, distilled=bool(seen.trace.sights))
+                verdict = policy.verdict(report, ran=ran, distilled=bool(seen.trace.losses.sights))
                 remarks.append(f"{len(raw.failed('warn'))} failures of {target} written to {options['baseline']}")
         remarks.extend(f"waiver of {id} is not needed: it passes" for id in policy.needless(raw))
         remarks.extend(_lost_names(contract, seen))
         if contract_file is not None:
-            if seen.trace.sights:
+            if seen.trace.losses.sights:
                 contract_file.write_text(contract_text(seen.trace, target), encoding="utf-8")
                 remarks.append(f"contract written to {written}: correct it and commit it")
             else:
