@@ -92,7 +92,7 @@ class Watcher:
     def _judge(self, item: pytest.Item) -> Report | None:
         """Leave the verdict and the warnings with the test, and return the report if it has to fail."""
         watch = item.stash[_WATCH]
-        watch.__exit__(None, None, None)
+        watch.close()
         if not watch.trace.updates.steps and watch.trace.broken is None:
             return None
         waived = policy(item.config, item.iter_markers("kd_audit_waive")).waive

@@ -23,9 +23,9 @@ import torch
 from torch import nn
 
 from audits.finding import Report
-from audits.infer.analysis import row_keys
 from audits.infer.roles import Declared
 from audits.observe import hooks
+from audits.observe.rows import row_keys
 from audits.observe.splits import Loaders
 from audits.observe.taint import tensors_in
 from audits.observe.windows import RawWindow
@@ -92,20 +92,20 @@ class ScriptWatch(Watch):
             return False
         seen, kd = self._trace.losses.windows_seen, len(self._trace.losses.sights)
         if kd:
-            return kd < self._analyst.windows or self._windows.taint.window % 50 == 0
+            return kd < self._inference.windows or self._windows.taint.window % 50 == 0
         return seen < 60 or self._windows.taint.window % 10 == 0
 
     def _on_window(self, raw: RawWindow) -> None:
         if self._options.student or self._options.teacher:
-            self._analyst.declare(self._options.student, self._options.teacher)
+            self._inference.players.declare(self._options.student, self._options.teacher)
         before = len(self._trace.losses.sights)
         super()._on_window(raw)
         if len(self._trace.losses.sights) > before:
             self.loaders.trained_on(self._trace.losses.sights[-1].student)
-            self._windows.students |= {id(g.module) for g in self._analyst.students.values() if g.module is not None}
-        if self._analyst.started:
+            self._windows.students |= {id(g.module) for g in self._inference.known.students if g.module is not None}
+        if self._inference.known.started:
             self._windows.heeds_answers = False
-        if self._analyst.started and self._counted is None:
+        if self._inference.known.started and self._counted is None:
             self._counted = sum(self._steps.counts.values())
 
     def _on_shown(self, module: nn.Module, args: Any) -> None:
@@ -116,8 +116,8 @@ class ScriptWatch(Watch):
 
     def _after_step(self, optimizer: torch.optim.Optimizer, params: list[nn.Parameter]) -> None:
         self._windows.keep_up()
-        self._analyst.stepped(optimizer, params)
-        if not self._windows.armed and not self._analyst.started and self._steps.counts[id(optimizer)] == 1:
+        self._inference.step(optimizer, params)
+        if not self._windows.armed and not self._inference.known.started and self._steps.counts[id(optimizer)] == 1:
             self._windows.arm()  # a new optimizer: perhaps a new phase
         if self._options.steps and self.seen >= self._options.steps:
             self._end(f"{self._options.steps} steps of distillation were seen")
@@ -143,7 +143,7 @@ class ScriptWatch(Watch):
     def _wrap_backward(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def backward(*args: Any, **kwargs: Any) -> Any:
             if self.let_go and self._options.guard:
-                self._stack.close()
+                self.close()
             return original(*args, **kwargs)
 
         return backward

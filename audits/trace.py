@@ -177,26 +177,26 @@ class Inputs:
 
 @dataclass
 class Sight:
-    """One backward of a distillation, as seen from the outside."""
+    """One backward of a distillation, as seen from the outside; each observer fills in its part."""
 
     number: int
     where: Where | None
-    student: str
-    teacher: str
-    teacher_training: list[str]
+    student: str = ""
+    teacher: str = ""
+    teacher_training: list[str] = field(default_factory=list)
     "Modules of the teacher that answered in training mode and answer otherwise in it."
-    teacher_leaves: list[str]
+    teacher_leaves: list[str] = field(default_factory=list)
     "The teacher's parameters that get a gradient from this backward."
-    teacher_grad: bool
+    teacher_grad: bool = False
     "Whether the teacher's answer carried a gradient."
-    student_eval: bool
-    student_is_moody: bool
+    student_eval: bool = False
+    student_is_moody: bool = False
     "Whether the student has modules that answer otherwise in training mode."
-    student_frozen: bool
-    inputs: Inputs | None
-    terms: list[Term]
-    explanations: list[Any]
-    cached: bool
+    student_frozen: bool = False
+    inputs: Inputs | None = None
+    terms: list[Term] = field(default_factory=list)
+    explanations: list[Any] = field(default_factory=list)
+    cached: bool = False
     cached_rows: tuple[int, int] | None = None
     "Stored answers that some network was seen to give, and those among them that it gave to another sample."
     idle: bool = False

@@ -2,7 +2,7 @@
 
 A window is what one backward is judged by. Only what reached the root of that backward counts, so a validation or a
 probe that ran meanwhile is not taken for training. Raw windows hold tensors and are dropped when their backward has
-run; what the checks read is made of them before (:mod:`audits.infer.analysis`).
+run; what the checks read is made of them before (:mod:`audits.infer`).
 """
 
 import os
