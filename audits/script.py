@@ -275,7 +275,7 @@ class _Timer(threading.Thread):
         """Wait, and raise in the main thread."""
         if self._over.wait(self._seconds) or os.getpid() != self._home:
             return
-        self._watch.done = f"{self._seconds:g} seconds were over (--max-seconds)"
+        self._watch.done = f"{self._seconds:g} seconds were over"
         for _ in range(5):
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._main), ctypes.py_object(Stop))
             if self._over.wait(5):

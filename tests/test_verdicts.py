@@ -33,6 +33,7 @@ from audits.trace import (
     Term,
     Trace,
 )
+from harness.declarations import spelled
 
 DECLARED, STEP, CLIP, BACKWARD, TERM, OTHER = ({"file": "loop.py", "line": n} for n in range(1, 7))
 A, B, C = (nn.Parameter(torch.zeros(2)) for _ in range(3))
@@ -2743,7 +2744,7 @@ CASES["KD303"] = {
 
 
 def finding(id: str, of_trace: Trace) -> Finding:
-    return next(f for f in run(of_trace).findings if f.id == id)
+    return next(f for f in spelled(run(of_trace)).findings if f.id == id)
 
 
 @pytest.mark.parametrize(("id", "name"), [(id, name) for id, cases in CASES.items() for name in cases])

@@ -90,9 +90,7 @@ def no_distillation(trace: Trace) -> Verdict:
     return undecided(
         "no-teacher-seen",
         f"{_NO_DISTILLATION} in {trace.losses.windows_seen} backwards",
-        "--student NAME --teacher NAME, or more --steps"
-        if trace.script
-        else "teacher=, and a backward within the watch",
+        "student and teacher, or steps" if trace.script else "teacher=, and a backward within the watch",
     )
 
 

@@ -18,7 +18,7 @@ def _steps(trace: Trace) -> list[Step]:
 
 
 def _option(trace: Trace) -> str:
-    return "--max-norm and --clip-scope" if trace.script else "clip=audits.Clip(max_norm), if clipped by hand"
+    return "clip" if trace.script else "clip=audits.Clip(max_norm), if clipped by hand"
 
 
 def _missed(step: Step) -> list[int]:
@@ -158,7 +158,7 @@ def clip_coverage(trace: Trace) -> Verdict:
             "intent-unknown",
             f"a clip by hand to norm {each.bound:.4g} was seen in {each.steps} steps; the gradients that it let be "
             "were below it, so whether it leaves them out is not to be seen",
-            "--steps" if trace.script else None,
+            "steps" if trace.script else None,
         )
     if each is not None and each.sure and each.over is not None:
         step, params = each.over
@@ -385,7 +385,7 @@ def clip_active(trace: Trace) -> Verdict:
     share = sum(norm > bound for norm, bound in norms) / len(norms)
     observed = {"clips": len(norms), "share": share, "largest_norm": max(n for n, _ in norms)}
     if len(norms) < 10:
-        return undecided("not-in-these-steps", f"{len(norms)} clips are too few to tell", "--steps", observed)
+        return undecided("not-in-these-steps", f"{len(norms)} clips are too few to tell", "steps", observed)
     if share == 0 or share > 0.95:
         return failed(f"the clip bound in {share:.0%} of {len(norms)} calls", observed, clips[0][0].where)
     return passed(f"the clip bound in {share:.0%} of {len(norms)} calls", observed)

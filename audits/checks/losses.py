@@ -120,7 +120,7 @@ def term_provenance(trace: Trace) -> Verdict:
         return passed("the distillation's gradient reaches the student")
     if any(t.reaches_student for t in terms):
         return undecided(
-            "not-in-these-steps", "the distillation term is off in the steps seen: its weight is 0", "--steps"
+            "not-in-these-steps", "the distillation term is off in the steps seen: its weight is 0", "steps"
         )
     return undecided("form-not-recognised", "no distance between student and teacher was recognised")
 
@@ -193,7 +193,7 @@ def target_form(trace: Trace) -> Verdict:
         if e.form == "permuted":
             return undecided("form-not-recognised", "the rows do not belong together, so the form was not read")
     if explained and explained[0][1].form == "nothing":
-        return undecided("not-in-these-steps", "the soft term has no gradient in the steps seen", "--steps")
+        return undecided("not-in-these-steps", "the soft term has no gradient in the steps seen", "steps")
     if explained:
         e = explained[0][1]
         return undecided(
@@ -289,7 +289,7 @@ def _digits(x: float) -> int:
     phase="first",
     follows=("KD313", "KD305", "KD311", "KD341"),
     mend="reduction='batchmean', and * T * T; if the scale is meant (as with a mean over all numbers), "
-    "waive it with the reason: --waive KD312=REASON",
+    "waive it with the reason",
 )
 def kd_scale(trace: Trace) -> Verdict:
     """The distillation term acts with the weight that is written.
@@ -336,7 +336,7 @@ def kd_scale(trace: Trace) -> Verdict:
         return failed(f"the term acts with weight {k:.4g}, declared {intended:g}: a factor {factor}", observed, place)
     if e.partial:
         return undecided(
-            "form-not-recognised", "only some rows are distilled, so the weight is relative", "--alpha", observed
+            "form-not-recognised", "only some rows are distilled, so the weight is relative", "alpha", observed
         )
     if a is not None and 0 < a < 1 - TOLERANCE:
         for n in sorted({1, micro}):
@@ -380,7 +380,7 @@ def kd_scale(trace: Trace) -> Verdict:
         "intent-unknown",
         f"labels act with weight {'unknown' if a is None else format(a, '.4g')}, distillation with {k:.4g} at "
         f"temperature {t:g} (it would read {written}); whether that is meant cannot be seen",
-        "--alpha or --kd-weight" if trace.script else "kd=audits.KD(alpha=) or KD(kd_weight=)",
+        "alpha or kd_weight" if trace.script else "kd=audits.KD(alpha=) or KD(kd_weight=)",
         observed,
     )
 
@@ -486,7 +486,7 @@ def weight_endpoints(trace: Trace) -> Verdict:
         return undecided(
             "intent-unknown",
             f"labels act with weight {a:.4g}, distillation with {k:.4g}; which was meant for which was not declared",
-            "--alpha" if trace.script else "kd=audits.KD(alpha=), or audits.check_weighting(combine)",
+            "alpha" if trace.script else "kd=audits.KD(alpha=), or audits.check_weighting(combine)",
             {"label_weight": a, "kd_weight": k},
         )
     observed = {"label_weight": a, "kd_weight": k, "alpha": alpha}

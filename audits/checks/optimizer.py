@@ -224,7 +224,7 @@ def skipped_steps(trace: Trace) -> Verdict:
         if lost * 20 <= max(after, 1) and skips < calls:
             return passed(f"{calls - skips} of {calls} steps were taken", observed)
         return undecided(
-            "not-in-these-steps", f"{calls - skips} of {calls} steps were taken: too few to judge", "--steps"
+            "not-in-these-steps", f"{calls - skips} of {calls} steps were taken: too few to judge", "steps"
         )
     if lost > after * 0.05:
         return failed(f"{lost} of {after} steps after the search for a scale were skipped", observed)
@@ -252,11 +252,11 @@ def group_schedule(trace: Trace) -> Verdict:
             else "no step of the student's optimizer was seen",
         )
     if len(rows) < 2:
-        return undecided("not-in-these-steps", "fewer than two steps were seen", "--steps")
+        return undecided("not-in-these-steps", "fewer than two steps were seen", "steps")
     moves = [len({row[i] for row in rows}) > 1 for i in range(len(updates.group_names))]
     still = [i for i, moved in enumerate(moves) if not moved and rows[0][i] > 0]
     if not any(moves):
-        return undecided("not-in-these-steps", "no learning rate changed in the steps seen", "--steps 0")
+        return undecided("not-in-these-steps", "no learning rate changed in the steps seen", "all steps")
     if still and updates.scheduled_groups == len(moves):
         return undecided("intent-unknown", "a scheduler sets every group, and holds some where they are")
     if still:

@@ -229,7 +229,7 @@ def teacher_above_chance(trace: Trace) -> Verdict:
         "too-few-labels",
         f"{right} of {n} right decides nothing against {threshold:.1%}; at this rate about "
         f"{_labels_needed(right / n, threshold)} labels would",
-        "--steps" if trace.script else "burn_in= (more steps)",
+        "steps" if trace.script else "burn_in= (more steps)",
         observed,
     )
 

@@ -278,6 +278,7 @@ def _script(ctx: click.Context, script: str, args: Sequence[str], policy: "Polic
     from audits.trace import KD, Clip
     from harness.cli import audit_text
     from harness.contract import contract_text
+    from harness.declarations import spelled
 
     module, guard, format_ = options["module"], options["guard"], options["format_"]
     rendered = _renderer(format_)
@@ -380,7 +381,14 @@ def _script(ctx: click.Context, script: str, args: Sequence[str], policy: "Polic
         if format_ != "text" and not guard:
             write = stack.enter_context(stdout_apart())
         try:
-            seen = engine.run(script, args, module=module, options=intent, make_report=run, finish=finish)
+            seen = engine.run(
+                script,
+                args,
+                module=module,
+                options=intent,
+                make_report=lambda trace: spelled(run(trace)),
+                finish=finish,
+            )
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             return 130
@@ -647,8 +655,9 @@ def _entries() -> list[tuple[str, str, str, str, str, str]]:
     """Return id, name, severity, kind, story and mend of every audit and law, by id."""
     from audits.checks.all import CATALOGUE
     from audits.laws import LAWS
+    from harness.declarations import spelled_mend
 
-    entries = [(a.id, a.name, a.severity, "trace", a.story, a.mend) for a in CATALOGUE.values()]
+    entries = [(a.id, a.name, a.severity, "trace", a.story, spelled_mend(a.id, a.mend)) for a in CATALOGUE.values()]
     entries += [(w.id, w.name, w.severity, "property", w.story, w.mend) for w in LAWS.values()]
     return sorted(entries)
 

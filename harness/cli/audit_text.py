@@ -62,13 +62,11 @@ def show_script(console: Console, audited: Audited, seen: Observation, remarks: 
     said = ", ".join(sorted({f"{t:g}" for pair in temperatures for t in pair}, key=float))
     roles += [f"temperature {said}"] if said else []
     crashed = f", exit code {seen.exit_code}" if seen.exit_code else ""
-    steps = (
-        f"{seen.steps} steps of distillation"
-        if seen.trace.losses.sights
-        else f"{seen.trace.losses.windows_seen} backwards"
-    )
+    losses = seen.trace.losses
+    steps = f"{seen.steps} steps of distillation" if losses.sights else f"{losses.windows_seen} backwards"
     # That the steps asked for were seen is an end of its own, and says how many.
-    end = seen.stopped if seen.stopped.endswith("were seen") else f"{steps} were seen: {seen.stopped}"
+    stopped = seen.stopped + (" (--max-seconds)" if seen.stopped.endswith("seconds were over") else "")
+    end = stopped if stopped.endswith("were seen") else f"{steps} were seen: {stopped}"
     console.print(f"{escape(', '.join(roles))}; {escape(end)}{crashed}", soft_wrap=True)
     if audited.verdict == "undecided":
         _show_undecided(console, audited, seen)
@@ -76,9 +74,8 @@ def show_script(console: Console, audited: Audited, seen: Observation, remarks: 
         console.print(f"[bold red]could not run[/]: {escape(audited.trouble or '')}", soft_wrap=True)
     if audited.unobserved:
         console.print(f"[bold]not seen[/], in processes of their own: {escape(', '.join(audited.unobserved))}")
-    if seen.trace.losses.windows_seen or audited.report.failed(
-        "info"
-    ):  # else there is nothing that options would decide
+    # Else there is nothing that options would decide.
+    if losses.windows_seen or audited.report.failed("info"):
         show_findings(console, audited.report)
     for remark in remarks:
         console.print(escape(remark), style="dim", soft_wrap=True)
