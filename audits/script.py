@@ -234,21 +234,7 @@ def run(
         if timer:
             timer.start()
         try:
-            if module:
-                runpy.run_module(target, run_name="__main__", alter_sys=True)
-            else:
-                runpy.run_path(target, run_name="__main__")
-        except Stop:
-            pass
-        except SystemExit as error:
-            state["exit"] = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
-            if not isinstance(error.code, int | None):
-                state["error"] = str(error.code)
-        except KeyboardInterrupt:
-            if watch.done is None:
-                raise
-        except BaseException as error:
-            state["error"] = _own_traceback(error)
+            _run_as_main(target, module, watch, state)
         finally:
             if timer:
                 timer.cancel()
@@ -259,6 +245,26 @@ def run(
     seen: Observation = state.get("reported") or observe(watch)
     seen.error, seen.exit_code = state.get("error"), state.get("exit")
     return seen
+
+
+def _run_as_main(target: str, module: bool, watch: ScriptWatch, state: dict[str, Any]) -> None:
+    """Run the script to its end, and note in `state` with what exit code or error of its own it ended."""
+    try:
+        if module:
+            runpy.run_module(target, run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(target, run_name="__main__")
+    except Stop:
+        pass
+    except SystemExit as error:
+        state["exit"] = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+        if not isinstance(error.code, int | None):
+            state["error"] = str(error.code)
+    except KeyboardInterrupt:
+        if watch.done is None:
+            raise
+    except BaseException as error:
+        state["error"] = _own_traceback(error)
 
 
 class _Timer(threading.Thread):

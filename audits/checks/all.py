@@ -1,13 +1,13 @@
 """Every audit in the catalogue, and what holds a trace to all of them."""
 
-from audits.checks import architecture, clipping, inputs, losses, modes, optimizer, teacher
+from audits.checks import architecture, clipping, inputs, losses, modes, optimizer, teacher, weights
 from audits.checks.catalogue import CATALOGUE, Verdict
 from audits.finding import Finding, Report, sorted_report
 from audits.trace import Trace
 
 __all__ = ["CATALOGUE", "run"]
 
-SUBJECTS = (clipping, optimizer, teacher, modes, inputs, losses, architecture)
+SUBJECTS = (clipping, optimizer, teacher, modes, inputs, losses, weights, architecture)
 "The files whose checks entered the catalogue when they were imported."
 
 

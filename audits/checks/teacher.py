@@ -4,7 +4,7 @@ import math
 
 from audits.checks.catalogue import Verdict, audit, failed, no_distillation, passed, some, undecided
 from audits.finding import Severity
-from audits.trace import Trace
+from audits.trace import Loaded, Trace
 
 DOUBT = 1e-3
 "Probability under which the observed number of right answers is taken to contradict a rate."
@@ -81,6 +81,11 @@ def _as_seen(trace: Trace) -> Verdict:
         if any(s.self_taught for s in trace.losses.sights):
             return undecided("no-teacher-seen", "the student's own answers are the targets: no separate teacher")
         return undecided("no-teacher-seen", "the teacher's answers are stored, or its module was not found")
+    return _by_route(trace, found)
+
+
+def _by_route(trace: Trace, found: Loaded) -> Verdict:
+    """Judge how much of a teacher was loaded or trained, and what became of it since."""
     share = found.covered / found.total
     observed = {
         "covered_fraction": share,
