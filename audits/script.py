@@ -34,6 +34,15 @@ from audits.watch import Watch
 
 _OURS = ("audits", "harness", "kd")
 _SWALLOWED = 3
+"Times that a script may catch what ends it, before the process is ended."
+_BURN_IN, _LATER = 20, 50
+"Steps, and windows, of which every one is seen, and of how many later ones one is: what began right may be lost."
+_WINDOWS = 24
+"Windows of the distillation that are looked at: some loops alternate, and labels are counted in them."
+_BEFORE, _SEARCHED = 60, 10
+"Windows in each of which a distillation is looked for, and of how many later ones one is: a teacher may come first."
+_LONG_ENOUGH = 8
+"Tokens that tell a row of text from another."
 
 
 class Stop(BaseException):
@@ -74,7 +83,7 @@ class ScriptWatch(Watch):
 
     def __init__(self, options: Options, finish: Callable[["ScriptWatch"], None]) -> None:
         trace = Trace(Declaration(clip=options.clip, kd=options.kd), script=True)
-        super().__init__(trace, None, 20, 50, "record", Declared(), windows=24)
+        super().__init__(trace, None, _BURN_IN, _LATER, "record", Declared(), windows=_WINDOWS)
         self._options, self._finish = options, finish
         self._counted: int | None = None
         self.done: str | None = None
@@ -92,8 +101,8 @@ class ScriptWatch(Watch):
             return False
         seen, kd = self._trace.losses.windows_seen, len(self._trace.losses.sights)
         if kd:
-            return kd < self._inference.windows or self._windows.taint.window % 50 == 0
-        return seen < 60 or self._windows.taint.window % 10 == 0
+            return kd < self._inference.windows or self._windows.taint.window % _LATER == 0
+        return seen < _BEFORE or self._windows.taint.window % _SEARCHED == 0
 
     def _on_window(self, raw: RawWindow) -> None:
         if self._options.student or self._options.teacher:
@@ -110,7 +119,7 @@ class ScriptWatch(Watch):
 
     def _on_shown(self, module: nn.Module, args: Any) -> None:
         first = next(iter(tensors_in(args, 2)), None)
-        long_enough = first is not None and (first.is_floating_point() or first[:1].numel() >= 8)
+        long_enough = first is not None and (first.is_floating_point() or first[:1].numel() >= _LONG_ENOUGH)
         if first is not None and first.ndim >= 2 and long_enough:
             self.loaders.shown(id(module), row_keys(first), torch.is_grad_enabled())
 

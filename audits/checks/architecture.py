@@ -5,12 +5,14 @@ from audits.trace import Spatial, Trace
 
 SMALL = 64
 "Pixels a side up to which an ImageNet stem throws away too much."
+_WIDE = 7
+"The kernel of an ImageNet stem; smaller ones with stride 2 begin networks made for small images."
 
 
 def _stem_slip(calls: list[Spatial]) -> tuple[Spatial, str] | None:
     for call in calls[:2]:
         # Patch embeddings have larger strides: stride 2 under a wide kernel is the mark of the ImageNet stem.
-        if call.kind == "conv" and call.kernel >= 7 and call.stride == 2:
+        if call.kind == "conv" and call.kernel >= _WIDE and call.stride == 2:
             return call, f"a {call.kernel}x{call.kernel} convolution with stride 2"
     first, second = calls[:2]
     if len(calls) < 3 or calls[2].kind != "conv":

@@ -10,6 +10,14 @@ from audits.trace import ClipCall, Step, Trace
 
 TOLERANCE = 1e-3
 "On the norm after clipping: torch divides by the norm plus 1e-6, and sums differ in the last bits."
+_ROUNDING = 1e-6
+"On a factor that is 1 but for single precision."
+_FEW = 3
+"Steps below which what a loop does to gradients may be chance."
+_CLEAR = 0.99
+"Share of the bound below which a clip by hand surely had nothing to do."
+_CLIPS, _ALWAYS = 10, 0.95
+"Clips below which nothing is said of how often one binds, and the share above which it always does."
 
 
 def _steps(trace: Trace) -> list[Step]:
@@ -36,10 +44,10 @@ def _by_hand(trace: Trace) -> Verdict | None:
     Where it binds, it leaves one and the same norm; where it does not, a clip multiplies by 1, which nothing else does.
     """
     seen = [(s, *s.hand_bound) for s in _steps(trace) if s.hand_bound is not None]
-    binding = [norm for _, norm, _, factor in seen if factor < 1 - 1e-6]
-    idle = [norm for _, norm, _, factor in seen if factor >= 1 - 1e-6]
+    binding = [norm for _, norm, _, factor in seen if factor < 1 - _ROUNDING]
+    idle = [norm for _, norm, _, factor in seen if factor >= 1 - _ROUNDING]
     bound = max(binding, default=None)
-    if len(seen) < 3 or (bound is not None and any(abs(n / bound - 1) > TOLERANCE for n in binding)):
+    if len(seen) < _FEW or (bound is not None and any(abs(n / bound - 1) > TOLERANCE for n in binding)):
         return None
     if bound is not None and max(idle, default=0.0) > bound * (1 + TOLERANCE):
         return None
@@ -75,16 +83,16 @@ def _each_by_hand(trace: Trace) -> _Each | None:
     """
     steps = _steps(trace)
     seen = [s for s in steps if s.hand_norms is not None and math.isfinite(float(s.norm))]
-    if len(seen) < 3 or any(s.clips for s in steps):
+    if len(seen) < _FEW or any(s.clips for s in steps):
         return None
     bounded: list[tuple[Step, nn.Parameter, float]] = []
     let_be: list[tuple[Step, nn.Parameter, float]] = []
     multiplied: set[int] = set()
     for step in seen:
         assert step.hand_norms is not None
-        if step.hand_factors is None or max(step.hand_factors.values(), default=1.0) > 1 + 1e-6:
+        if step.hand_factors is None or max(step.hand_factors.values(), default=1.0) > 1 + _ROUNDING:
             return None
-        shrunk = {key for key, factor in step.hand_factors.items() if factor < 1 - 1e-6}
+        shrunk = {key for key, factor in step.hand_factors.items() if factor < 1 - _ROUNDING}
         multiplied |= step.hand_factors.keys() - shrunk
         # With a clip declared, what gradients were before it was not kept.
         ends = shrunk if trace.declared.clip is None else step.written or frozenset()
@@ -119,7 +127,7 @@ def _is_judged(trace: Trace, step: Step) -> bool:
     if step.clipped_elsewhere:
         return True
     by_hand = trace.declared.clip.scope == "global" and not step.scaled and bool(step.written)
-    return by_hand and float(step.norm) >= trace.declared.clip.max_norm * 0.99
+    return by_hand and float(step.norm) >= trace.declared.clip.max_norm * _CLEAR
 
 
 def _shared_with_hand(step: Step) -> bool:
@@ -258,7 +266,7 @@ def _astray(trace: Trace, steps: list[Step]) -> Verdict | None:
         calls = [c for c in step.strays if not c.handed_ids & trace.updates.movable]
         calls = [c for c in calls if trace.script or c.handed_ids <= trace.names.keys()]
         found += [(step, c) for c in calls[-1:]]
-    if len(found) < 3 or len(found) * 2 <= len(steps) or any(s.written != frozenset() for s in steps):
+    if len(found) < _FEW or len(found) * 2 <= len(steps) or any(s.written != frozenset() for s in steps):
         return None
     # Parameters may be moved by hand; a gradient that is left over stays as it is once it was clipped.
     sizes = [0.0 if not c.ids else float(c.norms[1]) if c.norms else math.nan for _, c in found[1:]]
@@ -384,8 +392,8 @@ def clip_active(trace: Trace) -> Verdict:
         return undecided("no-clip-call", "no clip by norm was seen")
     share = sum(norm > bound for norm, bound in norms) / len(norms)
     observed = {"clips": len(norms), "share": share, "largest_norm": max(n for n, _ in norms)}
-    if len(norms) < 10:
+    if len(norms) < _CLIPS:
         return undecided("not-in-these-steps", f"{len(norms)} clips are too few to tell", "steps", observed)
-    if share == 0 or share > 0.95:
+    if share == 0 or share > _ALWAYS:
         return failed(f"the clip bound in {share:.0%} of {len(norms)} calls", observed, clips[0][0].where)
     return passed(f"the clip bound in {share:.0%} of {len(norms)} calls", observed)

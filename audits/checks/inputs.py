@@ -4,6 +4,9 @@ from audits.checks.catalogue import Verdict, audit, failed, no_distillation, pas
 from audits.finding import Severity
 from audits.trace import Sight, Trace
 
+_STALE = 0.1
+"Share of the stored answers recognised that may resemble another sample's more: some samples are alike."
+
 
 @audit(
     "KD106",
@@ -156,7 +159,7 @@ def alignment(trace: Trace) -> Verdict:
             )
         if sight.cached_rows is not None:
             rows_seen, differ = sight.cached_rows
-            if differ > max(1, 0.1 * rows_seen):
+            if differ > max(1, _STALE * rows_seen):
                 return failed(
                     f"{differ} of {rows_seen} stored answers are what the teacher said of other samples",
                     {"recognised": rows_seen, "differing": differ},

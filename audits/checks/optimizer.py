@@ -3,6 +3,11 @@
 from audits.checks.catalogue import Verdict, audit, failed, no_distillation, passed, some, undecided
 from audits.trace import Step, Trace
 
+_NEVER = 8
+"Calls of a scaler, all of them skipped, after which it finds no scale: it halves at each, from 65536 to 256."
+_CALLS, _SKIPPED = 20, 0.05
+"Calls that a share needs to be one, and the share of skipped ones above which updates are lost."
+
 
 @audit(
     "KD101",
@@ -217,16 +222,16 @@ def skipped_steps(trace: Trace) -> Verdict:
     if not calls:
         return undecided("out-of-scope", "no GradScaler stepped in the distillation")
     observed = {"calls": calls, "skipped": skips, "search": updates.scaler_search}
-    if skips == calls and calls >= 8:
+    if skips == calls and calls >= _NEVER:
         return failed(f"all {calls} steps were skipped: the gradients are never finite", observed, None, "error")
     after, lost = calls - updates.scaler_search, skips - updates.scaler_search
-    if skips == calls or after < 20:
-        if lost * 20 <= max(after, 1) and skips < calls:
+    if skips == calls or after < _CALLS:
+        if lost <= _SKIPPED * max(after, 1) and skips < calls:
             return passed(f"{calls - skips} of {calls} steps were taken", observed)
         return undecided(
             "not-in-these-steps", f"{calls - skips} of {calls} steps were taken: too few to judge", "steps"
         )
-    if lost > after * 0.05:
+    if lost > after * _SKIPPED:
         return failed(f"{lost} of {after} steps after the search for a scale were skipped", observed)
     return passed(f"{calls - skips} of {calls} steps were taken", observed)
 

@@ -8,6 +8,8 @@ from audits.trace import Loaded, Trace
 
 DOUBT = 1e-3
 "Probability under which the observed number of right answers is taken to contradict a rate."
+_ONE_CLASS = 0.5
+"Share of the commonest label above which a teacher of rare classes may well be right less often than a constant."
 
 
 @audit(
@@ -216,7 +218,7 @@ def teacher_above_chance(trace: Trace) -> Verdict:
     chance = int(trace.teacher.hits.by_class.max()) / n
     threshold = chance + min(chance, (1 - chance) / 10)
     observed = {"accuracy": right / n, "labels": n, "chance": chance, "threshold": threshold}
-    if trace.script and chance > 0.5 and at_most(right, n, threshold) < DOUBT:
+    if trace.script and chance > _ONE_CLASS and at_most(right, n, threshold) < DOUBT:
         return undecided(
             "out-of-scope", "most labels are of one class: accuracy is no measure of a teacher there", observed=observed
         )

@@ -12,6 +12,8 @@ TOLERANCE = 2e-3
 "On weights: relative, and on the sum of two that should be one."
 _LEAST_WEIGHT = 0.02
 "Of a distillation term beside labels: nobody weighs one less, so a slip that would have left less is none."
+_TELLING = 1e-3
+"Distance from 0, from 1/2 and from 1 at which a weight tells itself from none, from its complement and from all."
 _ONE_FACTOR = 1.004
 "Ratio up to which two slips leave one factor, and either may be named: twice the tolerance on the sum."
 _WRITTEN = 2e-4
@@ -199,7 +201,7 @@ def _beside_labels(reading: _Reading) -> Verdict | None:
 def _is_twice(alpha: float, factors: list[float], t: float) -> bool:
     """Say whether two of the numbers that the term was multiplied by are the weight that it should have once."""
     shares = (alpha, alpha * t, alpha * t * t)
-    if not 1e-3 < alpha < 1 - 1e-3:
+    if not _TELLING < alpha < 1 - _TELLING:
         return False
     return sum(f != 1 and any(abs(f / share - 1) < TOLERANCE for share in shares) for f in factors) == 2
 
@@ -300,7 +302,7 @@ def weight_endpoints(trace: Trace) -> Verdict:
             {"label_weight": a, "kd_weight": k},
         )
     observed = {"label_weight": a, "kd_weight": k, "alpha": alpha}
-    if abs(alpha - 0.5) > 1e-3 and abs(a - alpha) <= TOLERANCE and abs(k - (1 - alpha)) <= TOLERANCE:
+    if abs(alpha - 0.5) > _TELLING and abs(a - alpha) <= TOLERANCE and abs(k - (1 - alpha)) <= TOLERANCE:
         return failed(
             f"the weights are exchanged: {k:.4g} on the distillation and {a:.4g} on the labels, alpha is {alpha:g}",
             observed,

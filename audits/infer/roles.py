@@ -16,6 +16,10 @@ from audits.observe.taint import Taint
 from audits.observe.windows import DISTANCES, LABEL_LOSSES, LOOKUPS, FunctionCall, ModuleCall, RawWindow
 
 ParamsOf = Callable[[nn.Module], int]
+_EXACT = 1e-6
+"Up to which two probabilities that somebody wrote are one number: single precision."
+_LOG_SUM = 2e-2
+"Up to which the logarithm of a sum of probabilities is zero: half precision over a thousand classes."
 
 
 @dataclass(eq=False)
@@ -168,10 +172,10 @@ def _looks_like_labels(target: Tensor) -> bool:
         return True
     rows = target.detach().reshape(-1, target.shape[-1])[:64].float()
     if rows.shape[1] < 3:
-        return bool(((rows - rows.round()).abs() < 1e-6).all())
+        return bool(((rows - rows.round()).abs() < _EXACT).all())
     rest = rows.sort(dim=1).values[:, :-2]
-    return (bool((rest.amax(1) - rest.amin(1)).max() <= 1e-6) and rows.shape[1] > 3) or bool(
-        ((rows - rows.round()).abs() < 1e-6).all()
+    return (bool((rest.amax(1) - rest.amin(1)).max() <= _EXACT) and rows.shape[1] > 3) or bool(
+        ((rows - rows.round()).abs() < _EXACT).all()
     )
 
 
@@ -179,7 +183,7 @@ def _are_log_probabilities(value: Tensor) -> bool:
     if value.ndim < 2 or not value.is_floating_point():
         return False
     with torch.no_grad():
-        return bool((value.detach().float().logsumexp(-1).abs() < 2e-2).all())
+        return bool((value.detach().float().logsumexp(-1).abs() < _LOG_SUM).all())
 
 
 def cast(raw: RawWindow, taint: Taint, declared: Declared, known: list[nn.Module]) -> Cast:

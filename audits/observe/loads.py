@@ -18,6 +18,8 @@ from audits.trace import Loaded
 
 _SAMPLE = 256
 _MOST_TENSORS = 20_000
+_ROUNDED = 2e-2
+"Share by which values may differ after a visit to half precision; the coarser bfloat16 leaves less than 1e-2."
 
 
 class Network(NamedTuple):
@@ -221,7 +223,7 @@ def _is_close(one: tuple[tuple[int, ...], bytes], other: tuple[tuple[int, ...], 
     """Say whether values differ by rounding alone, as after a visit to half precision."""
     a = torch.frombuffer(bytearray(one[1]), dtype=torch.float32) if one[1] else torch.empty(0)
     b = torch.frombuffer(bytearray(other[1]), dtype=torch.float32) if other[1] else torch.empty(0)
-    return len(a) == len(b) and bool((a - b).norm() <= 2e-2 * a.norm())
+    return len(a) == len(b) and bool((a - b).norm() <= _ROUNDED * a.norm())
 
 
 def _teacher_tensors(teachers: list[Network], name_of: Callable[[Tensor], str]) -> list[tuple[str, Tensor]]:

@@ -15,6 +15,8 @@ from audits.trace import ClipCall, Step, Trace
 
 # A bound that large is how a norm is measured, not clipped.
 _NO_BOUND = 1e6
+_ONE_FACTOR, _ROUNDING = 1e-3, 1e-6
+"Share by which gradients multiplied by one factor may be off it, in half precision; and off a factor of 1, in single."
 
 Guard = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -372,7 +374,7 @@ class Steps:
             if now is None or old is None or id(param) not in self._touched or not bool(old.any()):
                 continue
             factor = float((now * old).sum() / (old * old).sum())
-            if not float((now - factor * old).norm()) <= 1e-3 * float(old.norm()):
+            if not float((now - factor * old).norm()) <= _ONE_FACTOR * float(old.norm()):
                 return None
             factors[id(param)] = factor
         return factors
@@ -382,7 +384,7 @@ class Steps:
     ) -> tuple[float, frozenset[int], float] | None:
         """Return the norm that a clip by hand left, of what, and its factor: one for all, at most 1."""
         least, most = min(factors.values()), max(factors.values())
-        if not 0 < most <= 1 + 1e-6 or most - least > 1e-3 * most:
+        if not 0 < most <= 1 + _ROUNDING or most - least > _ONE_FACTOR * most:
             return None
         norm = float(nn.utils.get_total_norm([p.grad for p in params if p.grad is not None and id(p) in factors]))
         return norm, frozenset(id(p) for p in params if id(p) in self._kept and id(p) in self._touched), most
