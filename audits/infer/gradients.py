@@ -5,7 +5,6 @@ import torch
 from audits.infer.explain import Explanation, explain
 from audits.infer.observer import EXPLAINED, Observer
 from audits.infer.roles import Cast
-from audits.observe.taint import Taint
 from audits.observe.windows import RawWindow
 from audits.trace import Hits, Sight, Trace
 
@@ -16,15 +15,14 @@ _LABELS = 1000
 class Gradients(Observer):
     """Explains the gradient at the student's logits, and counts how often the teacher agrees with the labels."""
 
-    def __init__(self, trace: Trace, taint: Taint, windows: int) -> None:
-        self._trace, self._taint = trace, taint
-        self._windows = windows
+    def __init__(self, trace: Trace, windows: int) -> None:
+        self._trace, self._windows = trace, windows
         "Windows up to which one is explained for the sake of its labels."
 
     def window(self, raw: RawWindow, cast: Cast, sight: Sight) -> None:
         """Explain the gradient."""
         if len(self._trace.losses.sights) < EXPLAINED or self._awaits_labels():
-            sight.explanations = explain(raw, cast, self._taint)
+            sight.explanations = explain(raw, cast)
         for e in sight.explanations:
             self._count_hits(e)
 

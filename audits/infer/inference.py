@@ -39,7 +39,7 @@ class Inference:
             Parameters(trace, taint, known, names),
             self.modes,
             Stems(trace, taint),
-            Gradients(trace, taint, windows),
+            Gradients(trace, windows),
             Batches(trace, taint),
             Terms(trace, taint, names),
             names,  # names for good what the others have named by then
