@@ -22,7 +22,7 @@ from audits.infer.answers import Answers
 from audits.infer.inference import Inference
 from audits.infer.provenance import provenance
 from audits.infer.roles import Declared
-from audits.observe import hooks
+from audits.observe import hooks, torch_internals
 from audits.observe.loads import Loads
 from audits.observe.steps import Steps
 from audits.observe.windows import ModuleCall, RawWindow, Windows
@@ -174,7 +174,7 @@ class Watch:
             try:
                 # What a hook reads and computes is none of what is watched; most of what the function mode was told of
                 # in a step were these reads.
-                with torch._C.DisableTorchFunction():
+                with torch_internals.DisableTorchFunction():
                     return hook(*args, **kwargs)
             except AuditFailure:
                 raise

@@ -331,7 +331,7 @@ def test_stems_of_a_script_are_taken_down_and_declared_ones_left_to_their_calls(
 @pytest.mark.parametrize("script", [True, False])
 def test_gradients_are_explained_and_a_scripts_teacher_is_held_against_its_labels(rows, labels, script):
     scene = Scene(body(), body(), script=script)
-    sight = scene.watch(Gradients(scene.trace, scene.taint, 4), lambda: distil(scene, rows, labels=labels))
+    sight = scene.watch(Gradients(scene.trace, 4), lambda: distil(scene, rows, labels=labels))
     (e,) = sight.explanations
     assert e.form == "forward" and e.temperature == pytest.approx((4.0, 4.0), rel=1e-2)
     hits = scene.trace.teacher.hits
@@ -344,7 +344,7 @@ def test_gradients_are_explained_and_a_scripts_teacher_is_held_against_its_label
 
 def test_gradients_of_later_windows_are_not_explained_again(rows):
     scene = Scene(body(), body())
-    observer = Gradients(scene.trace, scene.taint, 4)
+    observer = Gradients(scene.trace, 4)
     scene.watch(observer, *[lambda: distil(scene, rows)] * 4)
     assert [bool(s.explanations) for s in scene.sights] == [True, True, True, False]
 

@@ -1,8 +1,9 @@
 """Every audit in the catalogue, and what holds a trace to all of them."""
 
 from audits.checks import architecture, clipping, inputs, losses, modes, optimizer, teacher, weights
-from audits.checks.catalogue import CATALOGUE, Verdict
+from audits.checks.catalogue import CATALOGUE, Verdict, undecided
 from audits.finding import Finding, Report, sorted_report
+from audits.observe import torch_internals
 from audits.trace import Trace
 
 __all__ = ["CATALOGUE", "run"]
@@ -15,8 +16,9 @@ def run(trace: Trace) -> Report:
     """Hold a trace to every audit; an audit that breaks gives a finding of status `error`, never an exception."""
     verdicts: dict[str, Verdict] = {}
     for name, entry in CATALOGUE.items():
+        lacks = torch_internals.lacking(entry.id)
         try:
-            verdicts[name] = entry.check(trace)
+            verdicts[name] = undecided("torch-version", lacks) if lacks else entry.check(trace)
         except Exception as error:  # ours, and no reason to stop the user's training
             verdicts[name] = Verdict("error", f"the audit itself broke: {type(error).__name__}: {error}")
         if trace.broken is not None and verdicts[name].status != "fail":

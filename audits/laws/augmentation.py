@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, get_worker_info
 from audits.checks.catalogue import Verdict, failed, passed, undecided
 from audits.laws.registry import law
 from audits.laws.samples import content
+from audits.observe import torch_internals
 
 
 @law(
@@ -76,7 +77,7 @@ def check_workers(
         finally:
             # An error from a worker refers to itself: left to the garbage collector, the workers take ten seconds to
             # end, and what is forked in the meantime tries to end them too.
-            workers._shutdown_workers()
+            torch_internals.shut_down_workers(workers)
         return seen
 
     first, second = fetch(draws)

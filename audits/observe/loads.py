@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from audits.observe import hooks
+from audits.observe import hooks, torch_internals
 from audits.observe.taint import tensors_in
 from audits.trace import Loaded
 
@@ -145,7 +145,7 @@ class Loads:
     def remember_trained(self) -> None:
         """Take the values of what was trained: a copy of it is trained too."""
         for p in list(self.trained.keys()):
-            version = p._version
+            version = torch_internals.version_of(p)
             if self.trained[p] != version:
                 self.trained[p] = version
                 self._trained_values.add(sample(p))

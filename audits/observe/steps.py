@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from audits.observe import hooks
+from audits.observe import hooks, torch_internals
 from audits.trace import ClipCall, Step, Trace
 
 # A bound that large is how a norm is measured, not clipped.
@@ -240,7 +240,7 @@ class Steps:
             return False
         for optimizer in self.stepping:
             if ids & {id(p) for group in optimizer.param_groups for p in group["params"]}:
-                stage = scaler._per_optimizer_states[id(optimizer)].get("stage")
+                stage = torch_internals.scaler_states_of(scaler)[id(optimizer)].get("stage")
                 return getattr(stage, "name", "") == "READY"
         return False
 
@@ -277,7 +277,7 @@ class Steps:
             return
         self._clips_read[id(optimizer)] = len(self._clips)
         self._scaled.discard(id(optimizer))
-        fused = getattr(optimizer, "_step_supports_amp_scaling", False)
+        fused = getattr(optimizer, torch_internals.SCALES_ITSELF, False)
         if not self.distils or (fused and not self.active):  # to look costs a wait for the device
             return
         updates = self._trace.updates
@@ -337,7 +337,9 @@ class Steps:
         written = set(self._written)
         if not (clips and stepped <= self._written_with_all):  # beside a clip of torch's, a write to all only scales
             written |= self._written_with_all
-        written |= {id(p) for p in params if p._backward_hooks}  # a hook of the user's may clip, and is not seen
+        written |= {
+            id(p) for p in params if torch_internals.hooks_of(p)
+        }  # a hook of the user's may clip, and is not seen
         stamps = {id(p): _stamp(p.grad) for p in params if p.grad is not None}
         backwards = self._backwards - self._backwards_used.get(key, 0)
         by_hand = not clips and bool(written & stepped) and scale is None
@@ -431,14 +433,14 @@ def with_gradient(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
 
 
 def _norms(grads: list[Tensor]) -> Tensor:
-    return torch.stack([n.to(grads[0].device) for n in torch._foreach_norm(grads)]).detach()
+    return torch.stack([n.to(grads[0].device) for n in torch_internals.foreach_norm(grads)]).detach()
 
 
 def _is_infinite(scaler: Any, optimizer: torch.optim.Optimizer) -> bool:
     """Say whether the scaler found infinite gradients; a fused optimizer is called all the same, and moves nothing."""
-    found = scaler._per_optimizer_states[id(optimizer)].get("found_inf_per_device", {})
+    found = torch_internals.scaler_states_of(scaler)[id(optimizer)].get("found_inf_per_device", {})
     return any(bool(value) for value in found.values())
 
 
 def _stamp(grad: Tensor) -> tuple[int, int]:
-    return (0 if grad.is_sparse else grad.data_ptr(), grad._version)
+    return (0 if grad.is_sparse else grad.data_ptr(), torch_internals.version_of(grad))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from audits.observe import hooks
+from audits.observe import hooks, torch_internals
 from audits.observe.taint import Made, Mode, Taint, is_getter_to_skip, pop_if_on_top, push, tensors_in
 from audits.trace import Where
 
@@ -51,7 +51,7 @@ _SHAPE_ONLY = frozenset({f"{word}_like" for word in ("zeros", "ones", "full", "e
 }
 "What takes a tensor's shape and place, and nothing of what is in it."
 _NO_WRITES = frozenset({"zero_", "detach_", "requires_grad_", "_foreach_zero_", "retain_grad"})
-MOODY = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.modules.instancenorm._InstanceNorm)
+MOODY = (torch_internals.BatchNorm, torch_internals.Dropout, torch_internals.InstanceNorm)
 "Modules that answer otherwise in training mode."
 
 
@@ -163,7 +163,9 @@ class Windows:
     # -- coming and going
 
     def open(self) -> None:
-        """Register the module hooks, and arm."""
+        """Register the module hooks, and arm; where tensors cannot be followed, nothing, and no audit is decided."""
+        if not torch_internals.can_follow():
+            return
         self._exit.callback(register_module_forward_pre_hook(self._enter_module).remove)
         self._exit.callback(register_module_forward_hook(self._leave_module, with_kwargs=True, always_call=True).remove)
         self._exit.enter_context(self._applied())
@@ -177,7 +179,7 @@ class Windows:
 
     def arm(self) -> None:
         """Begin to record, if the mode can be put up."""
-        if self.armed or not self._at_home():
+        if self.armed or not self._at_home() or not torch_internals.can_follow():
             return
         self.armed = True
         if not self._pushed:
@@ -214,7 +216,7 @@ class Windows:
     def _seeing(self) -> bool:
         return (
             self.armed
-            and torch._C._functorch.peek_interpreter_stack() is None
+            and torch_internals.peek_interpreter_stack() is None
             and not self._in_backward
             and not torch.compiler.is_compiling()
             and self._at_home()
@@ -223,7 +225,7 @@ class Windows:
     # -- functions
 
     def _on_function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        if not self.armed or self._in_backward or not self._at_home() or torch._C._functorch.peek_interpreter_stack():
+        if not self.armed or self._in_backward or not self._at_home() or torch_internals.peek_interpreter_stack():
             return
         try:
             self._function(func, args, kwargs, out)
@@ -421,7 +423,7 @@ class Windows:
         if outs:
             call.shape = tuple(outs[0].shape)
             call.outputs = torch.utils.weak.TensorWeakRef(outs[0])
-            call.version = 0 if outs[0].is_inference() else outs[0]._version
+            call.version = 0 if outs[0].is_inference() else torch_internals.version_of(outs[0])
         likely = [t for t in outs if t.ndim in (2, 3) and t.numel() <= SMALL and t.is_floating_point()]
         leaf = not call.has_children
         if likely and (not leaf or isinstance(call.module, nn.Linear | nn.Bilinear) or call.parent is None):
@@ -545,7 +547,7 @@ def leaves_of(nodes: Iterable[Any], limit: int = 200_000) -> list[nn.Parameter]:
         if node in seen:
             continue
         seen.add(node)
-        variable = getattr(node, "variable", None)
+        variable = getattr(node, torch_internals.LEAF, None)
         if variable is not None:
             found[id(variable)] = variable
         todo.extend(parent for parent, _ in node.next_functions if parent is not None)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from audits.infer.explain.forms import Answer, flat
 from audits.infer.roles import Cast, Label
+from audits.observe import torch_internals
 from audits.observe.windows import SOFTMAXES, FunctionCall, RawWindow
 
 _MOST = 6
@@ -156,7 +157,7 @@ def _common_source(raw: RawWindow, label: Label) -> Tensor:
 def _flows(label: Label, z: Tensor) -> bool:
     """Say whether the label loss was computed from this very tensor, and not from one of the same values beside it."""
     out = label.call.out
-    if not isinstance(out, Tensor) or not out.requires_grad or z._backward_hooks:
+    if not isinstance(out, Tensor) or not out.requires_grad or torch_internals.hooks_of(z):
         return True
     seed = torch.ones_like(out)
     return torch.autograd.grad(out, z, seed, retain_graph=True, allow_unused=True)[0] is not None
@@ -189,7 +190,7 @@ def _is_cut_from(label: Label, value: Tensor) -> bool:
 def gradients_at(raw: RawWindow, head: Head) -> Gradients | None:
     """Return the gradient at a head and the label losses' part; None where nothing flows or a hook may change it."""
     root, z = raw.roots[0], head.z
-    if z._backward_hooks:
+    if torch_internals.hooks_of(z):
         return None
     (g,) = torch.autograd.grad(root, z, retain_graph=True, allow_unused=True)
     if g is None:
