@@ -24,8 +24,9 @@ from audits.infer.provenance import provenance
 from audits.infer.roles import Declared
 from audits.observe import hooks, torch_internals
 from audits.observe.loads import Loads
+from audits.observe.recorder import Recorder
 from audits.observe.steps import Steps
-from audits.observe.windows import ModuleCall, RawWindow, Windows
+from audits.observe.windows import ModuleCall, RawWindow
 from audits.trace import KD, Clip, Declaration, Trace
 
 Modules = nn.Module | Mapping[str, nn.Module] | None
@@ -98,7 +99,7 @@ class Watch:
         self._home = os.getpid()
         self._steps = Steps(trace, optimizers, burn_in, every, self._after_step)
         self._loads = Loads()
-        self._windows = Windows(
+        self._windows = Recorder(
             self._guarded(self._on_window),
             self._guarded(self._on_answer),
             self._break,

@@ -1,6 +1,6 @@
 """Each observer by itself, on a tiny training: a case in which it must speak, and one in which it must not."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -23,7 +23,9 @@ from audits.infer.stored import Stored
 from audits.infer.teacher import TeacherState
 from audits.infer.terms import Terms
 from audits.observe.loads import Loads
-from audits.observe.windows import ModuleCall, RawWindow, Windows
+from audits.observe.recorder import Recorder
+from audits.observe.torch_internals import mode_depth
+from audits.observe.windows import ModuleCall, RawWindow
 from audits.trace import Declaration, Sight, Trace
 
 SIZE, CLASSES = 16, 5
@@ -36,7 +38,7 @@ class Scene:
         self.student, self.teacher = student, teacher
         self.trace = Trace(Declaration(student, teacher), script=script)
         self.declared = Declared(student, teacher)
-        self.windows = Windows(lambda raw: self.window(raw), self._answer, self._raise, lambda: True)
+        self.windows = Recorder(lambda raw: self.window(raw), self._answer, self._raise, lambda: True)
         self.taint = self.windows.taint
         self.known = Known(started=True)
         self.names = Names(self.trace, self.taint, self.known)
@@ -80,8 +82,11 @@ def body(*extra: nn.Module) -> nn.Sequential:
 
 
 @pytest.fixture(autouse=True)
-def seeded() -> None:
+def seeded() -> Iterator[None]:
     torch.manual_seed(0)
+    depth = mode_depth()
+    yield
+    assert mode_depth() == depth  # no mode is left behind
 
 
 @pytest.fixture

@@ -112,7 +112,7 @@ def test_a_name_that_is_gone_or_changed_is_missed_at_import(monkeypatch):
 @pytest.mark.parametrize("name", INTERNALS)
 def test_without_one_the_audits_that_need_it_are_not_decided_and_the_rest_is_as_before(name, intact, monkeypatch):
     path, weights, before = intact
-    one = INTERNALS[name]
+    one, depth = INTERNALS[name], torch._C._len_torch_function_stack()  # watches that crossed may have left a mode
     monkeypatch.setattr(torch_internals, one.alias, one.stand_in)
     monkeypatch.setitem(MISSING, name, "taken away")
     trained, watch = train(True, path)
@@ -124,7 +124,7 @@ def test_without_one_the_audits_that_need_it_are_not_decided_and_the_rest_is_as_
             assert f"torch {torch.__version__} has no {name} as this audit needs it" in finding.message
         else:
             assert (finding.status, finding.message) == before[finding.id]
-    assert torch._C._len_torch_function_stack() == 0
+    assert torch._C._len_torch_function_stack() == depth
 
 
 def observe_without(names, out):

@@ -1,0 +1,452 @@
+"""The recorder of windows: hooks on modules and functions, and what they note between one backward and the next."""
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+from audits.observe import hooks, torch_internals
+from audits.observe.taint import Made, Mode, Taint, is_getter_to_skip, pop_if_on_top, push, tensors_in
+from audits.observe.windows import (
+    DISTANCES,
+    LABEL_LOSSES,
+    LOOKUPS,
+    MOODY,
+    SMALL,
+    SOFTMAXES,
+    FunctionCall,
+    ModuleCall,
+    RawWindow,
+    leaves_of,
+)
+
+_KEPT = 4
+"Windows whose calls are kept while a loss computed in them waits for its backward."
+_INPLACE = frozenset({"__imul__", "__itruediv__", "__idiv__", "__iadd__", "__isub__"})
+_SHAPE_ONLY = frozenset({f"{word}_like" for word in ("zeros", "ones", "full", "empty", "rand", "randn", "randint")}) | {
+    "new_zeros",
+    "new_ones",
+    "new_full",
+    "new_empty",
+}
+"What takes a tensor's shape and place, and nothing of what is in it."
+_NO_WRITES = frozenset({"zero_", "detach_", "requires_grad_", "_foreach_zero_", "retain_grad"})
+
+
+class Recorder:
+    """Records windows while armed; tells of each before its backward runs, and of its parameters after."""
+
+    def __init__(
+        self,
+        on_window: Callable[[RawWindow], None],
+        on_answer: Callable[[ModuleCall], None],
+        on_error: Callable[[BaseException], None],
+        wants: Callable[[], bool],
+        on_modes: Callable[[list[bool]], None] = lambda modes: None,
+        on_write: Callable[[list[Tensor]], None] = lambda tensors: None,
+        on_shown: Callable[[nn.Module, Any], None] = lambda module, args: None,
+    ) -> None:
+        self.taint = Taint()
+        self._on_window, self._on_answer, self._on_error, self._wants = on_window, on_answer, on_error, wants
+        self._on_modes, self._on_write, self._on_shown = on_modes, on_write, on_shown
+        self._mode = Mode(self._on_function)
+        self._home = (os.getpid(), threading.get_ident())
+        self._stack: list[ModuleCall | None] = []
+        self._lifted = 0
+        self._pushed = False
+        self._in_backward = 0
+        self._next = 0
+        self._exit = ExitStack()
+        self._scaled: Any = torch.utils.weak.WeakTensorKeyDictionary()
+        self.armed = False
+        self._wanted = True
+        self.raw = RawWindow(0)
+        self.students: set[int] = set()
+        "Ids of the modules whose mode is noted at each call with a gradient, armed or not."
+        self.student_modes: list[bool] = []
+        self.heeds_answers = False
+        "Whether answers that learn nothing are recorded between windows too: they may be stored for later."
+
+    # -- coming and going
+
+    def open(self) -> None:
+        """Register the module hooks, and arm; where tensors cannot be followed, nothing, and no audit is decided."""
+        if not torch_internals.can_follow():
+            return
+        self._exit.callback(register_module_forward_pre_hook(self._enter_module).remove)
+        self._exit.callback(register_module_forward_hook(self._leave_module, with_kwargs=True, always_call=True).remove)
+        self._exit.enter_context(self._applied())
+        self._exit.enter_context(hooks.patched(torch.amp.grad_scaler.GradScaler, "scale", self._wrap_scale))
+        self.arm()
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self.disarm()
+        self._exit.close()
+
+    def arm(self) -> None:
+        """Begin to record, if the mode can be put up."""
+        if self.armed or not self._at_home() or not torch_internals.can_follow():
+            return
+        self.armed = True
+        if not self._pushed:
+            push(self._mode)
+            self._pushed = True
+
+    @property
+    def in_backward(self) -> bool:
+        """Whether a backward runs, or what its window shows is being read."""
+        return self._in_backward > 0
+
+    def keep_up(self) -> None:
+        """Arm or disarm as the last window decided.
+
+        Not at once: the backward itself is called through the mode, and torch takes a mode off its stack for as long
+        as it is being told of a call.
+        """
+        if self._in_backward or self._stack or torch.compiler.is_compiling() or not self._at_home():
+            return
+        if self._wanted and not self.armed:
+            self.arm()
+        elif not self._wanted and (self.armed or self._pushed):
+            self.disarm()
+
+    def disarm(self) -> None:
+        """Stop recording; the mode is taken down where it is on top."""
+        self.armed = False
+        if self._pushed and self._at_home() and pop_if_on_top(self._mode):
+            self._pushed = False
+
+    def _at_home(self) -> bool:
+        return self._home == (os.getpid(), threading.get_ident())
+
+    def _seeing(self) -> bool:
+        return (
+            self.armed
+            and torch_internals.peek_interpreter_stack() is None
+            and not self._in_backward
+            and not torch.compiler.is_compiling()
+            and self._at_home()
+        )
+
+    # -- functions
+
+    def _on_function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        if not self.armed or self._in_backward or not self._at_home() or torch_internals.peek_interpreter_stack():
+            return
+        try:
+            self._function(func, args, kwargs, out)
+        except Exception as error:
+            self._on_error(error)
+
+    def _function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        name = getattr(func, "__name__", "")
+        if name in _SHAPE_ONLY or (name == "__get__" and is_getter_to_skip(func)):
+            return
+        given = [*tensors_in(args, 2), *tensors_in(list(kwargs.values()), 2)] if args or kwargs else []
+        if name in ("one_hot", "scatter", "scatter_") and isinstance(out, Tensor) and not self.taint.of(out).params:
+            self.raw.one_hot.append(out)
+        outs = [given[0]] if name == "__setitem__" else list(tensors_in(out, 2))
+        if not outs or not given:
+            return
+        taint = self.taint
+        mades = [taint.of(t) for t in given]
+        params = calls = 0
+        for made in mades:
+            params |= made.params
+            calls |= made.calls
+        if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")) or name in _INPLACE:
+            taint.add(given[0], Made(params, calls, taint.base))
+            if name not in _NO_WRITES:
+                self._on_write(given if name.startswith("_foreach") else given[:1])
+        if self._matters(name, func, given, mades, outs):
+            index = self._number()
+            calls |= 1 << index
+            first = outs[0]
+            self.raw.functions.append(
+                FunctionCall(
+                    name,
+                    index,
+                    args if name in LABEL_LOSSES | DISTANCES | SOFTMAXES | LOOKUPS | {"kl_div"} else (),
+                    kwargs,
+                    [(t if t.numel() <= SMALL else None, m, tuple(t.shape)) for t, m in zip(given, mades, strict=True)],
+                    first if first.numel() <= SMALL else None,
+                    Made(params, calls, taint.base),
+                    first.grad_fn,
+                    first.requires_grad,
+                    hooks.call_site(),
+                )
+            )
+        elif name in ("dropout", "batch_norm", "instance_norm", "alpha_dropout", "feature_dropout") and self._stack:
+            self._note_mood(name, args, kwargs)
+        elif name in (
+            "mul",
+            "__mul__",
+            "__rmul__",
+            "div",
+            "__truediv__",
+            "true_divide",
+            "multiply",
+            "__imul__",
+            "mul_",
+        ):
+            self._note_scale(name, args, mades, params, calls)
+        if name in ("max_pool2d", "boolean_dispatch", "max_pool2d_with_indices") and self._stack:
+            self._note_pool(args, kwargs, given[0], outs[0])
+        if params or calls:
+            made = Made(params, calls, taint.base)
+            inplace = outs[0] is given[0]
+            for t in outs:
+                (taint.add if inplace else taint.put)(t, made)
+
+    def _matters(self, name: str, func: Any, given: list[Tensor], mades: list[Made], outs: list[Tensor]) -> bool:
+        if name in LABEL_LOSSES or name in DISTANCES or name == "kl_div":
+            return True
+        if name in SOFTMAXES:
+            return given[0].ndim in (2, 3) and given[0].numel() <= SMALL and given[0].is_floating_point()
+        if name in LOOKUPS:
+            return (
+                len(given) > 1
+                and bool(mades[0].params)
+                and given[0].is_floating_point()
+                and any(not t.is_floating_point() and not m.params for t, m in zip(given[1:], mades[1:], strict=True))
+            )
+        if len(given) < 2 or not outs[0].is_floating_point() or name.startswith("_foreach"):
+            return False
+        first, second = mades[0].params, mades[1].params
+        if any(t is h for h in self.raw.one_hot for t in given[:2]):
+            return bool(first | second)
+        if isinstance(given[0], nn.Parameter) or isinstance(given[1], nn.Parameter):
+            return False
+        # Two answers meet that each hold parameters which the other does not; scalars are only summed.
+        return bool(first & ~second) and bool(second & ~first) and max(given[0].ndim, given[1].ndim) > 0
+
+    def _note_pool(self, args: tuple[Any, ...], kwargs: dict[str, Any], image: Tensor, out: Tensor) -> None:
+        kernel = args[1] if len(args) > 1 else kwargs.get("kernel_size", 2)
+        stride = args[2] if len(args) > 2 else kwargs.get("stride")
+        sizes = (tuple(image.shape[-2:]), tuple(out.shape[-2:]))
+        top = self._stack[-1]
+        if top is not None and not isinstance(top.module, nn.MaxPool2d):
+            self.raw.pools.append((self._number(), top.index, _largest(kernel), _largest(stride or kernel), *sizes))
+
+    def _note_mood(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        position = {"dropout": 2, "batch_norm": 5, "instance_norm": 5}.get(name, 2)
+        training = args[position] if len(args) > position else kwargs.get("training", name != "batch_norm")
+        rate = args[1] if len(args) > 1 and not isinstance(args[1], Tensor) else kwargs.get("p", 0.5)
+        top = self._stack[-1]
+        if (
+            top is not None
+            and training is True
+            and ("dropout" not in name or rate)
+            and not isinstance(top.module, MOODY)
+        ):
+            top.moody.append(name)
+
+    def _note_scale(self, name: str, args: tuple[Any, ...], mades: list[Made], params: int, calls: int) -> None:
+        if len(args) < 2 or not params:
+            return
+        scalar, number = (args[0], args[1]) if isinstance(args[0], Tensor) else (args[1], args[0])
+        if not isinstance(scalar, Tensor) or scalar.ndim > 3:
+            return
+        if isinstance(number, Tensor):
+            if number.ndim != 0 or self.taint.of(number).params:
+                return
+            number = number.item() if number.device.type == "cpu" else None
+        if isinstance(number, int | float):
+            factor = 1 / number if "div" in name and number else float(number)
+            self.raw.scales.append((Made(params, calls, self.taint.base), factor))
+
+    def _number(self) -> int:
+        self._next += 1
+        return self._next - 1 - self.taint.base
+
+    # -- modules
+
+    def _enter_module(self, module: nn.Module, args: Any) -> None:
+        if torch.compiler.is_compiling() or not self._at_home():
+            return
+        if self.heeds_answers and not self.armed and not torch.is_grad_enabled() and not self._in_backward:
+            self._wanted = True  # until the next backward
+        self.keep_up()
+        if id(module) in self.students and not self._in_backward:
+            if torch.is_grad_enabled():
+                self.student_modes.append(_training(module))
+            self._on_shown(module, args)
+        if not self._seeing():
+            if self.armed or self._stack:
+                self._stack.append(None)
+            return
+        try:
+            parent = next((c for c in reversed(self._stack) if c is not None), None)
+            if parent is not None:
+                parent.has_children = True
+            given = list(tensors_in(args, 2))
+            call = ModuleCall(
+                module,
+                self._number(),
+                parent.index if parent is not None else None,
+                self.taint.of(given),
+                _training(module),
+                torch.is_grad_enabled(),
+                given[:4],
+            )
+            self.raw.calls.append(call)
+            self._stack.append(call)
+            # With a mode up, torch's fused attention steps aside for another kernel, whose last bits differ.
+            fast = _has_fast_path(module) and not _training(module)
+            if fast and self._pushed and not self._lifted and pop_if_on_top(self._mode):
+                self._lifted = len(self._stack)
+        except Exception as error:
+            self._on_error(error)
+
+    def _leave_module(self, module: nn.Module, args: Any, *rest: Any) -> None:
+        # Where a forward raises, torch calls its hooks without the keyword arguments.
+        kwargs, out = rest if len(rest) == 2 else ({}, rest[0])
+        if torch.compiler.is_compiling() or not self._at_home() or not self._stack:
+            return
+        if self._lifted == len(self._stack):
+            self._lifted = 0
+            push(self._mode)
+        call = self._stack.pop()
+        if call is None or not self.armed:
+            return
+        try:
+            if kwargs and call.given != (more := [*call.given, *tensors_in(kwargs, 2)]):
+                call.given = more[:6]
+                call.fed = self.taint.of(more)
+            self._answered(call, out)
+        except Exception as error:
+            self._on_error(error)
+
+    def _answered(self, call: ModuleCall, out: Any) -> None:
+        taint = self.taint
+        outs = list(tensors_in(out))
+        made = taint.of(outs)
+        if not made.params:  # compiled code, threads, custom functions: seen from outside only
+            own = taint.mask(call.module.parameters())
+            made = Made(call.fed.params | own, call.fed.calls, taint.base)
+        bit = 1 << call.index
+        for t in outs:
+            old = taint.of(t)
+            taint.put(t, Made(old.params or made.params, old.calls | call.fed.calls | bit, taint.base))
+        call.out = Made(made.params, made.calls | call.fed.calls | bit, taint.base)
+        if outs:
+            call.shape = tuple(outs[0].shape)
+            call.outputs = torch.utils.weak.TensorWeakRef(outs[0])
+            call.version = 0 if outs[0].is_inference() else torch_internals.version_of(outs[0])
+        likely = [t for t in outs if t.ndim in (2, 3) and t.numel() <= SMALL and t.is_floating_point()]
+        leaf = not call.has_children
+        if likely and (not leaf or isinstance(call.module, nn.Linear | nn.Bilinear) or call.parent is None):
+            best = _logits_among(out, likely)
+            call.answer, call.value = best, best.detach().clone()
+        if call.parent is None:
+            self._on_answer(call)
+
+    # -- what else makes tensors out of tensors
+
+    @contextmanager
+    def _applied(self) -> Iterator[None]:
+        """See through custom autograd functions, of which no mode tells."""
+        original = torch.autograd.Function.__dict__["apply"]
+        taint = self.taint
+
+        def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+            out = original.__get__(None, cls)(*args, **kwargs)
+            if self._seeing():
+                made = taint.of([*tensors_in(args, 2), *tensors_in(kwargs, 2)])
+                if made.params or made.calls:
+                    for t in tensors_in(out, 2):
+                        taint.add(t, made)
+            return out
+
+        setattr(torch.autograd.Function, "apply", classmethod(apply))  # noqa: B010
+        try:
+            yield
+        finally:
+            setattr(torch.autograd.Function, "apply", original)  # noqa: B010
+
+    def _wrap_scale(self, original: Any) -> Any:
+        def scale(scaler: Any, outputs: Any) -> Any:
+            result = original(scaler, outputs)
+            if self.armed and scaler.is_enabled() and isinstance(result, Tensor):
+                self._scaled[result] = float(scaler.get_scale())
+                self.taint.add(result, self.taint.of(outputs))
+            return result
+
+        return scale
+
+    # -- backward
+
+    def before_backward(self, roots: Any) -> None:
+        """Close the window, and tell of it while its graph still stands."""
+        self._in_backward += 1
+        if self._in_backward == 1 and self.student_modes:
+            self._on_modes(self.student_modes)
+            self.student_modes = []
+        if self._in_backward > 1 or not self._at_home() or not self.armed:
+            return
+        raw = self.raw
+        raw.roots = list(tensors_in(roots, 2))
+        raw.root = self.taint.of(raw.roots)
+        raw.leaves = leaves_of(t.grad_fn for t in raw.roots)
+        raw.where = hooks.call_site()
+        if len(raw.roots) == 1:
+            raw.root_scale = self._scaled.get(raw.roots[0], 1.0)
+        self._on_window(raw)
+
+    def _begin(self) -> None:
+        """Begin a window; with what the last ones computed for losses that have not been called backward yet."""
+        old, new = self.raw, RawWindow(self.taint.window)
+        # Two peers' losses are computed before either's backward; a loss that is only logged waits in vain.
+        waits = any(f.requires_grad and not old.root.calls >> f.index & 1 for f in old.functions)
+        starts = [*old.starts, self._next] if waits and self.armed else [self._next]
+        new.starts = starts[-_KEPT:]
+        gone = new.starts[0] - self.taint.base
+        self.taint.base = new.starts[0]
+        for kind in ("calls", "functions"):
+            for item in getattr(old, kind):
+                item.index -= gone
+                if isinstance(item, ModuleCall) and item.parent is not None:
+                    item.parent = item.parent - gone if item.parent >= gone else None
+                if item.index >= 0:
+                    getattr(new, kind).append(item)
+        if new.calls or new.functions:
+            new.one_hot = old.one_hot
+            new.scales = [(Made(m.params, m.calls >> gone, self.taint.base), f) for m, f in old.scales]
+            new.pools = [(n - gone, w - gone, *rest) for n, w, *rest in old.pools if n >= gone]  # type: ignore[misc]
+        self.raw = new
+
+    def after_backward(self) -> None:
+        """Begin the next window."""
+        self._in_backward = max(0, self._in_backward - 1)
+        if self._in_backward == 0:
+            self.taint.window += 1
+            self._begin()
+            self._stack = [None] * len(self._stack)
+            self._lifted = 0 if not self._stack else self._lifted
+            self._wanted = self._wants()
+
+
+def _largest(value: Any) -> int:
+    return max(value) if isinstance(value, tuple | list) else int(value)
+
+
+def _training(module: nn.Module) -> bool:
+    """Return the module's mode; a frozen script module has none, and answers as in evaluation."""
+    return bool(getattr(module, "training", False))
+
+
+def _has_fast_path(module: nn.Module) -> bool:
+    return isinstance(module, nn.TransformerEncoderLayer | nn.MultiheadAttention | nn.TransformerEncoder)
+
+
+def _logits_among(out: Any, likely: list[Tensor]) -> Tensor:
+    named = out.get("logits") if isinstance(out, dict) else getattr(out, "logits", None)
+    if isinstance(named, Tensor) and any(named is t for t in likely):
+        return named
+    return likely[0]
