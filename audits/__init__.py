@@ -9,7 +9,6 @@ that ``check_selection`` and its like hold to its law. Knows torch and nothing o
 and used on any project.
 """
 
-from audits.events import KD, Clip
 from audits.finding import AuditFailure, Finding, Report
 from audits.laws import (
     check_aggregation,
@@ -24,6 +23,7 @@ from audits.laws import (
     check_weighting,
     check_workers,
 )
+from audits.trace import KD, Clip
 from audits.watch import Watch, watch
 
 __all__ = [

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from audits.events import KD, Clip
 from audits.finding import AuditFailure, Finding, Report, Severity
+from audits.trace import KD, Clip
 from audits.watch import Modules, Watch, watch
 
 Step = Callable[[], Any]
@@ -95,9 +95,9 @@ def heard(w: Watch) -> Report:
     report = w.report
     mode = finding(report, "teacher-mode")
     silence = next((f.message for f in report.findings if f.status == "error"), None)
-    if silence is None and not w._trace.steps:
+    if silence is None and not w.trace.updates.steps:
         silence = "no step of the declared optimizer was seen"
-    elif silence is None and w._trace.teacher is not None and mode.reason == "no-teacher-seen":
+    elif silence is None and w.trace.declared.teacher is not None and mode.reason == "no-teacher-seen":
         silence = mode.message
     if silence is not None and not report.failed("error"):
         raise AuditFailure(f"nothing was decided: {silence}\n{report}")

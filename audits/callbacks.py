@@ -10,11 +10,12 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from audits import hooks
-from audits.events import KD, Clip, Trace
 from audits.finding import Report
-from audits.roles import Declared
-from audits.watch import OnFail, Watch, _provenance
+from audits.infer.provenance import provenance
+from audits.infer.roles import Declared
+from audits.observe import hooks
+from audits.trace import KD, Clip, Declaration, Trace
+from audits.watch import OnFail, Watch
 
 Named = str | nn.Module
 "A module, or the name of the attribute of the trained module that holds it."
@@ -61,19 +62,20 @@ class TrainerAudit:
         roles = {"teacher": teacher, "student": student, **projectors}
         names = {id(p): f"{role}.{name}" for role, m in roles.items() if m for name, p in m.named_parameters()}
         names |= {id(p): name for name, p in trained.named_parameters()}
-        trace = Trace(student, teacher, self._clip or clip, names, self._declared_at, kd=self._kd or KD())
+        intent = Declaration(student, teacher, self._clip or clip, self._kd or KD(), at=self._declared_at)
+        trace = Trace(intent, names)
         if teacher is not None and self._teacher_weights is not None:
-            trace.provenance = _provenance(teacher, self._teacher_weights)
+            trace.teacher.provenance = provenance(teacher, self._teacher_weights)
         declared = Declared(student, teacher, projectors)
         # A step more than will be looked at: the watch's own end of the burn-in is not waited for.
         self.watch = Watch(trace, list(optimizers), self._wanted + 1, 1, "record", declared)
         self.watch.__enter__()
         self.report = None
-        self._release = weakref.finalize(self, self.watch._stack.close)
+        self._release = weakref.finalize(self, self.watch.close)
 
     def _stepped(self) -> None:
         """End it after a step, if that was the last to be looked at."""
-        if self.watch is not None and self.watch._steps.most >= self._wanted:
+        if self.watch is not None and self.watch.steps >= self._wanted:
             self._end()
 
     def _end(self) -> None:

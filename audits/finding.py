@@ -39,7 +39,7 @@ class Finding:
     reason: str | None = None
     "Code from a closed list, for not_triggered."
     decide_with: str | None = None
-    "The declaration that would decide it, for not_triggered."
+    "The declaration that would decide it, for not_triggered: its name, or code where there is code."
 
     @property
     def sort_key(self) -> tuple[int, bool, int, str]:

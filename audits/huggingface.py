@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainingArguments
 
 from audits.callbacks import TrainerAudit
-from audits.events import Clip
+from audits.trace import Clip
 
 __all__ = ["KDAudit"]
 

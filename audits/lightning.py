@@ -5,7 +5,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from audits.callbacks import TrainerAudit
-from audits.events import Clip
+from audits.trace import Clip
 
 __all__ = ["KDAudit"]
 

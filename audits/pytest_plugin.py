@@ -12,7 +12,7 @@ import pytest
 
 from audits.asserts import heard
 from audits.finding import AuditFailure, Report
-from audits.policy import Policy, PolicyError
+from audits.report.policy import Policy, PolicyError
 from audits.script import Options, ScriptWatch
 from audits.watch import Watch, watch
 
@@ -92,12 +92,12 @@ class Watcher:
     def _judge(self, item: pytest.Item) -> Report | None:
         """Leave the verdict and the warnings with the test, and return the report if it has to fail."""
         watch = item.stash[_WATCH]
-        watch.__exit__(None, None, None)
-        if not watch.trace.steps and watch.trace.broken is None:
+        watch.close()
+        if not watch.trace.updates.steps and watch.trace.broken is None:
             return None
         waived = policy(item.config, item.iter_markers("kd_audit_waive")).waive
         report = Policy({**STAND_INS, **waived}).apply(watch.report)
-        distils = bool(watch.trace.sights)
+        distils = bool(watch.trace.losses.sights)
         fails = distils and bool(report.failed("error"))
         found = Report(tuple(f for f in report.findings if f.status == "error" or f in report.failed("warn")))
         verdict = "failed" if fails else "warned" if found.findings else "clean"

@@ -22,18 +22,27 @@ from typing import Any
 import torch
 from torch import nn
 
-from audits import hooks
-from audits.analysis import row_keys
-from audits.events import KD, Clip, Trace
 from audits.finding import Report
-from audits.roles import Declared
-from audits.splits import Loaders
-from audits.taint import tensors_in
+from audits.infer.roles import Declared
+from audits.observe import hooks
+from audits.observe.rows import row_keys
+from audits.observe.splits import Loaders
+from audits.observe.taint import tensors_in
+from audits.observe.windows import RawWindow
+from audits.trace import KD, Clip, Declaration, Trace
 from audits.watch import Watch
-from audits.windows import RawWindow
 
 _OURS = ("audits", "harness", "kd")
 _SWALLOWED = 3
+"Times that a script may catch what ends it, before the process is ended."
+_BURN_IN, _LATER = 20, 50
+"Steps, and windows, of which every one is seen, and of how many later ones one is: what began right may be lost."
+_WINDOWS = 24
+"Windows of the distillation that are looked at: some loops alternate, and labels are counted in them."
+_BEFORE, _SEARCHED = 60, 10
+"Windows in each of which a distillation is looked for, and of how many later ones one is: a teacher may come first."
+_LONG_ENOUGH = 8
+"Tokens that tell a row of text from another."
 
 
 class Stop(BaseException):
@@ -73,8 +82,8 @@ class ScriptWatch(Watch):
     """A watch to which nothing was declared: every optimizer is seen, and the roles are read off the windows."""
 
     def __init__(self, options: Options, finish: Callable[["ScriptWatch"], None]) -> None:
-        trace = Trace(None, None, options.clip, {}, None, kd=options.kd, script=True)
-        super().__init__(trace, None, 20, 50, "record", Declared(), windows=24)
+        trace = Trace(Declaration(clip=options.clip, kd=options.kd), script=True)
+        super().__init__(trace, None, _BURN_IN, _LATER, "record", Declared(), windows=_WINDOWS)
         self._options, self._finish = options, finish
         self._counted: int | None = None
         self.done: str | None = None
@@ -90,34 +99,34 @@ class ScriptWatch(Watch):
     def _wants_window(self) -> bool:
         if self._trace.broken is not None or self.done is not None or self.let_go:
             return False
-        seen, kd = self._trace.windows_seen, len(self._trace.sights)
+        seen, kd = self._trace.losses.windows_seen, len(self._trace.losses.sights)
         if kd:
-            return kd < self._analyst.windows or self._windows.taint.window % 50 == 0
-        return seen < 60 or self._windows.taint.window % 10 == 0
+            return kd < self._inference.windows or self._windows.taint.window % _LATER == 0
+        return seen < _BEFORE or self._windows.taint.window % _SEARCHED == 0
 
     def _on_window(self, raw: RawWindow) -> None:
         if self._options.student or self._options.teacher:
-            self._analyst.declare(self._options.student, self._options.teacher)
-        before = len(self._trace.sights)
+            self._inference.players.declare(self._options.student, self._options.teacher)
+        before = len(self._trace.losses.sights)
         super()._on_window(raw)
-        if len(self._trace.sights) > before:
-            self.loaders.trained_on(self._trace.sights[-1].student)
-            self._windows.students |= {id(g.module) for g in self._analyst.students.values() if g.module is not None}
-        if self._analyst.started:
+        if len(self._trace.losses.sights) > before:
+            self.loaders.trained_on(self._trace.losses.sights[-1].student)
+            self._windows.students |= {id(g.module) for g in self._inference.known.students if g.module is not None}
+        if self._inference.known.started:
             self._windows.heeds_answers = False
-        if self._analyst.started and self._counted is None:
+        if self._inference.known.started and self._counted is None:
             self._counted = sum(self._steps.counts.values())
 
     def _on_shown(self, module: nn.Module, args: Any) -> None:
         first = next(iter(tensors_in(args, 2)), None)
-        long_enough = first is not None and (first.is_floating_point() or first[:1].numel() >= 8)
+        long_enough = first is not None and (first.is_floating_point() or first[:1].numel() >= _LONG_ENOUGH)
         if first is not None and first.ndim >= 2 and long_enough:
             self.loaders.shown(id(module), row_keys(first), torch.is_grad_enabled())
 
     def _after_step(self, optimizer: torch.optim.Optimizer, params: list[nn.Parameter]) -> None:
         self._windows.keep_up()
-        self._analyst.stepped(optimizer, params)
-        if not self._windows.armed and not self._analyst.started and self._steps.counts[id(optimizer)] == 1:
+        self._inference.step(optimizer, params)
+        if not self._windows.armed and not self._inference.known.started and self._steps.counts[id(optimizer)] == 1:
             self._windows.arm()  # a new optimizer: perhaps a new phase
         if self._options.steps and self.seen >= self._options.steps:
             self._end(f"{self._options.steps} steps of distillation were seen")
@@ -143,7 +152,7 @@ class ScriptWatch(Watch):
     def _wrap_backward(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def backward(*args: Any, **kwargs: Any) -> Any:
             if self.let_go and self._options.guard:
-                self._stack.close()
+                self.close()
             return original(*args, **kwargs)
 
         return backward
@@ -182,14 +191,9 @@ class ScriptWatch(Watch):
     def conclude(self, whole: bool) -> None:
         """Draw the conclusions of what was seen; `whole` says that the script ran to its own end."""
         self._conclude()
-        self._trace.split_overlap = self._guarded(self.loaders.overlap)() or (
+        self._trace.data.split_overlap = self._guarded(self.loaders.overlap)() or (
             self._guarded(self.loaders.overlap_of_rows)() if whole else None
         )
-
-    @property
-    def trace(self) -> Trace:
-        """All that was seen."""
-        return self._trace
 
 
 def run(
@@ -239,21 +243,7 @@ def run(
         if timer:
             timer.start()
         try:
-            if module:
-                runpy.run_module(target, run_name="__main__", alter_sys=True)
-            else:
-                runpy.run_path(target, run_name="__main__")
-        except Stop:
-            pass
-        except SystemExit as error:
-            state["exit"] = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
-            if not isinstance(error.code, int | None):
-                state["error"] = str(error.code)
-        except KeyboardInterrupt:
-            if watch.done is None:
-                raise
-        except BaseException as error:
-            state["error"] = _own_traceback(error)
+            _run_as_main(target, module, watch, state)
         finally:
             if timer:
                 timer.cancel()
@@ -264,6 +254,26 @@ def run(
     seen: Observation = state.get("reported") or observe(watch)
     seen.error, seen.exit_code = state.get("error"), state.get("exit")
     return seen
+
+
+def _run_as_main(target: str, module: bool, watch: ScriptWatch, state: dict[str, Any]) -> None:
+    """Run the script to its end, and note in `state` with what exit code or error of its own it ended."""
+    try:
+        if module:
+            runpy.run_module(target, run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(target, run_name="__main__")
+    except Stop:
+        pass
+    except SystemExit as error:
+        state["exit"] = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+        if not isinstance(error.code, int | None):
+            state["error"] = str(error.code)
+    except KeyboardInterrupt:
+        if watch.done is None:
+            raise
+    except BaseException as error:
+        state["error"] = _own_traceback(error)
 
 
 class _Timer(threading.Thread):
@@ -280,7 +290,7 @@ class _Timer(threading.Thread):
         """Wait, and raise in the main thread."""
         if self._over.wait(self._seconds) or os.getpid() != self._home:
             return
-        self._watch.done = f"{self._seconds:g} seconds were over (--max-seconds)"
+        self._watch.done = f"{self._seconds:g} seconds were over"
         for _ in range(5):
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._main), ctypes.py_object(Stop))
             if self._over.wait(5):

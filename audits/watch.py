@@ -16,14 +16,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from audits import checks, hooks
-from audits.analysis import Analyst, plain_name, spatial_call
-from audits.events import KD, Clip, Hits, Provenance, Trace
+from audits.checks.all import run
 from audits.finding import AuditFailure, Report
-from audits.loads import Loads
-from audits.roles import Declared
-from audits.steps import Steps
-from audits.windows import ModuleCall, RawWindow, Windows
+from audits.infer.answers import Answers
+from audits.infer.inference import Inference
+from audits.infer.provenance import provenance
+from audits.infer.roles import Declared
+from audits.observe import hooks, torch_internals
+from audits.observe.loads import Loads
+from audits.observe.recorder import Recorder
+from audits.observe.steps import Steps
+from audits.observe.windows import ModuleCall, RawWindow
+from audits.trace import KD, Clip, Declaration, Trace
 
 Modules = nn.Module | Mapping[str, nn.Module] | None
 OnFail = Literal["record", "warn", "raise"]
@@ -70,9 +74,10 @@ def watch(
             raise ValueError(f"audits.watch: {says}")
     roles = {**({"teacher": teacher} if teacher is not None else {}), "student": student, **named}
     names = {id(p): f"{role}.{name}" for role, module in roles.items() for name, p in module.named_parameters()}
-    trace = Trace(student, teacher, clip, names, hooks.call_site(), kd=kd or KD(), same_input=same_input)
+    declared = Declaration(student, teacher, clip, kd or KD(), same_input, hooks.call_site())
+    trace = Trace(declared, names)
     if teacher is not None and teacher_weights is not None:
-        trace.provenance = _provenance(teacher, teacher_weights)
+        trace.teacher.provenance = provenance(teacher, teacher_weights)
     return Watch(trace, optimizers, burn_in, every, on_fail, Declared(student, teacher, named))
 
 
@@ -94,7 +99,7 @@ class Watch:
         self._home = os.getpid()
         self._steps = Steps(trace, optimizers, burn_in, every, self._after_step)
         self._loads = Loads()
-        self._windows = Windows(
+        self._windows = Recorder(
             self._guarded(self._on_window),
             self._guarded(self._on_answer),
             self._break,
@@ -103,26 +108,32 @@ class Watch:
             self._guarded(self._steps.written_to),
             self._guarded(self._on_shown),
         )
-        self._analyst = Analyst(trace, self._windows.taint, self._loads, declared, windows, lambda: self._windows.raw)
-        self._teacher_logits: Tensor | None = None
+        self._inference = Inference(trace, self._windows.taint, self._loads, declared, windows)
+        self._answers = Answers(trace)
         self.let_go = False
         "Whether what is left of the hooks does nothing any more."
         self._stack = ExitStack()
         self._forward_hook: Any = None
-        self._roles: dict[int, list[tuple[str, str]]] = {}
-        for role, module in (("student", trace.student), ("teacher", trace.teacher)):
-            for name, part in module.named_modules() if module is not None else ():
-                self._roles.setdefault(id(part), []).append((role, name))
 
     def labels(self, labels: Tensor) -> None:
         """Show the labels (B,) of the batch that the teacher has just answered."""
-        self._guarded(self._on_labels)(labels)
+        self._guarded(self._answers.labels)(labels)
+
+    @property
+    def trace(self) -> Trace:
+        """All that was seen so far."""
+        return self._trace
+
+    @property
+    def steps(self) -> int:
+        """Steps so far of the optimizer that stepped most."""
+        return self._steps.most
 
     @property
     def report(self) -> Report:
         """The findings over what has been seen so far."""
         self._conclude()
-        return checks.run(self._trace)
+        return run(self._trace)
 
     def __enter__(self) -> "Watch":
         guard, stack = self._guarded, self._stack
@@ -134,7 +145,7 @@ class Watch:
         )
         stack.enter_context(hooks.patched(torch.autograd, "grad", self._wrap_grad))
         if self._steps.most < self._burn_in:  # a watch may be left and entered again
-            self._forward_hook = register_module_forward_hook(guard(self._on_forward), with_kwargs=True)
+            self._forward_hook = register_module_forward_hook(guard(self._answers.forward), with_kwargs=True)
             stack.callback(self._forward_hook.remove)
             self._windows.open()
             stack.callback(self._windows.close)
@@ -143,9 +154,13 @@ class Watch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stack.close()
+        self.close()
         if kind is None:
             self._act()
+
+    def close(self) -> None:
+        """Take every hook away; what was seen stays."""
+        self._stack.close()
 
     # -- what torch tells
 
@@ -160,7 +175,7 @@ class Watch:
             try:
                 # What a hook reads and computes is none of what is watched; most of what the function mode was told of
                 # in a step were these reads.
-                with torch._C.DisableTorchFunction():
+                with torch_internals.DisableTorchFunction():
                     return hook(*args, **kwargs)
             except AuditFailure:
                 raise
@@ -177,22 +192,22 @@ class Watch:
 
     def _wants_window(self) -> bool:
         in_burn_in = self._steps.most < self._burn_in
-        first = self._trace.windows_seen < self._analyst.windows
+        first = self._trace.losses.windows_seen < self._inference.windows
         last = self._steps.most >= self._burn_in - 3  # what was right at first may have been lost since
         return in_burn_in and self._trace.broken is None and (first or last)
 
     def _on_window(self, raw: RawWindow) -> None:
-        self._analyst.window(raw)
-        self._steps.distils = self._steps.distils or self._analyst.started
+        self._inference.window(raw)
+        self._steps.distils = self._steps.distils or self._inference.known.started
 
     def _on_answer(self, call: ModuleCall) -> None:
-        self._analyst.answered(call)
+        self._inference.answered(self._windows.raw, call)
 
     def _on_shown(self, module: nn.Module, args: Any) -> None:
         """Take in what the student is shown; of use where a whole script is watched."""
 
     def _on_modes(self, modes: list[bool]) -> None:
-        self._analyst.modes(modes, self._steps.most + 1)
+        self._inference.modes.backward(modes, self._steps.most + 1)
 
     def _before_backward(self, tensors: Any = None, *args: Any, **kwargs: Any) -> None:
         self._windows.before_backward(tensors)
@@ -220,9 +235,9 @@ class Watch:
         return grad
 
     def _after_step(self, optimizer: torch.optim.Optimizer, params: list[nn.Parameter]) -> None:
-        self._teacher_logits = None  # labels shown after the step are another batch's, or come too late
+        self._answers.forget()
         self._windows.keep_up()
-        self._analyst.stepped(optimizer, params)
+        self._inference.step(optimizer, params)
         if self._steps.counts[id(optimizer)] == self._burn_in:
             self._end_burn_in()
 
@@ -233,39 +248,8 @@ class Watch:
         self._act()
 
     def _conclude(self) -> None:
-        self._guarded(self._analyst.finish)(self._steps.stepping)
+        self._guarded(self._inference.finish)(self._steps.stepping)
         self._guarded(self._steps.finish)()
-
-    def _on_forward(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        for role, name in self._roles.get(id(module), ()):
-            calls = self._trace.spatial.setdefault(role, [])
-            image = args[0] if args else kwargs.get("input")
-            shapes = [tuple(t.shape) if isinstance(t, Tensor) else None for t in (image, output)]
-            if len(calls) < 3 and (call := spatial_call(name, module, *shapes)) is not None:
-                calls.append(call)
-            if name == "":
-                logits = _logits(output)
-                if role == "teacher":
-                    self._teacher_logits = None if logits is None else logits.clone()  # losses may mask theirs in place
-                elif logits is not None:
-                    self._trace.student_width = logits.shape[1]
-
-    def _on_labels(self, labels: Tensor) -> None:
-        logits, self._teacher_logits = self._teacher_logits, None
-        trace = self._trace
-        trace.labels_shown = True
-        if logits is None or labels.ndim != 1 or len(labels) != len(logits):
-            return
-        with torch.inference_mode(False), torch.no_grad():
-            logits = logits.clone()
-            labels = labels.to(logits.device).long()
-            counts = (labels >= 0) & (labels < logits.shape[1])  # an index to ignore is no label
-            right = ((logits.argmax(1) == labels) & counts).sum()
-            by_class = torch.zeros(logits.shape[1], dtype=torch.long, device=logits.device)
-            by_class.index_add_(0, labels.clamp(0, logits.shape[1] - 1), counts.long())
-            if trace.hits is not None:
-                right, by_class = right + trace.hits.right, by_class + trace.hits.by_class
-            trace.hits = Hits(right, by_class)
 
     def _act(self) -> None:
         """Do what was asked for when an audit failed."""
@@ -275,52 +259,5 @@ class Watch:
         if self._on_fail == "raise":
             report.raise_for("error")
         elif report.failed("error"):
-            where = self._trace.declared_at or {"file": "<unknown>", "line": 0}
+            where = self._trace.declared.at or {"file": "<unknown>", "line": 0}
             warnings.warn_explicit(str(report), UserWarning, where["file"], where["line"])
-
-
-def _provenance(teacher: nn.Module, weights: Mapping[str, Tensor]) -> Provenance:
-    weights = {name: value for name, value in weights.items() if not _carries_no_weight(name)}
-    for name, value in weights.items():
-        if not isinstance(value, Tensor):
-            hint = f"; perhaps pass teacher_weights[{name!r}]" if isinstance(value, Mapping) else ""
-            raise ValueError(f"audits.watch: teacher_weights: {name!r} is a {type(value).__name__}, no tensor{hint}")
-    declared = {plain_name(name): value for name, value in weights.items()}
-    own = {name: value for name, value in teacher.state_dict().items() if not _carries_no_weight(name)}
-    equal, differing, aliases = [], [], []
-    for name, value in own.items():
-        other = declared.get(plain_name(name))
-        if other is not None and other.data_ptr() == value.data_ptr() and value.numel():
-            aliases.append(name)
-        elif other is not None and other.shape == value.shape and torch.equal(value.cpu(), other.to(value).cpu()):
-            equal.append(name)
-        else:
-            differing.append(name)
-    # Tied tensors stand in a checkpoint under one of their names.
-    tied = {own[name].data_ptr() for name in equal}
-    lost = [name for name in differing if plain_name(name) in declared or own[name].data_ptr() not in tied]
-    equal += [name for name in differing if name not in lost]
-    return Provenance(
-        sum(own[name].numel() for name in equal),
-        sum(value.numel() for value in own.values()),
-        lost,
-        sorted(declared.keys() - {plain_name(name) for name in own}),
-        aliases,
-    )
-
-
-def _carries_no_weight(name: str) -> bool:
-    """Say whether an entry of a state dict is a counter, or a module's own notes."""
-    return name.endswith(("num_batches_tracked", "n_averaged", "_extra_state"))
-
-
-def _logits(output: Any) -> Tensor | None:
-    """Return the logits (B, C) in what a network returned, if it is plain which tensor they are."""
-    if isinstance(output, Mapping):
-        output = output.get("logits")
-    elif hasattr(output, "logits"):
-        output = output.logits
-    elif isinstance(output, tuple | list):
-        flat = [part for part in output if isinstance(part, Tensor) and part.ndim == 2]
-        output = flat[0] if len(flat) == 1 else None
-    return output.detach() if isinstance(output, Tensor) and output.ndim == 2 else None

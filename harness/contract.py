@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from audits.events import Trace, Where
+from audits.trace import Trace, Where
 from kd.errors import InputError, unknown
 
 FILE = "kdbench.lock"
@@ -78,7 +78,7 @@ def contract_text(trace: Trace, target: str) -> str:
         said = json.dumps(value, ensure_ascii=False)
         lines.append(f"{key} = {said}  # {comment}" if value is not None else f"# {key} = ...  # {comment}")
 
-    sight = trace.sights[0] if trace.sights else None
+    sight = trace.losses.sights[0] if trace.losses.sights else None
     backward = f"backward at {_place(sight.where)}" if sight else "no distillation was seen"
     for role in ("student", "teacher"):
         found = trace.roles.get(role, [])
@@ -86,7 +86,7 @@ def contract_text(trace: Trace, target: str) -> str:
         entry(role, name, f"{', '.join(found) or 'not recognised'}; {backward}")
     projectors = trace.roles.get("projectors", [])
     lines.append(f"# projectors: {', '.join(projectors) or 'none'}")
-    read = [(s, e) for s in trace.sights for e in s.explanations if e.form == "forward" and e.temperature]
+    read = [(s, e) for s in trace.losses.sights for e in s.explanations if e.form == "forward" and e.temperature]
     if read:
         sight, e = read[0]
         at = next((_place(t.where) for t in sight.terms if t.kind == "soft" and t.where), _place(sight.where))
@@ -102,7 +102,7 @@ def contract_text(trace: Trace, target: str) -> str:
             )
     else:
         lines.append("# temperature, alpha, kd_weight: no soft term of a known form was seen")
-    clipped = [step for step in trace.steps if step.clips and step.distils]
+    clipped = [step for step in trace.updates.steps if step.clips and step.distils]
     bounds = {clip.bound for step in clipped for clip in step.clips if clip.kind == "norm"}
     if len(bounds) == 1:
         several = any(len(step.clips) > 1 for step in clipped)

@@ -7,6 +7,7 @@ import torch
 
 import audits
 from audits.finding import Finding, Report, sorted_report
+from harness.declarations import spelled
 from kd.data import draw_crops
 from kd.procedure import CANONICAL
 from kd.train import Training
@@ -53,8 +54,11 @@ def judge(training: Training) -> list[Finding]:
 
 
 def with_properties(report: Report, training: Training) -> Report:
-    """Return the report of a training with what the laws say; of an audit that both kinds know, the verdict decided."""
-    findings = {f.id: f for f in report.findings}
+    """Return the report of a training with what the laws say, in the words of the command line.
+
+    Of an audit that both kinds know, the verdict decided.
+    """
+    findings = {f.id: f for f in spelled(report).findings}
     for law in judge(training):
         seen = findings.get(law.id)
         if seen is None or seen.status == "not_triggered" or law.status == "fail":

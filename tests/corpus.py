@@ -60,15 +60,16 @@ def observe(path: str, options: dict[str, Any], arguments: list[str] | None = No
     """Run a script under observation in this process, its output thrown away, and return what was seen."""
     import torch
 
-    from audits import checks, script
+    from audits import script
+    from audits.checks.all import run
 
     torch.set_num_threads(1)
     with Path(os.devnull).open("w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
     os.chdir(Path(path).parent)
-    seen = script.run(path, arguments or [], options=script.Options(**options), make_report=checks.run)
-    explained = [e for s in seen.trace.sights for e in s.explanations]
+    seen = script.run(path, arguments or [], options=script.Options(**options), make_report=run)
+    explained = [e for s in seen.trace.losses.sights for e in s.explanations]
     return {
         "failed": [(f.id, f.severity, f.consequence_of, f.message, f.where) for f in seen.report.failed("info")],
         "status": {f.id: f.status for f in seen.report.findings},
@@ -83,7 +84,7 @@ def observe(path: str, options: dict[str, Any], arguments: list[str] | None = No
         "steps": seen.steps,
         "unobserved": seen.unobserved,
         "broken": seen.trace.broken,
-        "sights": len(seen.trace.sights),
+        "sights": len(seen.trace.losses.sights),
     }
 
 
@@ -94,7 +95,7 @@ def _observe_to(out: str, *args: Any) -> None:
 def observe_all(paths: list[Path], **options: Any) -> list[dict[str, Any]]:
     """Observe scripts two at a time, each in a fresh process that has torch imported already."""
     context = get_context("forkserver")
-    context.set_forkserver_preload(["torch", "audits.script", "audits.checks"])
+    context.set_forkserver_preload(["torch", "audits.script", "audits.checks.all"])
     options = {"steps": 50, "max_seconds": 120, **options}
 
     def one(path: Path) -> dict[str, Any]:

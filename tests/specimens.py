@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from audits.checks import run
-from audits.events import KD, Change, ClipCall, Hits, Leaf, Loaded, Sight, Spatial, Step, Term, Trace
-from audits.explain import Explanation
+from audits.checks.all import run
 from audits.finding import Finding
+from audits.infer.explain import Explanation
+from audits.trace import KD, Change, ClipCall, Declaration, Hits, Leaf, Loaded, Sight, Spatial, Step, Term, Trace
+from harness.declarations import spelled
 
 DECLARED, STEP, CLIP, BACKWARD, TERM, OTHER = ({"file": "loop.py", "line": n} for n in range(1, 7))
 A, B, C = (nn.Parameter(torch.zeros(2)) for _ in range(3))
@@ -44,10 +45,20 @@ def steps(count: int, *clips: ClipCall, **fields: Any) -> list[Step]:
     return [step(i + 1, *clips, **fields) for i in range(count)]
 
 
+def put(made: Trace, **fields: Any) -> Trace:
+    """Set fields of a trace, each in the part that holds it; `teacher` is the declared one."""
+    for name, value in fields.items():
+        if name in ("student", "teacher", "clip", "kd", "same_input"):
+            made.declared = replace(made.declared, **{name: value})
+        else:
+            parts = (made, made.updates, made.losses, made.teacher, made.data)
+            name = "stepped" if name == "teacher_moved" else name
+            setattr(next(part for part in parts if hasattr(part, name)), name, value)
+    return made
+
+
 def trace(**fields: Any) -> Trace:
-    return Trace(
-        **{"student": STUDENT, "teacher": None, "clip": None, "names": NAMES, "declared_at": DECLARED} | fields
-    )
+    return put(Trace(Declaration(STUDENT, at=DECLARED), NAMES), **fields)
 
 
 def term(name: str = "kl_div", kind: Any = "soft", **fields: Any) -> Term:
@@ -213,7 +224,7 @@ SEVEN, THREE, DEEP, BEHIND = conv(7, 2, name="conv1"), conv(3, 2, name="conv1"),
 
 
 def finding(id: str, of_trace: Trace) -> Finding:
-    return next(f for f in run(of_trace).findings if f.id == id)
+    return next(f for f in spelled(run(of_trace)).findings if f.id == id)
 
 
 Cases = dict[str, dict[str, tuple[Trace, Wanted]]]

@@ -310,6 +310,7 @@ BAD = {
     "waiver without reason": (["--waive", "KD312", "right.py"], "gives no reason; write it as KD312=REASON"),
     "waiver of nothing": (["--waive", "KD3122=x", "right.py"], "unknown audit 'KD3122'; did you mean 'KD312'"),
     "select": (["--select", "kd-scal", "right.py"], "unknown audit 'kd-scal'; did you mean 'kd-scale'"),
+    "select of nothing near": (["--select", "zzz", "right.py"], "(kdbench audit --list)"),
     "explain": (["--explain", "clip-coverag"], "did you mean 'clip-coverage'"),
     "fault": (["--fault", "random-techer"], "did you mean 'random-teacher'"),
     "variant": (["--variant", "both"], "unknown variant 'both'"),
@@ -517,7 +518,7 @@ def test_an_error_of_ours_does_not_stop_the_job(folder, monkeypatch):
 
 
 def test_list_holds_audits_and_laws():
-    from audits.checks import CATALOGUE
+    from audits.checks.all import CATALOGUE
     from audits.laws import LAWS
 
     code, out, _ = audit("--list")

@@ -23,7 +23,7 @@ from test_run import folder_of
 from test_study_file import SMALL
 
 import harness.reproduce
-from audits.checks import CATALOGUE
+from audits.checks.all import CATALOGUE
 from harness import compare, faults
 from harness.bundle import ROOT, _command, _cut, extract, pack, plain
 from harness.plan import Arm

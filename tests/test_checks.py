@@ -7,7 +7,7 @@ from scipy import stats
 from torch import nn
 
 import audits
-from audits.checks import CATALOGUE
+from audits.checks.all import CATALOGUE
 from audits.checks.teacher import at_least, at_most
 from kd.models import ResNet
 
@@ -187,7 +187,7 @@ def test_a_teacher_of_another_width_answers_another_question():
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
     with audits.watch(student=student, teacher=nn.Linear(3, 32), optimizer=optimizer) as w:
         student(x)
-        w._trace.teacher(x)
+        w.trace.declared.teacher(x)
         w.labels(x[:, 0].long())
     assert next(f for f in w.report.findings if f.id == "KD303").reason == "form-not-recognised"
 

@@ -43,7 +43,7 @@ def heard(loop, how):
             found.append((seed, "watch", "broken", seen.trace.broken))
         found += [(seed, f.id, "broken", f.message) for f in seen.report.findings if f.status == "error"]
         found += [(seed, f.id, f.severity, f.message) for f in seen.report.failed("warn")]
-    return found, bool(seen.trace.sights)
+    return found, bool(seen.trace.losses.sights)
 
 
 @pytest.mark.parametrize(("name", "how"), cases())

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from audits.checks import CATALOGUE
+from audits.checks.all import CATALOGUE
 from audits.laws import LAWS
 from harness import faults
 from harness.faults import FAULTS, fault

@@ -120,7 +120,7 @@ def test_a_script_that_catches_exceptions_is_stopped_too(tmp_path):
 def test_a_script_in_which_nothing_is_distilled_ends_at_its_time(tmp_path):
     text = "\n    import time\n    while True:\n        time.sleep(0.05)\n"
     seen = observe_text(tmp_path, text, max_seconds=1)
-    assert "max-seconds" in seen["stopped"] and seen["sights"] == 0
+    assert "seconds were over" in seen["stopped"] and seen["sights"] == 0
 
 
 def test_modules_of_the_users_called_like_ours_are_theirs(tmp_path):

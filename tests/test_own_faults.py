@@ -10,7 +10,7 @@ import pytest
 from conftest import TINY
 from test_cli import kdbench
 
-from audits.checks import CATALOGUE
+from audits.checks.all import CATALOGUE
 from harness import faults
 from harness.faults import FAULTS
 from kd.errors import InputError

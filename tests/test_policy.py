@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from audits.finding import Finding, sorted_report
-from audits.policy import EXIT_CODES, Baseline, Policy, PolicyError, audit_id, fingerprint
+from audits.report.policy import EXIT_CODES, Baseline, Policy, PolicyError, audit_id, fingerprint
 
 SCALE = Finding(
     "KD312",
@@ -128,5 +128,6 @@ def test_a_file_that_is_no_baseline_is_refused(tmp_path, text):
     path.write_text(text)
     with pytest.raises(PolicyError, match=r"baseline\.json cannot be read"):
         Baseline.read(path)
-    with pytest.raises(PolicyError, match="does not exist; write it with --update-baseline"):
+    with pytest.raises(PolicyError, match=r"none\.json does not exist$") as raised:
         Baseline.read(tmp_path / "none.json")
+    assert raised.value.remedy == "write-baseline"

@@ -9,7 +9,7 @@ import pytest
 from test_policy import ACTIVE, BOUND, BROKEN, INPUT, MODE, SCALE, SILENT
 
 from audits.finding import sorted_report
-from audits.render import Audited, to_github, to_json, to_junit, to_sarif
+from audits.report.render import Audited, to_github, to_json, to_junit, to_sarif
 
 FORMATS = (to_json, to_junit, to_sarif, to_github)
 WAIVED = replace(INPUT, status="waived", reason="own preprocessing")

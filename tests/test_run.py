@@ -17,7 +17,7 @@ import pytest
 import test_cli
 from conftest import TINY, write_images
 
-from audits.checks import CATALOGUE
+from audits.checks.all import CATALOGUE
 from harness import compare
 from harness.cli.common import stdout
 from harness.cli.show import show_controls

@@ -183,7 +183,7 @@ def test_a_slip_is_named_first_and_the_right_way_left_in_peace(loop):
     assert wrong.trace.broken is None and (first.id, first.severity) == SLIPS[loop][:2], first.message
     assert SLIPS[loop][2] in first.message
     right = observe(lambda watch: loop(watch, False), SEED, "foreign")
-    assert right.trace.broken is None and right.trace.sights
+    assert right.trace.broken is None and right.trace.losses.sights
     assert [(f.id, f.message) for f in right.report.failed("info") if f.id != "KD205"] == []
 
 

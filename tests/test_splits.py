@@ -16,7 +16,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from audits.splits import Loaders
+from audits.observe.splits import Loaders
 
 
 class Images(Dataset):

@@ -14,7 +14,8 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 import audits
-from audits import checks
+from audits.checks.all import CATALOGUE
+from audits.checks.catalogue import Audit
 
 HOOKED = [
     (torch.nn.utils.clip_grad, "_clip_grads_with_norm_"),
@@ -91,8 +92,8 @@ def test_watches_may_end_in_any_order():
     b.__exit__(None, None, None)
     assert finding(b.report, "clip-coverage").status == "pass" and finding(a.report, "clip-coverage").reason
     student(torch.randn(2, 2)).sum().backward()
-    assert len(b._trace.steps) == 1
-    assert torch.autograd.backward is before or torch.autograd.backward.__module__ == "audits.hooks"
+    assert len(b.trace.updates.steps) == 1
+    assert torch.autograd.backward is before or torch.autograd.backward.__module__ == "audits.observe.hooks"
 
 
 class Loop:
@@ -529,7 +530,7 @@ def test_a_closure_is_seen_with_its_own_gradients(kwargs):
                 loss = loop.optimizer.step(closure=closure) if kwargs else loop.optimizer.step(closure)
                 assert loss > 0
         status = "pass" if whole else "fail"
-        assert [s.number for s in watch._trace.steps] == [1, 2, 3]
+        assert [s.number for s in watch.trace.updates.steps] == [1, 2, 3]
         assert finding(watch.report, "clip-coverage").status == finding(watch.report, "norm-bound").status == status
 
 
@@ -547,7 +548,7 @@ def test_lbfgs_is_seen_once_a_step():
                 return loss
 
             loop.optimizer.step(closure)
-    assert [s.number for s in watch._trace.steps] == [1, 2, 3]
+    assert [s.number for s in watch.trace.updates.steps] == [1, 2, 3]
     assert watch.report.failed("info") == []
 
 
@@ -608,15 +609,15 @@ def test_two_alternating_optimizers_are_both_sampled_after_the_burn_in():
                 optimizer.zero_grad()
                 net(torch.randn(2, 3)).sum().backward()
                 optimizer.step()
-    assert [s.number for s in watch._trace.steps] == [1, 1, 2, 2, 4, 4, 8, 8, 12, 12]
+    assert [s.number for s in watch.trace.updates.steps] == [1, 1, 2, 2, 4, 4, 8, 8, 12, 12]
 
 
 def test_steps_that_the_scaler_skipped_leave_no_clips_behind():
     loop = Loop()
     loop.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
     report = loop.run(clip_all, steps=12)
-    assert [len(s.clips) for s in loop.watch._trace.steps] == [1] * len(loop.watch._trace.steps)
-    assert len(loop.watch._trace.steps) > 2
+    assert [len(s.clips) for s in loop.watch.trace.updates.steps] == [1] * len(loop.watch.trace.updates.steps)
+    assert len(loop.watch.trace.updates.steps) > 2
     assert finding(report, "norm-bound").status == "pass"
 
 
@@ -628,7 +629,7 @@ def test_a_fused_optimizer_under_a_scaler_that_never_unscaled_by_hand_is_measure
         norm = nn.utils.get_total_norm(torch.autograd.grad(loss, loop.params, retain_graph=True))
         scaler.scale(loss).backward()
         scaler.step(loop.optimizer)
-    assert watch._trace.steps[0].norm == pytest.approx(norm.item(), rel=1e-3)
+    assert watch.trace.updates.steps[0].norm == pytest.approx(norm.item(), rel=1e-3)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -657,7 +658,7 @@ def test_sparse_gradients_are_measured_too():
     with audits.watch(student=table, optimizer=optimizer) as watch:
         table(torch.tensor([1, 2, 1])).sum().backward()
         optimizer.step()
-    assert watch._trace.broken is None and watch._trace.steps[0].norm > 0
+    assert watch.trace.broken is None and watch.trace.updates.steps[0].norm > 0
 
 
 def test_a_compiled_student_is_watched_without_a_graph_break():
@@ -704,7 +705,7 @@ def test_after_the_burn_in_every_nth_step_is_seen_and_forwards_no_more():
 
     loop.run(look, steps=30, burn_in=5, every=10, **DECLARED)
     assert hooked == [2] * 5 + [0] * 25
-    assert [s.number for s in loop.watch._trace.steps] == [1, 2, 3, 4, 5, 10, 20, 30]
+    assert [s.number for s in loop.watch.trace.updates.steps] == [1, 2, 3, 4, 5, 10, 20, 30]
 
 
 def test_failures_can_be_raised_or_warned_of():
@@ -721,8 +722,8 @@ def test_an_audit_that_breaks_is_said_and_stops_nothing(monkeypatch):
     def broken(trace):
         raise RuntimeError("oh")
 
-    entry = checks.CATALOGUE["norm-bound"]
-    monkeypatch.setitem(checks.CATALOGUE, "norm-bound", checks.Audit(**{**vars(entry), "check": broken}))
+    entry = CATALOGUE["norm-bound"]
+    monkeypatch.setitem(CATALOGUE, "norm-bound", Audit(**{**vars(entry), "check": broken}))
     report = Loop().run(clip_student, **DECLARED)
     assert finding(report, "norm-bound").status == "error" and "oh" in finding(report, "norm-bound").message
     assert finding(report, "clip-coverage").status == "fail"
@@ -730,7 +731,7 @@ def test_an_audit_that_breaks_is_said_and_stops_nothing(monkeypatch):
 
 def test_watching_that_breaks_is_said_and_stops_nothing(monkeypatch):
     loop = Loop()
-    monkeypatch.setattr(sys.modules["audits.steps"], "with_gradient", lambda optimizer: 1 / 0)
+    monkeypatch.setattr(sys.modules["audits.observe.steps"], "with_gradient", lambda optimizer: 1 / 0)
     before = loop.student.weight.clone()
     report = loop.run(clip_student, **DECLARED)
     assert not torch.equal(before, loop.student.weight)
@@ -770,7 +771,7 @@ def test_report_as_json_has_the_contracts_keys():
     assert [row["status"] for row in rows] == sorted(
         (row["status"] for row in rows), key=["fail", "error", "not_triggered", "pass"].index
     )
-    assert sum(report.counts().values()) == len(checks.CATALOGUE)
+    assert sum(report.counts().values()) == len(CATALOGUE)
 
 
 def test_labels_may_come_in_any_shape_and_cost_nothing_but_the_verdict():
@@ -797,7 +798,7 @@ def test_labels_of_any_number_type_and_ignored_ones_are_counted(kind):
             w.labels(torch.ones(8).to(kind))
         teacher(torch.randn(8, 4))
         w.labels(torch.tensor([-100] * 4 + [2] * 4))
-    assert w._trace.broken is None and w._trace.hits.by_class.tolist() == [0, 16, 4]
+    assert w.trace.broken is None and w.trace.teacher.hits.by_class.tolist() == [0, 16, 4]
 
 
 LATER = {

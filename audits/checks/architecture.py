@@ -1,16 +1,18 @@
 """Whether the network fits the size of its input."""
 
-from audits.checks import Verdict, audit, failed, passed, undecided
-from audits.events import Spatial, Trace
+from audits.checks.catalogue import Verdict, audit, failed, passed, undecided
+from audits.trace import Spatial, Trace
 
 SMALL = 64
 "Pixels a side up to which an ImageNet stem throws away too much."
+_WIDE = 7
+"The kernel of an ImageNet stem; smaller ones with stride 2 begin networks made for small images."
 
 
 def _stem_slip(calls: list[Spatial]) -> tuple[Spatial, str] | None:
     for call in calls[:2]:
         # Patch embeddings have larger strides: stride 2 under a wide kernel is the mark of the ImageNet stem.
-        if call.kind == "conv" and call.kernel >= 7 and call.stride == 2:
+        if call.kind == "conv" and call.kernel >= _WIDE and call.stride == 2:
             return call, f"a {call.kernel}x{call.kernel} convolution with stride 2"
     first, second = calls[:2]
     if len(calls) < 3 or calls[2].kind != "conv":
@@ -35,7 +37,7 @@ def stem_resolution(trace: Trace) -> Verdict:
     of kernel 7 or more with stride 2, or a convolution of stride 2 or more followed by a pool of stride 2 or more:
     the ImageNet stem, which leaves 8x8 of a 32x32 image. It costs 5 to 7 percentage points on CIFAR-10.
     """
-    seen = {role: calls for role, calls in trace.spatial.items() if len(calls) >= 2}
+    seen = {role: calls for role, calls in trace.data.spatial.items() if len(calls) >= 2}
     if not seen:
         return undecided("out-of-scope", "no forward of a convolutional network on images was seen")
     small = {role: calls for role, calls in seen.items() if max(calls[0].input_size) <= SMALL}
@@ -55,6 +57,6 @@ def stem_resolution(trace: Trace) -> Verdict:
                 "kernel": call.kernel,
                 "stride": call.stride,
             }
-        return failed(f"an ImageNet stem on small images: {'; '.join(parts)}", observed, trace.declared_at)
+        return failed(f"an ImageNet stem on small images: {'; '.join(parts)}", observed, trace.declared.at)
     sizes = {role: {"input": list(calls[0].input_size), "first": calls[0].name} for role, calls in small.items()}
     return passed("no ImageNet stem within the first two spatial modules", sizes)

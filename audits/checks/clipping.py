@@ -5,20 +5,28 @@ from typing import NamedTuple
 
 from torch import nn
 
-from audits.checks import Verdict, audit, failed, passed, some, undecided
-from audits.events import ClipCall, Step, Trace
+from audits.checks.catalogue import Verdict, audit, failed, passed, some, undecided
+from audits.trace import ClipCall, Step, Trace
 
 TOLERANCE = 1e-3
 "On the norm after clipping: torch divides by the norm plus 1e-6, and sums differ in the last bits."
+_ROUNDING = 1e-6
+"On a factor that is 1 but for single precision."
+_FEW = 3
+"Steps below which what a loop does to gradients may be chance."
+_CLEAR = 0.99
+"Share of the bound below which a clip by hand surely had nothing to do."
+_CLIPS, _ALWAYS = 10, 0.95
+"Clips below which nothing is said of how often one binds, and the share above which it always does."
 
 
 def _steps(trace: Trace) -> list[Step]:
     """Return the steps to judge: of a whole script those of the distillation, if there is one."""
-    return [s for s in trace.steps if s.distils or not trace.script] or trace.steps
+    return [s for s in trace.updates.steps if s.distils or not trace.script] or trace.updates.steps
 
 
 def _option(trace: Trace) -> str:
-    return "--max-norm and --clip-scope" if trace.script else "clip=audits.Clip(max_norm), if clipped by hand"
+    return "clip" if trace.script else "clip=audits.Clip(max_norm), if clipped by hand"
 
 
 def _missed(step: Step) -> list[int]:
@@ -36,10 +44,10 @@ def _by_hand(trace: Trace) -> Verdict | None:
     Where it binds, it leaves one and the same norm; where it does not, a clip multiplies by 1, which nothing else does.
     """
     seen = [(s, *s.hand_bound) for s in _steps(trace) if s.hand_bound is not None]
-    binding = [norm for _, norm, _, factor in seen if factor < 1 - 1e-6]
-    idle = [norm for _, norm, _, factor in seen if factor >= 1 - 1e-6]
+    binding = [norm for _, norm, _, factor in seen if factor < 1 - _ROUNDING]
+    idle = [norm for _, norm, _, factor in seen if factor >= 1 - _ROUNDING]
     bound = max(binding, default=None)
-    if len(seen) < 3 or (bound is not None and any(abs(n / bound - 1) > TOLERANCE for n in binding)):
+    if len(seen) < _FEW or (bound is not None and any(abs(n / bound - 1) > TOLERANCE for n in binding)):
         return None
     if bound is not None and max(idle, default=0.0) > bound * (1 + TOLERANCE):
         return None
@@ -75,23 +83,25 @@ def _each_by_hand(trace: Trace) -> _Each | None:
     """
     steps = _steps(trace)
     seen = [s for s in steps if s.hand_norms is not None and math.isfinite(float(s.norm))]
-    if len(seen) < 3 or any(s.clips for s in steps):
+    if len(seen) < _FEW or any(s.clips for s in steps):
         return None
     bounded: list[tuple[Step, nn.Parameter, float]] = []
     let_be: list[tuple[Step, nn.Parameter, float]] = []
     multiplied: set[int] = set()
     for step in seen:
         assert step.hand_norms is not None
-        if step.hand_factors is None or max(step.hand_factors.values(), default=1.0) > 1 + 1e-6:
+        if step.hand_factors is None or max(step.hand_factors.values(), default=1.0) > 1 + _ROUNDING:
             return None
-        shrunk = {key for key, factor in step.hand_factors.items() if factor < 1 - 1e-6}
+        shrunk = {key for key, factor in step.hand_factors.items() if factor < 1 - _ROUNDING}
         multiplied |= step.hand_factors.keys() - shrunk
         # With a clip declared, what gradients were before it was not kept.
-        ends = shrunk if trace.clip is None else step.written or frozenset()
+        ends = shrunk if trace.declared.clip is None else step.written or frozenset()
         for param, norm in zip(step.stepped, step.hand_norms.tolist(), strict=True):
             if norm:
                 (bounded if id(param) in ends else let_be).append((step, param, norm))
-    bound = max((n for _, _, n in bounded), default=0.0) if trace.clip is None else trace.clip.max_norm
+    bound = (
+        max((n for _, _, n in bounded), default=0.0) if trace.declared.clip is None else trace.declared.clip.max_norm
+    )
     slack = bound * max(TOLERANCE, *(4 * s.resolution for s in seen))
     if not bounded or not let_be or any(abs(n - bound) > slack for _, _, n in bounded):
         return None
@@ -112,12 +122,12 @@ def _is_judged(trace: Trace, step: Step) -> bool:
     """
     if step.clips:
         return True
-    if trace.clip is None:
+    if trace.declared.clip is None:
         return False
     if step.clipped_elsewhere:
         return True
-    by_hand = trace.clip.scope == "global" and not step.scaled and bool(step.written)
-    return by_hand and float(step.norm) >= trace.clip.max_norm * 0.99
+    by_hand = trace.declared.clip.scope == "global" and not step.scaled and bool(step.written)
+    return by_hand and float(step.norm) >= trace.declared.clip.max_norm * _CLEAR
 
 
 def _shared_with_hand(step: Step) -> bool:
@@ -141,7 +151,7 @@ def clip_coverage(trace: Trace) -> Verdict:
     written to between its accumulation and the step (a write to ``grad.data`` is invisible). Decidable at the first
     step, whatever the size of the norms.
     """
-    if not trace.steps:
+    if not trace.updates.steps:
         return undecided("not-in-these-steps", "no step of a watched optimizer was seen")
     # Without a torch clip call, writes to gradients are a clip only if a clip was declared.
     steps = _steps(trace)
@@ -156,7 +166,7 @@ def clip_coverage(trace: Trace) -> Verdict:
             "intent-unknown",
             f"a clip by hand to norm {each.bound:.4g} was seen in {each.steps} steps; the gradients that it let be "
             "were below it, so whether it leaves them out is not to be seen",
-            "--steps" if trace.script else None,
+            "steps" if trace.script else None,
         )
     if each is not None and each.sure and each.over is not None:
         step, params = each.over
@@ -168,7 +178,7 @@ def clip_coverage(trace: Trace) -> Verdict:
             step.where,
         )
     judged = [step for step in steps if _is_judged(trace, step)]
-    if not judged and trace.clip is None:
+    if not judged and trace.declared.clip is None:
         verdict = _by_hand(trace)
         if verdict is not None:
             return verdict
@@ -176,7 +186,7 @@ def clip_coverage(trace: Trace) -> Verdict:
         return undecided(
             "no-clip-call",
             f"no clip was seen in the {len(steps)} steps that were watched",
-            None if trace.clip is not None else _option(trace),
+            None if trace.declared.clip is not None else _option(trace),
         )
     for step in judged:
         missed = _missed(step)
@@ -206,7 +216,7 @@ def clip_order(trace: Trace) -> Verdict:
     the step that had used them, a backward followed that it did not see, or it was handed the parameters of a network
     that nothing steps. One in the middle of an accumulation is no fault if another follows the last backward.
     """
-    if not trace.steps:
+    if not trace.updates.steps:
         return undecided("not-in-these-steps", "no step of a watched optimizer was seen")
     steps = _steps(trace)
     with_clips = [s for s in steps if s.clips]
@@ -253,10 +263,10 @@ def _astray(trace: Trace, steps: list[Step]) -> Verdict | None:
     for step in steps:
         # The parameters of an optimizer that may yet step are clipped in their place; what a loop did not declare may
         # be stepped by one that is not watched.
-        calls = [c for c in step.strays if not c.handed_ids & trace.movable]
+        calls = [c for c in step.strays if not c.handed_ids & trace.updates.movable]
         calls = [c for c in calls if trace.script or c.handed_ids <= trace.names.keys()]
         found += [(step, c) for c in calls[-1:]]
-    if len(found) < 3 or len(found) * 2 <= len(steps) or any(s.written != frozenset() for s in steps):
+    if len(found) < _FEW or len(found) * 2 <= len(steps) or any(s.written != frozenset() for s in steps):
         return None
     # Parameters may be moved by hand; a gradient that is left over stays as it is once it was clipped.
     sizes = [0.0 if not c.ids else float(c.norms[1]) if c.norms else math.nan for _, c in found[1:]]
@@ -291,7 +301,7 @@ def clip_after_unscale(trace: Trace) -> Verdict:
             early[0].where,
         )
     by_hand = [s for s in steps if s.hand_scaled]
-    if by_hand and trace.clip is not None and not clips:
+    if by_hand and trace.declared.clip is not None and not clips:
         return failed(
             f"gradients were written to before they were unscaled, in {len(by_hand)} steps",
             {"steps": [s.number for s in by_hand[:10]]},
@@ -317,7 +327,7 @@ def norm_bound(trace: Trace) -> Verdict:
     consequence of KD201; and KD201 can fail while this holds, for as long as the norms left out stay small. Undeclared,
     a clip by hand that bounds each gradient on its own is only warned of: it may be meant.
     """
-    if not trace.steps:
+    if not trace.updates.steps:
         return undecided("not-in-these-steps", "no step of a watched optimizer was seen")
     each = _each_by_hand(trace)
     each = each if each is not None and each.sure and each.over is None else None
@@ -325,7 +335,7 @@ def norm_bound(trace: Trace) -> Verdict:
     worst: tuple[float, float, Step] | None = None
     for step in _steps(trace):
         bound = _bound(trace, step)
-        if each is not None and trace.clip is None and step.hand_norms is not None:
+        if each is not None and trace.declared.clip is None and step.hand_norms is not None:
             bound = each.bound
         if isinstance(bound, Verdict):
             unknown = unknown or bound
@@ -349,20 +359,20 @@ def norm_bound(trace: Trace) -> Verdict:
         f"bound {bound:.4g}{why}",
         observed,
         step.clips[0].where if step.clips else step.where,
-        None if trace.clip is not None else "warn",
+        None if trace.declared.clip is not None else "warn",
     )
 
 
 def _bound(trace: Trace, step: Step) -> float | Verdict:
     """Return the bound that holds for the step, or why none is known."""
-    if trace.clip is not None and trace.clip.scope == "global":
-        return float(trace.clip.max_norm)
+    if trace.declared.clip is not None and trace.declared.clip.scope == "global":
+        return float(trace.declared.clip.max_norm)
     option = _option(trace)
     calls = [clip for clip in step.clips if clip.ids] or step.clips  # without those that a later backward undid
-    if trace.clip is not None:
+    if trace.declared.clip is not None:
         if not calls or _shared_with_hand(step):
             return undecided("no-clip-call", "groups clipped by hand cannot be counted")
-        return float(trace.clip.max_norm * len(calls) ** 0.5)
+        return float(trace.declared.clip.max_norm * len(calls) ** 0.5)
     if not calls:
         return undecided("no-clip-call", f"no clip was declared, and step {step.number} made no clip call", option)
     if len(calls) > 1 or _shared_with_hand(step):
@@ -382,8 +392,8 @@ def clip_active(trace: Trace) -> Verdict:
         return undecided("no-clip-call", "no clip by norm was seen")
     share = sum(norm > bound for norm, bound in norms) / len(norms)
     observed = {"clips": len(norms), "share": share, "largest_norm": max(n for n, _ in norms)}
-    if len(norms) < 10:
-        return undecided("not-in-these-steps", f"{len(norms)} clips are too few to tell", "--steps", observed)
-    if share == 0 or share > 0.95:
+    if len(norms) < _CLIPS:
+        return undecided("not-in-these-steps", f"{len(norms)} clips are too few to tell", "steps", observed)
+    if share == 0 or share > _ALWAYS:
         return failed(f"the clip bound in {share:.0%} of {len(norms)} calls", observed, clips[0][0].where)
     return passed(f"the clip bound in {share:.0%} of {len(norms)} calls", observed)

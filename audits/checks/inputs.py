@@ -1,8 +1,11 @@
 """What the networks are shown, and whether answers belong to the samples that they are held against."""
 
-from audits.checks import Verdict, audit, failed, no_distillation, passed, undecided
-from audits.events import Sight, Trace
+from audits.checks.catalogue import Verdict, audit, failed, no_distillation, passed, undecided
 from audits.finding import Severity
+from audits.trace import Sight, Trace
+
+_STALE = 0.1
+"Share of the stored answers recognised that may resemble another sample's more: some samples are alike."
 
 
 @audit(
@@ -17,19 +20,19 @@ def feature_pairing(trace: Trace) -> Verdict:
     Broadcasting compares each with every other in silence; a module that works in place changes what a hook on the
     one before it was handed.
     """
-    if not trace.sights:
+    if not trace.losses.sights:
         return no_distillation(trace)
-    terms = [t for s in trace.sights for t in s.terms if t.name in _DISTANCES]
+    terms = [t for s in trace.losses.sights for t in s.terms if t.name in _DISTANCES]
     if not terms:
         return undecided("out-of-scope", "no distance between features was seen")
-    overwritten = next((s.overwritten for s in trace.sights if s.overwritten is not None), None)
+    overwritten = next((s.overwritten for s in trace.losses.sights if s.overwritten is not None), None)
     if overwritten is not None:
         hooked, by = overwritten
         return failed(
             f"a hook on {hooked} is handed what {by} overwrites in place: the features compared are those after it; "
             "clone them in the hook, or hook what is meant",
             {"hooked": hooked, "overwritten_by": by},
-            trace.sights[0].where,
+            trace.losses.sights[0].where,
         )
     for t in terms:
         if len(t.shapes) == 2 and t.shapes[0] != t.shapes[1] and all(t.shapes):
@@ -60,12 +63,12 @@ def same_input(trace: Trace) -> Verdict:
     crop or flip. A teacher may have preprocessing of its own; then waive it. An error where one batch for both is
     declared.
     """
-    if not trace.sights:
+    if not trace.losses.sights:
         return no_distillation(trace)
-    seen = [s for s in trace.sights if s.inputs is not None]
-    if not seen or _are_stored(trace.sights):
+    seen = [s for s in trace.losses.sights if s.inputs is not None]
+    if not seen or _are_stored(trace.losses.sights):
         return undecided("no-teacher-seen", "no live teacher answered beside the student: nothing to compare")
-    follows = trace.change is not None and trace.change.average_rate is not None
+    follows = trace.teacher.change is not None and trace.teacher.change.average_rate is not None
     for sight in seen:
         assert sight.inputs is not None
         if follows and sight.inputs.relation in ("flipped", "differ"):
@@ -84,7 +87,7 @@ def same_input(trace: Trace) -> Verdict:
                 {"relation": sight.inputs.relation, "detail": sight.inputs.detail},
                 sight.where,
                 # What is unfamiliar to the teacher may still be one batch for both.
-                "error" if trace.same_input and sight.inputs.relation != "untrained" else None,
+                "error" if trace.declared.same_input and sight.inputs.relation != "untrained" else None,
             )
     relations = {s.inputs.relation for s in seen if s.inputs is not None}
     if relations == {"shapes"}:
@@ -124,10 +127,10 @@ def alignment(trace: Trace) -> Verdict:
     proof), when the teacher is shown the batch's rows in another order, or when stored answers differ from what the
     teacher was seen to say of the same samples.
     """
-    if not trace.sights:
+    if not trace.losses.sights:
         return no_distillation(trace)
     proven = False
-    for sight in trace.sights:
+    for sight in trace.losses.sights:
         turned = sight.inputs.permutation if sight.inputs is not None and sight.inputs.relation == "permuted" else None
         for e in sight.explanations:
             taught = e.permutation
@@ -156,7 +159,7 @@ def alignment(trace: Trace) -> Verdict:
             )
         if sight.cached_rows is not None:
             rows_seen, differ = sight.cached_rows
-            if differ > max(1, 0.1 * rows_seen):
+            if differ > max(1, _STALE * rows_seen):
                 return failed(
                     f"{differ} of {rows_seen} stored answers are what the teacher said of other samples",
                     {"recognised": rows_seen, "differing": differ},
@@ -165,12 +168,12 @@ def alignment(trace: Trace) -> Verdict:
             proven = True
     if proven:
         return passed("each row is taught by the teacher's answer to it")
-    if all(s.cached for s in trace.sights):
+    if all(s.cached for s in trace.losses.sights):
         return undecided(
             "no-teacher-seen", "the answers are stored, and the teacher was not seen to give them to these samples"
         )
-    same_rows = any(s.inputs is not None and s.inputs.relation in ("same", "untrained") for s in trace.sights)
-    if same_rows and any(t.kind == "feature" for s in trace.sights for t in s.terms):
+    same_rows = any(s.inputs is not None and s.inputs.relation in ("same", "untrained") for s in trace.losses.sights)
+    if same_rows and any(t.kind == "feature" for s in trace.losses.sights for t in s.terms):
         return passed("teacher and student are shown the same rows, and features meet in that order")
     return undecided(
         "form-not-recognised", "the distillation term was not recognised, so its rows could not be told apart"
@@ -190,13 +193,13 @@ def split_hygiene(trace: Trace) -> Verdict:
     indices that are told. Accuracy on the training set
     itself, the very same data set object, is not meant.
     """
-    if trace.split_overlap is None:
+    if trace.data.split_overlap is None:
         return undecided(
             "out-of-scope",
             "no evaluation loader over a subset or tensors was seen",
             "audits.check_split(train, evaluation)",
         )
-    size, both, how, sure = trace.split_overlap
+    size, both, how, sure = trace.data.split_overlap
     observed = {"evaluation": size, "also_trained_on": both, "seen": how}
     if both:
         severity: Severity | None = None if sure else "warn"

@@ -1,7 +1,7 @@
 """In which mode the networks answer, and whether the teacher stays what it was."""
 
-from audits.checks import Verdict, audit, failed, no_distillation, passed, some, undecided
-from audits.events import Trace
+from audits.checks.catalogue import Verdict, audit, failed, no_distillation, passed, some, undecided
+from audits.trace import Trace
 
 
 @audit(
@@ -19,13 +19,13 @@ def teacher_mode(trace: Trace) -> Verdict:
     the teacher's parameters get a gradient. That its answer carries a gradient which no parameter of it gets is a
     warning: it costs memory.
     """
-    if not trace.sights:
+    if not trace.losses.sights:
         return no_distillation(trace)
     if trace.peers:
         return undecided("out-of-scope", "the teacher has a label loss of its own: peers teach each other")
-    if trace.change is not None and trace.change.average_rate is not None:
+    if trace.teacher.change is not None and trace.teacher.change.average_rate is not None:
         return undecided("out-of-scope", "the teacher is a moving average of the student, in whichever mode")
-    live = [s for s in trace.sights if s.teacher and not (s.cached and not s.teacher_training)]
+    live = [s for s in trace.losses.sights if s.teacher and not (s.cached and not s.teacher_training)]
     for sight in live:
         if sight.teacher_training:
             return failed(
@@ -70,11 +70,11 @@ def teacher_frozen(trace: Trace) -> Verdict:
     Fails when its parameters or buffers differ and neither such an average nor a label loss of its own explains it;
     and when its parameters follow, and the running statistics that it answers with in evaluation mode stand still.
     """
-    change = trace.change
+    change = trace.teacher.change
     if change is None:
         return (
             no_distillation(trace)
-            if not trace.sights
+            if not trace.losses.sights
             else undecided(
                 "no-teacher-seen", "no teacher module to compare: its answers are stored, or its module was not found"
             )
@@ -85,12 +85,12 @@ def teacher_frozen(trace: Trace) -> Verdict:
     if change.has_own_label_loss or trace.peers:
         return undecided("out-of-scope", "the teacher is trained by a label loss of its own")
     if change.average_rate is not None:
-        if change.silent and not any(s.teacher_training for s in trace.sights):
+        if change.silent and not any(s.teacher_training for s in trace.losses.sights):
             return failed(
                 f"the teacher's parameters follow the student's, and {len(change.silent)} of its running statistics, "
                 f"with which it answers, stand still: {some(change.silent, 3)}; average or copy the buffers too",
                 {"buffers": change.silent[:20], "rate": change.average_rate},
-                trace.sights[0].where if trace.sights else None,
+                trace.losses.sights[0].where if trace.losses.sights else None,
             )
         return undecided(
             "out-of-scope", f"the teacher is a moving average of the student (rate {change.average_rate:.3g} a step)"
@@ -99,7 +99,7 @@ def teacher_frozen(trace: Trace) -> Verdict:
         f"{len(change.params)} parameters and {len(change.buffers)} buffers of the teacher have changed: "
         f"{some(changed, 4)}",
         {"parameters": change.params[:20], "buffers": change.buffers[:20], "by_optimizer": change.by_optimizer},
-        trace.sights[0].where if trace.sights else None,
+        trace.losses.sights[0].where if trace.losses.sights else None,
     )
 
 
@@ -115,18 +115,18 @@ def student_mode(trace: Trace) -> Verdict:
     Fails when every answer of the student from which a backward learned was given in evaluation mode, and the student
     has norm or dropout layers that then answer otherwise.
     """
-    if not trace.sights:
+    if not trace.losses.sights:
         return no_distillation(trace)
-    moody = [s for s in trace.sights if s.student_is_moody]
+    moody = [s for s in trace.losses.sights if s.student_is_moody]
     if not moody:
         return undecided("out-of-scope", "the student has no layer that answers otherwise in training mode")
     wrong = [s for s in moody if s.student_eval]
-    if wrong or trace.eval_steps:
-        where = wrong[0].where if wrong else trace.eval_where
-        first = f"backward {wrong[0].number + 1}" if wrong else f"step {trace.eval_steps[0]}"
+    if wrong or trace.losses.eval_steps:
+        where = wrong[0].where if wrong else trace.losses.eval_where
+        first = f"backward {wrong[0].number + 1}" if wrong else f"step {trace.losses.eval_steps[0]}"
         return failed(
             f"the student learned in evaluation mode, first at {first}",
-            {"backwards": [s.number for s in wrong[:10]], "steps": trace.eval_steps[:10]},
+            {"backwards": [s.number for s in wrong[:10]], "steps": trace.losses.eval_steps[:10]},
             where,
         )
     return passed("the student learned in training mode")

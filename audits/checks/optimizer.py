@@ -1,7 +1,12 @@
 """What is optimised: every parameter that should be, nothing that should not, once for each backward."""
 
-from audits.checks import Verdict, audit, failed, no_distillation, passed, some, undecided
-from audits.events import Step, Trace
+from audits.checks.catalogue import Verdict, audit, failed, no_distillation, passed, some, undecided
+from audits.trace import Step, Trace
+
+_NEVER = 8
+"Calls of a scaler, all of them skipped, after which it finds no scale: it halves at each, from 65536 to 256."
+_CALLS, _SKIPPED = 20, 0.05
+"Calls that a share needs to be one, and the share of skipped ones above which updates are lost."
 
 
 @audit(
@@ -19,25 +24,30 @@ def optimizer_coverage(trace: Trace) -> Verdict:
     optimizer, and was not moved by hand either: a projector that keeps its random weights, one side of a split of
     parameter groups that was lost.
     """
-    if trace.leaves is None:
+    updates = trace.updates
+    if updates.leaves is None:
         return no_distillation(trace)
-    if not trace.steps:
+    if not updates.steps:
         return undecided("not-in-these-steps", "no optimizer step was seen")
-    if not trace.leaves:
+    if not updates.leaves:
         return undecided("not-in-these-steps", "no parameter of the student or a projector got a gradient")
-    lost = [leaf.name for leaf in trace.leaves if not leaf.optimised]
-    observed = {"with_gradient": len(trace.leaves), "not_optimised": lost}
+    lost = [leaf.name for leaf in updates.leaves if not leaf.optimised]
+    observed = {"with_gradient": len(updates.leaves), "not_optimised": lost}
     if lost:
         return failed(
-            f"{len(lost)} of {len(trace.leaves)} parameters that get a gradient are in no optimizer: {some(lost)}",
+            f"{len(lost)} of {len(updates.leaves)} parameters that get a gradient are in no optimizer: {some(lost)}",
             observed,
             _first_where(trace),
         )
-    return passed(f"all {len(trace.leaves)} parameters with a gradient are optimised", observed)
+    return passed(f"all {len(updates.leaves)} parameters with a gradient are optimised", observed)
 
 
 def _first_where(trace: Trace) -> dict[str, object] | None:
-    return next((s.where for s in trace.steps if s.distils), trace.steps[0].where if trace.steps else None)
+    updates = trace.updates
+    return next(
+        (s.where for s in updates.steps if s.distils),
+        updates.steps[0].where if updates.steps else None,
+    )
 
 
 @audit(
@@ -53,22 +63,23 @@ def teacher_not_optimised(trace: Trace) -> Verdict:
     Fails when an optimizer step of the distillation moves parameters of a teacher that has no label loss of its own,
     be they the student's as well: layers handed over, not copied. Peers that teach each other have one each.
     """
-    if trace.teacher_moved is None:
+    if trace.teacher.stepped is None:
         return no_distillation(trace)
     if trace.peers:
         return undecided("out-of-scope", "the teacher has a label loss of its own: peers teach each other")
-    if trace.shared is not None:
-        teacher, names = trace.shared
+    if trace.teacher.shared is not None:
+        teacher, names = trace.teacher.shared
         return failed(
             f"{len(names)} parameters of the teacher ({teacher}) are the student's own, and trained: {some(names)}; "
             "copy what is taken over (copy.deepcopy)",
             {"shared": names},
             _first_where(trace),
         )
-    if trace.teacher_moved:
+    moved = trace.teacher.stepped
+    if moved:
         return failed(
-            f"the optimizer moves {len(trace.teacher_moved)} parameters of the teacher: {some(trace.teacher_moved)}",
-            {"moved": trace.teacher_moved},
+            f"the optimizer moves {len(moved)} parameters of the teacher: {some(moved)}",
+            {"moved": moved},
             _first_where(trace),
         )
     if not trace.roles.get("teacher"):
@@ -88,18 +99,20 @@ def no_stale_parameters(trace: Trace) -> Verdict:
     Fails when the student's optimizer holds parameters that no living module has and that got no gradient, while
     parameters with a gradient stand in no optimizer.
     """
-    if trace.stale is None:
+    updates = trace.updates
+    if updates.stale is None:
         return (
             no_distillation(trace)
-            if trace.leaves is None
+            if updates.leaves is None
             else undecided("not-in-these-steps", "fewer than three steps of the student's optimizer were seen")
         )
-    lost = [leaf.name for leaf in trace.leaves or [] if not leaf.optimised]
-    if trace.stale:
+    lost = [leaf.name for leaf in updates.leaves or [] if not leaf.optimised]
+    if updates.stale:
         return failed(
-            f"the optimizer holds {len(trace.stale)} parameters that no module has any more ({some(trace.stale, 3)})"
+            f"the optimizer holds {len(updates.stale)} parameters that no module has any more "
+            f"({some(updates.stale, 3)})"
             + (f", and {len(lost)} that train are in none: {some(lost, 3)}" if lost else ""),
-            {"stale": trace.stale, "not_optimised": lost},
+            {"stale": updates.stale, "not_optimised": lost},
             _first_where(trace),
             None if lost else "warn",
         )
@@ -107,7 +120,7 @@ def no_stale_parameters(trace: Trace) -> Verdict:
 
 
 def _judged(trace: Trace) -> list[Step]:
-    return [s for s in trace.steps if s.distils] or trace.steps
+    return [s for s in trace.updates.steps if s.distils] or trace.updates.steps
 
 
 @audit(
@@ -169,23 +182,24 @@ def update_effective(trace: Trace) -> Verdict:
     Fails when a parameter got gradients that are not zero, at a learning rate that is not zero, and holds its first
     value still at the end.
     """
-    if trace.ineffective is None:
+    updates = trace.updates
+    if updates.ineffective is None:
         return (
             no_distillation(trace)
-            if trace.leaves is None
+            if updates.leaves is None
             else undecided("not-in-these-steps", "fewer than three steps of the student's optimizer were seen")
         )
-    if trace.ineffective:
+    if updates.ineffective:
         return failed(
-            f"{len(trace.ineffective)} parameters were stepped and never changed: {some(trace.ineffective)}",
-            {"parameters": trace.ineffective},
+            f"{len(updates.ineffective)} parameters were stepped and never changed: {some(updates.ineffective)}",
+            {"parameters": updates.ineffective},
             _first_where(trace),
         )
-    if trace.frozen:
+    if updates.frozen:
         return failed(
-            f"the optimizer holds {len(trace.frozen)} parameters of the student that are set to get no gradient: "
-            f"{some(trace.frozen)}",
-            {"frozen": trace.frozen},
+            f"the optimizer holds {len(updates.frozen)} parameters of the student that are set to get no gradient: "
+            f"{some(updates.frozen)}",
+            {"frozen": updates.frozen},
             _first_where(trace),
             "info",  # layers are frozen on purpose as well
         )
@@ -203,20 +217,21 @@ def skipped_steps(trace: Trace) -> Verdict:
 
     Warns when more than one in twenty is skipped after the first step that held, and is an error when none was taken.
     """
-    calls, skips = trace.scaler_calls, trace.scaler_skips
+    updates = trace.updates
+    calls, skips = updates.scaler_calls, updates.scaler_skips
     if not calls:
         return undecided("out-of-scope", "no GradScaler stepped in the distillation")
-    observed = {"calls": calls, "skipped": skips, "search": trace.scaler_search}
-    if skips == calls and calls >= 8:
+    observed = {"calls": calls, "skipped": skips, "search": updates.scaler_search}
+    if skips == calls and calls >= _NEVER:
         return failed(f"all {calls} steps were skipped: the gradients are never finite", observed, None, "error")
-    after, lost = calls - trace.scaler_search, skips - trace.scaler_search
-    if skips == calls or after < 20:
-        if lost * 20 <= max(after, 1) and skips < calls:
+    after, lost = calls - updates.scaler_search, skips - updates.scaler_search
+    if skips == calls or after < _CALLS:
+        if lost <= _SKIPPED * max(after, 1) and skips < calls:
             return passed(f"{calls - skips} of {calls} steps were taken", observed)
         return undecided(
-            "not-in-these-steps", f"{calls - skips} of {calls} steps were taken: too few to judge", "--steps"
+            "not-in-these-steps", f"{calls - skips} of {calls} steps were taken: too few to judge", "steps"
         )
-    if lost > after * 0.05:
+    if lost > after * _SKIPPED:
         return failed(f"{lost} of {after} steps after the search for a scale were skipped", observed)
     return passed(f"{calls - skips} of {calls} steps were taken", observed)
 
@@ -232,30 +247,31 @@ def group_schedule(trace: Trace) -> Verdict:
 
     Fails when, over the steps seen, one group's rate changes and another's, not zero, stays where it began.
     """
-    rows = [row for row in trace.lr_rows if len(row) == len(trace.group_names)]
-    if len(trace.group_names) < 2:
+    updates = trace.updates
+    rows = [row for row in updates.lr_rows if len(row) == len(updates.group_names)]
+    if len(updates.group_names) < 2:
         return undecided(
             "out-of-scope",
             "the student's optimizer has one parameter group"
-            if trace.group_names
+            if updates.group_names
             else "no step of the student's optimizer was seen",
         )
     if len(rows) < 2:
-        return undecided("not-in-these-steps", "fewer than two steps were seen", "--steps")
-    moves = [len({row[i] for row in rows}) > 1 for i in range(len(trace.group_names))]
+        return undecided("not-in-these-steps", "fewer than two steps were seen", "steps")
+    moves = [len({row[i] for row in rows}) > 1 for i in range(len(updates.group_names))]
     still = [i for i, moved in enumerate(moves) if not moved and rows[0][i] > 0]
     if not any(moves):
-        return undecided("not-in-these-steps", "no learning rate changed in the steps seen", "--steps 0")
-    if still and trace.scheduled_groups == len(moves):
+        return undecided("not-in-these-steps", "no learning rate changed in the steps seen", "all steps")
+    if still and updates.scheduled_groups == len(moves):
         return undecided("intent-unknown", "a scheduler sets every group, and holds some where they are")
     if still:
-        names = [f"group {i} ({trace.group_names[i]}, ...)" for i in still]
+        names = [f"group {i} ({updates.group_names[i]}, ...)" for i in still]
         return failed(
             f"the schedule moves {sum(moves)} of {len(moves)} parameter groups; {some(names, 3)} stays at "
             f"{rows[0][still[0]]:.3g}",
             {"first": list(rows[0]), "last": list(rows[-1]), "still": still},
             _first_where(trace),
-            None if trace.scheduled_groups is not None else "warn",  # set by hand, it may be meant
+            None if updates.scheduled_groups is not None else "warn",  # set by hand, it may be meant
         )
     held = "" if all(moves) else " whose rate is not zero"
     return passed(f"the schedule moves all {sum(moves)} parameter groups{held}")

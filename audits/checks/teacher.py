@@ -2,12 +2,14 @@
 
 import math
 
-from audits.checks import Verdict, audit, failed, no_distillation, passed, some, undecided
-from audits.events import Trace
+from audits.checks.catalogue import Verdict, audit, failed, no_distillation, passed, some, undecided
 from audits.finding import Severity
+from audits.trace import Loaded, Trace
 
 DOUBT = 1e-3
 "Probability under which the observed number of right answers is taken to contradict a rate."
+_ONE_CLASS = 0.5
+"Share of the commonest label above which a teacher of rare classes may well be right less often than a constant."
 
 
 @audit(
@@ -25,9 +27,9 @@ def teacher_provenance(trace: Trace) -> Verdict:
     """
     if trace.script:
         return _as_seen(trace)
-    if trace.teacher is None:
+    if trace.declared.teacher is None:
         return undecided("no-teacher-seen", "no teacher was declared", "teacher=")
-    found = trace.provenance
+    found = trace.teacher.provenance
     if found is None:
         return undecided(
             "intent-unknown",
@@ -67,20 +69,25 @@ def teacher_provenance(trace: Trace) -> Verdict:
         "unexpected": found.unexpected[:10],
         "unexpected_count": len(found.unexpected),
     }
-    return failed("; ".join(parts), observed, trace.declared_at)
+    return failed("; ".join(parts), observed, trace.declared.at)
 
 
 def _as_seen(trace: Trace) -> Verdict:
     """Judge a teacher of which nothing was declared by the routes on which its weights came."""
-    if not trace.sights:
+    if not trace.losses.sights:
         return no_distillation(trace)
-    if trace.peers or (trace.change is not None and trace.change.average_rate is not None):
+    if trace.peers or (trace.teacher.change is not None and trace.teacher.change.average_rate is not None):
         return undecided("out-of-scope", "the teacher is trained along, or follows the student")
-    found = trace.loaded
+    found = trace.teacher.loaded
     if found is None or not found.total:
-        if any(s.self_taught for s in trace.sights):
+        if any(s.self_taught for s in trace.losses.sights):
             return undecided("no-teacher-seen", "the student's own answers are the targets: no separate teacher")
         return undecided("no-teacher-seen", "the teacher's answers are stored, or its module was not found")
+    return _by_route(trace, found)
+
+
+def _by_route(trace: Trace, found: Loaded) -> Verdict:
+    """Judge how much of a teacher was loaded or trained, and what became of it since."""
     share = found.covered / found.total
     observed = {
         "covered_fraction": share,
@@ -90,7 +97,7 @@ def _as_seen(trace: Trace) -> Verdict:
         "changed": found.changed[:10],
         "route": found.route,
     }
-    place = found.where or trace.sights[0].where
+    place = found.where or trace.losses.sights[0].where
     if found.same_as_student:
         # To start from a trained teacher's weights is a method; then the teacher knows something.
         severity: Severity | None = "warn" if _knows_something(trace) else None
@@ -139,7 +146,7 @@ def _as_seen(trace: Trace) -> Verdict:
 
 def _knows_something(trace: Trace) -> str | None:
     """Return the teacher's accuracy in words if it is surely above chance."""
-    hits = trace.hits
+    hits = trace.teacher.hits
     if hits is None or not int(hits.by_class.sum()):
         return None
     right, n = int(hits.right), int(hits.by_class.sum())
@@ -189,29 +196,29 @@ def teacher_above_chance(trace: Trace) -> Verdict:
     With c the share of the commonest label seen and the threshold c + min(c, (1 - c) / 10): fails when the observed
     accuracy would have a probability below 0.001 at the threshold, passes when it is as surely above.
     """
-    if trace.teacher is None and not trace.script:
+    if trace.declared.teacher is None and not trace.script:
         return undecided("no-teacher-seen", "no teacher was declared", "teacher=")
-    if trace.script and not trace.sights:
+    if trace.script and not trace.losses.sights:
         return no_distillation(trace)
-    if trace.peers or (trace.change is not None and trace.change.average_rate is not None):
+    if trace.peers or (trace.teacher.change is not None and trace.teacher.change.average_rate is not None):
         return undecided("out-of-scope", "the teacher is trained along, or follows the student")
-    if not trace.labels_shown:
+    if not trace.teacher.labels_shown:
         if trace.script:
             return undecided("form-not-recognised", "no labels to go with the teacher's logits were seen")
         return undecided("intent-unknown", "the labels of the batches were not shown", "w.labels(y) in the loop")
-    if trace.hits is None or trace.student_width not in (None, len(trace.hits.by_class)):
+    if trace.teacher.hits is None or trace.teacher.student_width not in (None, len(trace.teacher.hits.by_class)):
         return undecided(
             "form-not-recognised",
             "no logits (B, C) of the student's width to go with labels (B,) were seen: the teacher should be called "
             "as a module before the labels are shown, and return one 2-D tensor, or something with `logits`",
         )
-    right, n = int(trace.hits.right), int(trace.hits.by_class.sum())
+    right, n = int(trace.teacher.hits.right), int(trace.teacher.hits.by_class.sum())
     if n == 0:
         return undecided("too-few-labels", "all labels shown were ones to ignore", "w.labels(y) in the loop")
-    chance = int(trace.hits.by_class.max()) / n
+    chance = int(trace.teacher.hits.by_class.max()) / n
     threshold = chance + min(chance, (1 - chance) / 10)
     observed = {"accuracy": right / n, "labels": n, "chance": chance, "threshold": threshold}
-    if trace.script and chance > 0.5 and at_most(right, n, threshold) < DOUBT:
+    if trace.script and chance > _ONE_CLASS and at_most(right, n, threshold) < DOUBT:
         return undecided(
             "out-of-scope", "most labels are of one class: accuracy is no measure of a teacher there", observed=observed
         )
@@ -221,7 +228,7 @@ def teacher_above_chance(trace: Trace) -> Verdict:
         return failed(
             f"the teacher is right on {right / n:.1%} of {n} labels, and the commonest label alone on {chance:.1%}",
             observed,
-            trace.declared_at,
+            trace.declared.at,
         )
     if at_least(right, n, threshold) < DOUBT:
         return passed(f"the teacher is right on {right / n:.1%} of {n} labels, chance {chance:.1%}", observed)
@@ -229,7 +236,7 @@ def teacher_above_chance(trace: Trace) -> Verdict:
         "too-few-labels",
         f"{right} of {n} right decides nothing against {threshold:.1%}; at this rate about "
         f"{_labels_needed(right / n, threshold)} labels would",
-        "--steps" if trace.script else "burn_in= (more steps)",
+        "steps" if trace.script else "burn_in= (more steps)",
         observed,
     )
 

@@ -19,8 +19,8 @@ from harness.cli.common import FAULTS_OPTION, finite, print_json, stderr, stdout
 from kd.errors import InputError, unknown
 
 if TYPE_CHECKING:
-    from audits.policy import Baseline, Policy
-    from audits.render import Audited
+    from audits.report.policy import Baseline, Policy
+    from audits.report.render import Audited
     from audits.script import Observation
     from harness.contract import Contract
 
@@ -44,6 +44,13 @@ _CONFIG: dict[str, tuple[type, ...]] = {
     "format": (str,),
 }
 "Keys of [tool.kdbench], and what may stand there."
+
+_REMEDIES = {
+    "list-audits": " (kdbench audit --list)",
+    "write-baseline": "; write it with --update-baseline",
+    "rewrite-baseline": "; write it anew with --update-baseline",
+}
+"What to type where a policy cannot be honoured, behind the sentence that says why."
 
 _POLICY = {"waive", "select", "ignore", "strict", "format"}
 _OURS = _POLICY | {"variant", "fault", "fault_files", "method", "seed"}
@@ -235,7 +242,7 @@ def command(
         return _matrix(options)
     if options["format_"] == "html":
         raise InputError("--format html is of --matrix; an audit is reported as text, json, junit, sarif or github")
-    from audits.policy import Policy, PolicyError
+    from audits.report.policy import Policy, PolicyError
 
     try:
         policy = Policy.parse(options["waive"], options["select"], options["ignore"], options["strict"])
@@ -245,7 +252,7 @@ def command(
             return _ourselves(options, policy)
         return _script(ctx, script, args, policy, options)
     except PolicyError as error:
-        raise InputError(str(error)) from error
+        raise InputError(f"{error}{_REMEDIES[error.remedy] if error.remedy else ''}") from error
 
 
 def _refuse_others(ctx: click.Context, mode: str | None, script: str | None) -> None:
@@ -271,13 +278,14 @@ def _refuse_others(ctx: click.Context, mode: str | None, script: str | None) -> 
 
 def _script(ctx: click.Context, script: str, args: Sequence[str], policy: "Policy", options: dict[str, Any]) -> int:
     # Whatever is needed while the script runs is imported before: its own modules may be called as ours are.
-    from audits import checks
     from audits import script as engine
-    from audits.events import KD, Clip
-    from audits.policy import EXIT_CODES
-    from audits.render import Audited
+    from audits.checks.all import run
+    from audits.report.policy import EXIT_CODES
+    from audits.report.render import Audited
+    from audits.trace import KD, Clip
     from harness.cli import audit_text
     from harness.contract import contract_text
+    from harness.declarations import spelled
 
     module, guard, format_ = options["module"], options["guard"], options["format_"]
     rendered = _renderer(format_)
@@ -316,7 +324,7 @@ def _script(ctx: click.Context, script: str, args: Sequence[str], policy: "Polic
         raw = policy.apply(seen.report)
         report = baseline.apply(raw, target)
         ran = seen.error is None and not seen.exit_code
-        verdict = policy.verdict(report, ran=ran, distilled=bool(seen.trace.sights))
+        verdict = policy.verdict(report, ran=ran, distilled=bool(seen.trace.losses.sights))
         if baseline_path is not None:
             gone = baseline.gone(raw, target) if verdict in ("clean", "failed") else []
             remarks.extend(f"no longer there: {name} of the baseline; --update-baseline takes it out" for name in gone)
@@ -327,12 +335,12 @@ def _script(ctx: click.Context, script: str, args: Sequence[str], policy: "Polic
                 updated = baseline.updated(raw, target)
                 updated.write(baseline_path)
                 report = updated.apply(raw, target)
-                verdict = policy.verdict(report, ran=ran, distilled=bool(seen.trace.sights))
+                verdict = policy.verdict(report, ran=ran, distilled=bool(seen.trace.losses.sights))
                 remarks.append(f"{len(raw.failed('warn'))} failures of {target} written to {options['baseline']}")
         remarks.extend(f"waiver of {id} is not needed: it passes" for id in policy.needless(raw))
         remarks.extend(_lost_names(contract, seen))
         if contract_file is not None:
-            if seen.trace.sights:
+            if seen.trace.losses.sights:
                 contract_file.write_text(contract_text(seen.trace, target), encoding="utf-8")
                 remarks.append(f"contract written to {written}: correct it and commit it")
             else:
@@ -380,7 +388,14 @@ def _script(ctx: click.Context, script: str, args: Sequence[str], policy: "Polic
         if format_ != "text" and not guard:
             write = stack.enter_context(stdout_apart())
         try:
-            seen = engine.run(script, args, module=module, options=intent, make_report=checks.run, finish=finish)
+            seen = engine.run(
+                script,
+                args,
+                module=module,
+                options=intent,
+                make_report=lambda trace: spelled(run(trace)),
+                finish=finish,
+            )
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             return 130
@@ -462,7 +477,7 @@ def _hint(error: str) -> str | None:
 
 
 def _read_baseline(path: Path | None, update: bool) -> "Baseline":
-    from audits.policy import Baseline
+    from audits.report.policy import Baseline
 
     if path is None:
         if update:
@@ -499,7 +514,7 @@ def stdout_apart() -> Iterator[Callable[[str], None]]:
 
 
 def _renderer(format_: str) -> "Callable[[Audited], str]":
-    from audits import render
+    from audits.report import render
 
     forms = {"json": render.to_json, "junit": render.to_junit, "sarif": render.to_sarif, "github": render.to_github}
     return forms.get(format_, render.to_json)
@@ -510,8 +525,8 @@ def _renderer(format_: str) -> "Callable[[Audited], str]":
 
 def _ourselves(options: dict[str, Any], policy: "Policy") -> int:
     from audits.finding import sorted_report
-    from audits.policy import EXIT_CODES
-    from audits.render import Audited
+    from audits.report.policy import EXIT_CODES
+    from audits.report.render import Audited
     from harness import faults
     from harness.canonical import audit_ourselves
     from harness.cli.audit_text import show_ourselves
@@ -562,8 +577,8 @@ def _target(names: Sequence[str | None]) -> str:
 def _recorded(path: Path, policy: "Policy", format_: str) -> int:
     """Show the findings of a recorded trial."""
     from audits.finding import Finding, sorted_report
-    from audits.policy import EXIT_CODES
-    from audits.render import Audited
+    from audits.report.policy import EXIT_CODES
+    from audits.report.render import Audited
     from harness.cli.audit_text import coverage, show_findings
     from harness.record import Folder
 
@@ -645,10 +660,11 @@ def _matrix(options: dict[str, Any]) -> int:
 
 def _entries() -> list[tuple[str, str, str, str, str, str]]:
     """Return id, name, severity, kind, story and mend of every audit and law, by id."""
-    from audits.checks import CATALOGUE
+    from audits.checks.all import CATALOGUE
     from audits.laws import LAWS
+    from harness.declarations import spelled_mend
 
-    entries = [(a.id, a.name, a.severity, "trace", a.story, a.mend) for a in CATALOGUE.values()]
+    entries = [(a.id, a.name, a.severity, "trace", a.story, spelled_mend(a.id, a.mend)) for a in CATALOGUE.values()]
     entries += [(w.id, w.name, w.severity, "property", w.story, w.mend) for w in LAWS.values()]
     return sorted(entries)
 

@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from audits.finding import Finding, Report
-from audits.render import Audited
+from audits.report.render import Audited
 from audits.script import Observation
 from harness.canonical import Run
 
@@ -58,13 +58,15 @@ def show_script(console: Console, audited: Audited, seen: Observation, remarks: 
         for role, name in (("student", audited.student), ("teacher", audited.teacher))
     ]
     roles += [f"projectors {', '.join(audited.projectors)}"] if audited.projectors else []
-    temperatures = {e.temperature for s in seen.trace.sights for e in s.explanations if e.temperature}
+    temperatures = {e.temperature for s in seen.trace.losses.sights for e in s.explanations if e.temperature}
     said = ", ".join(sorted({f"{t:g}" for pair in temperatures for t in pair}, key=float))
     roles += [f"temperature {said}"] if said else []
     crashed = f", exit code {seen.exit_code}" if seen.exit_code else ""
-    steps = f"{seen.steps} steps of distillation" if seen.trace.sights else f"{seen.trace.windows_seen} backwards"
+    losses = seen.trace.losses
+    steps = f"{seen.steps} steps of distillation" if losses.sights else f"{losses.windows_seen} backwards"
     # That the steps asked for were seen is an end of its own, and says how many.
-    end = seen.stopped if seen.stopped.endswith("were seen") else f"{steps} were seen: {seen.stopped}"
+    stopped = seen.stopped + (" (--max-seconds)" if seen.stopped.endswith("seconds were over") else "")
+    end = stopped if stopped.endswith("were seen") else f"{steps} were seen: {stopped}"
     console.print(f"{escape(', '.join(roles))}; {escape(end)}{crashed}", soft_wrap=True)
     if audited.verdict == "undecided":
         _show_undecided(console, audited, seen)
@@ -72,7 +74,8 @@ def show_script(console: Console, audited: Audited, seen: Observation, remarks: 
         console.print(f"[bold red]could not run[/]: {escape(audited.trouble or '')}", soft_wrap=True)
     if audited.unobserved:
         console.print(f"[bold]not seen[/], in processes of their own: {escape(', '.join(audited.unobserved))}")
-    if seen.trace.windows_seen or audited.report.failed("info"):  # else there is nothing that options would decide
+    # Else there is nothing that options would decide.
+    if losses.windows_seen or audited.report.failed("info"):
         show_findings(console, audited.report)
     for remark in remarks:
         console.print(escape(remark), style="dim", soft_wrap=True)
@@ -80,25 +83,29 @@ def show_script(console: Console, audited: Audited, seen: Observation, remarks: 
 
 def _show_undecided(console: Console, audited: Audited, seen: Observation) -> None:
     """Say what was seen where nothing decided, and how to go on."""
-    trace = seen.trace
-    if trace.sights:
+    trace, losses = seen.trace, seen.trace.losses
+    if losses.sights:
         console.print("[bold yellow]undecided[/]: no audit that was asked for passed or failed")
         return
     lines = ["[bold yellow]undecided[/]: no distillation was seen, so this says nothing of one."]
-    if not trace.steps:
-        lines.append(f"{trace.windows_seen} backwards and no optimizer step were seen.")
+    if not trace.updates.steps:
+        lines.append(f"{losses.windows_seen} backwards and no optimizer step were seen.")
     else:
-        step = trace.steps[-1]
+        step = trace.updates.steps[-1]
         place = f" at {step.where['file']}:{step.where['line']}" if step.where else ""
         numbers = sum(p.numel() for p in step.stepped)
         lines.append(
-            f"{trace.windows_seen} backwards were seen, and steps{escape(place)} of {len(step.stepped)} parameters "
+            f"{losses.windows_seen} backwards were seen, and steps{escape(place)} of {len(step.stepped)} parameters "
             f"({numbers:,} numbers), in which no second network's answer, live or stored, reached a loss."
         )
-    if trace.idle_name:
-        lines.append(f"{escape(trace.idle_name)} answered the same batches, and its answers reached no loss.")
+    if losses.idle_name:
+        lines.append(f"{escape(losses.idle_name)} answered the same batches, and its answers reached no loss.")
     ran = [f"{name} ({what})" for name, what in trace.networks.items()]
-    for word, names in (("networks", ran), ("optimizers", trace.optimizers), ("losses", trace.losses)):
+    for word, names in (
+        ("networks", ran),
+        ("optimizers", trace.updates.optimizers),
+        ("losses", losses.functions),
+    ):
         if names:
             lines.append(f"{word.capitalize()} seen: {escape(', '.join(names))}.")
     lines.append(

@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from audits.checks import CATALOGUE
+from audits.checks.all import CATALOGUE
 from audits.laws import LAWS
 from kd.errors import InputError, unknown
 from kd.methods import METHODS

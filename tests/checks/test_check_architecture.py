@@ -21,7 +21,7 @@ from specimens import (
     undecided,
 )
 
-from audits.events import Spatial
+from audits.trace import Spatial
 
 CASES: Cases = {}
 

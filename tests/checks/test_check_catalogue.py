@@ -32,6 +32,7 @@ from specimens import (
     finding,
     hits,
     number,
+    put,
     sight,
     step,
     steps,
@@ -39,10 +40,10 @@ from specimens import (
     trace,
 )
 
-from audits import checks
-from audits.checks import CATALOGUE, Audit, Verdict, audit, passed, run, some
-from audits.events import KD, Clip, Inputs, Loaded, Trace
+from audits.checks.all import CATALOGUE, run
+from audits.checks.catalogue import Audit, Verdict, audit, passed, some
 from audits.finding import Finding
+from audits.trace import KD, Clip, Inputs, Loaded, Trace
 
 SUBJECTS = (
     test_check_architecture,
@@ -132,7 +133,7 @@ def clean() -> Trace:
 
 def spoil(made: Trace, id: str) -> None:
     """Give a clean training the one fault that this audit is for."""
-    s, first = made.sights[0], made.steps[0]
+    s, first = made.losses.sights[0], made.updates.steps[0]
     spoilt: dict[str, Any] = {
         "KD101": (made, {"leaves": [BODY, HINT]}),
         "KD102": (made, {"teacher_moved": ["fc.weight"]}),
@@ -141,10 +142,10 @@ def spoil(made: Trace, id: str) -> None:
         "KD105": (made, {"spatial": {"teacher": [SEVEN, DEEP]}}),
         "KD106": (s.terms[1], {"shapes": [(8, 4), (8, 1)]}),
         "KD201": (first, {"clips": [clip(A, norm=0.5)]}),
-        "KD202": (made, {"steps": [replace(x, clips=[EARLY]) for x in made.steps]}),
+        "KD202": (made, {"steps": [replace(x, clips=[EARLY]) for x in made.updates.steps]}),
         "KD203": (first.clips[0], {"scaled": True}),
         "KD204": (first, {"norm": number(2.0)}),
-        "KD205": (made, {"steps": [replace(x, clips=[clip(A, B, norm=0.5)]) for x in made.steps]}),
+        "KD205": (made, {"steps": [replace(x, clips=[clip(A, B, norm=0.5)]) for x in made.updates.steps]}),
         "KD211": (first, {"stale_grads": [A]}),
         "KD212": (first, {"repeated": True}),
         "KD213": (made, {"ineffective": ["fc.weight"]}),
@@ -165,7 +166,10 @@ def spoil(made: Trace, id: str) -> None:
     }
     target, fields = spoilt[id]
     for key, value in fields.items():
-        setattr(target, key, value)
+        if target is made:
+            put(made, **{key: value})
+        else:
+            setattr(target, key, value)
 
 
 def failures(made: Trace) -> dict[str, str | None]:
@@ -252,7 +256,7 @@ def test_a_finding_holds_what_audit_and_verdict_say() -> None:
 
 def test_an_audit_that_breaks_is_an_error_and_stops_no_other() -> None:
     made = clean()
-    made.hits = 5  # type: ignore[assignment]
+    made.teacher.hits = 5  # type: ignore[assignment]
     found = {f.id: f for f in run(made).findings}
     assert found["KD303"].status == "error" and found["KD303"].severity == "error"
     assert found["KD303"].message.startswith("the audit itself broke: AttributeError: 'int' object has no attribute ")
@@ -270,7 +274,8 @@ def test_where_watching_broke_only_what_had_failed_counts() -> None:
 
 
 def test_an_audit_enters_the_catalogue_under_the_name_of_its_property(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "CATALOGUE", dict(CATALOGUE))
+    monkeypatch.setitem(CATALOGUE, "always-so", CATALOGUE["norm-bound"])  # so that it is gone after the test
+    del CATALOGUE["always-so"]
 
     def always_so(of_trace: Trace) -> Verdict:
         """It is so."""
@@ -279,7 +284,7 @@ def test_an_audit_enters_the_catalogue_under_the_name_of_its_property(monkeypatc
     enter = audit("KD999", severity="info", phase="end", mend="nothing", follows=("KD101",))
     assert enter(always_so) is always_so
     entry = Audit("KD999", "always-so", "info", "end", "nothing", ("KD101",), always_so)
-    assert checks.CATALOGUE["always-so"] == entry and entry.story == "It is so."
+    assert CATALOGUE["always-so"] == entry and entry.story == "It is so."
     assert replace(entry, check=lambda of_trace: passed("")).story == ""
     found = finding("KD999", trace())
     assert (found.status, found.severity, found.phase, found.mend) == ("pass", "info", "end", "nothing")

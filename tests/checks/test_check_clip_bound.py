@@ -31,7 +31,7 @@ from specimens import (
     undecided,
 )
 
-from audits.events import Clip, Trace
+from audits.trace import Clip, Trace
 
 CASES: Cases = {}
 

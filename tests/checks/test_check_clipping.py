@@ -37,7 +37,7 @@ from specimens import (
 )
 from torch import nn
 
-from audits.events import Clip, ClipCall, Step, Trace
+from audits.trace import Clip, ClipCall, Step, Trace
 
 CASES: Cases = {}
 
@@ -443,7 +443,7 @@ CASES["KD202"] |= {
         undecided("no-clip-call", "in the 3 steps"),
     ),
     "of what nothing steps, in half of the steps": (
-        trace(script=True, steps=[*astray(*[ASTRAY] * 3).steps, *steps(3)]),
+        trace(script=True, steps=[*astray(*[ASTRAY] * 3).updates.steps, *steps(3)]),
         undecided("no-clip-call", "in the 6 steps"),
     ),
     "of what nothing steps, beside a write": (
@@ -455,7 +455,7 @@ CASES["KD202"] |= {
         undecided("no-clip-call", "in the 3 steps"),
     ),
     "of what nothing steps, beside a clip": (
-        trace(script=True, steps=[step(1, BOTH), *astray(*[ASTRAY] * 3).steps]),
+        trace(script=True, steps=[step(1, BOTH), *astray(*[ASTRAY] * 3).updates.steps]),
         passes("between backward and step in 1 steps", steps=1),
     ),
     "of a gradient that is left over": (
@@ -471,7 +471,7 @@ CASES["KD202"] |= {
         undecided("no-clip-call", "in the 3 steps"),
     ),
     "before the distillation of a script, of what nothing steps": (
-        trace(script=True, steps=[*astray(*[ASTRAY] * 3).steps, *steps(3, distils=True)]),
+        trace(script=True, steps=[*astray(*[ASTRAY] * 3).updates.steps, *steps(3, distils=True)]),
         undecided("no-clip-call", "in the 3 steps"),
     ),
 }

@@ -21,8 +21,8 @@ from specimens import (
     undecided,
 )
 
-from audits.events import Inputs, Term, Trace
-from audits.explain import Explanation
+from audits.infer.explain import Explanation
+from audits.trace import Inputs, Term, Trace
 
 CASES: Cases = {}
 

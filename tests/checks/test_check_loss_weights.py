@@ -1,6 +1,5 @@
 """Verdicts on the weights of the losses, to the number, on traces made by hand."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,6 +20,7 @@ from specimens import (
     judge,
     named,
     passes,
+    put,
     seen,
     sight,
     term,
@@ -28,7 +28,7 @@ from specimens import (
     undecided,
 )
 
-from audits.events import KD, Trace
+from audits.trace import KD, Trace
 
 CASES: Cases = {}
 
@@ -371,14 +371,14 @@ CASES["KD314"] = {
         undecided("intent-unknown", "makes up about 62% of", share=0.625),
     ),
     "not declared in a loop": (
-        replace(balanced(1.0), script=False),
+        put(balanced(1.0), script=False),
         undecided("intent-unknown", "makes up about 50% of", "kd=audits.KD(share=(low, high))", share=0.5),
     ),
     "within": (balanced(1.0, limits=(0.4, 0.6)), passes("makes up 50% of", share=0.5)),
     "at the lower end": (balanced(1.0, limits=(0.5, 0.6)), passes("makes up 50% of", share=0.5)),
     "at the upper end": (balanced(1.0, limits=(0.4, 0.5)), passes("makes up 50% of", share=0.5)),
     "no labels": (
-        replace(seen(explained(share=0.02, label_weight=0.0)), script=True),
+        put(seen(explained(share=0.02, label_weight=0.0)), script=True),
         undecided("intent-unknown", "makes up about 100% of", share=1.0),
     ),
     "below": (balanced(1.0, limits=(0.51, 0.6)), fails("makes up 50% of", None, share=0.5)),

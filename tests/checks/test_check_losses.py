@@ -25,7 +25,7 @@ from specimens import (
     undecided,
 )
 
-from audits.events import KD, Trace
+from audits.trace import KD, Trace
 
 CASES: Cases = {}
 

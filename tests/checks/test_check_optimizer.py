@@ -1,7 +1,5 @@
 """Verdicts on what is optimised, to the number, on traces made by hand."""
 
-from dataclasses import replace
-
 import pytest
 from specimens import (
     BODY,
@@ -17,13 +15,14 @@ from specimens import (
     judge,
     named,
     passes,
+    put,
     step,
     steps,
     trace,
     undecided,
 )
 
-from audits.events import Leaf, Trace
+from audits.trace import Leaf, Trace
 
 CASES: Cases = {}
 
@@ -286,15 +285,15 @@ CASES["KD344"] = {
         ),
     ),
     "one is held by a scheduler of all": (
-        replace(rates((0.1, 0.25), (0.05, 0.25)), scheduled_groups=2),
+        put(rates((0.1, 0.25), (0.05, 0.25)), scheduled_groups=2),
         undecided("intent-unknown", "a scheduler sets every group, and holds some where they are"),
     ),
     "one came after the scheduler": (
-        replace(rates((0.1, 0.25), (0.05, 0.25)), scheduled_groups=1),
+        put(rates((0.1, 0.25), (0.05, 0.25)), scheduled_groups=1),
         fails("moves 1 of 2", {**STEP, "step": 2}, first=[0.1, 0.25], last=[0.05, 0.25], still=[1]),
     ),
     "a scheduler of all moves all": (
-        replace(rates((0.1, 0.2), (0.05, 0.1)), scheduled_groups=2),
+        put(rates((0.1, 0.2), (0.05, 0.1)), scheduled_groups=2),
         passes("moves all 2 parameter groups"),
     ),
     "one is frozen by a rate of 0": (rates((0.1, 0.0), (0.05, 0.0)), passes("")),

@@ -1,7 +1,6 @@
 """Verdicts on where the teacher comes from and what it knows, to the number, on traces made by hand."""
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,6 +19,7 @@ from specimens import (
     loaded,
     named,
     passes,
+    put,
     sight,
     tenths,
     trace,
@@ -27,7 +27,7 @@ from specimens import (
 )
 
 from audits.checks.teacher import at_least, at_most
-from audits.events import Hits, Provenance, Trace
+from audits.trace import Hits, Provenance, Trace
 
 CASES: Cases = {}
 
@@ -183,7 +183,7 @@ CASES["KD104"] = {
         fails("1 tensors of the teacher were loaded", BACKWARD, **came(0.25, aliases=["b"])),
     ),
     "seen: part, in the first backward of two": (
-        replace(loaded(3, missing=["c"]), sights=[sight(), sight(where=OTHER)]),
+        put(loaded(3, missing=["c"]), sights=[sight(), sight(where=OTHER)]),
         fails("only 75.0%", BACKWARD, **came(0.75, missing=["c"])),
     ),
     "seen: part": (

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 import audits
-from audits import checks
-from audits.events import Trace
+from audits.checks.all import run
 from audits.finding import Report
 from audits.script import Options, ScriptWatch
+from audits.trace import Trace
 from harness.zoo.clean.material import KINDS, checkpoint
 from harness.zoo.clean.registry import Open
 
@@ -43,7 +43,7 @@ def observe(loop: Callable[[Open], nn.Module], seed: int, how: How) -> Seen:
 
         with script:
             net = loop(until_the_end)
-        return Seen(checks.run(script.trace), script.trace, weights_of(net))
+        return Seen(run(script.trace), script.trace, weights_of(net))
     if how == "unwatched":
         return Seen(None, None, weights_of(loop(lambda **_: nullcontext())))
     watches: list[audits.Watch] = []
@@ -54,7 +54,7 @@ def observe(loop: Callable[[Open], nn.Module], seed: int, how: How) -> Seen:
 
     net = loop(declared)
     (watch,) = watches
-    return Seen(watch.report, watch._trace, weights_of(net))
+    return Seen(watch.report, watch.trace, weights_of(net))
 
 
 def weights_of(net: nn.Module) -> list[Tensor]:

@@ -12,10 +12,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from audits.taint import Taint
-from audits.windows import DISTANCES, LABEL_LOSSES, LOOKUPS, FunctionCall, ModuleCall, RawWindow
+from audits.observe.taint import Taint
+from audits.observe.windows import DISTANCES, LABEL_LOSSES, LOOKUPS, FunctionCall, ModuleCall, RawWindow
 
 ParamsOf = Callable[[nn.Module], int]
+_EXACT = 1e-6
+"Up to which two probabilities that somebody wrote are one number: single precision."
+_LOG_SUM = 2e-2
+"Up to which the logarithm of a sum of probabilities is zero: half precision over a thousand classes."
 
 
 @dataclass(eq=False)
@@ -168,10 +172,10 @@ def _looks_like_labels(target: Tensor) -> bool:
         return True
     rows = target.detach().reshape(-1, target.shape[-1])[:64].float()
     if rows.shape[1] < 3:
-        return bool(((rows - rows.round()).abs() < 1e-6).all())
+        return bool(((rows - rows.round()).abs() < _EXACT).all())
     rest = rows.sort(dim=1).values[:, :-2]
-    return (bool((rest.amax(1) - rest.amin(1)).max() <= 1e-6) and rows.shape[1] > 3) or bool(
-        ((rows - rows.round()).abs() < 1e-6).all()
+    return (bool((rest.amax(1) - rest.amin(1)).max() <= _EXACT) and rows.shape[1] > 3) or bool(
+        ((rows - rows.round()).abs() < _EXACT).all()
     )
 
 
@@ -179,7 +183,7 @@ def _are_log_probabilities(value: Tensor) -> bool:
     if value.ndim < 2 or not value.is_floating_point():
         return False
     with torch.no_grad():
-        return bool((value.detach().float().logsumexp(-1).abs() < 2e-2).all())
+        return bool((value.detach().float().logsumexp(-1).abs() < _LOG_SUM).all())
 
 
 def cast(raw: RawWindow, taint: Taint, declared: Declared, known: list[nn.Module]) -> Cast:
@@ -201,39 +205,14 @@ def cast(raw: RawWindow, taint: Taint, declared: Declared, known: list[nn.Module
     peer = params_of(declared.teacher) if declared.teacher is not None else 0
     if declared.student is not None and peer & trained and not params_of(declared.student) & trained:
         return result  # the backward of a peer's own loss
-    if declared.student is not None:
-        masks = [params_of(declared.student)]
-    else:
-        masks = _merge([label.made for label in result.labels])
-        if declared.teacher is not None:
-            masks = [m for m in masks if not m & params_of(declared.teacher)] or masks
-        if not masks:
-            masks = _trained_by_data(raw, reached, fed_data, params_of, trained)
+    masks = _student_masks(raw, reached, fed_data, params_of, trained, declared, result.labels)
     student = _union(masks)
     if not student:
         return result
-    teacher_declared = params_of(declared.teacher) if declared.teacher is not None else 0
-    projector_declared = _union(params_of(m) for m in declared.projectors.values())
     rest = (raw.root.params | trained) & ~student
-
     meeting = [f for f in raw.functions if raw.root.calls >> f.index & 1 and _meets(f, student)]
     groups = _groups(raw, reached, params_of, student, rest, fed_data, trained)
-    covered = 0
-    for group, is_fed_data in groups:
-        if group.mask & ~covered == 0:
-            continue
-        covered |= group.mask
-        if teacher_declared and group.mask & teacher_declared:
-            result.teachers.append(group)
-        elif projector_declared and group.mask & projector_declared:
-            result.projectors.append(group)
-        elif is_fed_data and not _are_numbers(group):
-            if declared.teacher is None and _is_met(group, meeting, student):
-                result.teachers.append(group)
-        elif group.mask & trained:
-            result.projectors.append(group)
-        elif declared.teacher is None and not any(c.fed.params & student for c in group.calls):
-            result.teachers.append(group)  # the teacher's own layers, called one by one
+    covered = _sort(result, groups, meeting, params_of, student, trained, declared)
     for call in reached:
         held = params_of(call.module)
         # Neither the student itself, with or without more around it, nor a part of it.
@@ -244,8 +223,7 @@ def cast(raw: RawWindow, taint: Taint, declared: Declared, known: list[nn.Module
                 result.teachers.append(Group(held & rest, call.module, [call]))
                 covered |= held
             break
-    met = _union(f.made.params for f in meeting)
-    loose = rest & ~covered & ~trained & met
+    loose = rest & ~covered & ~trained & _union(f.made.params for f in meeting)
     if loose and not result.teachers:
         holder = next((m for m in reversed(known) if params_of(m) & loose), None)
         result.teachers.append(Group(loose, holder))
@@ -268,6 +246,55 @@ def cast(raw: RawWindow, taint: Taint, declared: Declared, known: list[nn.Module
         result.idle = _idle(raw, params_of, student, reached)
         result.self_taught = not stored and any(_is_against_itself(f, student) for f in result.soft)
     return result
+
+
+def _student_masks(
+    raw: RawWindow,
+    reached: list[ModuleCall],
+    fed_data: set[int],
+    params_of: ParamsOf,
+    trained: int,
+    declared: Declared,
+    labels: list[Label],
+) -> list[int]:
+    """Return the students: the declared one, or what the label losses were computed from, or what data trains."""
+    if declared.student is not None:
+        return [params_of(declared.student)]
+    masks = _merge([label.made for label in labels])
+    if declared.teacher is not None:
+        masks = [m for m in masks if not m & params_of(declared.teacher)] or masks
+    return masks or _trained_by_data(raw, reached, fed_data, params_of, trained)
+
+
+def _sort(
+    result: Cast,
+    groups: list[tuple[Group, bool]],
+    meeting: list[FunctionCall],
+    params_of: ParamsOf,
+    student: int,
+    trained: int,
+    declared: Declared,
+) -> int:
+    """Put each group among the teachers or the projectors, and return the mask of all that were looked at."""
+    teacher_declared = params_of(declared.teacher) if declared.teacher is not None else 0
+    projector_declared = _union(params_of(m) for m in declared.projectors.values())
+    covered = 0
+    for group, is_fed_data in groups:
+        if group.mask & ~covered == 0:
+            continue
+        covered |= group.mask
+        if teacher_declared and group.mask & teacher_declared:
+            result.teachers.append(group)
+        elif projector_declared and group.mask & projector_declared:
+            result.projectors.append(group)
+        elif is_fed_data and not _are_numbers(group):
+            if declared.teacher is None and _is_met(group, meeting, student):
+                result.teachers.append(group)
+        elif group.mask & trained:
+            result.projectors.append(group)
+        elif declared.teacher is None and not any(c.fed.params & student for c in group.calls):
+            result.teachers.append(group)  # the teacher's own layers, called one by one
+    return covered
 
 
 def _merge(masks: list[int]) -> list[int]:

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from audits import hooks
-from audits.events import ClipCall, Step, Trace
+from audits.observe import hooks, torch_internals
+from audits.trace import ClipCall, Step, Trace
 
 # A bound that large is how a norm is measured, not clipped.
 _NO_BOUND = 1e6
+_ONE_FACTOR, _ROUNDING = 1e-3, 1e-6
+"Share by which gradients multiplied by one factor may be off it, in half precision; and off a factor of 1, in single."
 
 Guard = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -93,7 +95,9 @@ class Steps:
     def finish(self) -> None:
         """Tell whose parameters may move: of every optimizer but those that stepped only before the distillation."""
         alive = [o for o in self._is_watched if self._stepped_late.get(o, self.distils) == self.distils]
-        self._trace.movable = frozenset(id(p) for o in alive for group in o.param_groups for p in group["params"])
+        self._trace.updates.movable = frozenset(
+            id(p) for o in alive for group in o.param_groups for p in group["params"]
+        )
 
     def _is_active(self, optimizer: torch.optim.Optimizer) -> bool:
         count = self.counts.get(id(optimizer), 0)
@@ -181,7 +185,7 @@ class Steps:
         before = self._versions or {}
         self._versions = self._stamps()
         grown = {key for key, stamp in self._versions.items() if before.get(key) != stamp}
-        if self._watches_all and self._trace.clip is None:
+        if self._watches_all and self._trace.declared.clip is None:
             self._kept.update((k, g.detach().clone()) for k, g in self._gradients() if k in grown and not g.is_sparse)
         self._written -= grown
         self._written_with_all -= grown
@@ -236,7 +240,7 @@ class Steps:
             return False
         for optimizer in self.stepping:
             if ids & {id(p) for group in optimizer.param_groups for p in group["params"]}:
-                stage = scaler._per_optimizer_states[id(optimizer)].get("stage")
+                stage = torch_internals.scaler_states_of(scaler)[id(optimizer)].get("stage")
                 return getattr(stage, "name", "") == "READY"
         return False
 
@@ -273,18 +277,18 @@ class Steps:
             return
         self._clips_read[id(optimizer)] = len(self._clips)
         self._scaled.discard(id(optimizer))
-        fused = getattr(optimizer, "_step_supports_amp_scaling", False)
+        fused = getattr(optimizer, torch_internals.SCALES_ITSELF, False)
         if not self.distils or (fused and not self.active):  # to look costs a wait for the device
             return
-        trace = self._trace
-        trace.scaler_calls += 1
+        updates = self._trace.updates
+        updates.scaler_calls += 1
         if sum(self.counts.values()) == self._taken or (fused and _is_infinite(scaler, optimizer)):
-            trace.scaler_skips += 1
+            updates.scaler_skips += 1
             self._held = 0
         else:
             self._held += 1
-            if self._held == 1 and trace.scaler_search == 0 and trace.scaler_skips == trace.scaler_calls - 1:
-                trace.scaler_search = trace.scaler_skips  # all skips so far looked for a scale that holds
+            if self._held == 1 and updates.scaler_search == 0 and updates.scaler_skips == updates.scaler_calls - 1:
+                updates.scaler_search = updates.scaler_skips  # all skips so far looked for a scale that holds
 
     # -- steps
 
@@ -333,12 +337,14 @@ class Steps:
         written = set(self._written)
         if not (clips and stepped <= self._written_with_all):  # beside a clip of torch's, a write to all only scales
             written |= self._written_with_all
-        written |= {id(p) for p in params if p._backward_hooks}  # a hook of the user's may clip, and is not seen
+        written |= {
+            id(p) for p in params if torch_internals.hooks_of(p)
+        }  # a hook of the user's may clip, and is not seen
         stamps = {id(p): _stamp(p.grad) for p in params if p.grad is not None}
         backwards = self._backwards - self._backwards_used.get(key, 0)
         by_hand = not clips and bool(written & stepped) and scale is None
         factors = self._hand_factors(params) if by_hand else {}
-        self._trace.steps.append(
+        self._trace.updates.steps.append(
             Step(
                 number=self.counts.get(key, 0) + 1,
                 stepped=params,
@@ -370,7 +376,7 @@ class Steps:
             if now is None or old is None or id(param) not in self._touched or not bool(old.any()):
                 continue
             factor = float((now * old).sum() / (old * old).sum())
-            if not float((now - factor * old).norm()) <= 1e-3 * float(old.norm()):
+            if not float((now - factor * old).norm()) <= _ONE_FACTOR * float(old.norm()):
                 return None
             factors[id(param)] = factor
         return factors
@@ -380,7 +386,7 @@ class Steps:
     ) -> tuple[float, frozenset[int], float] | None:
         """Return the norm that a clip by hand left, of what, and its factor: one for all, at most 1."""
         least, most = min(factors.values()), max(factors.values())
-        if not 0 < most <= 1 + 1e-6 or most - least > 1e-3 * most:
+        if not 0 < most <= 1 + _ROUNDING or most - least > _ONE_FACTOR * most:
             return None
         norm = float(nn.utils.get_total_norm([p.grad for p in params if p.grad is not None and id(p) in factors]))
         return norm, frozenset(id(p) for p in params if id(p) in self._kept and id(p) in self._touched), most
@@ -427,14 +433,14 @@ def with_gradient(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
 
 
 def _norms(grads: list[Tensor]) -> Tensor:
-    return torch.stack([n.to(grads[0].device) for n in torch._foreach_norm(grads)]).detach()
+    return torch.stack([n.to(grads[0].device) for n in torch_internals.foreach_norm(grads)]).detach()
 
 
 def _is_infinite(scaler: Any, optimizer: torch.optim.Optimizer) -> bool:
     """Say whether the scaler found infinite gradients; a fused optimizer is called all the same, and moves nothing."""
-    found = scaler._per_optimizer_states[id(optimizer)].get("found_inf_per_device", {})
+    found = torch_internals.scaler_states_of(scaler)[id(optimizer)].get("found_inf_per_device", {})
     return any(bool(value) for value in found.values())
 
 
 def _stamp(grad: Tensor) -> tuple[int, int]:
-    return (0 if grad.is_sparse else grad.data_ptr(), grad._version)
+    return (0 if grad.is_sparse else grad.data_ptr(), torch_internals.version_of(grad))

@@ -18,10 +18,11 @@ import torch
 from torch import nn
 from torch.nn.utils import clip_grad
 
-from audits.events import Where
+from audits.observe import torch_internals
+from audits.trace import Where
 
 _LIBRARIES = tuple({sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")})
-_NOT_THE_USERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+_NOT_THE_USERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent.parent))
 
 
 def call_site() -> Where | None:
@@ -105,7 +106,7 @@ def clip_log(before: Callable[[str, list[nn.Parameter], float, Any], None], done
         return wrapper
 
     with (
-        patched(clip_grad, "_clip_grads_with_norm_", wrap("norm")),
+        patched(clip_grad, torch_internals.INNER_CLIP, wrap("norm")),
         patched(nn.utils, "clip_grads_with_norm_", wrap("norm")),
         patched(clip_grad, "clip_grad_value_", wrap("value")),
         patched(nn.utils, "clip_grad_value_", wrap("value")),

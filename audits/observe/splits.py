@@ -18,9 +18,18 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from audits import hooks
+from audits.observe import hooks
 
 _MOST = 50_000
+"Rows that are told apart: the training part of the common data sets."
+_SETS = 64
+"Data sets that are kept in mind; a loop that builds more, builds one an epoch."
+_BYTES, _DISTINCT = 16, 0.99
+"Bytes a row, and the share of distinct rows, without which rows coincide by chance."
+_FEWEST = 8
+"Rows that make a test."
+_CHANCE = 0.02
+"Share of a test's rows that may be learned from by chance: real data sets hold some samples twice."
 
 
 class Overlap(NamedTuple):
@@ -61,7 +70,7 @@ class Loaders:
         def wrap_init(original: Any) -> Any:
             def init(loader: Any, *args: Any, **kwargs: Any) -> None:
                 original(loader, *args, **kwargs)
-                if len(self._all) < 64:
+                if len(self._all) < _SETS:
                     self._all.append(self._set_of(loader))  # not the loader: its workers must be able to end
 
             return init
@@ -101,8 +110,8 @@ class Loaders:
     def shown(self, network: int, rows: list[bytes], learning: bool) -> None:
         """Take in a batch that the student was shown, to learn from or to be tested on."""
         if (
-            any(len(row) < 16 for row in rows[:1])
-            or len(set(rows)) < 0.99 * len(rows)
+            any(len(row) < _BYTES for row in rows[:1])
+            or len(set(rows)) < _DISTINCT * len(rows)
             or sum(map(len, self._learned.values())) > _MOST
         ):
             return
@@ -124,11 +133,11 @@ class Loaders:
         """
         for network, tests in self._tested.items():
             learned = self._learned.get(network, set())
-            tests = [t for t in tests if len(t) >= 8]
+            tests = [t for t in tests if len(t) >= _FEWEST]
             if not learned or not tests:
                 continue
             parts = [(len(t), len(t & learned)) for t in tests]
-            mixed = next(((n, both) for n, both in parts if 0.02 * n < both < n), None)
+            mixed = next(((n, both) for n, both in parts if _CHANCE * n < both < n), None)
             if mixed is not None:
                 return Overlap(*mixed, "rows shown to the student", True)
             apart = [n for n, both in parts if both == 0]
@@ -239,4 +248,4 @@ def _rows(values: Tensor) -> list[bytes] | None:
     if flat.dtype == torch.bfloat16:
         flat = flat.float()
     rows = [row.tobytes() for row in flat.numpy()]
-    return rows if len(set(rows)) >= 0.99 * len(rows) else None  # few values: rows coincide by chance
+    return rows if len(set(rows)) >= _DISTINCT * len(rows) else None  # few values: rows coincide by chance

@@ -177,26 +177,26 @@ class Inputs:
 
 @dataclass
 class Sight:
-    """One backward of a distillation, as seen from the outside."""
+    """One backward of a distillation, as seen from the outside; each observer fills in its part."""
 
     number: int
     where: Where | None
-    student: str
-    teacher: str
-    teacher_training: list[str]
+    student: str = ""
+    teacher: str = ""
+    teacher_training: list[str] = field(default_factory=list)
     "Modules of the teacher that answered in training mode and answer otherwise in it."
-    teacher_leaves: list[str]
+    teacher_leaves: list[str] = field(default_factory=list)
     "The teacher's parameters that get a gradient from this backward."
-    teacher_grad: bool
+    teacher_grad: bool = False
     "Whether the teacher's answer carried a gradient."
-    student_eval: bool
-    student_is_moody: bool
+    student_eval: bool = False
+    student_is_moody: bool = False
     "Whether the student has modules that answer otherwise in training mode."
-    student_frozen: bool
-    inputs: Inputs | None
-    terms: list[Term]
-    explanations: list[Any]
-    cached: bool
+    student_frozen: bool = False
+    inputs: Inputs | None = None
+    terms: list[Term] = field(default_factory=list)
+    explanations: list[Any] = field(default_factory=list)
+    cached: bool = False
     cached_rows: tuple[int, int] | None = None
     "Stored answers that some network was seen to give, and those among them that it gave to another sample."
     idle: bool = False
@@ -255,32 +255,50 @@ class Change:
     "Running statistics that stood still while those of the same name in the student moved."
 
 
-@dataclass
-class Trace:
-    """A training as the audits saw it."""
+@dataclass(frozen=True)
+class Declaration:
+    """What was declared of the training; None or False where nothing was said."""
 
-    student: nn.Module | None
-    teacher: nn.Module | None
-    clip: Clip | None
-    names: Mapping[int, str]
-    "Of each known parameter, by id."
-    declared_at: Where | None
-    steps: list[Step] = field(default_factory=list)
-    spatial: dict[str, list[Spatial]] = field(default_factory=dict)
-    "By role, the first three calls of convolution or pooling modules."
-    provenance: Provenance | None = None
-    hits: Hits | None = None
-    labels_shown: bool = False
-    student_width: int | None = None
-    "Columns of the student's logits."
-
+    student: nn.Module | None = None
+    teacher: nn.Module | None = None
+    clip: Clip | None = None
     kd: KD = field(default_factory=KD)
     same_input: bool = False
-    "Whether it is declared that student and teacher are shown the same batch."
-    script: bool = False
-    "Whether nothing was declared by code: roles were read off what was seen."
+    "Whether student and teacher are shown the same batch."
+    at: Where | None = None
+
+
+@dataclass
+class Updates:
+    """What the optimizers did, and to which parameters."""
+
+    steps: list[Step] = field(default_factory=list)
     movable: frozenset[int] = frozenset()
     "Ids of the parameters of every optimizer known, but for those that stepped only before the distillation."
+    optimizers: list[str] = field(default_factory=list)
+    "Classes of the optimizers that stepped."
+    leaves: list[Leaf] | None = None
+    stale: list[str] | None = None
+    "Parameters in an optimizer of the distillation that no living module holds."
+    frozen: list[str] = field(default_factory=list)
+    "Parameters of the student that its optimizer holds and that are set to get no gradient."
+    ineffective: list[str] | None = None
+    "Parameters that got gradients over the whole burn-in and never changed."
+    lr_rows: list[tuple[float, ...]] = field(default_factory=list)
+    "Learning rates by group at each step of the distillation's first optimizer."
+    group_names: list[str] = field(default_factory=list)
+    scheduled_groups: int | None = None
+    "Parameter groups that a scheduler of torch's sets on that optimizer; None without one."
+    scaler_calls: int = 0
+    scaler_skips: int = 0
+    scaler_search: int = 0
+    "Of the calls, those before the first scale that held."
+
+
+@dataclass
+class Losses:
+    """What the backwards showed: the distillation's, one by one, and whether there was one."""
+
     sights: list[Sight] = field(default_factory=list)
     windows_seen: int = 0
     "Backwards, of whatever training."
@@ -290,43 +308,59 @@ class Trace:
     "Such backwards since the distillation was last seen."
     idle_name: str = ""
     idle_where: Where | None = None
-    networks: dict[str, str] = field(default_factory=dict)
-    "Networks that answered data, and whether they could learn from it."
-    losses: list[str] = field(default_factory=list)
+    functions: list[str] = field(default_factory=list)
     "Names of torch's losses that reached a backward."
-    optimizers: list[str] = field(default_factory=list)
-    "Classes of the optimizers that stepped."
-    roles: dict[str, list[str]] = field(default_factory=dict)
-    "Names by role, as reports show them."
-    peers: bool = False
-    leaves: list[Leaf] | None = None
-    stale: list[str] | None = None
-    "Parameters in an optimizer of the distillation that no living module holds."
-    loaded: Loaded | None = None
-    change: Change | None = None
-    teacher_moved: list[str] | None = None
-    "Parameters of the teacher that an optimizer stepped in the distillation."
-    shared: tuple[str, list[str]] | None = None
-    "A network that teaches, and those of its parameters that the student trains as its own."
-    frozen: list[str] = field(default_factory=list)
-    "Parameters of the student that its optimizer holds and that are set to get no gradient."
-    ineffective: list[str] | None = None
-    "Parameters that got gradients over the whole burn-in and never changed."
-    scaler_calls: int = 0
-    scaler_skips: int = 0
-    scaler_search: int = 0
-    "Of the calls, those before the first scale that held."
     eval_steps: list[int] = field(default_factory=list)
     "Steps before which every forward of the student with a gradient was in evaluation mode."
     eval_where: Where | None = None
-    lr_rows: list[tuple[float, ...]] = field(default_factory=list)
-    "Learning rates by group at each step of the distillation's first optimizer."
-    group_names: list[str] = field(default_factory=list)
-    scheduled_groups: int | None = None
-    "Parameter groups that a scheduler of torch's sets on that optimizer; None without one."
+
+
+@dataclass
+class Teacher:
+    """Where the teacher's weights come from, whether they stay, and whether its answers are right."""
+
+    provenance: Provenance | None = None
+    loaded: Loaded | None = None
+    change: Change | None = None
+    stepped: list[str] | None = None
+    "Its parameters that an optimizer stepped in the distillation."
+    shared: tuple[str, list[str]] | None = None
+    "A network that teaches, and those of its parameters that the student trains as its own."
+    hits: Hits | None = None
+    labels_shown: bool = False
+    student_width: int | None = None
+    "Columns of the student's logits, beside which the teacher's classes are held."
+
+
+@dataclass
+class Data:
+    """What the networks were shown."""
+
+    spatial: dict[str, list[Spatial]] = field(default_factory=dict)
+    "By role, the first three calls of convolution or pooling modules."
     split_overlap: tuple[int, int, str, bool] | None = None
     "Samples in evaluation, those of them trained on too, how it was seen, and whether it is sure."
 
+
+@dataclass
+class Trace:
+    """A training as the audits saw it."""
+
+    declared: Declaration = field(default_factory=Declaration)
+    names: Mapping[int, str] = field(default_factory=dict)
+    "Of each known parameter, by id."
+    script: bool = False
+    "Whether nothing was declared by code: roles were read off what was seen."
+    roles: dict[str, list[str]] = field(default_factory=dict)
+    "Names by role, as reports show them."
+    peers: bool = False
+    "Whether student and teacher teach each other, or the teacher learns from labels beside it."
+    networks: dict[str, str] = field(default_factory=dict)
+    "Networks that answered data, and whether they could learn from it."
+    updates: Updates = field(default_factory=Updates)
+    losses: Losses = field(default_factory=Losses)
+    teacher: Teacher = field(default_factory=Teacher)
+    data: Data = field(default_factory=Data)
     broken: str | None = None
     "What went wrong in watching itself; from then on nothing was seen."
 

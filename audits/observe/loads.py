@@ -4,23 +4,29 @@ Of each tensor only a sample is kept: its shape, and up to 256 of its numbers at
 for equal when their samples are.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from audits import hooks
-from audits.events import Loaded
-from audits.taint import tensors_in
-
-if TYPE_CHECKING:
-    from audits.analysis import Analyst
+from audits.observe import hooks, torch_internals
+from audits.observe.taint import tensors_in
+from audits.trace import Loaded
 
 _SAMPLE = 256
 _MOST_TENSORS = 20_000
+_ROUNDED = 2e-2
+"Share by which values may differ after a visit to half precision; the coarser bfloat16 leaves less than 1e-2."
+
+
+class Network(NamedTuple):
+    """A network as far as it is known: the module, if one was seen to hold it, and its parameters in a loss."""
+
+    module: nn.Module | None
+    params: list[nn.Parameter]
 
 
 def sample(value: Tensor) -> tuple[tuple[int, ...], bytes]:
@@ -139,15 +145,20 @@ class Loads:
     def remember_trained(self) -> None:
         """Take the values of what was trained: a copy of it is trained too."""
         for p in list(self.trained.keys()):
-            version = p._version
+            version = torch_internals.version_of(p)
             if self.trained[p] != version:
                 self.trained[p] = version
                 self._trained_values.add(sample(p))
 
-    def judge(self, analyst: "Analyst") -> Loaded | None:
-        """Say how much of the teacher was loaded or trained, at the first distillation step."""
+    def judge(
+        self, teachers: list[Network], students: list[nn.Module], name_of: Callable[[Tensor], str]
+    ) -> Loaded | None:
+        """Say how much of the teachers was loaded or trained, at the first distillation step.
+
+        `name_of` names the parameters of a teacher that no module was seen to hold.
+        """
         self.remember_trained()
-        tensors = self._teacher_tensors(analyst)
+        tensors = _teacher_tensors(teachers, name_of)
         if not tensors:
             return None
         covered = total = 0
@@ -176,9 +187,9 @@ class Loads:
                 aliases.append(name)
             else:
                 missing.append(name)
-        same = self._same_as_student(analyst)
+        same = self._same_as_student([t.module for t in teachers if t.module is not None], students)
         route = "trained in this process" if any_trained else "loaded" if any_loaded else "not seen"
-        names = [getattr(g.module, "name_or_path", "") for g in analyst.teachers.values()]
+        names = [getattr(t.module, "name_or_path", "") for t in teachers]
         made_from = next((n for n in names if isinstance(n, str) and n), "")
         return Loaded(covered, total, missing, aliases, changed, any_trained, route, same, made_from, self.where)
 
@@ -194,33 +205,13 @@ class Loads:
             if isinstance(t, nn.Parameter)
         )
 
-    def _teacher_tensors(self, analyst: "Analyst") -> list[tuple[str, Tensor]]:
-        """Return the teacher's parameters that reached the loss, and the running statistics beside them."""
-        found: list[tuple[str, Tensor]] = []
-        for group in analyst.teachers.values():
-            used = {id(p) for p in analyst.taint.parameters(group.mask)}
-            if group.module is None:
-                found += [(analyst.param_name(p), p) for p in analyst.taint.parameters(group.mask)]
-                continue
-            for prefix, module in group.module.named_modules():
-                own = [(n, p) for n, p in module._parameters.items() if p is not None and id(p) in used]
-                found += [(f"{prefix}.{n}".lstrip("."), p) for n, p in own]
-                if isinstance(module, nn.modules.batchnorm._BatchNorm) and (own or not module.affine):
-                    found += [
-                        (f"{prefix}.{n}".lstrip("."), b)
-                        for n, b in module._buffers.items()
-                        if b is not None and n.startswith("running")
-                    ]
-        # A shell on the meta device holds no weights: what answers is handed to it call by call.
-        return [(name, t) for name, t in found if not t.is_meta]
-
-    def _same_as_student(self, analyst: "Analyst") -> bool:
+    def _same_as_student(self, teachers: list[nn.Module], students: list[nn.Module]) -> bool:
         """Say whether the teacher, loaded from a file, holds number by number what the student holds."""
-        for teacher in analyst.teachers.values():
-            for student in analyst.students.values():
-                if teacher.module is None or student.module is None or teacher.module is student.module:
+        for teacher in teachers:
+            for student in students:
+                if teacher is student:
                     continue
-                a, b = dict(teacher.module.named_parameters()), dict(student.module.named_parameters())
+                a, b = dict(teacher.named_parameters()), dict(student.named_parameters())
                 if not a or a.keys() != b.keys() or any(a[n].shape != b[n].shape for n in a):
                     continue
                 if all(sample(a[n]) == sample(b[n]) and sample(a[n]) in self._read for n in a):
@@ -232,4 +223,25 @@ def _is_close(one: tuple[tuple[int, ...], bytes], other: tuple[tuple[int, ...], 
     """Say whether values differ by rounding alone, as after a visit to half precision."""
     a = torch.frombuffer(bytearray(one[1]), dtype=torch.float32) if one[1] else torch.empty(0)
     b = torch.frombuffer(bytearray(other[1]), dtype=torch.float32) if other[1] else torch.empty(0)
-    return len(a) == len(b) and bool((a - b).norm() <= 2e-2 * a.norm())
+    return len(a) == len(b) and bool((a - b).norm() <= _ROUNDED * a.norm())
+
+
+def _teacher_tensors(teachers: list[Network], name_of: Callable[[Tensor], str]) -> list[tuple[str, Tensor]]:
+    """Return the teachers' parameters that reached the loss, and the running statistics beside them."""
+    found: list[tuple[str, Tensor]] = []
+    for teacher in teachers:
+        if teacher.module is None:
+            found += [(name_of(p), p) for p in teacher.params]
+            continue
+        used = {id(p) for p in teacher.params}
+        for prefix, module in teacher.module.named_modules():
+            own = [(n, p) for n, p in module._parameters.items() if p is not None and id(p) in used]
+            found += [(f"{prefix}.{n}".lstrip("."), p) for n, p in own]
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and (own or not module.affine):
+                found += [
+                    (f"{prefix}.{n}".lstrip("."), b)
+                    for n, b in module._buffers.items()
+                    if b is not None and n.startswith("running")
+                ]
+    # A shell on the meta device holds no weights: what answers is handed to it call by call.
+    return [(name, t) for name, t in found if not t.is_meta]

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from audits.observe import torch_internals
+
 
 class Made(NamedTuple):
     """What a tensor was made of, as bit masks."""
@@ -27,7 +29,7 @@ class Made(NamedTuple):
 
 NOTHING = Made()
 
-_GETTERS_TO_SKIP = frozenset(id(getattr(Tensor, name)) for name in ("grad", "_grad", "grad_fn"))
+_GETTERS_TO_SKIP = frozenset(map(id, torch_internals.GRAD_GETTERS))
 
 
 def tensors_in(value: Any, depth: int = 3) -> Iterable[Tensor]:
@@ -151,8 +153,8 @@ def push(mode: Mode) -> None:
 
 def pop_if_on_top(mode: Mode) -> bool:
     """Take the mode off the stack if it is on top of it; a user's own mode above it stays undisturbed."""
-    depth = torch._C._len_torch_function_stack()
-    if depth and torch._C._get_function_stack_at(depth - 1) is mode:
+    depth = torch_internals.mode_depth()
+    if depth and torch_internals.mode_at(depth - 1) is mode:
         mode.__exit__(None, None, None)
         return True
     return False

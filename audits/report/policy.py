@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from audits.checks import CATALOGUE
+from audits.checks.all import CATALOGUE
 from audits.finding import Finding, Report, Severity, sorted_report
 
 Verdict = Literal["clean", "failed", "undecided", "could-not-run"]
@@ -18,8 +18,15 @@ EXIT_CODES: dict[Verdict, int] = {"clean": 0, "failed": 1, "could-not-run": 3, "
 BASELINE_SCHEMA = "kdbench.baseline/1"
 
 
+Remedy = Literal["list-audits", "write-baseline", "rewrite-baseline"]
+
+
 class PolicyError(ValueError):
-    """Raised for a choice that cannot be honoured; the message says what, and how to mend it."""
+    """Raised for a choice that cannot be honoured; the message says why, `remedy` what helps, if something does."""
+
+    def __init__(self, message: str, remedy: Remedy | None = None) -> None:
+        super().__init__(message)
+        self.remedy = remedy
 
 
 def audit_id(word: str) -> str:
@@ -32,7 +39,7 @@ def audit_id(word: str) -> str:
     near = difflib.get_close_matches(word.upper(), ids, n=1, cutoff=0.5)
     near = difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.5) or near
     hint = f"did you mean {near[0]!r}? " if near else ""
-    raise PolicyError(f"unknown audit {word!r}; {hint}There are: {', '.join(sorted(ids))} (kdbench audit --list)")
+    raise PolicyError(f"unknown audit {word!r}; {hint}There are: {', '.join(sorted(ids))}", "list-audits")
 
 
 @dataclass(frozen=True)
@@ -141,11 +148,9 @@ class Baseline:
                 for e in raw["findings"]
             ]
         except FileNotFoundError:
-            raise PolicyError(f"baseline {path} does not exist; write it with --update-baseline") from None
+            raise PolicyError(f"baseline {path} does not exist", "write-baseline") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise PolicyError(
-                f"baseline {path} cannot be read ({error}); write it anew with --update-baseline"
-            ) from error
+            raise PolicyError(f"baseline {path} cannot be read ({error})", "rewrite-baseline") from error
         return cls(tuple(entries))
 
     def write(self, path: Path) -> None:

@@ -1,47 +1,32 @@
-"""What happened between one backward and the next: the calls of modules, the losses, and what they were made of.
-
-A window is what one backward is judged by. Only what reached the root of that backward counts, so a validation or a
-probe that ran meanwhile is not taken for training. Raw windows hold tensors and are dropped when their backward has
-run; what the checks read is made of them before (:mod:`audits.analysis`).
-"""
+"""The recorder of windows: hooks on modules and functions, and what they note between one backward and the next."""
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from audits import hooks
-from audits.events import Where
-from audits.taint import Made, Mode, Taint, is_getter_to_skip, pop_if_on_top, push, tensors_in
+from audits.observe import hooks, torch_internals
+from audits.observe.taint import Made, Mode, Taint, is_getter_to_skip, pop_if_on_top, push, tensors_in
+from audits.observe.windows import (
+    DISTANCES,
+    LABEL_LOSSES,
+    LOOKUPS,
+    MOODY,
+    SMALL,
+    SOFTMAXES,
+    FunctionCall,
+    ModuleCall,
+    RawWindow,
+    leaves_of,
+)
 
 _KEPT = 4
 "Windows whose calls are kept while a loss computed in them waits for its backward."
-
-SMALL = 2**22
-"Numbers in a tensor up to which a copy is kept for as long as a window lasts."
-
-LABEL_LOSSES = frozenset(
-    {"cross_entropy", "nll_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits", "multi_margin_loss"}
-)
-DISTANCES = frozenset(
-    {
-        "mse_loss",
-        "l1_loss",
-        "smooth_l1_loss",
-        "huber_loss",
-        "cosine_similarity",
-        "cosine_embedding_loss",
-        "pairwise_distance",
-    }
-)
-SOFTMAXES = frozenset({"softmax", "log_softmax", "_softmax", "_log_softmax", "sigmoid", "logsigmoid"})
-LOOKUPS = frozenset({"gather", "take_along_dim", "__getitem__", "index_select"})
 _INPLACE = frozenset({"__imul__", "__itruediv__", "__idiv__", "__iadd__", "__isub__"})
 _SHAPE_ONLY = frozenset({f"{word}_like" for word in ("zeros", "ones", "full", "empty", "rand", "randn", "randint")}) | {
     "new_zeros",
@@ -51,82 +36,9 @@ _SHAPE_ONLY = frozenset({f"{word}_like" for word in ("zeros", "ones", "full", "e
 }
 "What takes a tensor's shape and place, and nothing of what is in it."
 _NO_WRITES = frozenset({"zero_", "detach_", "requires_grad_", "_foreach_zero_", "retain_grad"})
-MOODY = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.modules.instancenorm._InstanceNorm)
-"Modules that answer otherwise in training mode."
 
 
-@dataclass(eq=False)
-class ModuleCall:
-    """One call of a module."""
-
-    module: nn.Module
-    index: int
-    parent: int | None
-    fed: Made
-    training: bool
-    grad: bool
-    "Whether a gradient could be recorded."
-    given: list[Tensor]
-    "The floating or integer tensors among its arguments, kept while the window lasts."
-    out: Made = field(default_factory=Made)
-    answer: Tensor | None = None
-    "A small output that could be logits; its values may be edited in place later."
-    value: Tensor | None = None
-    "A copy of the answer's values, as they were returned."
-    moody: list[str] = field(default_factory=list)
-    "Kinds of functional dropout or batch norm in training mode called directly within it."
-    shape: tuple[int, ...] | None = None
-    "Of its first output."
-    outputs: Any = None
-    "The first output, weakly."
-    version: int = 0
-    "Of the first output as it was returned: a write in place raises it."
-    has_children: bool = False
-
-
-@dataclass(eq=False)
-class FunctionCall:
-    """One call of a function that matters: a loss, a softmax, or one in which two networks' answers meet."""
-
-    name: str
-    index: int
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    operands: list[tuple[Any, Made, tuple[int, ...]]]
-    "Each tensor argument (None if too large to keep), what it was made of, its shape."
-    out: Any
-    made: Made
-    grad_fn: Any
-    requires_grad: bool
-    where: Where | None
-
-    def arg(self, position: int, name: str, default: Any = None) -> Any:
-        """Return an argument however it was passed."""
-        return self.args[position] if len(self.args) > position else self.kwargs.get(name, default)
-
-
-@dataclass(eq=False)
-class RawWindow:
-    """All of one window, before its backward runs."""
-
-    number: int
-    calls: list[ModuleCall] = field(default_factory=list)
-    functions: list[FunctionCall] = field(default_factory=list)
-    one_hot: list[Tensor] = field(default_factory=list)
-    scales: list[tuple[Made, float]] = field(default_factory=list)
-    "Numbers that scalars were multiplied with, and what those scalars were made of."
-    pools: list[tuple[int, int, int, int, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
-    "Functional max-pools: their number, that of the module around, kernel, stride, size before and after."
-    starts: list[int] = field(default_factory=lambda: [0])
-    "Numbers of the first calls of the windows that it holds."
-    roots: list[Tensor] = field(default_factory=list)
-    root: Made = field(default_factory=Made)
-    leaves: list[nn.Parameter] = field(default_factory=list)
-    root_scale: float = 1.0
-    where: Where | None = None
-
-
-class Windows:
+class Recorder:
     """Records windows while armed; tells of each before its backward runs, and of its parameters after."""
 
     def __init__(
@@ -163,7 +75,9 @@ class Windows:
     # -- coming and going
 
     def open(self) -> None:
-        """Register the module hooks, and arm."""
+        """Register the module hooks, and arm; where tensors cannot be followed, nothing, and no audit is decided."""
+        if not torch_internals.can_follow():
+            return
         self._exit.callback(register_module_forward_pre_hook(self._enter_module).remove)
         self._exit.callback(register_module_forward_hook(self._leave_module, with_kwargs=True, always_call=True).remove)
         self._exit.enter_context(self._applied())
@@ -177,7 +91,7 @@ class Windows:
 
     def arm(self) -> None:
         """Begin to record, if the mode can be put up."""
-        if self.armed or not self._at_home():
+        if self.armed or not self._at_home() or not torch_internals.can_follow():
             return
         self.armed = True
         if not self._pushed:
@@ -214,7 +128,7 @@ class Windows:
     def _seeing(self) -> bool:
         return (
             self.armed
-            and torch._C._functorch.peek_interpreter_stack() is None
+            and torch_internals.peek_interpreter_stack() is None
             and not self._in_backward
             and not torch.compiler.is_compiling()
             and self._at_home()
@@ -223,7 +137,7 @@ class Windows:
     # -- functions
 
     def _on_function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        if not self.armed or self._in_backward or not self._at_home() or torch._C._functorch.peek_interpreter_stack():
+        if not self.armed or self._in_backward or not self._at_home() or torch_internals.peek_interpreter_stack():
             return
         try:
             self._function(func, args, kwargs, out)
@@ -283,12 +197,7 @@ class Windows:
         ):
             self._note_scale(name, args, mades, params, calls)
         if name in ("max_pool2d", "boolean_dispatch", "max_pool2d_with_indices") and self._stack:
-            kernel = args[1] if len(args) > 1 else kwargs.get("kernel_size", 2)
-            stride = args[2] if len(args) > 2 else kwargs.get("stride")
-            sizes = (tuple(given[0].shape[-2:]), tuple(outs[0].shape[-2:]))
-            top = self._stack[-1]
-            if top is not None and not isinstance(top.module, nn.MaxPool2d):
-                self.raw.pools.append((self._number(), top.index, _largest(kernel), _largest(stride or kernel), *sizes))
+            self._note_pool(args, kwargs, given[0], outs[0])
         if params or calls:
             made = Made(params, calls, taint.base)
             inplace = outs[0] is given[0]
@@ -316,6 +225,14 @@ class Windows:
             return False
         # Two answers meet that each hold parameters which the other does not; scalars are only summed.
         return bool(first & ~second) and bool(second & ~first) and max(given[0].ndim, given[1].ndim) > 0
+
+    def _note_pool(self, args: tuple[Any, ...], kwargs: dict[str, Any], image: Tensor, out: Tensor) -> None:
+        kernel = args[1] if len(args) > 1 else kwargs.get("kernel_size", 2)
+        stride = args[2] if len(args) > 2 else kwargs.get("stride")
+        sizes = (tuple(image.shape[-2:]), tuple(out.shape[-2:]))
+        top = self._stack[-1]
+        if top is not None and not isinstance(top.module, nn.MaxPool2d):
+            self.raw.pools.append((self._number(), top.index, _largest(kernel), _largest(stride or kernel), *sizes))
 
     def _note_mood(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         position = {"dropout": 2, "batch_norm": 5, "instance_norm": 5}.get(name, 2)
@@ -421,7 +338,7 @@ class Windows:
         if outs:
             call.shape = tuple(outs[0].shape)
             call.outputs = torch.utils.weak.TensorWeakRef(outs[0])
-            call.version = 0 if outs[0].is_inference() else outs[0]._version
+            call.version = 0 if outs[0].is_inference() else torch_internals.version_of(outs[0])
         likely = [t for t in outs if t.ndim in (2, 3) and t.numel() <= SMALL and t.is_floating_point()]
         leaf = not call.has_children
         if likely and (not leaf or isinstance(call.module, nn.Linear | nn.Bilinear) or call.parent is None):
@@ -533,20 +450,3 @@ def _logits_among(out: Any, likely: list[Tensor]) -> Tensor:
     if isinstance(named, Tensor) and any(named is t for t in likely):
         return named
     return likely[0]
-
-
-def leaves_of(nodes: Iterable[Any], limit: int = 200_000) -> list[nn.Parameter]:
-    """Return the leaf tensors that a backward from these graph nodes gives a gradient to."""
-    seen: set[Any] = set()
-    todo = [node for node in nodes if node is not None]
-    found: dict[int, nn.Parameter] = {}
-    while todo and len(seen) < limit:
-        node = todo.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        variable = getattr(node, "variable", None)
-        if variable is not None:
-            found[id(variable)] = variable
-        todo.extend(parent for parent, _ in node.next_functions if parent is not None)
-    return list(found.values())

@@ -1,0 +1,15 @@
+"""What several checks of the distillation term read off a trace."""
+
+from audits.infer.explain import Explanation
+from audits.trace import Sight, Trace, Where
+
+
+def explained(trace: Trace) -> list[tuple[Sight, Explanation]]:
+    """Return each reading of the gradient at the student's logits, with its window."""
+    return [(s, e) for s in trace.losses.sights for e in s.explanations]
+
+
+def term_place(trace: Trace, sight: Sight | None = None) -> Where | None:
+    """Return the line of the distillation term, or else of the backward."""
+    at = sight or trace.losses.sights[0]
+    return next((t.where for t in at.terms if t.kind == "soft" and t.where is not None), at.where)

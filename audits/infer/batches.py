@@ -1,0 +1,166 @@
+"""Are student and teacher shown the same batch, and is it what the teacher learned on?"""
+
+from collections import Counter
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from audits.infer.layers import descendants, describe, shown_to
+from audits.infer.observer import EXPLAINED, Observer
+from audits.infer.roles import Cast
+from audits.observe.rows import row_keys
+from audits.observe.taint import Taint
+from audits.observe.windows import ModuleCall, RawWindow
+from audits.trace import Inputs, Sight, Trace
+
+_ORDER = ("same", "permuted", "flipped", "affine", "differ", "shapes")
+"Relations of two batches, the nearest first: of several pairs the nearest counts."
+_SHIFTED, _NARROWER, _WIDER = 0.5, 0.6, 1.7
+"""Deviations by which the mean of a batch may lie off what the teacher learned on, and factors between which its
+deviation may lie: batches of one normalisation stay well within, another normalisation goes beyond."""
+_SETTLED = 30
+"Batches after which a batch norm's running statistics are those of the data."
+_VALUES_A_CHANNEL = 16
+"Numbers that a channel must be given for its mean and deviation to say anything."
+_FARTHEST, _WIDEST = 1.0, 2.0
+"Deviations by which what a batch norm is given may be shifted, and the factor by which it may be wider or narrower."
+_EQUAL, _AFFINE = 1e-5, 1e-4
+"""Of the largest pixel: differences up to which two images are one, and up to which one is the other scaled and
+shifted, where a rounding of scale and of shift adds up."""
+
+
+class Batches(Observer):
+    """Compares what the student is shown with what the teacher is shown."""
+
+    def __init__(self, trace: Trace, taint: Taint) -> None:
+        self._trace, self._taint = trace, taint
+        self._trained_on: Any = WeakKeyDictionary()
+        "By network, mean and deviation of what it was shown when it learned for itself."
+
+    def answered(self, raw: RawWindow, call: ModuleCall) -> None:
+        """Note what a network is shown that learns for itself."""
+        if call.grad and call.training and call.given and call.given[0].is_floating_point():
+            self._trained_on.setdefault(call.module, _spread(call.given[0]))
+
+    def window(self, raw: RawWindow, cast: Cast, sight: Sight) -> None:
+        """Compare the batches."""
+        if len(self._trace.losses.sights) < EXPLAINED:
+            sight.inputs = self._compare(raw, cast)
+
+    def _compare(self, raw: RawWindow, cast: Cast) -> Inputs | None:
+        of_student = shown_to(raw, self._taint, cast.student_mask)
+        of_teacher = [c.given[0] for g in cast.teachers for c in g.calls if c.given and not c.fed.params]
+        of_teacher = [t for t in of_teacher if t.is_floating_point() or t.dtype in (torch.long, torch.int)]
+        if not of_student or not of_teacher:
+            return None
+        best: Inputs | None = None
+        for t in of_teacher:
+            for s in of_student:
+                found = relation(s, t)
+                if best is None or _ORDER.index(found.relation) < _ORDER.index(best.relation):
+                    best = found
+        if best is not None and best.relation in ("same", "shapes"):
+            best = self._untrained_on(cast) or _unknown_to_its_norms(raw, cast) or best
+        return best
+
+    def _untrained_on(self, cast: Cast) -> Inputs | None:
+        """Say how what the teacher is shown differs in mean or deviation from what it learned on."""
+        for group in cast.teachers:
+            learned = self._trained_on.get(group.module)
+            given = [c.given[0] for c in group.calls if c.module is group.module and c.given and not c.fed.params]
+            if learned is None or not given or not given[0].is_floating_point():
+                continue
+            (mean, deviation), (now, spread) = learned, _spread(given[0])
+            shifted = abs(now - mean) > _SHIFTED * deviation
+            if deviation > 0 and (shifted or not _NARROWER < spread / deviation < _WIDER):
+                trained = f"{mean:.3g} and {deviation:.3g}"
+                return Inputs(
+                    "untrained", f"mean {now:.3g} and deviation {spread:.3g}, where it was trained on {trained}"
+                )
+        return None
+
+
+def _unknown_to_its_norms(raw: RawWindow, cast: Cast) -> Inputs | None:
+    """Say how what the teacher's first batch norm is given differs from what it learned to expect."""
+    for group in cast.teachers:
+        below = sorted(descendants(raw, group.calls), key=lambda c: c.index)
+        first = next((c for c in below if isinstance(c.module, nn.modules.batchnorm._BatchNorm)), None)
+        if first is None or first.training or not first.given:
+            continue
+        assert isinstance(first.module, nn.modules.batchnorm._BatchNorm)
+        norm, x = first.module, first.given[0].detach().float()
+        mean, var, count = norm.running_mean, norm.running_var, norm.num_batches_tracked
+        if mean is None or var is None or count is None or int(count) < _SETTLED:
+            continue
+        if x.numel() < _VALUES_A_CHANNEL * len(mean):
+            continue
+        rows = x.transpose(0, 1).flatten(1)
+        deviation = (var + norm.eps).sqrt()
+        shift = float(((rows.mean(1) - mean).abs() / deviation).median())
+        spread = float((rows.std(1) / deviation).median())
+        if shift > _FARTHEST or not 1 / _WIDEST < spread < _WIDEST:
+            name = describe(first, group.calls)
+            return Inputs(
+                "untrained",
+                f"its first batch norm, {name}, is given {spread:.2g} times the deviation that it learned, and a "
+                f"mean {shift:.2g} deviations away",
+            )
+    return None
+
+
+def _spread(values: Tensor) -> tuple[float, float]:
+    """Return mean and standard deviation over all numbers."""
+    values = values.detach().double()
+    return float(values.mean()), float(values.std()) if values.numel() > 1 else 0.0
+
+
+def relation(s: Tensor, t: Tensor) -> Inputs:
+    """Say how the batch that the student is shown (B, ...) and the teacher's are related."""
+    s, t = s.detach(), t.detach()
+    rounded = s.to(t.device, t.dtype) if s.is_floating_point() else s.to(t.device)
+    if s is t or (s.shape == t.shape and torch.allclose(rounded, t.to(rounded.dtype), 0, 0, equal_nan=True)):
+        return Inputs("same")
+    if s.shape != t.shape or s.ndim < 2:
+        return Inputs("shapes", f"{tuple(s.shape)} and {tuple(t.shape)}")
+    if s.is_floating_point() and not (bool(s.isfinite().all()) and bool(t.isfinite().all())):
+        return Inputs("shapes", "numbers that are not finite")
+    keys_s, keys_t = row_keys(s), row_keys(t.to(s.dtype))
+    if Counter(keys_s) == Counter(keys_t):
+        place: dict[bytes, list[int]] = {}
+        for i, key in enumerate(keys_s):
+            place.setdefault(key, []).append(i)
+        return Inputs("permuted", "the same rows in another order", [place[key].pop(0) for key in keys_t])
+    if not s.is_floating_point():
+        return Inputs("differ", "other values")
+    a, b = s.double().cpu(), t.double().cpu()
+    scale = float(b.abs().max()) + 1e-12
+    return _flipped(a, b, scale) or _scaled(a, b, scale) or Inputs("differ", _rows_that_differ(a, b))
+
+
+def _flipped(a: Tensor, b: Tensor, scale: float) -> Inputs | None:
+    if a.ndim != 4:
+        return None
+    for dims, word in (((3,), "mirrored left to right"), ((2,), "mirrored top to bottom")):
+        moved = (a.flip(dims) - b).flatten(1).abs().amax(1) <= _EQUAL * scale
+        still = (a - b).flatten(1).abs().amax(1) <= _EQUAL * scale
+        if bool((moved | still).all()):
+            return Inputs("flipped", f"{int((moved & ~still).sum())} of {len(a)} images {word}")
+    return None
+
+
+def _scaled(a: Tensor, b: Tensor, scale: float) -> Inputs | None:
+    channels = a.transpose(0, 1).flatten(1) if a.ndim >= 3 else a.reshape(1, -1)
+    others = b.transpose(0, 1).flatten(1) if b.ndim >= 3 else b.reshape(1, -1)
+    x, y = channels - channels.mean(1, keepdim=True), others - others.mean(1, keepdim=True)
+    slope = (x * y).sum(1, keepdim=True) / (x * x).sum(1, keepdim=True).clamp_min(1e-30)
+    if not float((y - slope * x).abs().max()) <= _AFFINE * scale:
+        return None
+    factors = ", ".join(f"{float(v):.3g}" for v in slope.flatten()[:4])
+    return Inputs("affine", f"the teacher's pixels are the student's, scaled by {factors}")
+
+
+def _rows_that_differ(a: Tensor, b: Tensor) -> str:
+    equal = int((a == b).flatten(1).all(1).sum())
+    return f"{len(a) - equal} of {len(a)} rows differ"

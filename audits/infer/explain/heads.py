@@ -1,0 +1,244 @@
+"""The student's logits that a loss went through, the gradient at them, and the teacher's answers beside them."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from audits.infer.explain.forms import Answer, flat
+from audits.infer.roles import Cast, Label
+from audits.observe import torch_internals
+from audits.observe.windows import SOFTMAXES, FunctionCall, RawWindow
+
+_MOST = 6
+"Heads looked at in a window: each costs a backward of its own, and self-distilling networks have about four."
+_SUM = 1e-3
+"By how much a row of probabilities may miss 1: half precision rounds a probability by up to 5e-4."
+_SAME_HALF = 2e-2
+"Part of the largest logit by which copies may differ where one went through half precision: a few of its roundings."
+_SAME = 1e-5
+"The same in single precision: some hundred roundings, as a reshaped or re-ordered copy has none."
+_SAME_LOG = 1e-4
+"The same after a log-softmax, whose sum over classes and logarithm round more."
+_TINY = 1e-12
+"Kept from dividing by zero; no logits are this small."
+
+
+class Head(NamedTuple):
+    """Logits of the student's."""
+
+    z: Tensor
+    "As they stand in the graph."
+    value: Tensor
+    "Their values when they were made (..., C)."
+    labels: list[Label]
+    "The label losses computed from them."
+
+
+class Gradients(NamedTuple):
+    """The gradient at a head (N, C), the label losses' part of it, and their weight; the last two None if unknown."""
+
+    whole: Tensor
+    of_labels: Tensor | None
+    label_weight: float | None
+
+
+def _reaches(raw: RawWindow, index: int) -> bool:
+    return bool(raw.root.calls >> index & 1)
+
+
+def teacher_answers(raw: RawWindow, cast: Cast, student: int) -> list[Answer]:
+    """Return what could be the teacher's logits or probabilities, as they came out of the network or the store."""
+    found: list[Answer] = []
+    if cast.stored is not None:
+        found.append(Answer("logits", cast.stored))
+    calls = [c for g in (*cast.teachers, *cast.idle) for c in g.calls]
+    inner = [
+        c
+        for c in raw.calls
+        if c.out.params & cast.teacher_mask and not c.out.params & student and _reaches(raw, c.index)
+    ]
+    for call in [*calls, *reversed(inner)]:
+        if call.value is not None and call.value.shape[-1] > 1 and all(call.value is not v for _, v in found):
+            found.append(Answer("logits", call.value))
+    for f in raw.functions:
+        if _reaches(raw, f.index):
+            found += _answers_to(f, student, cast.cached)
+    return found
+
+
+def _answers_to(f: FunctionCall, student: int, cached: bool) -> list[Answer]:
+    """Return what a softmax or a loss was given that is not the student's."""
+    found: list[Answer] = []
+    if f.name in SOFTMAXES and f.operands:
+        t, made, _ = f.operands[0]
+        if t is not None and not made.params & student and (made.params or cached):
+            found.append(Answer("argument", t.detach()))
+    if f.name in ("kl_div", "mse_loss", "cross_entropy", "binary_cross_entropy_with_logits") and cached:
+        for t, made, shape in f.operands[:2]:
+            if t is not None and not made.params & student and t.is_floating_point() and len(shape) >= 2:
+                is_sum = f.name != "mse_loss" and _are_probabilities(flat(t))
+                found.append(Answer("probabilities" if is_sum else "logits", t.detach()))
+    return found
+
+
+def _are_probabilities(rows: Tensor) -> bool:
+    return bool((rows >= 0).all()) and bool(((rows.sum(1) - 1).abs() < _SUM).all())
+
+
+def heads(raw: RawWindow, cast: Cast, student: int, answers: list[Answer]) -> list[Head]:
+    """Return the logits of the student of this mask: those that labels were held against first."""
+    shapes = {(v.numel(), v.shape[-1]) for _, v in answers}
+    calls = [
+        (not c.has_children, Head(c.answer, c.value, []))
+        for c in raw.calls
+        if c.answer is not None
+        and c.value is not None
+        and c.out.params & student
+        and c.answer.requires_grad
+        and _reaches(raw, c.index)
+    ]
+    answered = [head for _, head in sorted(calls, key=lambda call: call[0])]  # outermost first
+    waiting = [label for label in cast.labels if label.made & student and label.logits is not None]
+    found: list[Head] = []
+
+    def place(head: Head, belongs: Callable[[Label, Tensor], bool]) -> None:
+        mine = [label for label in waiting if belongs(label, head.value) and _flows(label, head.z)]
+        if mine:
+            waiting[:] = [label for label in waiting if all(label is not m for m in mine)]
+            found.append(Head(head.z, head.value, mine))
+
+    for head in answered:
+        place(head, _is_of)
+    for head in answered:  # language models drop the last position for their labels
+        if (head.value.numel(), head.value.shape[-1]) in shapes and head.value.ndim == 3:
+            place(head, _is_cut_from)
+    for label in waiting:
+        if label.logits is not None and label.logits.requires_grad and label.logits.ndim >= 2:
+            base = _common_source(raw, label)
+            found.append(Head(base, base.detach(), [label]))
+    return [*found, *_without_labels(answered, found, shapes)][:_MOST]
+
+
+def _without_labels(answered: list[Head], found: list[Head], shapes: set[tuple[int, int]]) -> list[Head]:
+    """Return the answers that could be logits and have no labels: of the teacher's size and of the heads' width."""
+    known = {id(head.z) for head in found}
+    values = [head.value for head in found]
+    widths = {v.shape[-1] for v in values}  # what is narrower or wider lies below a head: labels teach it too
+    more: list[Head] = []
+    for head in answered:
+        value = head.value
+        fits = not shapes or (value.numel(), value.shape[-1]) in shapes
+        same = any(
+            v.shape[-1] == value.shape[-1]
+            and v.numel() == value.numel()
+            and torch.equal(v.reshape(-1), value.reshape(-1).to(v.dtype))
+            for v in values
+        )
+        if id(head.z) not in known and fits and not same and (not widths or value.shape[-1] in widths):
+            more.append(head)
+            known.add(id(head.z))
+            values.append(value)
+    return more
+
+
+def _common_source(raw: RawWindow, label: Label) -> Tensor:
+    """Return the tensor that the label loss and the softmaxes start from where no module gave it."""
+    assert label.logits is not None
+    for f in raw.functions:
+        if f.name in ("log_softmax", "softmax") and f.operands and f.out is label.logits:
+            source = f.operands[0][0]
+            if isinstance(source, Tensor) and source.requires_grad:
+                return source
+    return label.logits
+
+
+def _flows(label: Label, z: Tensor) -> bool:
+    """Say whether the label loss was computed from this very tensor, and not from one of the same values beside it."""
+    out = label.call.out
+    if not isinstance(out, Tensor) or not out.requires_grad or torch_internals.hooks_of(z):
+        return True
+    seed = torch.ones_like(out)
+    return torch.autograd.grad(out, z, seed, retain_graph=True, allow_unused=True)[0] is not None
+
+
+def _is_of(label: Label, value: Tensor) -> bool:
+    x = label.logits
+    if x is None or x.numel() != value.numel() or x.ndim < 1:
+        return False
+    if x.shape[-1] != value.shape[-1]:
+        # (B, C, L) for sequences
+        if x.ndim == 3 and value.ndim == 3 and x.shape[1] == value.shape[-1]:
+            x = x.transpose(1, 2)
+        else:
+            return False
+    a, b = flat(x), flat(value)
+    scale = float(b.abs().max()) + _TINY
+    loose = _SAME_HALF if {x.dtype, value.dtype} & {torch.float16, torch.bfloat16} else _SAME
+    if float((a - b).abs().max()) <= loose * scale:
+        return True
+    return float((a - b.log_softmax(1)).abs().max()) <= max(loose, _SAME_LOG) * scale
+
+
+def _is_cut_from(label: Label, value: Tensor) -> bool:
+    """Say whether the label loss takes fewer rows than the logits (B, L, C) have."""
+    x = label.logits
+    return x is not None and x.ndim in (2, 3) and x.shape[-1] == value.shape[-1] and x.numel() < value.numel()
+
+
+def gradients_at(raw: RawWindow, head: Head) -> Gradients | None:
+    """Return the gradient at a head and the label losses' part; None where nothing flows or a hook may change it."""
+    root, z = raw.roots[0], head.z
+    if torch_internals.hooks_of(z):
+        return None
+    (g,) = torch.autograd.grad(root, z, retain_graph=True, allow_unused=True)
+    if g is None:
+        return None
+    whole = flat(g) / raw.root_scale
+    part = torch.zeros_like(whole)
+    weight: float | None = 0.0
+    for label in head.labels:
+        out = label.call.out
+        if not isinstance(out, Tensor) or not out.requires_grad or label.call.name not in ("cross_entropy", "nll_loss"):
+            return Gradients(whole, None, None)
+        (w,) = torch.autograd.grad(root, out, retain_graph=True, allow_unused=True)
+        if w is None:
+            continue
+        (own,) = torch.autograd.grad(out, z, grad_outputs=w, retain_graph=True, allow_unused=True)
+        if own is None:
+            return Gradients(whole, None, None)
+        part = part + flat(own) / raw.root_scale
+        if label.is_plain and weight is not None:
+            weight += float(w) / raw.root_scale
+        elif weight is not None:
+            ce = label_gradient(z.detach(), label)
+            share = None if ce is None else float((flat(own) * ce).sum() / (ce * ce).sum()) / raw.root_scale
+            weight = None if share is None else weight + share
+    return Gradients(whole, part, weight)
+
+
+def label_gradient(value: Tensor, label: Label) -> Tensor | None:
+    """Return the gradient of the mean cross-entropy at logits of these values."""
+    z = flat(value)
+    target = label.target
+    if target is None:
+        return None
+    if target.is_floating_point() or (
+        target.ndim > 1 and target.shape[-1] == z.shape[1] and target.numel() == z.numel()
+    ):
+        y = flat(target.double())
+        if y.shape != z.shape:
+            return None
+        return (z.softmax(1) - y) / len(z)
+    classes = target.reshape(-1).cpu()
+    if len(classes) != len(z):
+        return None
+    valid = (classes >= 0) & (classes < z.shape[1])
+    y = torch.zeros_like(z)
+    y[valid] = torch.nn.functional.one_hot(classes[valid], z.shape[1]).double()
+    if label.smoothing:
+        y[valid] = y[valid] * (1 - label.smoothing) + label.smoothing / z.shape[1]
+    basis = (z.softmax(1) - y) / max(1, int(valid.sum()))
+    basis[~valid] = 0
+    return basis

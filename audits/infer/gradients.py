@@ -1,0 +1,51 @@
+"""What gradient does the distillation send into the student's logits, and are the teacher's answers right?"""
+
+import torch
+
+from audits.infer.explain import Explanation, explain
+from audits.infer.observer import EXPLAINED, Observer
+from audits.infer.roles import Cast
+from audits.observe.windows import RawWindow
+from audits.trace import Hits, Sight, Trace
+
+_LABELS = 1000
+"Labels that the teacher's answers are held against: enough to tell a trained teacher from chance nearly always."
+
+
+class Gradients(Observer):
+    """Explains the gradient at the student's logits, and counts how often the teacher agrees with the labels."""
+
+    def __init__(self, trace: Trace, windows: int) -> None:
+        self._trace, self._windows = trace, windows
+        "Windows up to which one is explained for the sake of its labels."
+
+    def window(self, raw: RawWindow, cast: Cast, sight: Sight) -> None:
+        """Explain the gradient."""
+        if len(self._trace.losses.sights) < EXPLAINED or self._awaits_labels():
+            sight.explanations = explain(raw, cast)
+        for e in sight.explanations:
+            self._count_hits(e)
+
+    def _awaits_labels(self) -> bool:
+        sights, hits = self._trace.losses.sights, self._trace.teacher.hits
+        if not self._trace.script or len(sights) >= self._windows:
+            return False
+        read = any(e.form not in ("unknown", "nothing") for s in sights for e in s.explanations)
+        counted = 0 if hits is None else int(hits.by_class.sum())
+        return read and 0 < counted < _LABELS
+
+    def _count_hits(self, e: Explanation) -> None:
+        """Hold the teacher's answers against the labels of the label loss."""
+        if not self._trace.script or e.teacher_logits is None or e.labels is None or e.sequence:
+            return
+        labels, logits = e.labels.reshape(-1).cpu(), e.teacher_logits
+        if e.form == "permuted" or len(labels) != len(logits) or labels.dtype.is_floating_point:
+            return
+        counts = (labels >= 0) & (labels < logits.shape[1])
+        right = ((logits.argmax(1) == labels) & counts).sum()
+        by_class = torch.bincount(labels[counts].long(), minlength=logits.shape[1])
+        old = self._trace.teacher.hits
+        if old is not None and len(old.by_class) == len(by_class):
+            right, by_class = right + old.right, by_class + old.by_class
+        self._trace.teacher.hits = Hits(right, by_class)
+        self._trace.teacher.labels_shown = True

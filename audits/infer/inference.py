@@ -1,0 +1,78 @@
+"""From raw windows to what the checks read: calls the observers in turn."""
+
+import torch
+from torch import nn
+
+from audits.infer.batches import Batches
+from audits.infer.gradients import Gradients
+from audits.infer.modes import Modes
+from audits.infer.names import Names
+from audits.infer.observer import Known, Observer
+from audits.infer.parameters import Parameters
+from audits.infer.players import Players
+from audits.infer.roles import Declared
+from audits.infer.stems import Stems
+from audits.infer.stored import Stored
+from audits.infer.teacher import TeacherState
+from audits.infer.terms import Terms
+from audits.observe.loads import Loads
+from audits.observe.taint import Taint
+from audits.observe.windows import ModuleCall, RawWindow
+from audits.trace import Sight, Trace
+
+
+class Inference:
+    """Tells every observer of each answer, window and step; a new question is a new observer in this list."""
+
+    def __init__(self, trace: Trace, taint: Taint, loads: Loads, declared: Declared, windows: int) -> None:
+        self._trace, self._loads = trace, loads
+        self.windows = windows
+        "Windows to be looked at."
+        self.known = known = Known()
+        names = Names(trace, taint, known)
+        self.players = Players(trace, taint, known, names, declared)
+        self.modes = Modes(trace)
+        self._observers: list[Observer] = [
+            Stored(trace, taint),  # finds the teacher of stored answers, of whom the others speak
+            self.players,
+            TeacherState(trace, taint, known, names, loads),
+            Parameters(trace, taint, known, names),
+            self.modes,
+            Stems(trace, taint),
+            Gradients(trace, windows),
+            Batches(trace, taint),
+            Terms(trace, taint, names),
+            names,  # names for good what the others have named by then
+        ]
+
+    def answered(self, raw: RawWindow, call: ModuleCall) -> None:
+        """Take in the answer of a module that nothing called."""
+        if call.fed.params or not any(True for _ in call.module.parameters()):
+            return
+        for observer in self._observers:
+            observer.answered(raw, call)
+
+    def window(self, raw: RawWindow) -> None:
+        """Judge the window that this backward closes."""
+        cast = self.players.cast(raw)
+        if cast is None:
+            return
+        sight = Sight(raw.number, raw.where)
+        for observer in self._observers:
+            observer.window(raw, cast, sight)
+        self._trace.losses.sights.append(sight)
+
+    def step(self, optimizer: torch.optim.Optimizer, params: list[nn.Parameter]) -> None:
+        """Take in a step, and the parameters that it moved."""
+        if not self.known.started:
+            self._loads.stepped(params)
+            return
+        for p in params:
+            self.known.moved[p] = True
+        for observer in self._observers:
+            observer.step(optimizer, params)
+
+    def finish(self, optimizers: list[torch.optim.Optimizer]) -> None:
+        """Draw the conclusions of what was seen so far."""
+        for observer in self._observers:
+            observer.finish(optimizers)

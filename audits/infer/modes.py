@@ -1,0 +1,58 @@
+"""In which mode do student and teacher answer?"""
+
+from audits.infer.layers import depends_on_mode, descendants, describe
+from audits.infer.observer import Observer
+from audits.infer.roles import Cast
+from audits.infer.stored import may_be_stored
+from audits.observe import hooks
+from audits.observe.windows import MOODY, ModuleCall, RawWindow
+from audits.trace import Sight, Trace
+
+
+class Modes(Observer):
+    """Says which layers of the teacher answer in training mode, and when the student answers in evaluation mode."""
+
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
+        self._when_stored: dict[int, list[str]] = {}
+        "By network, the layers that answered in training mode when its answers may have been stored."
+
+    def answered(self, raw: RawWindow, call: ModuleCall) -> None:
+        """Note the mode of a network whose answers may be stored."""
+        if may_be_stored(call):
+            self._when_stored[id(call.module)] = _in_training(raw, [call])
+
+    def window(self, raw: RawWindow, cast: Cast, sight: Sight) -> None:
+        """Note the modes of both."""
+        sight.teacher_training = _in_training(raw, [c for g in (*cast.teachers, *cast.idle) for c in g.calls])
+        if cast.cached:
+            sight.teacher_training += [m for g in cast.teachers for m in self._when_stored.get(id(g.module), [])]
+        calls = [c for g in cast.students for c in g.calls if c.grad and raw.root.calls >> c.index & 1]
+        held = [m for g in cast.students if g.module is not None for m in g.module.modules() if isinstance(m, MOODY)]
+        below = [c for c in descendants(raw, calls) if isinstance(c.module, MOODY) and depends_on_mode(c.module)]
+        sight.student_eval = bool(calls) and all(not c.training for c in [*calls, *below])
+        sight.student_is_moody = any(depends_on_mode(m) for m in held) or bool(below)
+
+    def backward(self, modes: list[bool], step: int) -> None:
+        """Note a backward before which the student answered in evaluation mode only."""
+        losses = self._trace.losses
+        if not any(modes) and any(s.student_is_moody for s in losses.sights[-1:]):
+            losses.eval_steps.append(step)
+            losses.eval_where = losses.eval_where or hooks.call_site()
+
+
+def _in_training(raw: RawWindow, calls: list[ModuleCall]) -> list[str]:
+    """Return the layers below these calls that answered in training mode and answer otherwise in it."""
+    seen = {
+        describe(c, calls)
+        for c in descendants(raw, calls)
+        if (isinstance(c.module, MOODY) and c.training and depends_on_mode(c.module)) or c.moody
+    }
+    inside = {  # where nothing below was seen, as in compiled code
+        type(m).__name__
+        for c in calls
+        if not c.has_children
+        for m in c.module.modules()
+        if isinstance(m, MOODY) and getattr(m, "training", False) and depends_on_mode(m)
+    }
+    return sorted(seen | inside)

@@ -1,0 +1,148 @@
+"""Which parameters get a gradient, which are stepped, and which change?"""
+
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from audits.infer.living import live_parameters, living
+from audits.infer.names import Names
+from audits.infer.observer import Known, Observer
+from audits.infer.roles import Cast
+from audits.observe.taint import Taint
+from audits.observe.windows import RawWindow
+from audits.trace import Leaf, Sight, Trace
+
+_FIRST = 6
+"Windows in which it is noted what gets a gradient: as many as alternating losses and phases of one loop need."
+_JUDGED = 3
+"Steps after which it is judged what stands still: one may be skipped by a scaler, and one taken at rate zero."
+_RATES = 5000
+"Steps whose learning rates are kept: long enough for any schedule's shape, and small."
+_LEAST_GRADIENT = 1e-3
+"Of the median size of a gradient: less is rounding, as a bias before a batch norm gets."
+
+
+class Parameters(Observer):
+    """Follows the parameters that the distillation gives a gradient to, and the optimizer that steps them."""
+
+    def __init__(self, trace: Trace, taint: Taint, known: Known, names: Names) -> None:
+        self._trace, self._taint, self._known, self._names = trace, taint, known, names
+        self._first: dict[int, tuple[nn.Parameter, Tensor]] | None = None
+        "By id, the parameters of students and projectors, and what was in them."
+        self._leaves = 0
+        "Mask of what got a gradient."
+        self._plain_leaves: Any = WeakTensorKeyDictionary()
+        self._optimizer: torch.optim.Optimizer | None = None
+        "The first that stepped what the distillation gives a gradient to."
+        self._steps = 0
+        "Of that optimizer."
+        self._sizes: dict[int, tuple[nn.Parameter, list[Tensor]]] = {}
+        "By id, the parameters stepped first, and the norms of their gradients."
+
+    def window(self, raw: RawWindow, cast: Cast, sight: Sight) -> None:
+        """Note what this backward gives a gradient to."""
+        known = self._known
+        if self._first is None and known.teachers:
+            held = [p for g in (*known.students, *known.projectors) for p in self._taint.parameters(g.mask)]
+            self._first = {id(p): (p, p.detach().clone()) for p in held}
+        if len(self._trace.losses.sights) < _FIRST:
+            self._leaves |= self._taint.mask(self._lasting(raw))
+        student = cast.student_mask
+        sight.student_frozen = bool(student) and not self._taint.moved_by(raw.leaves) & student
+
+    def _lasting(self, raw: RawWindow) -> list[Tensor]:
+        """Return the leaves that are parameters: by their class, or since they come back and are no module's input."""
+        shown = {id(t) for c in raw.calls for t in c.given}
+        found: list[Tensor] = []
+        for leaf in raw.leaves:
+            if not isinstance(leaf, nn.Parameter):
+                before, self._plain_leaves[leaf] = leaf in self._plain_leaves, True
+                if not before or id(leaf) in shown:
+                    continue
+            found.append(leaf)
+        return found
+
+    def step(self, optimizer: torch.optim.Optimizer, params: list[nn.Parameter]) -> None:
+        """Take in what the student's optimizer moved, and at what rates."""
+        updates = self._trace.updates
+        if self._optimizer is None and any(self._taint.bit(p) & self._leaves for p in params):
+            self._optimizer = optimizer
+            firsts = [next(iter(group["params"]), None) for group in optimizer.param_groups]
+            updates.group_names = ["nothing" if p is None else self._names.param(p) for p in firsts]
+        if optimizer is not self._optimizer:
+            return
+        self._steps += 1
+        if len(updates.lr_rows) < _RATES:
+            updates.lr_rows.append(tuple(float(group["lr"]) for group in optimizer.param_groups))
+        if self._steps <= _JUDGED:
+            self._note_sizes(params)
+        if self._steps == _JUDGED:
+            self._find_stale(optimizer)
+
+    def _note_sizes(self, params: list[nn.Parameter]) -> None:
+        dense = [(p, p.grad) for p in params if p.grad is not None and not p.grad.is_sparse]
+        if dense:
+            for (p, _), size in zip(dense, torch._foreach_norm([grad for _, grad in dense]), strict=True):
+                self._sizes.setdefault(id(p), (p, []))[1].append(size)
+
+    def _find_stale(self, optimizer: torch.optim.Optimizer) -> None:
+        """Look for parameters of the student's optimizer that no living module holds and no gradient reached."""
+        updates, known = self._trace.updates, self._known
+        held = [p for group in optimizer.param_groups for p in group["params"]]
+        silent = [p for p in held if p.grad is None and not self._taint.bit(p) & self._leaves]
+        if not silent:
+            updates.stale = []
+            return
+        alive = live_parameters()
+        updates.stale = [f"shape {tuple(p.shape)}" for p in silent if id(p) not in alive]
+        own = {id(p) for g in known.students if g.module is not None for p in g.module.parameters()}
+        taught = {id(p) for g in known.teachers if g.module is not None for p in g.module.parameters()}
+        updates.frozen = [
+            self._names.param(p) for p in silent if not p.requires_grad and id(p) in own and id(p) not in taught
+        ]
+
+    def finish(self, optimizers: list[torch.optim.Optimizer]) -> None:
+        """Say what got a gradient and is in no optimizer, what never changed, and what a scheduler sets."""
+        updates = self._trace.updates
+        updates.optimizers = sorted({type(o).__name__ for o in optimizers})
+        if not self._known.started:
+            return
+        every = [*optimizers, *living(torch.optim.Optimizer)]
+        optimised = self._taint.mask(p for o in every for group in o.param_groups for p in group["params"])
+        moved_by_hand = {id(p) for p, old in (self._first or {}).values() if not torch.equal(p.detach(), old)}
+        updates.leaves = [
+            Leaf(p, self._names.param(p), bool(self._taint.bit(p) & optimised) or id(p) in moved_by_hand)
+            for p in self._taint.parameters(self._leaves & ~self._known.teacher_mask)
+        ]
+        updates.ineffective = self._ineffective()
+        schedulers = [s for s in living(torch.optim.lr_scheduler.LRScheduler) if s.optimizer is self._optimizer]
+        sets = (len(getattr(s, "base_lrs", updates.group_names)) for s in schedulers)
+        updates.scheduled_groups = max(sets, default=None)
+        backwards = Counter(s.backwards for s in updates.steps if s.distils and s.number > 1)
+        for sight in self._trace.losses.sights:
+            sight.micro = backwards.most_common(1)[0][0] if backwards else 1
+
+    def _ineffective(self) -> list[str] | None:
+        """Return the parameters that got gradients at non-zero rates and hold their first value still."""
+        rows = self._trace.updates.lr_rows
+        if self._steps < _JUDGED or self._optimizer is None:
+            return None
+        rates = {
+            id(p): max(row[i] for row in rows)
+            for i, group in enumerate(self._optimizer.param_groups)
+            for p in group["params"]
+            if all(i < len(row) for row in rows)
+        }
+        found = []
+        means = {key: max(float(s) for s in sizes) / p.numel() ** 0.5 for key, (p, sizes) in self._sizes.items()}
+        usual = sorted(means.values())[len(means) // 2] if means else 0.0
+        for key, (p, _) in self._sizes.items():
+            first = (self._first or {}).get(key)
+            if first is None or not rates.get(key) or not means[key] > _LEAST_GRADIENT * usual:
+                continue
+            if torch.equal(p.detach(), first[1]):
+                found.append(self._names.param(p))
+        return found

@@ -1,0 +1,117 @@
+"""Is there a distillation, and who plays which part in it?"""
+
+import torch
+from torch import nn
+
+from audits.infer.names import Names, named_module
+from audits.infer.observer import Known, Observer
+from audits.infer.roles import Cast, Declared, Group, cast
+from audits.observe.taint import Taint
+from audits.observe.windows import DISTANCES, LABEL_LOSSES, ModuleCall, RawWindow
+from audits.trace import Sight, Trace
+
+_LOSSES = DISTANCES | LABEL_LOSSES | {"kl_div"}
+_NAMED = 12
+"Networks that a report names where no distillation was seen: more than that is no help to a reader."
+_REMEMBERED, _RECENT = 30, 8
+"""Modules that answered data and may hold a teacher whose parameters alone are seen later; and those among them in
+which a call is looked up, since it mostly comes from one that answered just before."""
+_LOOKED_FOR = 10
+"Backwards from one search through all living modules for a class of a declared name to the next: each takes long."
+
+
+class Players(Observer):
+    """Casts the roles in each window, remembers them, and says how often a network taught nothing."""
+
+    def __init__(self, trace: Trace, taint: Taint, known: Known, names: Names, declared: Declared) -> None:
+        self._trace, self._taint, self._known, self._names = trace, taint, known, names
+        self._declared = declared
+        self._answered: list[nn.Module] = []
+
+    def declare(self, student: str | None, teacher: str | None) -> None:
+        """Find the modules that the user named, by their variable or their class."""
+        for role, name in (("student", student), ("teacher", teacher)):
+            if name is not None and not self._known.started:
+                # Each time anew: the same name may hold another network in the phase before.
+                found = named_module(name, self._trace.losses.windows_seen % _LOOKED_FOR == 0)
+                if found is not None:
+                    setattr(self._declared, role, found)
+
+    def answered(self, raw: RawWindow, call: ModuleCall) -> None:
+        """Remember a network that answered data."""
+        networks = self._trace.networks
+        if len(networks) < _NAMED:
+            name = type(call.module).__name__  # its variable may be another's by the time it matters
+            networks.setdefault(name, "learning" if call.grad else "asked without a gradient")
+        if all(call.module is not m for m in self._answered[-_RECENT:]):
+            self._answered = [*self._answered[-_REMEMBERED:], call.module]
+
+    def cast(self, raw: RawWindow) -> Cast | None:
+        """Return the roles in the window that a backward closes; None if it is none of a distillation."""
+        losses, known = self._trace.losses, self._known
+        losses.windows_seen += 1
+        found = cast(raw, self._taint, self._declared, self._answered)
+        reaching = {f.name for f in raw.functions if raw.root.calls >> f.index & 1 and f.name in _LOSSES}
+        losses.functions = sorted({*losses.functions, *reaching})
+        if known.started:
+            self._note_labels(found)
+        in_its_place = found.cached and known.started and not losses.sights[0].cached
+        if found.idle and found.students and (in_its_place or not found.is_distillation):
+            if known.started:
+                losses.lost_windows += 1
+            else:
+                losses.idle_windows += 1
+            losses.idle_name = self._names.group(found.idle[0])
+            losses.idle_where = raw.where
+            return None
+        if not found.is_distillation:
+            return None
+        losses.lost_windows = 0
+        known.started = True
+        self._note_labels(found)
+        return found
+
+    def _note_labels(self, found: Cast) -> None:
+        for label in found.labels:
+            self._known.labelled |= label.made
+
+    def window(self, raw: RawWindow, cast: Cast, sight: Sight) -> None:
+        """Remember who played which part."""
+        known, names = self._known, self._names
+        for group in cast.students:
+            _remember(known.students, group)
+        for group in (*cast.teachers, *cast.idle):
+            if group.module is not None or group.calls or cast.cached:
+                _remember(known.teachers, group)
+        for group in cast.projectors:
+            _remember(known.projectors, group)
+        if cast.shared is not None and self._trace.teacher.shared is None:
+            module, mask = cast.shared
+            self._trace.teacher.shared = names.group(Group(mask, module)), names.params(mask)
+        sight.student = names.groups(cast.students)
+        sight.teacher = names.groups([*cast.teachers, *cast.idle])
+        sight.cached = cast.cached
+        sight.idle = bool(cast.idle) and not cast.teachers
+        sight.self_taught = cast.self_taught
+
+    def finish(self, optimizers: list[torch.optim.Optimizer]) -> None:
+        """Say who is who, and whether the networks teach each other."""
+        known, names = self._known, self._names
+        teacher = known.teacher_mask
+        several = len({g.mask for g in known.students}) > 1
+        self._trace.peers = bool(teacher & known.labelled) or (several and bool(teacher & known.student_mask))
+        self._trace.roles = {
+            "student": sorted({names.group(g) for g in known.students}),
+            "teacher": sorted({names.group(g) for g in known.teachers}),
+            "projectors": sorted({names.group(g) for g in known.projectors}),
+        }
+
+
+def _remember(groups: list[Group], group: Group) -> None:
+    """Add a group to those known, or widen the one that it is a part of."""
+    for i, old in enumerate(groups):
+        if (old.module is group.module and group.module is not None) or old.mask & group.mask:
+            wider = group.module is not None and (old.module is None or group.mask | old.mask == group.mask)
+            groups[i] = Group(old.mask | group.mask, group.module if wider else old.module)
+            return
+    groups.append(Group(group.mask, group.module))

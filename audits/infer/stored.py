@@ -1,0 +1,100 @@
+"""Which network gave the stored answers that a student is taught by, and to which samples?"""
+
+import torch
+from torch import Tensor, nn
+
+from audits.infer.layers import shown_to
+from audits.infer.observer import EXPLAINED, Observer
+from audits.infer.roles import Cast, Group
+from audits.observe.rows import row_keys
+from audits.observe.taint import Taint
+from audits.observe.windows import SOFTMAXES, ModuleCall, RawWindow
+from audits.trace import Sight, Trace
+
+_NETWORKS = 8
+"Networks whose answers are kept: a teacher, the students before, and some room."
+_ROWS_KEPT = 100_000
+"Answers kept of one network: a common data set, in some hundred megabytes at most."
+_LARGEST = 2**25
+"Numbers in a batch up to which its rows are told apart; above, digesting them would hold up the script."
+_FEWEST = 8
+"Rows below which a match may be chance."
+_MOST_KNOWN = 0.9
+"Share of the rows that must be recognised: the rest may be padding, or samples that were never answered."
+_SAME = 0.999
+"Cosine above which two answers, centred, are one: half precision leaves more than this, other samples less."
+
+
+class Stored(Observer):
+    """Keeps what networks said that learned nothing by it, and finds it again where a student is taught by it."""
+
+    def __init__(self, trace: Trace, taint: Taint) -> None:
+        self._trace, self._taint = trace, taint
+        self._answers: list[tuple[nn.Module, dict[bytes, Tensor]]] = []
+        "By network, what it said of each sample."
+
+    def answered(self, raw: RawWindow, call: ModuleCall) -> None:
+        """Keep what a network that learns nothing says of each sample."""
+        if not may_be_stored(call) or call.value is None:
+            return
+        table = next((t for m, t in self._answers if m is call.module), None)
+        if table is None:
+            self._answers = [*self._answers[1 - _NETWORKS :], (call.module, table := {})]
+        if len(table) < _ROWS_KEPT:
+            table.update(zip(row_keys(call.given[0]), call.value.cpu().unbind(0), strict=True))
+
+    def window(self, raw: RawWindow, cast: Cast, sight: Sight) -> None:
+        """Give stored answers their teacher."""
+        if cast.cached and len(self._trace.losses.sights) < EXPLAINED:
+            self._recognise(raw, cast)
+        sight.cached_rows = cast.stored_rows
+
+    def _recognise(self, raw: RawWindow, cast: Cast) -> None:
+        """Find the network that stored answers came from: each is what it was seen to say of some sample."""
+        used = [
+            t.detach().cpu().float()
+            for f in raw.functions
+            if raw.root.calls >> f.index & 1 and f.name in (*SOFTMAXES, "kl_div", "mse_loss", "cross_entropy")
+            for t, made, shape in f.operands[:2]
+            if t is not None and t.is_floating_point() and not made.params & cast.student_mask and len(shape) == 2
+        ]
+        for module, table in self._answers:
+            mask = self._taint.mask(module.parameters())
+            if mask & cast.student_mask or not table:
+                continue
+            said = torch.stack(list(table.values())).float()
+            places = {key: i for i, key in enumerate(table)}
+            for x in shown_to(raw, self._taint, cast.student_mask):
+                own = [places.get(key, -1) for key in row_keys(x)] if x.ndim else []
+                for t in used:
+                    if len(own) != len(t) or t.shape[1] != said.shape[1] or len(own) < _FEWEST:
+                        continue
+                    match = _matches(t, said)
+                    known = [i for i, place in enumerate(own) if place >= 0 and bool(match[i].any())]
+                    if len(known) < _MOST_KNOWN * len(own):
+                        continue
+                    differ = sum(not bool(match[i, own[i]]) for i in known)
+                    cast.stored_rows = (len(known), differ)
+                    if not any(g.mask & mask for g in cast.teachers):
+                        cast.teachers.append(Group(mask, module))
+                    if all(place >= 0 for place in own):
+                        cast.stored = said[own]
+                    return
+
+
+def may_be_stored(call: ModuleCall) -> bool:
+    """Say whether an answer learns nothing and is one row (C,) to each sample, so that it may be stored for later."""
+    if call.grad or call.value is None or call.value.ndim != 2 or not call.given:
+        return False
+    return len(call.given[0]) == len(call.value) and call.given[0].numel() <= _LARGEST
+
+
+def _matches(used: Tensor, said: Tensor) -> Tensor:
+    """Say which of the answers (M, C) each stored row (N, C) is, be it divided by T or the softmax of that."""
+
+    def unit(rows: Tensor) -> Tensor:
+        rows = rows - rows.mean(1, keepdim=True)
+        return rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
+
+    forms = [used, used.log()] if bool((used > 0).all()) else [used]
+    return torch.stack([unit(form) @ unit(said).T > _SAME for form in forms]).any(0)

@@ -1,0 +1,235 @@
+"""Which losses hold the student against something that is no label, and what went into them?"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from audits.infer.layers import describe
+from audits.infer.names import Names
+from audits.infer.observer import EXPLAINED, Observer
+from audits.infer.roles import Cast
+from audits.observe.taint import Taint
+from audits.observe.windows import DISTANCES, FunctionCall, RawWindow, leaves_of
+from audits.trace import Sight, Term, Trace
+
+_SUM = 2e-2
+"Distance from one up to which a row sums to one: half precision over a thousand classes."
+_EVEN, _FLAT = 1e-4, 1e-2
+"""Of the largest row sum: differences up to which all rows sum to one number, and differences among all numbers down to
+which they say nothing."""
+_FEWEST = 8
+"Rows below which an order of rows may be chance."
+
+
+class Terms(Observer):
+    """Takes down the terms of the distillation, and what was done to the answers before they went in."""
+
+    def __init__(self, trace: Trace, taint: Taint, names: Names) -> None:
+        self._trace, self._taint, self._names = trace, taint, names
+
+    def window(self, raw: RawWindow, cast: Cast, sight: Sight) -> None:
+        """Read the terms of the first windows, and whether the student is asked twice of each."""
+        sight.asked_twice = _asked_twice(raw, cast)
+        if len(self._trace.losses.sights) < EXPLAINED:
+            sight.terms = [*self._terms(raw, cast), *_of_teacher_alone(raw, cast)]
+            sight.overwritten = _overwritten(raw, cast)
+            sight.probabilities, sight.squashed_by = _squashed_twice(raw, cast)
+
+    def _terms(self, raw: RawWindow, cast: Cast) -> list[Term]:
+        student = cast.student_mask
+        projectors = [(self._names.group(g), g.mask) for g in cast.projectors]
+        terms: list[Term] = []
+        done: set[Any] = set()
+        for f in cast.soft:
+            masks = [made.params for _, made, _ in f.operands]
+            key = f.name if f.where is None else (f.where["file"], f.where["line"], f.name)
+            if not any(m & student for m in masks) or key in done or not f.operands:
+                continue
+            shapes = [shape for _, _, shape in f.operands[:2]]
+            if max(len(s) for s in shapes) == 0:
+                continue
+            done.add(key)
+            soft = f.name == "kl_div" or _is_logit_shaped(shapes, cast)
+            if not soft and max(len(s) for s in shapes) < 2:
+                continue
+            leaves = self._taint.mask(leaves_of([f.grad_fn])) if f.grad_fn is not None else 0
+            mine = [t for t, made, _ in f.operands if made.params & student]
+            term = Term(
+                "soft" if soft else "feature",
+                f.name,
+                f.where,
+                bool(leaves & student),
+                all(t is not None and not t.requires_grad for t in mine) and not f.requires_grad,
+                _missed(f, projectors, leaves),
+                shapes,
+                against_itself=not any(m & ~student for m in masks) and not cast.cached,
+            )
+            self._read_operands(term, raw, cast, f)
+            if not soft:
+                term.permutation = _rows_moved(raw, cast, f)
+            terms.append(term)
+        return terms
+
+    def _read_operands(self, term: Term, raw: RawWindow, cast: Cast, f: FunctionCall) -> None:
+        """Read what went into a Kullback-Leibler divergence, and the weight of what came out."""
+        if f.name != "kl_div" or len(f.operands) < 2:
+            return
+        student = cast.student_mask
+        (x, made_x, _), (target, made_t, _) = f.operands[:2]
+        term.reduction = str(f.arg(4, "reduction", "mean"))
+        term.log_target = bool(f.arg(5, "log_target", False))
+        if target is not None and target.requires_grad and not made_t.params & student:
+            term.target_grad = bool(self._taint.moved_by(leaves_of([target.grad_fn])) & cast.teacher_mask)
+        term.swapped = bool(made_t.params & student and not made_x.params & student)
+        with torch.no_grad():
+            if target is not None and target.numel():
+                rows = target.detach().double().exp() if term.log_target else target.detach().double()
+                term.target_sum = _least_even_sum(rows)
+                term.target_least = float(rows.min())
+            if x is not None and x.numel():
+                probabilities = x.detach().double().exp()
+                term.input_sum = _least_even_sum(probabilities)
+                term.across = _across(probabilities, {label.classes for label in cast.labels if label.classes})
+        out = f.out
+        if isinstance(out, Tensor) and out.ndim == 0 and out.requires_grad and len(raw.roots) == 1:
+            (w,) = torch.autograd.grad(raw.roots[0], out, retain_graph=True, allow_unused=True)
+            term.weight = None if w is None else float(w)
+
+
+def _missed(f: FunctionCall, projectors: list[tuple[str, int]], leaves: int) -> list[str]:
+    """Return the projectors whose answer went into a distance and that get no gradient from it."""
+    if f.name not in DISTANCES and f.name not in ("sub", "__sub__", "rsub"):
+        return []
+    return [
+        name for name, mask in projectors if any(made.params & mask for _, made, _ in f.operands) and not leaves & mask
+    ]
+
+
+def _is_logit_shaped(shapes: list[tuple[int, ...]], cast: Cast) -> bool:
+    widths = {tuple(label.logits.shape) for label in cast.labels if label.logits is not None and label.logits.ndim >= 2}
+    return any(s in widths for s in shapes)
+
+
+def _of_teacher_alone(raw: RawWindow, cast: Cast) -> list[Term]:
+    """Return the distances in the loss both sides of which are one answer of a teacher's: they are constant."""
+    found = []
+    for f in raw.functions:
+        if f.name not in DISTANCES or not raw.root.calls >> f.index & 1 or f.made.params & ~cast.teacher_mask:
+            continue
+        sides = [(t, shape) for t, made, shape in f.operands[:2] if t is not None and made.params and t.ndim > 1]
+        if len(sides) == 2 and sides[0][1] == sides[1][1] and torch.equal(sides[0][0], sides[1][0]):
+            shapes = [shape for _, shape in sides]
+            found.append(Term("feature", f.name, f.where, False, False, [], shapes, of_teacher_alone=True))
+    return found
+
+
+def _rows_moved(raw: RawWindow, cast: Cast, f: FunctionCall) -> bool:
+    """Say whether the teacher's operand is the rows of one of its answers in another order."""
+    for t, made, _ in f.operands[:2]:
+        if t is None or not made.params & cast.teacher_mask or made.params & cast.student_mask or len(t) < _FEWEST:
+            continue
+        for call in raw.calls:
+            out = call.outputs() if call.outputs is not None else None
+            if out is None or out.shape != t.shape or not call.out.params & cast.teacher_mask:
+                continue
+            if torch.equal(out, t):
+                return False
+            if torch.equal(out.detach().flatten(1).sum(1).sort().values, t.detach().flatten(1).sum(1).sort().values):
+                return True
+    return False
+
+
+def _overwritten(raw: RawWindow, cast: Cast) -> tuple[str, str] | None:
+    """Return a hooked module whose output is compared as a feature, and what overwrote it since the hook."""
+    compared = [t for f in cast.soft for t, *_ in f.operands]
+    compared += [t for g in cast.projectors for c in g.calls for t in c.given]
+    for call in raw.calls:
+        if not _is_hooked(call.module) or call.outputs is None:
+            continue
+        out = call.outputs()
+        if out is None or out.is_inference() or out._version == call.version:
+            continue
+        later = [c for c in raw.calls if c.index > call.index and c.outputs is not None and c.outputs() is out]
+        if any(t is out for t in compared) and not any(_is_hooked(c.module) for c in later):
+            by = next((c for c in later if not c.has_children), None)
+            roots = [c for g in (*cast.students, *cast.teachers) for c in g.calls]
+            return describe(call, roots), type(by.module).__name__ if by else "an operation"
+    return None
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    """Say whether somebody other than torch is told of what the module answers."""
+    return any(not str(getattr(h, "__module__", "")).startswith("torch") for h in module._forward_hooks.values())
+
+
+def _asked_twice(raw: RawWindow, cast: Cast) -> bool:
+    """Say whether the student was asked the same batch again without a gradient, for a target."""
+    calls = [c for g in cast.students for c in g.calls if c.given and raw.root.calls >> c.index & 1]
+    return any(
+        not a.grad and b.grad and a.given[0] is b.given[0] and a.module is b.module for a in calls for b in calls
+    )
+
+
+def _squashed_twice(raw: RawWindow, cast: Cast) -> tuple[str, str]:
+    """Say whose answers are probabilities already where a softmax over the classes or a sigmoid is taken, and which."""
+    classes = {label.classes for label in cast.labels if label.classes}
+    arguments = [
+        (f.operands[0][0], f.operands[0][1].params)
+        for f in raw.functions
+        if f.name in ("softmax", "log_softmax") and f.operands and raw.root.calls >> f.index & 1
+    ]
+    arguments += [
+        (label.logits, label.made) for label in cast.labels if label.call.name == "cross_entropy" and label.is_plain
+    ]
+    sigmoids = [f.out for f in raw.functions if f.name == "sigmoid"]
+    for f in raw.functions:
+        if f.name == "binary_cross_entropy_with_logits" and f.operands and raw.root.calls >> f.index & 1:
+            x, of, _ = f.operands[0]
+            if x is not None and any(x is out for out in sigmoids) and of.params & cast.student_mask:
+                return "student's", "sigmoid"
+    for x, made in arguments:
+        if x is None or x.ndim != 2 or x.shape[1] not in classes or len(x) < 2:
+            continue
+        rows = x.detach().double()
+        sums = rows.sum(1)
+        # Divided by a temperature they still sum to one number.
+        even = bool((rows >= 0).all()) and float(sums.max() - sums.min()) <= _EVEN * float(sums.max())
+        if even and float(rows.max() - rows.min()) > _FLAT * float(sums.max()):
+            if made & cast.student_mask:
+                return "student's", "softmax"
+            if made & cast.teacher_mask:
+                return "teacher's", "softmax"
+    return "", "softmax"
+
+
+def _across(probabilities: Tensor, classes: set[int]) -> int | None:
+    """Return the dimension over which probabilities sum to one, if it is not that of the classes.
+
+    `classes` are the widths of the label losses' logits; where none is known, rows of a batch are over the last.
+    """
+    shape = probabilities.shape
+    if probabilities.ndim not in (2, 3) or len(set(shape)) < probabilities.ndim or min(shape) < 2:
+        return None
+    even = [d for d in range(probabilities.ndim) if bool(((probabilities.sum(d) - 1).abs() < _SUM).all())]
+    if len(even) != 1 or even[0] == probabilities.ndim - 1:
+        return None
+    if not classes:
+        return even[0] if probabilities.ndim == 2 else None
+    return even[0] if shape[-1] in classes and shape[even[0]] not in classes else None
+
+
+def _least_even_sum(values: Tensor) -> float | None:
+    """Return, for the dimension whose sums are nearest to one, the sum farthest from it; rows of zeros are masked."""
+    best: float | None = None
+    for dim in range(values.ndim):
+        if values.shape[dim] < 2:
+            continue
+        sums = values.sum(dim).flatten()
+        sums = sums[sums != 0]
+        if not sums.numel():
+            continue
+        worst = float(sums[(sums - 1).abs().argmax()])
+        if best is None or abs(worst - 1) < abs(best - 1):
+            best = worst
+    return best

@@ -1,0 +1,126 @@
+"""What happened between one backward and the next: the calls of modules, the losses, and what they were made of.
+
+A window is what one backward is judged by. Only what reached the root of that backward counts, so a validation or a
+probe that ran meanwhile is not taken for training. Raw windows hold tensors and are dropped when their backward has
+run; what the checks read is made of them before (:mod:`audits.infer`).
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from audits.observe import torch_internals
+from audits.observe.taint import Made
+from audits.trace import Where
+
+SMALL = 2**22
+"Numbers in a tensor up to which a copy is kept for as long as a window lasts."
+
+LABEL_LOSSES = frozenset(
+    {"cross_entropy", "nll_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits", "multi_margin_loss"}
+)
+DISTANCES = frozenset(
+    {
+        "mse_loss",
+        "l1_loss",
+        "smooth_l1_loss",
+        "huber_loss",
+        "cosine_similarity",
+        "cosine_embedding_loss",
+        "pairwise_distance",
+    }
+)
+SOFTMAXES = frozenset({"softmax", "log_softmax", "_softmax", "_log_softmax", "sigmoid", "logsigmoid"})
+LOOKUPS = frozenset({"gather", "take_along_dim", "__getitem__", "index_select"})
+MOODY = (torch_internals.BatchNorm, torch_internals.Dropout, torch_internals.InstanceNorm)
+"Modules that answer otherwise in training mode."
+
+
+@dataclass(eq=False)
+class ModuleCall:
+    """One call of a module."""
+
+    module: nn.Module
+    index: int
+    parent: int | None
+    fed: Made
+    training: bool
+    grad: bool
+    "Whether a gradient could be recorded."
+    given: list[Tensor]
+    "The floating or integer tensors among its arguments, kept while the window lasts."
+    out: Made = field(default_factory=Made)
+    answer: Tensor | None = None
+    "A small output that could be logits; its values may be edited in place later."
+    value: Tensor | None = None
+    "A copy of the answer's values, as they were returned."
+    moody: list[str] = field(default_factory=list)
+    "Kinds of functional dropout or batch norm in training mode called directly within it."
+    shape: tuple[int, ...] | None = None
+    "Of its first output."
+    outputs: Any = None
+    "The first output, weakly."
+    version: int = 0
+    "Of the first output as it was returned: a write in place raises it."
+    has_children: bool = False
+
+
+@dataclass(eq=False)
+class FunctionCall:
+    """One call of a function that matters: a loss, a softmax, or one in which two networks' answers meet."""
+
+    name: str
+    index: int
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    operands: list[tuple[Any, Made, tuple[int, ...]]]
+    "Each tensor argument (None if too large to keep), what it was made of, its shape."
+    out: Any
+    made: Made
+    grad_fn: Any
+    requires_grad: bool
+    where: Where | None
+
+    def arg(self, position: int, name: str, default: Any = None) -> Any:
+        """Return an argument however it was passed."""
+        return self.args[position] if len(self.args) > position else self.kwargs.get(name, default)
+
+
+@dataclass(eq=False)
+class RawWindow:
+    """All of one window, before its backward runs."""
+
+    number: int
+    calls: list[ModuleCall] = field(default_factory=list)
+    functions: list[FunctionCall] = field(default_factory=list)
+    one_hot: list[Tensor] = field(default_factory=list)
+    scales: list[tuple[Made, float]] = field(default_factory=list)
+    "Numbers that scalars were multiplied with, and what those scalars were made of."
+    pools: list[tuple[int, int, int, int, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
+    "Functional max-pools: their number, that of the module around, kernel, stride, size before and after."
+    starts: list[int] = field(default_factory=lambda: [0])
+    "Numbers of the first calls of the windows that it holds."
+    roots: list[Tensor] = field(default_factory=list)
+    root: Made = field(default_factory=Made)
+    leaves: list[nn.Parameter] = field(default_factory=list)
+    root_scale: float = 1.0
+    where: Where | None = None
+
+
+def leaves_of(nodes: Iterable[Any], limit: int = 200_000) -> list[nn.Parameter]:
+    """Return the leaf tensors that a backward from these graph nodes gives a gradient to."""
+    seen: set[Any] = set()
+    todo = [node for node in nodes if node is not None]
+    found: dict[int, nn.Parameter] = {}
+    while todo and len(seen) < limit:
+        node = todo.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        variable = getattr(node, torch_internals.LEAF, None)
+        if variable is not None:
+            found[id(variable)] = variable
+        todo.extend(parent for parent, _ in node.next_functions if parent is not None)
+    return list(found.values())
