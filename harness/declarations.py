@@ -15,6 +15,13 @@ _OPTIONS = {
 "By what an audit says would decide it; what is declared in code stays as it is."
 _WAIVE = "waive it with the reason"
 
+REMEDIES = {
+    "list-audits": " (kdbench audit --list)",
+    "write-baseline": "; write it with --update-baseline",
+    "rewrite-baseline": "; write it anew with --update-baseline",
+}
+"By the remedy of a policy that cannot be honoured: what to type, behind the sentence that says why."
+
 
 def spelled(report: Report) -> Report:
     """Return a report whose findings name options where the audits name declarations."""

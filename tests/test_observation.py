@@ -162,7 +162,7 @@ def test_an_error_of_ours_is_said_and_the_script_goes_on(tmp_path, monkeypatch):
         SETUP
         + """
     import sys
-    ours = [m for m in __import__("gc").get_objects() if type(m).__name__ == "Analyst"]
+    ours = [m for m in __import__("gc").get_objects() if type(m).__name__ == "Inference"]
     ours[0].window = None  # as if the audits were broken
     for _ in range(5):
         step()

@@ -5,11 +5,12 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from audits.infer.layers import descendants, describe, shown_to
 from audits.infer.observer import EXPLAINED, Observer
 from audits.infer.roles import Cast
+from audits.observe import torch_internals
 from audits.observe.rows import row_keys
 from audits.observe.taint import Taint
 from audits.observe.windows import ModuleCall, RawWindow
@@ -86,10 +87,10 @@ def _unknown_to_its_norms(raw: RawWindow, cast: Cast) -> Inputs | None:
     """Say how what the teacher's first batch norm is given differs from what it learned to expect."""
     for group in cast.teachers:
         below = sorted(descendants(raw, group.calls), key=lambda c: c.index)
-        first = next((c for c in below if isinstance(c.module, nn.modules.batchnorm._BatchNorm)), None)
+        first = next((c for c in below if isinstance(c.module, torch_internals.BatchNorm)), None)
         if first is None or first.training or not first.given:
             continue
-        assert isinstance(first.module, nn.modules.batchnorm._BatchNorm)
+        assert isinstance(first.module, torch_internals.BatchNorm)
         norm, x = first.module, first.given[0].detach().float()
         mean, var, count = norm.running_mean, norm.running_var, norm.num_batches_tracked
         if mean is None or var is None or count is None or int(count) < _SETTLED:

@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from audits.observe import torch_internals
 from audits.observe.taint import Taint
 from audits.observe.windows import ModuleCall, RawWindow
 
@@ -19,11 +20,11 @@ def descendants(raw: RawWindow, roots: list[ModuleCall]) -> list[ModuleCall]:
 
 def depends_on_mode(module: nn.Module) -> bool:
     """Say whether training mode changes what a dropout or a norm answers."""
-    if isinstance(module, nn.modules.dropout._DropoutNd):
+    if isinstance(module, torch_internals.Dropout):
         return module.p > 0
-    if isinstance(module, nn.modules.instancenorm._InstanceNorm):
+    if isinstance(module, torch_internals.InstanceNorm):
         return bool(module.track_running_stats)
-    return not isinstance(module, nn.modules.batchnorm._BatchNorm) or module.track_running_stats
+    return not isinstance(module, torch_internals.BatchNorm) or module.track_running_stats
 
 
 def describe(call: ModuleCall, roots: list[ModuleCall]) -> str:
@@ -46,7 +47,7 @@ def path_of(call: ModuleCall, roots: list[ModuleCall]) -> str:
 
 def plain_name(name: str) -> str:
     """Return a tensor's name without what DataParallel and torch.compile put into it."""
-    return ".".join(part for part in name.split(".") if part not in ("module", "_orig_mod"))
+    return ".".join(part for part in name.split(".") if part not in ("module", torch_internals.COMPILED))
 
 
 def shown_to(raw: RawWindow, taint: Taint, mask: int) -> list[Tensor]:

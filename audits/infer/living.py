@@ -6,6 +6,8 @@ from typing import TypeVar
 
 from torch import nn
 
+from audits.observe import torch_internals
+
 T = TypeVar("T")
 
 
@@ -24,5 +26,5 @@ def live_parameters() -> set[int]:
     """Return the ids of the parameters that some living module holds."""
     found: set[int] = set()
     for module in living(nn.Module):
-        found.update(id(p) for p in module._parameters.values() if p is not None)
+        found.update(id(p) for p in torch_internals.parameters_of(module).values() if p is not None)
     return found

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from audits.infer.living import living
 from audits.infer.observer import Known, Observer
 from audits.infer.roles import Group
+from audits.observe import torch_internals
 from audits.observe.taint import Taint
 from audits.trace import Trace
 
@@ -32,7 +33,7 @@ class Names(Observer):
             return f"{group.mask.bit_count()} parameters"
         if id(module) not in self._names:
             variable = _variable_of(module)
-            kind = type(getattr(module, "_orig_mod", module)).__name__
+            kind = type(getattr(module, torch_internals.COMPILED, module)).__name__
             self._names[id(module)] = f"{kind} ({variable})" if variable else kind
             self._kept.append(module)
         return self._names[id(module)]
@@ -88,7 +89,7 @@ def _variable_of(module: nn.Module) -> str | None:
                 best = best or name
             inside = getattr(value, "__dict__", None)
             if name == "self" and isinstance(inside, dict):
-                for key, part in [*inside.items(), *inside.get("_modules", {}).items()]:
+                for key, part in [*inside.items(), *inside.get(torch_internals.SUBMODULES, {}).items()]:
                     if part is module:
                         return f"self.{key}"
     return best
@@ -103,10 +104,8 @@ def named_module(name: str, by_class: bool) -> nn.Module | None:
             frame.f_locals,
             vars(frame.f_locals["self"]) if hasattr(frame.f_locals.get("self"), "__dict__") else {},
         ):
-            for value in (
-                place.get(tail),
-                place.get("_modules", {}).get(tail) if isinstance(place.get("_modules"), dict) else None,
-            ):
+            parts = place.get(torch_internals.SUBMODULES)
+            for value in (place.get(tail), parts.get(tail) if isinstance(parts, dict) else None):
                 if isinstance(value, nn.Module):
                     return value
         frame = frame.f_back  # type: ignore[assignment]
@@ -122,7 +121,7 @@ def named_module(name: str, by_class: bool) -> nn.Module | None:
 
 def _owner_of(param: Tensor) -> str | None:
     for module in living(nn.Module):
-        for name, own in module._parameters.items():
+        for name, own in torch_internals.parameters_of(module).items():
             if own is param:
                 return f"{type(module).__name__}.{name}"
     return None

@@ -11,6 +11,7 @@ from audits.infer.living import live_parameters, living
 from audits.infer.names import Names
 from audits.infer.observer import Known, Observer
 from audits.infer.roles import Cast
+from audits.observe import torch_internals
 from audits.observe.taint import Taint
 from audits.observe.windows import RawWindow
 from audits.trace import Leaf, Sight, Trace
@@ -85,7 +86,7 @@ class Parameters(Observer):
     def _note_sizes(self, params: list[nn.Parameter]) -> None:
         dense = [(p, p.grad) for p in params if p.grad is not None and not p.grad.is_sparse]
         if dense:
-            for (p, _), size in zip(dense, torch._foreach_norm([grad for _, grad in dense]), strict=True):
+            for (p, _), size in zip(dense, torch_internals.foreach_norm([grad for _, grad in dense]), strict=True):
                 self._sizes.setdefault(id(p), (p, []))[1].append(size)
 
     def _find_stale(self, optimizer: torch.optim.Optimizer) -> None:

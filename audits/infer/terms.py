@@ -9,6 +9,7 @@ from audits.infer.layers import describe
 from audits.infer.names import Names
 from audits.infer.observer import EXPLAINED, Observer
 from audits.infer.roles import Cast
+from audits.observe import torch_internals
 from audits.observe.taint import Taint
 from audits.observe.windows import DISTANCES, FunctionCall, RawWindow, leaves_of
 from audits.trace import Sight, Term, Trace
@@ -148,7 +149,7 @@ def _overwritten(raw: RawWindow, cast: Cast) -> tuple[str, str] | None:
         if not _is_hooked(call.module) or call.outputs is None:
             continue
         out = call.outputs()
-        if out is None or out.is_inference() or out._version == call.version:
+        if out is None or out.is_inference() or torch_internals.version_of(out) == call.version:
             continue
         later = [c for c in raw.calls if c.index > call.index and c.outputs is not None and c.outputs() is out]
         if any(t is out for t in compared) and not any(_is_hooked(c.module) for c in later):
@@ -160,7 +161,8 @@ def _overwritten(raw: RawWindow, cast: Cast) -> tuple[str, str] | None:
 
 def _is_hooked(module: nn.Module) -> bool:
     """Say whether somebody other than torch is told of what the module answers."""
-    return any(not str(getattr(h, "__module__", "")).startswith("torch") for h in module._forward_hooks.values())
+    hooks = torch_internals.forward_hooks_of(module).values()
+    return any(not str(getattr(hook, "__module__", "")).startswith("torch") for hook in hooks)
 
 
 def _asked_twice(raw: RawWindow, cast: Cast) -> bool:

@@ -235,12 +235,12 @@ def _teacher_tensors(teachers: list[Network], name_of: Callable[[Tensor], str]) 
             continue
         used = {id(p) for p in teacher.params}
         for prefix, module in teacher.module.named_modules():
-            own = [(n, p) for n, p in module._parameters.items() if p is not None and id(p) in used]
+            own = [(n, p) for n, p in torch_internals.parameters_of(module).items() if p is not None and id(p) in used]
             found += [(f"{prefix}.{n}".lstrip("."), p) for n, p in own]
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and (own or not module.affine):
+            if isinstance(module, torch_internals.BatchNorm) and (own or not module.affine):
                 found += [
                     (f"{prefix}.{n}".lstrip("."), b)
-                    for n, b in module._buffers.items()
+                    for n, b in torch_internals.buffers_of(module).items()
                     if b is not None and n.startswith("running")
                 ]
     # A shell on the meta device holds no weights: what answers is handed to it call by call.

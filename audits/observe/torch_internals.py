@@ -120,9 +120,7 @@ version_of: Callable[[Tensor], int] = _tried(
     lambda: attrgetter("_version"),
     _counts_writes,
     stand_in=lambda tensor: 0,
-    audits=frozenset(
-        ("KD104", "KD106", "KD201", "KD202", "KD203", "KD204", "KD205", "KD211", "KD212", "KD302", "KD303")
-    ),
+    audits=frozenset(("KD104", "KD106", "KD201", "KD202", "KD203", "KD204", "KD205", "KD211", "KD212")),
 )
 hooks_of: Callable[[Tensor], Any] = _tried(
     "hooks_of",
@@ -265,7 +263,7 @@ parameters_of: Callable[[nn.Module], dict[str, nn.Parameter | None]] = _tried(
     lambda: attrgetter("_parameters"),
     lambda where: _holds(where, "weight"),
     stand_in=lambda module: {},
-    audits=frozenset(("KD103", "KD104", "KD303")),
+    audits=frozenset(("KD103", "KD104")),
 )
 buffers_of: Callable[[nn.Module], dict[str, Tensor | None]] = _tried(
     "buffers_of",
@@ -274,7 +272,7 @@ buffers_of: Callable[[nn.Module], dict[str, Tensor | None]] = _tried(
     lambda: attrgetter("_buffers"),
     lambda where: _holds(where, "running_mean"),
     stand_in=lambda module: {},
-    audits=frozenset(("KD104", "KD303")),
+    audits=frozenset(("KD104",)),
 )
 forward_hooks_of: Callable[[nn.Module], Mapping[int, Any]] = _tried(
     "forward_hooks_of",

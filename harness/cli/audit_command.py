@@ -45,13 +45,6 @@ _CONFIG: dict[str, tuple[type, ...]] = {
 }
 "Keys of [tool.kdbench], and what may stand there."
 
-_REMEDIES = {
-    "list-audits": " (kdbench audit --list)",
-    "write-baseline": "; write it with --update-baseline",
-    "rewrite-baseline": "; write it anew with --update-baseline",
-}
-"What to type where a policy cannot be honoured, behind the sentence that says why."
-
 _POLICY = {"waive", "select", "ignore", "strict", "format"}
 _OURS = _POLICY | {"variant", "fault", "fault_files", "method", "seed"}
 _MATRIX = {"fault", "fault_files", "method", "seeds", "zoo_seeds", "output", "format", "workers"}
@@ -243,6 +236,7 @@ def command(
     if options["format_"] == "html":
         raise InputError("--format html is of --matrix; an audit is reported as text, json, junit, sarif or github")
     from audits.report.policy import Policy, PolicyError
+    from harness.declarations import REMEDIES
 
     try:
         policy = Policy.parse(options["waive"], options["select"], options["ignore"], options["strict"])
@@ -252,7 +246,7 @@ def command(
             return _ourselves(options, policy)
         return _script(ctx, script, args, policy, options)
     except PolicyError as error:
-        raise InputError(f"{error}{_REMEDIES[error.remedy] if error.remedy else ''}") from error
+        raise InputError(f"{error}{REMEDIES[error.remedy] if error.remedy else ''}") from error
 
 
 def _refuse_others(ctx: click.Context, mode: str | None, script: str | None) -> None:

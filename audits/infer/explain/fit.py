@@ -14,8 +14,8 @@ Try = tuple[Kind, Tensor, tuple[float, float]]
 "The teacher's answer (N, C), and the temperatures of student and teacher."
 
 _TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 3e-3, torch.bfloat16: 2e-2}
-"""Residuals up to which a form is taken for the right one: in single precision a hundred times what right ones leave
-(1e-6) and a hundredth of what wrong ones do, in the others some roundings."""
+"""Residuals up to which a form is taken for the right one. In single precision right ones leave 1e-7, one in a hundred
+2e-6, and wrong ones 1e-2 or more; in the others it is some five roundings (5e-4 and 4e-3)."""
 _LOOSEST = 0.05
 "A residual above this is another form's, in whatever precision."
 _CLEAR = 0.1
@@ -25,9 +25,9 @@ _BETTER = 0.5
 _BETTER_CANONICAL = 0.999
 "The canonical form replaces another where it fits better at all: it is the likeliest."
 _LEAST_SHARE = 1e-6
-"Less than this of the label term's gradient is its rounding in single precision, summed over a batch."
+"A gradient of this norm counts as none where no label term is there to compare it with."
 _NOISE = {torch.float16: 1e-2, torch.bfloat16: 4e-2}
-"Part of the label term's gradient that its rounding can leave: ten half-precision roundings, five of bfloat16."
+"Part of the label term's gradient that its rounding can leave: twenty roundings of float16, ten of bfloat16."
 _NOISE_ELSE = 1e-5
 "The same in single precision: a hundred roundings, as softmax, mean and a scaler's factor add up to."
 _SILENT = 1e-12
@@ -35,7 +35,7 @@ _SILENT = 1e-12
 _TINY, _TINIEST = 1e-12, 1e-30
 "Sizes that count as nothing, and what is kept from dividing by zero: gradients in use are above 1e-9."
 _LEAST_BESIDE = 1e-4
-"Part of the label term below which a term fitted beside it is left out: the fit of the labels leaves as much itself."
+"Part of the label term below which a term fitted beside it is left out: the tolerance lets the labels leave as much."
 _TOLERANCE_BESIDE, _SHARE_BESIDE = 3e-3, 0.01
 """Beside labels that are fitted too, the residual at which the canonical form still stands, where its term is at least
 so large: a label loss by hand (class weights, mixtures of labels) has other gradients by a little."""
@@ -109,7 +109,9 @@ class Rest:
             whole = self.gradients.whole.reshape(-1, 1)
             alone = torch.stack([c.reshape(-1) for c in self.columns], 1)
             fit = alone @ torch.linalg.lstsq(alone, whole).solution
-            return float((whole - fit).norm()) <= _TOLERANCE.get(self.dtype, 1e-4) * float(whole.norm())
+            return float((whole - fit).norm()) <= _TOLERANCE.get(self.dtype, _TOLERANCE[torch.float32]) * float(
+                whole.norm()
+            )
         noise = _NOISE.get(self.dtype, _NOISE_ELSE)
         return self.share < max(_LEAST_SHARE, noise if self.label_size else 0)
 
