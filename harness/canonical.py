@@ -16,7 +16,7 @@ from harness.properties import with_properties
 from harness.trial import prepare_device, watched
 from kd import NUMERICS, train
 from kd.data import Dataset, cache_folder, load_file, prepare
-from kd.methods import METHODS, MethodSettings
+from kd.methods import METHODS, read_settings
 from kd.procedure import CANONICAL
 from kd.recipe import Precision, Recipe
 from kd.teacher import file_sha256, save_checkpoint
@@ -134,7 +134,7 @@ def _teacher(
         )
         procedure = fault.inject(CANONICAL, lambda: None) if fault else CANONICAL
         torch.set_num_threads(1)  # whoever asks for it, it must be the same teacher
-        settings = MethodSettings()
+        settings = read_settings("baseline", {})
         training = train.prepare(dataset, arch, None, "baseline", settings, recipe, procedure, 0, torch.device("cpu"))
         for _ in train.epochs(training):
             pass

@@ -136,7 +136,7 @@ def prepare(request: Request) -> Ready:
     cost = estimate(plan, todo, len(data.test_ids), workers or 1, device)
     later = None
     if first is not None:  # what the settings will be changes no cost
-        second = lay_out(chosen={})
+        second = lay_out(chosen={arm: points[0][0] for arm, points in first.grid.items()})
         rest = [key for key in second.trials if key not in first.trials and not is_done(second, folder, key)]
         later = len(rest), estimate(second, rest, len(data.test_ids), workers or 1, device)
     return Ready(

@@ -42,7 +42,7 @@ from harness.spec import Spec
 from kd import checkpoint, evaluate, train
 from kd.data import load_file
 from kd.errors import InputError
-from kd.methods import METHODS, MethodSettings
+from kd.methods import METHODS, MethodSettings, Soft
 from kd.procedure import CANONICAL
 from kd.teacher import file_sha256, read_checkpoint, save_checkpoint
 
@@ -96,12 +96,16 @@ def teacher_checkpoint(folder: Folder, spec: Spec) -> train.Teacher | None:
 
 
 def declared(method: str, settings: MethodSettings) -> audits.KD:
-    """Return what the method's settings say of a soft term; nothing for one that has none."""
-    if "temperature" not in METHODS[method].settings:
+    """Return what a method declares of its soft term; nothing for one that has none, or of a form that no audit has."""
+    soft = METHODS[method].soft
+    if soft is Soft.DECOUPLED:
+        return audits.KD(form="decoupled")
+    if soft is not Soft.HINTON:
         return audits.KD()
-    if settings.ce_weight + settings.kd_weight == 1:
-        return audits.KD(temperature=settings.temperature, alpha=settings.kd_weight)
-    return audits.KD(temperature=settings.temperature, kd_weight=settings.kd_weight)
+    weight, temperature = settings.weight("kd"), float(vars(settings)["temperature"])
+    if settings.ce_weight + weight == 1:
+        return audits.KD(temperature=temperature, alpha=weight)
+    return audits.KD(temperature=temperature, kd_weight=weight)
 
 
 def watched(training: train.Training, method: str, teacher: train.Teacher | None) -> audits.Watch:

@@ -31,6 +31,10 @@ def _explained(trace: Trace) -> list[tuple[Sight, Explanation]]:
     return [(s, e) for s in trace.sights for e in s.explanations]
 
 
+def _declared_decoupled() -> Verdict:
+    return undecided("out-of-scope", "the term is declared to be decoupled, and this reads that of T^2 KL alone")
+
+
 def _place(trace: Trace, sight: Sight | None = None) -> Where | None:
     """Return the line of the distillation term, or else of the backward."""
     at = sight or trace.sights[0]
@@ -155,6 +159,8 @@ def target_form(trace: Trace) -> Verdict:
                 {"whose": sight.probabilities},
                 _place(trace, sight),
             )
+    if trace.kd.form == "decoupled":
+        return _declared_decoupled()
     explained = _explained(trace)
     for sight, e in explained:
         observed = {"form": e.form, "temperature": e.temperature, "residual": e.residual}
@@ -295,6 +301,8 @@ def kd_scale(trace: Trace) -> Verdict:
     """
     if not trace.sights:
         return no_distillation(trace)
+    if trace.kd.form == "decoupled":
+        return _declared_decoupled()
     read = [(s, e) for s, e in _explained(trace) if e.form == "forward" and e.weight is not None and e.temperature]
     if not read:
         if any(e.form in ("mse-logits", "mse-probabilities", "hard-labels") for _, e in _explained(trace)):
@@ -471,6 +479,8 @@ def weight_endpoints(trace: Trace) -> Verdict:
     """
     if not trace.sights:
         return no_distillation(trace)
+    if trace.kd.form == "decoupled":
+        return _declared_decoupled()
     alpha = trace.kd.alpha
     read = [(s, e) for s, e in _explained(trace) if e.form == "forward" and e.weight is not None]
     if not read or read[0][1].label_weight is None:

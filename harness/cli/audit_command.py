@@ -537,7 +537,9 @@ def _ourselves(options: dict[str, Any], policy: "Policy") -> int:
         for f in policy.apply(run.report).findings
     ]
     report = sorted_report(findings)
-    distilled = any(METHODS[run.method].needs_teacher for run in runs) or bool(set(methods) == {"baseline"})
+    distilled = any(METHODS[run.method].needs_teacher for run in runs) or not any(
+        METHODS[method].needs_teacher for method in methods
+    )
     teacher, student = load_preset("quick").pairs[0].split("-")
     audited = Audited(
         target=_target(names),

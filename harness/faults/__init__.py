@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar
 from audits.checks import CATALOGUE
 from audits.laws import LAWS
 from kd.errors import InputError, unknown
-from kd.methods import METHODS
+from kd.methods import METHODS, Soft
 from kd.procedure import CANONICAL, Procedure
 from kd.recipe import Recipe
 
@@ -30,6 +30,8 @@ Needs = Literal["teacher", "own-teacher", "projectors", "scaler", "distillation"
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 SEAMS = tuple(field.name for field in fields(Procedure))
+_READ_OF_HINTON = {"kd-scale", "target-form"}
+"Audits that hold the soft term to the form of Hinton et al., and so say nothing of a method that declares another."
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,13 @@ class Fault:
     def why_not(self, method: str) -> str | None:
         """Return why the fault has nothing to replace in a method; None if it applies."""
         kind = METHODS[method]
-        if self.seam == "soft_loss" and "temperature" not in kind.settings:
-            return f"{method} has no soft term"
-        if (self.seam == "features" or self.needs == "projectors") and not kind.has_projectors:
+        if self.seam == "soft_loss" and "soft_loss" not in kind.seams:
+            return f"{method} has no soft term" if kind.soft is Soft.NONE else f"{method} does not ask for soft_loss"
+        if self.seam == "soft_loss" and kind.soft is not Soft.HINTON and _READ_OF_HINTON & {*self.caught_by}:
+            return f"the soft term of {method} is {kind.soft.name.lower()}, and the audit that tells reads T^2 KL"
+        if (self.seam == "features" and "features" not in kind.seams) or (
+            self.needs == "projectors" and not kind.has_projectors
+        ):
             return f"{method} has no projectors"
         if (self.needs in ("teacher", "own-teacher") or self.seam == "teacher_answer") and not kind.needs_teacher:
             return f"{method} has no teacher"
