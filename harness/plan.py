@@ -365,7 +365,7 @@ def make_plan(
         for pair in preset.pairs:
             for method in preset.methods:
                 check_method(method)
-                if fault is not None and (why := _why_not(fault, method, ground, preset.recipe)):
+                if fault is not None and (why := _why_not(fault, pair, method, ground, preset.recipe)):
                     if (fault.name, method, why) not in plan.skipped:
                         plan.skipped.append((fault.name, method, why))
                     continue
@@ -400,7 +400,7 @@ def _chooses_by(fault: Fault | None) -> str | None:
 def _controls(plan: Plan, ground: Ground, chosen: Mapping[Arm, Point]) -> Controls:
     """Add the repeat of one trial, and the positive control of the first method that has a teacher."""
     fault, pair = faults.get(POSITIVE_CONTROL), plan.preset.pairs[0]
-    able = [method for method in plan.preset.methods if not _why_not(fault, method, ground, plan.preset.recipe)]
+    able = [method for method in plan.preset.methods if not _why_not(fault, pair, method, ground, plan.preset.recipe)]
     arm = next(iter(sorted(plan.arms, key=lambda a: (a.fault is not None, a.pair != pair, a.method not in able))))
     first = next(iter(plan.arms[arm].values()))
     plan.trials[repeat_of(first)] = plan.trials[first]
@@ -459,7 +459,10 @@ def _trials(
     return {seed: add(student_arch, arm.method, seed, recipe, teacher, fault) for seed in seeds or preset.seeds}
 
 
-def _why_not(fault: Fault, method: str, ground: Ground, recipe: Recipe) -> str | None:
+def _why_not(fault: Fault, pair: str, method: str, ground: Ground, recipe: Recipe) -> str | None:
+    fixed = [arch for arch in split_pair(pair) if not MODELS[arch].has_stem]
+    if "stem" in fault.seam.split("+") and fixed:
+        return f"the stem of {fixed[0]} cannot be chosen"
     if fault.recipe(recipe) != recipe:
         if recipe.fold_teacher and not fault.recipe(recipe).fold_teacher:
             return "a folded copy of the teacher would hide it; leave --fold-teacher out"

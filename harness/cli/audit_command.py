@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from harness.cli.common import FAULTS_OPTION, finite, print_json, stderr, stdout
+from harness.cli.common import FAULTS_OPTION, METHOD_OPTION, MODEL_OPTION, finite, print_json, stderr, stdout
 from kd.errors import InputError, unknown
 
 if TYPE_CHECKING:
@@ -46,9 +46,10 @@ _CONFIG: dict[str, tuple[type, ...]] = {
 "Keys of [tool.kdbench], and what may stand there."
 
 _POLICY = {"waive", "select", "ignore", "strict", "format"}
-_OURS = _POLICY | {"variant", "fault", "fault_files", "method", "seed"}
-_MATRIX = {"fault", "fault_files", "method", "seeds", "zoo_seeds", "output", "format", "workers"}
-_MODES = {"--list": {"fault_files"}, "--explain": {"fault_files"}, "--run": _POLICY, "--matrix": _MATRIX}
+_FILES = {"fault_files", "method_files", "model_files"}
+_OURS = _POLICY | _FILES | {"variant", "fault", "method", "seed"}
+_MATRIX = _FILES | {"fault", "method", "seeds", "zoo_seeds", "output", "format", "workers"}
+_MODES = {"--list": _FILES, "--explain": _FILES, "--run": _POLICY | _FILES, "--matrix": _MATRIX}
 "Options that go with what is not the audit of a script."
 
 
@@ -199,6 +200,8 @@ class ConfiguredCommand(click.Command):
     help="Without SCRIPT: our own training with this fault (kdbench faults list).",
 )
 @FAULTS_OPTION
+@METHOD_OPTION
+@MODEL_OPTION
 @click.option("--method", multiple=True, metavar="NAME", help="Without SCRIPT: these methods only.")
 @click.option("--seed", type=int, default=0, help="Without SCRIPT: of our own training.")
 @click.option("--matrix", is_flag=True, help="Every fault against every audit, and correct trainings: minutes.")

@@ -98,13 +98,33 @@ def stage_channels(arch: str, net: nn.Module) -> Sequence[int]:
     """Return the channels of a network's stage features: ours say so as `channels`, a user's is asked with zeros."""
     if get(arch).digest is None:
         return list(net.channels)  # type: ignore[arg-type]
+    return [feature.shape[1] for feature in _of_zeros(net).features]
+
+
+def check(arch: str, stem: Stem, num_classes: int, base_width: int) -> int:
+    """Build a user's network and ask it once; return how many stages it answers with, or raise InputError."""
+    try:
+        answer = _of_zeros(build(arch, stem, num_classes, base_width, torch.Generator().manual_seed(0)))
+    except InputError:
+        raise
+    except Exception as error:  # the user's own code
+        raise InputError(f"network {arch} cannot be built and asked: {type(error).__name__}: {error}") from error
+    if answer.logits.shape[1] != num_classes:
+        raise InputError(
+            f"network {arch} answers with {answer.logits.shape[1]} logits, and there are {num_classes} classes"
+        )
+    return len(answer.features)
+
+
+def _of_zeros(net: nn.Module) -> Answer:
+    """Return what a network says of one black image, leaving its modes and its statistics."""
     modes = {module: module.training for module in net.modules()}
     net.eval()
     with torch.no_grad():
         answer: Answer = net(torch.zeros(1, 3, SIZE, SIZE))
     for module, training in modes.items():
         module.training = training
-    return [feature.shape[1] for feature in answer.features]
+    return answer
 
 
 def _answered(net: nn.Module, given: object, found: object) -> Answer:
