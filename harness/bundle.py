@@ -33,9 +33,9 @@ from typing import IO, Any
 
 import torch
 
-from harness import compare, faults
+from harness import compare, faults, loading
 from harness.environment import ROOT, environment, installed
-from harness.loading import KINDS, LOADED, Loaded, digest_of, files_of
+from harness.loading import KINDS, Loaded, digest_of, files_of
 from harness.record import FINAL, StudyFolder, repeat_of
 from harness.spec import Spec
 from kd.data import cache_folder
@@ -174,7 +174,7 @@ def _fault_files(specs: Iterable[Spec], remarks: list[str]) -> list[Loaded]:
             if mine:
                 raise InputError(f"the fault {name} has changed since the study was run; name the file as it was then")
             remarks.append(f"the fault {name} has changed since the study was run: only the code of then reproduces it")
-    return [loaded for loaded in LOADED if loaded.kind == "faults"] if own else []
+    return [loaded for loaded in loading.LOADED if loaded.kind == "faults"] if own else []
 
 
 def _method_files(specs: Iterable[Spec]) -> list[Loaded]:
@@ -192,7 +192,7 @@ def _model_files(specs: Iterable[Spec]) -> list[Loaded]:
 
 def _own(kind: str, word: str, needed: Mapping[str, str | None]) -> list[Loaded]:
     """Return the user's files that these names need by digest; one that is not loaded, or changed, is refused."""
-    here = {digest_of(loaded.path): loaded for loaded in LOADED if loaded.kind == kind}
+    here = {digest_of(loaded.path): loaded for loaded in loading.LOADED if loaded.kind == kind}
     for name, digest in sorted(needed.items()):
         if digest is not None and digest not in here:
             option = KINDS[kind].option

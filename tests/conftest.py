@@ -28,7 +28,8 @@ TINY = str(Path(__file__).with_name("tiny.toml"))
 
 LONG = (
     "test_run.py", "test_matrix.py", "test_gpu_queue.py", "test_clean_zoo.py", "test_shards.py", "test_own_faults.py",
-    "test_scripts.py", "test_checkpoint.py", "test_interrupted.py", "test_audit_command.py", "test_benchmarks.py",
+    "test_own_methods.py", "test_scripts.py", "test_checkpoint.py", "test_interrupted.py", "test_audit_command.py",
+    "test_benchmarks.py",
 )  # fmt: skip
 "Files that take a minute or more, the longest first. They begin first: who begins last is waited for by idle cores."
 

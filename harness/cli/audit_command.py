@@ -47,7 +47,7 @@ _CONFIG: dict[str, tuple[type, ...]] = {
 
 _POLICY = {"waive", "select", "ignore", "strict", "format"}
 _FILES = {"fault_files", "method_files", "model_files"}
-_OURS = _POLICY | _FILES | {"variant", "fault", "method", "seed"}
+_OURS = _POLICY | _FILES | {"variant", "fault", "method", "pair", "seed"}
 _MATRIX = _FILES | {"fault", "method", "seeds", "zoo_seeds", "output", "format", "workers"}
 _MODES = {"--list": _FILES, "--explain": _FILES, "--run": _POLICY | _FILES, "--matrix": _MATRIX}
 "Options that go with what is not the audit of a script."
@@ -203,6 +203,7 @@ class ConfiguredCommand(click.Command):
 @METHOD_OPTION
 @MODEL_OPTION
 @click.option("--method", multiple=True, metavar="NAME", help="Without SCRIPT: these methods only.")
+@click.option("--pair", metavar="TEACHER-STUDENT", help="Without SCRIPT: these networks  [default: the demo's]")
 @click.option("--seed", type=int, default=0, help="Without SCRIPT: of our own training.")
 @click.option("--matrix", is_flag=True, help="Every fault against every audit, and correct trainings: minutes.")
 @click.option("--seeds", metavar="RANGE", default="0-2", show_default=True, help="Of --matrix, as in 0-9.")
@@ -518,7 +519,7 @@ def _ourselves(options: dict[str, Any], policy: "Policy") -> int:
     from harness import faults
     from harness.canonical import audit_ourselves
     from harness.cli.audit_text import show_ourselves
-    from harness.plan import check_method, load_preset
+    from harness.plan import check_method, load_preset, split_pair
     from harness.variants import VARIANTS
     from kd.methods import METHODS
 
@@ -529,8 +530,10 @@ def _ourselves(options: dict[str, Any], policy: "Policy") -> int:
     methods = list(dict.fromkeys(options["method"])) or list(METHODS)
     for method in methods:
         check_method(method)
+    pair = options["pair"] or load_preset("quick").pairs[0]
+    teacher, student = split_pair(pair)
     notes = stderr()
-    runs = audit_ourselves(methods, names, options["seed"], lambda text: notes.print(text, style="dim"))
+    runs = audit_ourselves(methods, names, options["seed"], lambda text: notes.print(text, style="dim"), pair)
     if not runs:
         why = "; ".join(f"{m}: {faults.get(n).why_not(m)}" for n in names if n for m in methods)
         raise InputError(f"the fault named applies to none of the methods asked for ({why})")
@@ -543,7 +546,6 @@ def _ourselves(options: dict[str, Any], policy: "Policy") -> int:
     distilled = any(METHODS[run.method].needs_teacher for run in runs) or not any(
         METHODS[method].needs_teacher for method in methods
     )
-    teacher, student = load_preset("quick").pairs[0].split("-")
     audited = Audited(
         target=_target(names),
         report=report,

@@ -55,17 +55,6 @@ METHOD_OPTION = _own_files("--method-file", "method_files", "methods")
 MODEL_OPTION = _own_files("--model-file", "model_files", "models")
 
 
-class MethodOption(click.Option):
-    """An option that takes a method; its help lists those that there are, and imports them only then."""
-
-    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        """Return the option with the methods' names as its value."""
-        from kd.methods import METHODS
-
-        self.metavar = "|".join(METHODS)
-        return super().get_help_record(ctx)
-
-
 STUDY_OPTION = click.option("--study", help="Name of the study in the runs folder; needed if there are several.")
 ALLOW_OPTION = click.option(
     "--allow-difference",
