@@ -129,6 +129,8 @@ class KD:
     "Weight of the distillation term by itself."
     share: tuple[float, float] | None = None
     "Range of the distillation term's share of the gradient at the student's logits."
+    form: Literal["decoupled"] | None = None
+    "Of the soft term, where it is not T^2 KL(teacher || student): the target class and the others apart (DKD)."
 
 
 @dataclass

@@ -12,7 +12,7 @@ from harness import compare, faults, stats
 from harness.execute import is_done
 from harness.plan import Ground, load_preset, make_plan
 from harness.record import Metrics, Result, StudyFolder
-from kd.models import ARCHITECTURES
+from kd.models import MODELS
 
 pytestmark = pytest.mark.usefixtures("cpu_only")
 
@@ -68,7 +68,7 @@ def wide(sizes):
     preset, variants = load_preset("quick"), [None, *faults.FAULTS]
     if sizes.toy:
         variants = variants[:3]
-    pairs = ("r34-r18",) if sizes.toy else tuple(f"{t}-{s}" for t in ARCHITECTURES for s in ARCHITECTURES)
+    pairs = ("r34-r18",) if sizes.toy else tuple(f"{t}-{s}" for t in MODELS for s in MODELS)
     one = make_plan(replace(preset, pairs=pairs, seeds=(0,)), variants, GROUND)
     seeds = max(2, round(sizes.trials / len(one.trials)))
     return replace(preset, pairs=pairs, seeds=tuple(range(seeds))), variants

@@ -5,7 +5,7 @@ STUDY/MANIFEST.json      SHA-256 of every other file; data, faults
 STUDY/environment.json   the lock: exact versions here, and what the trials ran on
 STUDY/requirements.txt   the same versions, for pip
 STUDY/study.json, study.toml, results.csv, trials/, again/, weights/   as harness.record has them; a study's folder
-STUDY/faults/            files of the user's, as they are
+STUDY/faults/, methods/, models/   files of the user's, as they are
 
 Equal studies give equal bytes: members are sorted and bear no time, owner or file mode.
 """
@@ -25,7 +25,7 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path, PurePosixPath
@@ -33,8 +33,9 @@ from typing import IO, Any
 
 import torch
 
-from harness import compare, faults
+from harness import compare, faults, loading
 from harness.environment import ROOT, environment, installed
+from harness.loading import KINDS, Loaded, digest_of, files_of
 from harness.record import FINAL, StudyFolder, repeat_of
 from harness.spec import Spec
 from kd.data import cache_folder
@@ -67,7 +68,8 @@ class Bundle:
     study: compare.Trials
     environment: dict[str, Any]
     "The lock: `here` is the machine that packed, `trials` what the trials ran on."
-    fault_files: list[Path]
+    files: list[Loaded]
+    "Of the author's: code that is run only where somebody trusts it."
     data: tuple[str, str]
     "Name of the data set, and its digest."
 
@@ -118,24 +120,25 @@ def pack(study: StudyFolder, output: Path, weights: bool = False) -> Written:
             raise InputError(f"{study.path.name} has no finished trial yet; kdbench status shows how far it is")
         name, digest = _data(specs.values())
         remarks = [f"{len(specs) - len(final)} trials have no final result"] if len(final) < len(specs) else []
-        fault_files = _fault_files(specs.values(), remarks)
+        files = [*_fault_files(specs.values(), remarks), *_method_files(specs.values()), *_model_files(specs.values())]
+        brought = _places(files)
         lock = _lock(study, specs)
         if any(lock["trials"].get("git_dirty", ())):
             remarks.append("trials ran on code that no commit holds; its digest tells whether other code is the same")
         members: dict[str, Member] = dict(_records(study, specs, weights))
         members["study.json"] = _study_json(study)
         members["results.csv"] = compare.table(trials).encode()
-        members.update({f"faults/{path.name}": path for path in fault_files})
+        members.update({place: loaded.path for place, loaded in brought.items()})
         members["environment.json"] = _json(lock)
         members["requirements.txt"] = _requirements(lock["here"]["packages"]).encode()
-        own = [path.name for path in fault_files]
-        page = _page(study, specs, lock, data=name, fault_files=own, weights=weights, remarks=remarks)
+        page = _page(study, specs, lock, data=name, files=[*brought], weights=weights, remarks=remarks)
         members["REPRODUCE.md"] = page.encode()
         manifest = {
             "schema": "kdbench.bundle/1",
             "study": study.path.name,
             "data": {"name": name, "digest": digest},
-            "faults": [f"faults/{path.name}" for path in fault_files],
+            "faults": [],
+            **{kind: [place for place in brought if brought[place].kind == kind] for kind, _ in brought.values()},
             "files": {place: _sha256(member) for place, member in sorted(members.items())},
         }
         members["MANIFEST.json"] = _json(manifest)
@@ -156,7 +159,7 @@ def _data(specs: Iterable[Spec]) -> tuple[str, str]:
     return found[0]
 
 
-def _fault_files(specs: Iterable[Spec], remarks: list[str]) -> list[Path]:
+def _fault_files(specs: Iterable[Spec], remarks: list[str]) -> list[Loaded]:
     """Return the user's files if a trial needs one of them; a fault that is not there, or not as it was, is refused."""
     needed = {str(spec.fault): spec.fault_digest for spec in specs if spec.fault}
     own = False
@@ -165,16 +168,44 @@ def _fault_files(specs: Iterable[Spec], remarks: list[str]) -> list[Path]:
         if not all(part in faults.FAULTS for part in parts):
             raise InputError(f"the study has the fault {name}, of a file of yours; name that file: --faults FILE")
         theirs = {Path(faults.FAULTS[part].function.__code__.co_filename).resolve() for part in parts}
-        mine = theirs & set(faults.LOADED)
+        mine = theirs & set(files_of("faults"))
         own |= bool(mine)
         if faults.get(name).digest != digest:
             if mine:
                 raise InputError(f"the fault {name} has changed since the study was run; name the file as it was then")
             remarks.append(f"the fault {name} has changed since the study was run: only the code of then reproduces it")
-    files = list(faults.LOADED) if own else []
-    if len({path.name for path in files}) < len(files):
-        raise InputError("two files of --faults have one name; rename one of them")
-    return files
+    return [loaded for loaded in loading.LOADED if loaded.kind == "faults"] if own else []
+
+
+def _method_files(specs: Iterable[Spec]) -> list[Loaded]:
+    return _own("methods", "method", {spec.method: spec.method_digest for spec in specs})
+
+
+def _model_files(specs: Iterable[Spec]) -> list[Loaded]:
+    needed: dict[str, str | None] = {}
+    for spec in specs:
+        needed[spec.arch] = spec.arch_digest
+        if spec.teacher is not None:
+            needed[spec.teacher.arch] = spec.teacher_digest
+    return _own("models", "network", needed)
+
+
+def _own(kind: str, word: str, needed: Mapping[str, str | None]) -> list[Loaded]:
+    """Return the user's files that these names need by digest; one that is not loaded, or changed, is refused."""
+    here = {digest_of(loaded.path): loaded for loaded in loading.LOADED if loaded.kind == kind}
+    for name, digest in sorted(needed.items()):
+        if digest is not None and digest not in here:
+            option = KINDS[kind].option
+            raise InputError(f"the study has the {word} {name}, of a file of yours; name it as it was: {option} FILE")
+    return [here[digest] for digest in sorted({digest for digest in needed.values() if digest is not None})]
+
+
+def _places(files: Sequence[Loaded]) -> dict[str, Loaded]:
+    """Return the user's files by their place in the archive."""
+    found = {f"{loaded.kind}/{loaded.path.name}": loaded for loaded in files}
+    if len(found) < len(files):
+        raise InputError("two files of yours have one name; rename one of them")
+    return found
 
 
 def _records(study: StudyFolder, specs: Mapping[str, Spec], weights: bool) -> Iterator[tuple[str, Member]]:
@@ -230,7 +261,7 @@ def _page(study: StudyFolder, specs: Mapping[str, Spec], lock: Mapping[str, Any]
     results = [study.trial(key).result() for key in specs]
     seconds = sum(float(result.times.get("seconds", 0)) for result in results if result is not None)
     options = (" --data DIR" if known["data"].startswith("folder-") else "") + (
-        " --trust-faults" if known["fault_files"] else ""
+        " --trust-faults" if known["files"] else ""
     )
     text = (resources.files("harness.pages") / "reproduce.md.j2").read_text(encoding="utf-8")
     return pages.from_string(text).render(
@@ -358,8 +389,11 @@ def _write_tar(file: IO[bytes], members: Mapping[str, Member]) -> None:
                 archive.addfile(info, source)
 
 
-def unpack(archive: Path, place: Path) -> Bundle:
+def unpack(archive: Path, place: Path, load: Callable[[Sequence[Loaded]], None]) -> Bundle:
     """Unpack an archive of :func:`pack` into an empty folder, and read it.
+
+    `load` is handed the methods that the archive brings before a spec is read, which needs them; it runs them or
+    raises InputError.
 
     InputError for one that cannot be read, has a member that would land elsewhere or is no plain file, whose files are
     not those of its manifest, or whose table is not that of its records.
@@ -381,7 +415,7 @@ def unpack(archive: Path, place: Path) -> Bundle:
     if len(roots) != 1 or not (roots[0] / "MANIFEST.json").is_file():
         raise InputError(f"{archive} is no archive of kdbench bundle: it has no MANIFEST.json in its one folder")
     with _forged(archive):
-        return _read(archive, roots[0])
+        return _read(archive, roots[0], load)
 
 
 @contextlib.contextmanager
@@ -411,7 +445,7 @@ def _check_names(members: Iterable[tuple[str, bool]], archive: Path) -> None:
             raise InputError(f"{archive} holds {name!r}, which is no plain file; nothing was unpacked")
 
 
-def _read(archive: Path, root: Path) -> Bundle:
+def _read(archive: Path, root: Path, load: Callable[[Sequence[Loaded]], None]) -> Bundle:
     manifest = json.loads((root / "MANIFEST.json").read_text())
     if manifest["schema"] != "kdbench.bundle/1" or manifest["study"] != root.name:
         raise InputError("its manifest is of another study, or of another kind")
@@ -424,6 +458,8 @@ def _read(archive: Path, root: Path) -> Bundle:
     if wrong:
         more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise InputError(f"not as it was packed: {', '.join(sorted(wrong)[:3])}{more}; fetch it again")
+    brought = [Loaded(kind, root / name) for kind in KINDS for name in manifest.get(kind, ()) if name in files]
+    load([loaded for loaded in brought if loaded.kind == "methods"])
     lock = json.loads((root / "environment.json").read_text())
     raw = json.loads((root / "study.json").read_text())
     controls = raw.get("controls") or {"again": [], "arms": []}
@@ -445,7 +481,7 @@ def _read(archive: Path, root: Path) -> Bundle:
     _check_table((root / "results.csv").read_text(), compare.table(study))
     for key in specs:
         study.folder.trial(key).curve()  # an epoch that is no JSON is said before anything is trained
-    return Bundle(study, lock, [root / name for name in manifest["faults"] if name in files], data)
+    return Bundle(study, lock, brought, data)
 
 
 def _check_keys(keys: Iterable[str]) -> None:

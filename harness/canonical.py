@@ -16,7 +16,8 @@ from harness.properties import with_properties
 from harness.trial import prepare_device, watched
 from kd import NUMERICS, train
 from kd.data import Dataset, cache_folder, load_file, prepare
-from kd.methods import METHODS, MethodSettings
+from kd.methods import METHODS, read_settings
+from kd.models import MODELS
 from kd.procedure import CANONICAL
 from kd.recipe import Precision, Recipe
 from kd.teacher import file_sha256, save_checkpoint
@@ -52,7 +53,11 @@ class Run:
 
 
 def audit_ourselves(
-    methods: Sequence[str], names: Sequence[str | None], seed: int, told: Callable[[str], None]
+    methods: Sequence[str],
+    names: Sequence[str | None],
+    seed: int,
+    told: Callable[[str], None],
+    pair: str | None = None,
 ) -> list[Run]:
     """Train each method with each fault (None: canonical) for a few steps under all audits.
 
@@ -60,7 +65,7 @@ def audit_ourselves(
     """
     found = [faults.get(name) if name is not None else None for name in names]
     return [
-        audit_once(method, fault, seed, told)
+        audit_once(method, fault, seed, told, pair=pair)
         for fault in found
         for method in methods
         if fault is None or not fault.why_not(method)
@@ -74,13 +79,14 @@ def audit_once(
     told: Callable[[str], None],
     precision: Precision | None = None,
     device: str = "cpu",
+    pair: str | None = None,
 ) -> Run:
     """Train one method, with a fault or without, for a few steps under all audits; in the precision the fault needs.
 
-    The teacher is trained on the processor, whatever the device.
+    The teacher is trained on the processor, whatever the device. The pair is the demo's unless another is named.
     """
     preset, dataset = _study()
-    teacher_arch, student_arch = split_pair(preset.pairs[0])
+    teacher_arch, student_arch = split_pair(pair or preset.pairs[0])
     canonical = replace(preset.recipe, epochs=EPOCHS)
     recipe = fault.recipe(canonical) if fault else canonical
     recipe = replace(recipe, precision=precision) if precision is not None else recipe
@@ -126,7 +132,11 @@ def _teacher(
     dataset: Dataset, arch: str, recipe: Recipe, fault: Fault | None, told: Callable[[str], None]
 ) -> train.Teacher:
     """Return a trained teacher, out of the cache where it has been trained before."""
-    decided_by = (NUMERICS, dataset.digest, arch, asdict(recipe), fault.digest if fault else None)
+    decided_by: tuple[object, ...] = (
+        NUMERICS, dataset.digest, arch, asdict(recipe), fault.digest if fault else None,
+    )  # fmt: skip
+    if MODELS[arch].digest is not None:
+        decided_by += (MODELS[arch].digest,)
     path: Path = cache_folder() / "audit" / f"teacher-{sha256(repr(decided_by).encode()).hexdigest()[:16]}.safetensors"
     if not path.is_file():
         told(
@@ -134,7 +144,7 @@ def _teacher(
         )
         procedure = fault.inject(CANONICAL, lambda: None) if fault else CANONICAL
         torch.set_num_threads(1)  # whoever asks for it, it must be the same teacher
-        settings = MethodSettings()
+        settings = read_settings("baseline", {})
         training = train.prepare(dataset, arch, None, "baseline", settings, recipe, procedure, 0, torch.device("cpu"))
         for _ in train.epochs(training):
             pass

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import faults
+from harness import loading
 from harness.engines import Running, death_of
 from harness.lease import Lease
 from harness.record import Folder
@@ -22,11 +22,11 @@ import json, sys
 from pathlib import Path
 from harness.trial import run_in_child
 path, data_file, files = json.loads(sys.argv[1])
-run_in_child(path, data_file, [Path(file) for file in files])
+run_in_child(path, data_file, files)
 """
 
 
-def run_trial(path: str, data_file: str, fault_files: Sequence[str], lease: Lease) -> str:
+def run_trial(path: str, data_file: str, files: Sequence[tuple[str, str]], lease: Lease) -> str:
     """Run a trial on this worker, in a process of its own; return how it ended if it left no result.
 
     The process is ended when the coordinator gives the lease back, or is silent for long: it was interrupted, and will
@@ -40,7 +40,7 @@ def run_trial(path: str, data_file: str, fault_files: Sequence[str], lease: Leas
             )
     threads = str(folder.spec().threads)
     process = subprocess.Popen(
-        [sys.executable, "-c", _CHILD, json.dumps([path, data_file, list(fault_files)])],
+        [sys.executable, "-c", _CHILD, json.dumps([path, data_file, list(files)])],
         env={**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
     )
     while process.poll() is None:
@@ -104,7 +104,7 @@ class Cluster:
 
     def start(self, folder: Folder, data_file: Path, lease: Lease) -> ClusterTask:
         """Hand a trial to the cluster."""
-        files = [str(file.resolve()) for file in faults.LOADED]
+        files = [(loaded.kind, str(loaded.path)) for loaded in loading.LOADED]
         where = str(folder.path.resolve()), str(data_file.resolve())
         lease = Lease(lease.path.resolve(), lease.token)
         return ClusterTask(self.client.submit(run_trial, *where, files, lease, pure=False))

@@ -22,7 +22,7 @@ from kd.procedure import CANONICAL
 # is in the teacher's training too; or the method, and with it its settings and whether there is a teacher.
 _FACTOR = {
     "fault": ("fault", "fault_digest", "teacher.key"),
-    "method": ("method", "settings", "teacher"),
+    "method": ("method", "settings", "method_digest", "teacher", "teacher_digest"),
 }
 # What must not differ though it is no part of a trial's spec.
 _ENVIRONMENT = ("torch", "device_name", "code_digest")

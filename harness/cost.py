@@ -12,7 +12,7 @@ from harness import faults
 from harness.plan import Plan
 from harness.spec import Spec
 from kd.data import SIZE
-from kd.models import ResNet, Stem
+from kd.models import Stem, make
 from kd.procedure import CANONICAL
 
 # Share of the matrix-multiplication speed that a training step reaches on a CPU: vector units want 16 channels.
@@ -43,7 +43,7 @@ class Cost:
 def forward_flop(arch: str, stem: Stem, width: int, classes: int = 10) -> int:
     """Return the floating-point operations of one image's forward, two a multiply-add, counted without running it."""
     with torch.device("meta"):
-        net = ResNet(arch, stem, classes, width).eval()
+        net = make(arch, stem, classes, width).eval()
         image = torch.empty(1, 3, SIZE, SIZE)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net(image)

@@ -9,7 +9,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Protocol
 
-from harness import faults
+from harness import loading
 from harness.lease import Lease
 from harness.processes import start_server
 from harness.record import Folder
@@ -83,7 +83,7 @@ class LocalProcesses:
     def start(self, folder: Folder, data_file: Path, lease: Lease) -> LocalProcess:
         """Start the trial of a folder."""
         process: BaseProcess = start_server(self.threads).Process(  # type: ignore[attr-defined]
-            target=run_in_child, args=(str(folder.path), str(data_file), faults.LOADED), daemon=True
+            target=run_in_child, args=(str(folder.path), str(data_file), [*loading.LOADED]), daemon=True
         )
         process.start()
         return LocalProcess(process)

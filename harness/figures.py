@@ -13,21 +13,20 @@ from kd.methods import METHODS
 
 # Each colour on a light page, and what takes its place on a dark one; matplotlib draws the first.
 _INK, _SOFT = "#24292f", "#8b949e"
-_COLOURS = {"baseline": "#57606a", "logit": "#1d4ed8", "feature": "#b45309"}
-_OTHER = "#6d28d9"
 _DARK = {
     _INK: "#e6edf3",
     _SOFT: "#768390",
-    _COLOURS["baseline"]: "#adbac7",
-    _COLOURS["logit"]: "#79a8ff",
-    _COLOURS["feature"]: "#f0a35e",
-    _OTHER: "#b794f6",
+    "#57606a": "#adbac7",
+    "#1d4ed8": "#79a8ff",
+    "#b45309": "#f0a35e",
+    "#6d28d9": "#b794f6",
     "#0f766e": "#4fd1c5",
     "#be185d": "#f687b3",
     "#4d7c0f": "#a3d65c",
     "#b91c1c": "#fc8181",
 }
 _LINES = tuple(light for light in _DARK if light not in (_INK, _SOFT))
+"Colours of lines, and of the methods in the order of their tables."
 FIGURES = ("gains", "accuracy", "curves", "norms", "grid")
 _FAR = 15.0
 "Percentage points below the best arm from which on an arm is told in words: the axis is for the others."
@@ -59,6 +58,10 @@ def draw(study: Trials, gains: Sequence[dict[str, Any]], claimed_norm: float | N
     with matplotlib.rc_context(style):
         drawn = {name: picture() for name, picture in pictures.items()}
     return {name: picture for name, picture in drawn.items() if picture}
+
+
+def _colour(method: str) -> str:
+    return _LINES[list(METHODS).index(method) % len(_LINES)]
 
 
 def _svg(figure: Any) -> str:
@@ -107,7 +110,7 @@ def _gains(gains: Sequence[dict[str, Any]], margin: float) -> str:
     axes.axvspan(-margin, margin, color=_SOFT, alpha=0.18, lw=0)
     axes.axvline(0, color=_INK, lw=0.8)
     for y, (_, method, values, found) in enumerate(lines):
-        colour = _COLOURS.get(method, _OTHER)
+        colour = _colour(method)
         axes.plot(values, [y] * len(values), "o", color=colour, alpha=0.6, ms=6, mec="none")
         if found is None:
             continue
@@ -133,7 +136,7 @@ def _accuracy(study: Trials) -> str:
     axes = _rows(labels, "test accuracy, % (a dot a seed; bar: mean with its 95% interval)")
     axes.set_xlim(left, right)
     for y, (arm, values) in enumerate(arms.items()):
-        colour = _COLOURS.get(arm.method, _OTHER)
+        colour = _colour(arm.method)
         if fmean(values) <= best - _FAR:
             text = f"\N{LEFTWARDS ARROW} {fmean(values):.2f} (seeds {min(values):.2f} to {max(values):.2f})"
             axes.annotate(text, (left, y), va="center", fontsize=9, color=colour)
@@ -158,7 +161,7 @@ def _curves(study: Trials) -> str:
             if not curves:
                 continue
             by_epoch = list(zip(*curves, strict=True))
-            xs, colour = range(1, len(by_epoch) + 1), _COLOURS.get(arm.method, _OTHER)
+            xs, colour = range(1, len(by_epoch) + 1), _colour(arm.method)
             axes.plot(xs, [fmean(values) for values in by_epoch], color=colour, label=METHODS[arm.method].title)
             axes.fill_between(
                 xs, [min(v) for v in by_epoch], [max(v) for v in by_epoch], color=colour, alpha=0.18, lw=0

@@ -27,7 +27,7 @@ class Grid:
         for method, axes in self.methods.items():
             if method not in METHODS:
                 raise unknown("method", method, METHODS, "[grid]")
-            own = METHODS[method].settings
+            own = METHODS[method].Settings.names()
             known = [*own, "alpha"] if {"ce_weight", "kd_weight"} <= {*own} else [*own]
             for name, values in axes.items():
                 where = f"[grid.{method}]"

@@ -13,12 +13,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from scipy import stats
 
-from harness import faults
+from harness import faults, loading
 
 PRECISIONS = ("fp32", "bf16")
 "In which the clean trainings of our own are run."
@@ -138,14 +137,13 @@ def run(tasks: Sequence[Task], workers: int, told: Callable[[str], None]) -> Ite
     # New workers now and then: a zoo of trainings leaves compiled code and memory behind, and a limit of tasks a worker
     # (max_tasks_per_child) was seen to hang the pool in Python 3.11.
     for at in range(0, len(tasks), _BATCH):
-        with ProcessPoolExecutor(workers, context, _begin, (faults.LOADED,)) as pool:
+        with ProcessPoolExecutor(workers, context, _begin, ([*loading.LOADED],)) as pool:
             for done in as_completed([pool.submit(look, task) for task in tasks[at : at + _BATCH]]):
                 yield done.result()
 
 
-def _begin(fault_files: Sequence[Path]) -> None:
-    for file in fault_files:
-        faults.load(file)
+def _begin(files: Sequence[loading.Loaded]) -> None:
+    loading.load_all(files)
 
 
 def bound(k: int, n: int, side: Literal["lower", "upper"]) -> float | None:

@@ -12,7 +12,7 @@ import torch
 from harness.processes import start_server
 from kd import train
 from kd.data import SIZE, Dataset
-from kd.methods import MethodSettings
+from kd.methods import METHODS, read_settings
 from kd.procedure import CANONICAL
 from kd.recipe import Precision, Recipe
 from kd.teacher import Provenance
@@ -59,8 +59,10 @@ def prepare(recipe: Recipe, method: str, pair: tuple[str, str], device: torch.de
     """Prepare a training on noise with a teacher of random weights; its speed is that of a real one."""
     images = noise(recipe.train_size + recipe.val_size)
     procedure = replace(CANONICAL, load_teacher=lambda *_: Provenance("none", None, 0.0))
-    teacher = None if method == "baseline" else train.Teacher(pair[0], Path())
-    settings = MethodSettings() if method == "baseline" else MethodSettings(0.5, 0.5)
+    kind = METHODS[method]
+    teacher = train.Teacher(pair[0], Path()) if kind.needs_teacher else None
+    weights = {"ce_weight": 0.5, **{f"{term}_weight": 0.5 for term in kind.Settings.terms()}}
+    settings = read_settings(method, weights if kind.needs_teacher else {})
     return train.prepare(images, pair[1], teacher, method, settings, recipe, procedure, 0, device)
 
 

@@ -15,8 +15,8 @@ from harness.grid import Grid, Point, settings_of
 from harness.record import repeat_of
 from harness.spec import Spec, TeacherRef
 from kd.errors import InputError, unknown
-from kd.methods import METHODS, MethodSettings
-from kd.models import ARCHITECTURES
+from kd.methods import METHODS, MethodSettings, read_settings
+from kd.models import MODELS
 from kd.recipe import SAME_BITS, Recipe
 from kd.settings import check_types
 
@@ -67,9 +67,21 @@ class Preset:
     "A user's file as it was read, to be kept beside the records."
 
     def settings(self, pair: str, method: str, point: Point | None = None) -> MethodSettings:
-        """Return a method's settings for a pair; `point` of the grid goes before what the file says."""
+        """Return a method's settings for a pair; `point` of the grid goes before what the file says.
+
+        A weight that is named nowhere is an InputError that says which, and where it belongs.
+        """
         file = {**self.method.get(method, {}), **self.pair.get(pair, {}).get(method, {})}
-        return MethodSettings(**{**file, **settings_of(point or {})})
+        where = f"preset {self.name}, [method.{method}]"
+        return read_settings(method, {**file, **settings_of(point or {})}, where)
+
+    def check_settings(self) -> None:
+        """Raise InputError if a method of the study has no valid settings, of the file or at a point of the grid."""
+        for pair in self.pairs:
+            for method in self.methods:
+                points = self.grid.points(method) if self.grid is not None else []
+                for point in points or [{}]:
+                    self.settings(pair, method, point)
 
     @property
     def teacher_recipe(self) -> Recipe:
@@ -117,7 +129,11 @@ def parse_preset(name: str, text: str) -> Preset:
             split_pair(pair)
         for method, settings in table.items():
             check_method(method)
-            _keys(settings, METHODS[method].settings, f"{where}, [{f'pair.{pair}' if pair else 'method'}.{method}]")
+            _keys(
+                settings,
+                METHODS[method].Settings.names(),
+                f"{where}, [{f'pair.{pair}' if pair else 'method'}.{method}]",
+            )
     try:
         preset = Preset(
             name,
@@ -134,13 +150,16 @@ def parse_preset(name: str, text: str) -> Preset:
             Path(_text(study["data"], f"{where}, [study]: data")) if "data" in study else None,
             _grid(raw["grid"], where) if "grid" in raw else None,
         )
-        _ = preset.teacher_recipe, [preset.settings(pair, method) for pair in preset.pairs for method in preset.methods]
+        _ = preset.teacher_recipe
+        for method in preset.methods:
+            check_method(method)
     except KeyError as error:
         raise InputError(f"{where}, [study]: {error.args[0]} is missing") from error
     except TypeError as error:
         raise InputError(f"{where}: a value is of the wrong type ({error})") from error
     except InputError as error:
         raise InputError(f"{where}, {error}") from error
+    preset.check_settings()
     return preset
 
 
@@ -204,8 +223,8 @@ def check_method(method: str) -> None:
 def split_pair(pair: str) -> tuple[str, str]:
     """Return teacher and student of a pair written teacher-student, e.g. r50-r18."""
     parts = pair.split("-")
-    if len(parts) != 2 or not set(parts) <= set(ARCHITECTURES):
-        pairs = [f"{t}-{s}" for t in ARCHITECTURES for s in ARCHITECTURES]
+    if len(parts) != 2 or not set(parts) <= set(MODELS):
+        pairs = [f"{t}-{s}" for t in MODELS for s in MODELS]
         raise unknown("pair", pair, pairs, "a pair is teacher-student")
     return parts[0], parts[1]
 
@@ -346,7 +365,7 @@ def make_plan(
         for pair in preset.pairs:
             for method in preset.methods:
                 check_method(method)
-                if fault is not None and (why := _why_not(fault, method, ground, preset.recipe)):
+                if fault is not None and (why := _why_not(fault, pair, method, ground, preset.recipe)):
                     if (fault.name, method, why) not in plan.skipped:
                         plan.skipped.append((fault.name, method, why))
                     continue
@@ -381,7 +400,7 @@ def _chooses_by(fault: Fault | None) -> str | None:
 def _controls(plan: Plan, ground: Ground, chosen: Mapping[Arm, Point]) -> Controls:
     """Add the repeat of one trial, and the positive control of the first method that has a teacher."""
     fault, pair = faults.get(POSITIVE_CONTROL), plan.preset.pairs[0]
-    able = [method for method in plan.preset.methods if not _why_not(fault, method, ground, plan.preset.recipe)]
+    able = [method for method in plan.preset.methods if not _why_not(fault, pair, method, ground, plan.preset.recipe)]
     arm = next(iter(sorted(plan.arms, key=lambda a: (a.fault is not None, a.pair != pair, a.method not in able))))
     first = next(iter(plan.arms[arm].values()))
     plan.trials[repeat_of(first)] = plan.trials[first]
@@ -415,8 +434,11 @@ def _trials(
                 arch=arch,
                 method=method,
                 settings=settings if method == arm.method else preset.settings(arm.pair, method),
+                method_digest=METHODS[method].digest,
                 recipe=recipe,
                 teacher=teacher,
+                arch_digest=MODELS[arch].digest,
+                teacher_digest=MODELS[teacher.arch].digest if teacher is not None else None,
                 fault=fault.name if fault else None,
                 fault_digest=fault.digest if fault else None,
                 seed=seed,
@@ -437,7 +459,10 @@ def _trials(
     return {seed: add(student_arch, arm.method, seed, recipe, teacher, fault) for seed in seeds or preset.seeds}
 
 
-def _why_not(fault: Fault, method: str, ground: Ground, recipe: Recipe) -> str | None:
+def _why_not(fault: Fault, pair: str, method: str, ground: Ground, recipe: Recipe) -> str | None:
+    fixed = [arch for arch in split_pair(pair) if not MODELS[arch].has_stem]
+    if "stem" in fault.seam.split("+") and fixed:
+        return f"the stem of {fixed[0]} cannot be chosen"
     if fault.recipe(recipe) != recipe:
         if recipe.fold_teacher and not fault.recipe(recipe).fold_teacher:
             return "a folded copy of the teacher would hide it; leave --fold-teacher out"

@@ -162,8 +162,8 @@ def departures(study: Trials) -> list[str]:
                 if all(differing.get(name) != (here, there) for differing in students):
                     note(f"the teacher's {_WORDS.get(name, name)}", here, there)
     for arm in sorted(specs, key=compare.order):
-        for settings in dict.fromkeys(spec.settings for spec in specs[arm]) if arm.method != "baseline" else ():
-            for name in METHODS[arm.method].settings:
+        for settings in dict.fromkeys(spec.settings for spec in specs[arm]) if arm.method in paper.methods else ():
+            for name in settings.names():
                 what = f"{_WORDS.get(name, name)} of {METHODS[arm.method].title} ({arm.pair})"
                 note(what, getattr(settings, name), getattr(paper.settings(arm.pair, arm.method), name))
     for count in sorted({len(of_arm) for of_arm in specs.values()}):

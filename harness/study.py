@@ -26,7 +26,8 @@ from harness.record import FINAL, StudyFolder, write_atomic
 from kd.data import SIZE, Dataset, cache_folder, load_file, statistics
 from kd.data import prepare as prepare_data
 from kd.errors import InputError, unknown
-from kd.models import build
+from kd.methods import METHODS
+from kd.models import MODELS, build, check
 from kd.procedure import CANONICAL
 from kd.teacher import file_sha256, load_strict, read_checkpoint
 
@@ -136,7 +137,7 @@ def prepare(request: Request) -> Ready:
     cost = estimate(plan, todo, len(data.test_ids), workers or 1, device)
     later = None
     if first is not None:  # what the settings will be changes no cost
-        second = lay_out(chosen={})
+        second = lay_out(chosen={arm: points[0][0] for arm, points in first.grid.items()})
         rest = [key for key in second.trials if key not in first.trials and not is_done(second, folder, key)]
         later = len(rest), estimate(second, rest, len(data.test_ids), workers or 1, device)
     return Ready(
@@ -216,11 +217,26 @@ def _check_fit(plan: Plan, data: Dataset, weights: tuple[Path, str] | None) -> N
         recipe.check_batches(len(split.train))
         if recipe.normalisation == "train":
             statistics(data.pixels[split.train])
+    _check_networks(preset, len(data.classes))
     if weights is not None:
         for arch in {split_pair(pair)[0] for pair in preset.pairs}:
             width, stem = preset.recipe.base_width, CANONICAL.stem(SIZE)
             net = build(arch, stem, len(data.classes), width, torch.Generator().manual_seed(0))
             load_strict(net, *weights)
+
+
+def _check_networks(preset: Preset, classes: int) -> None:
+    """Refuse a network of the user's that does not answer as it must, before anything is trained."""
+    matched = [method for method in preset.methods if METHODS[method].has_projectors]
+    for pair in preset.pairs:
+        if all(MODELS[arch].digest is None for arch in split_pair(pair)):
+            continue
+        stages = {
+            arch: check(arch, CANONICAL.stem(SIZE), classes, preset.recipe.base_width) for arch in split_pair(pair)
+        }
+        if matched and (0 in stages.values() or len({*stages.values()}) > 1):
+            said = ", ".join(f"{arch} answers with {count}" for arch, count in stages.items())
+            raise InputError(f"method {matched[0]} needs as many stage features of both networks of {pair}: {said}")
 
 
 def carry_out(ready: Ready, tell: OnTrial, may_start: Callable[[str], bool] = lambda key: True) -> Outcome:

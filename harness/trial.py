@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 import audits
-from harness import faults
+from harness import faults, loading
 from harness.environment import environment
 from harness.properties import with_properties
 from harness.record import (
@@ -42,7 +42,8 @@ from harness.spec import Spec
 from kd import checkpoint, evaluate, train
 from kd.data import load_file
 from kd.errors import InputError
-from kd.methods import METHODS, MethodSettings
+from kd.methods import METHODS, MethodSettings, Soft
+from kd.models.registry import get as model
 from kd.procedure import CANONICAL
 from kd.teacher import file_sha256, read_checkpoint, save_checkpoint
 
@@ -96,12 +97,16 @@ def teacher_checkpoint(folder: Folder, spec: Spec) -> train.Teacher | None:
 
 
 def declared(method: str, settings: MethodSettings) -> audits.KD:
-    """Return what the method's settings say of a soft term; nothing for one that has none."""
-    if "temperature" not in METHODS[method].settings:
+    """Return what a method declares of its soft term; nothing for one that has none, or of a form that no audit has."""
+    soft = METHODS[method].soft
+    if soft is Soft.DECOUPLED:
+        return audits.KD(form="decoupled")
+    if soft is not Soft.HINTON:
         return audits.KD()
-    if settings.ce_weight + settings.kd_weight == 1:
-        return audits.KD(temperature=settings.temperature, alpha=settings.kd_weight)
-    return audits.KD(temperature=settings.temperature, kd_weight=settings.kd_weight)
+    weight, temperature = settings.weight("kd"), float(vars(settings)["temperature"])
+    if settings.ce_weight + weight == 1:
+        return audits.KD(temperature=temperature, alpha=weight)
+    return audits.KD(temperature=temperature, kd_weight=weight)
 
 
 def watched(training: train.Training, method: str, teacher: train.Teacher | None) -> audits.Watch:
@@ -157,6 +162,7 @@ def _run(folder: Folder, spec: Spec, data_file: Path) -> Result:
             calls += 1
 
         procedure = fault.inject(CANONICAL, reached)
+    _check_files(spec)
     teacher = teacher_checkpoint(folder, spec)
     training = train.prepare(
         dataset, spec.arch, teacher, spec.method, spec.settings, spec.recipe, procedure, spec.seed, device
@@ -231,6 +237,17 @@ def _run(folder: Folder, spec: Spec, data_file: Path) -> Result:
     )
 
 
+def _check_files(spec: Spec) -> None:
+    """Raise InputError if a method or network is of another file than the trial was planned with."""
+    if METHODS[spec.method].digest != spec.method_digest:
+        raise InputError(f"the file of method {spec.method} has changed since the trial was planned; plan it anew")
+    nets = [(spec.arch, spec.arch_digest)]
+    nets += [(spec.teacher.arch, spec.teacher_digest)] if spec.teacher is not None else []
+    for arch, digest in nets:
+        if model(arch).digest != digest:
+            raise InputError(f"the file of network {arch} has changed since the trial was planned; plan it anew")
+
+
 def write_norms(path: Path, training: train.Training) -> None:
     """Write the gradient norms of the first steps, a step a line, before clipping."""
     with path.open("w", encoding="utf-8", newline="") as file:
@@ -294,7 +311,7 @@ def _end_with_coordinator(parent: int) -> None:
     os._exit(1)
 
 
-def run_in_child(path: str, data_file: str, fault_files: Sequence[Path]) -> None:
+def run_in_child(path: str, data_file: str, files: Sequence[tuple[str, str | Path]]) -> None:
     """Run a trial in this (fresh) process with its output in the trial's log."""
     threading.Thread(target=_end_with_coordinator, args=(os.getppid(),), daemon=True).start()
     gc.freeze()  # what was imported stays; to look through it for garbage is a fifth of a short trial
@@ -303,8 +320,7 @@ def run_in_child(path: str, data_file: str, fault_files: Sequence[Path]) -> None
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
         logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", force=True)
-        for file in fault_files:
-            faults.load(file)
+        loading.load_all(files)
         run(folder, Path(data_file))
 
 
@@ -315,12 +331,13 @@ def main() -> int:
     parser.add_argument(
         "--data", type=Path, required=True, help="tensor file of the data set (kdbench doctor says where)"
     )
-    parser.add_argument("--faults", type=Path, action="append", default=[], help="file of faults of your own")
+    for kind in loading.KINDS.values():
+        own = f"file of {kind.name} of your own"
+        parser.add_argument(kind.option, dest=kind.name, type=Path, action="append", default=[], help=own)
     args = parser.parse_args()
     folder = Folder(args.folder.resolve())
     try:
-        for file in args.faults:
-            faults.load(file)
+        loading.load_all((kind, file) for kind in loading.KINDS for file in getattr(args, kind))
         folder.spec()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

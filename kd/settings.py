@@ -1,6 +1,7 @@
 """Strict typing of settings that come from a file or a command line: no value is silently taken for another."""
 
 import math
+from dataclasses import fields
 from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -18,7 +19,8 @@ def check_types(settings: Any, where: str) -> None:
     Raises InputError that names the field, and for a Literal the nearest choice.
     """
     of: type = type(settings)
-    for name, kind in _hints(of).items():
+    for field in fields(settings):
+        name, kind = field.name, _hints(of)[field.name]
         value = getattr(settings, name)
         if get_origin(kind) is Literal:
             if value not in get_args(kind):

@@ -14,8 +14,9 @@ from kd.checkpoint import State, numbers
 from kd.data import SIZE, Dataset, Pool, draw_crops, statistics
 from kd.errors import InputError
 from kd.evaluate import accuracy, logits_of
-from kd.methods import METHODS, MethodSettings
-from kd.models import build
+from kd.methods import METHODS, Batch, Method, MethodSettings, Terms
+from kd.methods import build as build_method
+from kd.models import build, stage_channels
 from kd.procedure import Procedure, Split
 from kd.recipe import Recipe
 from kd.teacher import Provenance
@@ -74,7 +75,7 @@ class Training:
     split: Split
     student: nn.Module
     teacher: nn.Module | None
-    method: nn.Module
+    method: Method
     provenance: Provenance | None
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
@@ -148,13 +149,19 @@ def prepare(
 
     stem, classes = ask.stem(SIZE), len(dataset.classes)
     student = build(arch, stem, classes, recipe.base_width, ask.stream(seed, "student/init"))
-    teacher_net, provenance, teacher_channels = None, None, student.channels
+    teacher_net, provenance = None, None
     if teacher is not None:
         teacher_net = build(teacher.arch, stem, classes, recipe.base_width, ask.stream(seed, "teacher/init"))
         provenance = ask.load_teacher(teacher_net, student, teacher.checkpoint, teacher.sha256)
-        teacher_channels = teacher_net.channels
-    projectors = ask.stream(seed, "projectors/init")
-    module = METHODS[method].build(student.channels, teacher_channels, settings, ask, projectors)
+    channels: tuple[Sequence[int], Sequence[int]] = ((), ())
+    if teacher is not None and teacher_net is not None and METHODS[method].has_projectors:
+        channels = stage_channels(arch, student), stage_channels(teacher.arch, teacher_net)
+        if len(channels[0]) != len(channels[1]) or not channels[0]:
+            raise InputError(
+                f"method {method} needs as many stage features of {arch} as of {teacher.arch}; they answer with "
+                f"{len(channels[0])} and {len(channels[1])}"
+            )
+    module = build_method(method, *channels, settings, ask, ask.stream(seed, "projectors/init"))
 
     # Layout before the optimizer is built: moving a module afterwards can leave its parameters behind.
     for net in (student, teacher_net, module):
@@ -196,13 +203,14 @@ def epochs(training: Training, on_batch: Callable[[Tensor], None] | None = None)
     autocast = torch.autocast(t.pool.device.type, dtype=half or torch.bfloat16, enabled=half is not None)
     update = _Update(t)
     student, teacher = t.student, t.teacher
+    names = ["ce", *(t.settings.terms() if t.teacher is not None else ()), "total"]
     for number in numbers(t, OWN_STEPS):
         ask.set_modes(t.student, t.teacher, t.method)
         shuffled = t.split.train[torch.randperm(len(t.split.train), generator=ask.stream(t.seed, f"order/{number}"))]
         ids = shuffled[:n].to(t.pool.device)
         draws = draw_crops(n, recipe.crop_padding, recipe.flip, ask.stream(t.seed, f"crops/{number}"))
         crops = type(draws)(*(draw.to(t.pool.device) for draw in draws))
-        sums = torch.zeros(4, device=t.pool.device)
+        sums = torch.zeros(len(names) + 1, device=t.pool.device)
         lr = 0.0
         # Forward and backward alike, and no further than an epoch: who trains something else in this process, or looks
         # at a network between two epochs, has torch as it was.
@@ -224,17 +232,16 @@ def epochs(training: Training, on_batch: Callable[[Tensor], None] | None = None)
                 with autocast:
                     answer = student(images.student)
                     ce = F.cross_entropy(answer.logits.float(), labels)
-                    kd = torch.zeros_like(ce) if target is None else t.method(answer, target)
-                    loss = ask.combine(ce, kd, t.settings.ce_weight, t.settings.kd_weight)
+                    batch = Batch(t.method.needs, labels, ids[rows], images)
+                    terms = {} if target is None else _named_terms(t, t.method(answer, target, batch))
+                    loss = _weighed(t, ce, terms)
                 if on_batch is not None:
                     on_batch(labels)
                 update(loss)
                 right = (answer.logits.detach().argmax(1) == labels).sum()
-                sums += torch.stack([ce.detach(), kd.detach(), loss.detach(), right.float()])
-        ce_sum, kd_sum, total, right_sum = (sums.double() / t.steps_per_epoch).tolist()
-        loss_means = (
-            {"ce": ce_sum, "kd": kd_sum, "total": total} if t.teacher is not None else {"ce": ce_sum, "total": total}
-        )
+                seen = [ce, *terms.values(), loss]
+                sums += torch.stack([*(value.detach().float() for value in seen), right.float()])
+        *means, right_mean = (sums.double() / t.steps_per_epoch).tolist()
         t.val_scores.append(_score(t, t.split.val))
         if t.scores_test:
             t.test_scores.append(_score(t, t.split.test))
@@ -245,14 +252,35 @@ def epochs(training: Training, on_batch: Callable[[Tensor], None] | None = None)
         yield Epoch(
             epoch=number + 1,
             lr=lr,
-            loss=loss_means,
-            train_accuracy=100 * right_sum / size,
+            loss=dict(zip(names, means, strict=True)),
+            train_accuracy=100 * right_mean / size,
             val_accuracy=t.val_scores[-1],
             grad_norms=norms,
             clipped_share=clipped_share,
             overflowed_steps=overflowed,
             digest=t.digests[-1],
         )
+
+
+def _named_terms(t: Training, found: Terms) -> Terms:
+    """Return a method's terms in the order of their weights; InputError if they are not the terms that have one."""
+    names = t.settings.terms()
+    if {*found} != {*names}:
+        raise InputError(
+            f"method {t.method.name} returned the terms {', '.join(found) or 'none'}, and its settings weigh "
+            f"{', '.join(names)}; a term x has the setting x_weight"
+        )
+    return {name: found[name] for name in names}
+
+
+def _weighed(t: Training, ce: Tensor, terms: Terms) -> Tensor:
+    """Return the loss: the labels' and the first term are combined, and each further term with what there is."""
+    ask, total, weight = t.procedure, ce, t.settings.ce_weight
+    if not terms:
+        return ask.combine(total, torch.zeros_like(ce), weight, 0.0)
+    for name, term in terms.items():
+        total, weight = ask.combine(total, term, weight, t.settings.weight(name)), 1.0
+    return total
 
 
 def _stand_ins(t: Training, images: Tensor, autocast: torch.autocast) -> tuple[nn.Module, nn.Module | None]:

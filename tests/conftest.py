@@ -14,7 +14,7 @@ from PIL import Image
 
 from kd import data, train
 from kd.data import Dataset
-from kd.methods import MethodSettings
+from kd.methods import METHODS, MethodSettings, read_settings
 from kd.procedure import CANONICAL
 from kd.recipe import Recipe
 from kd.teacher import save_checkpoint
@@ -39,7 +39,8 @@ TINY = str(Path(__file__).with_name("tiny.toml"))
 
 FIRST = (
     "test_run.py", "test_matrix.py", "test_gpu_queue.py", "test_clean_zoo.py", "test_shards.py", "test_own_faults.py",
-    "test_scripts.py", "test_checkpoint.py", "test_interrupted.py", "test_audit_command.py", "test_benchmarks.py",
+    "test_own_methods.py", "test_scripts.py", "test_checkpoint.py", "test_interrupted.py", "test_audit_command.py",
+    "test_benchmarks.py",
 )  # fmt: skip
 "Files that take a minute or more, the longest first. They begin first: who begins last is waited for by idle cores."
 
@@ -118,16 +119,24 @@ def recipe() -> Recipe:
     )
 
 
+def halves(method: str) -> MethodSettings:
+    """Return a method's settings with weights of a half; those of one without a teacher as they are."""
+    names = ("ce", *METHODS[method].Settings.terms()) if METHODS[method].needs_teacher else ()
+    return read_settings(method, {f"{name}_weight": 0.5 for name in names})
+
+
 @pytest.fixture(scope="session")
 def prepare(digits: Dataset, recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., train.Training]:
-    """Prepare a small training by method name; Logit-KD and Feature-KD get an r18 of random weights as checkpoint."""
+    """Prepare a small training by method name; one with a teacher gets an r18 of random weights as checkpoint."""
     path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
-    base = train.prepare(digits, "r18", None, "baseline", MethodSettings(), recipe, CANONICAL, 99, torch.device("cpu"))
+    base = train.prepare(
+        digits, "r18", None, "baseline", halves("baseline"), recipe, CANONICAL, 99, torch.device("cpu")
+    )
     save_checkpoint(base.student, path)
 
     def make(method: str = "baseline", procedure=CANONICAL, seed: int = SEED, **changes) -> train.Training:
-        teacher = None if method == "baseline" else train.Teacher("r18", path)
-        settings = MethodSettings() if method == "baseline" else MethodSettings(0.5, 0.5)
+        teacher = train.Teacher("r18", path) if METHODS[method].needs_teacher else None
+        settings = halves(method)
         changed = dataclasses.replace(recipe, **changes)
         return train.prepare(digits, "r18", teacher, method, settings, changed, procedure, seed, torch.device("cpu"))
 

@@ -557,11 +557,22 @@ def test_a_recorded_trial_is_read_again(folder, monkeypatch):
 
     from harness.record import Folder, Result
     from harness.spec import Spec
-    from kd.methods import MethodSettings
+    from kd.methods import read_settings
     from kd.recipe import Recipe
 
     spec = Spec(
-        "digits", "0" * 64, "r18", "baseline", MethodSettings(), Recipe(), None, "imagenet-stem", "0", 0, 1, "cpu"
+        "digits",
+        "0" * 64,
+        "r18",
+        "baseline",
+        read_settings("baseline", {}),
+        Recipe(),
+        None,
+        "imagenet-stem",
+        "0",
+        0,
+        1,
+        "cpu",
     )
     trial = Folder(folder / spec.key)
     trial.write_spec(spec)

@@ -24,7 +24,7 @@ from test_study_file import SMALL
 
 import harness.reproduce
 from audits.checks.all import CATALOGUE
-from harness import compare, faults
+from harness import compare, faults, loading
 from harness.bundle import ROOT, _command, _cut, extract, pack, plain
 from harness.plan import Arm
 from harness.record import StudyFolder
@@ -447,7 +447,7 @@ def alone(*args):
     known = dict(CATALOGUE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(faults, "FAULTS", dict(faults.FAULTS))
-        patch.setattr(faults, "LOADED", [])
+        patch.setattr(loading, "LOADED", [])
         try:
             return kdbench(*args)
         finally:

@@ -30,6 +30,8 @@ val_size = 40
 test_stride = 64
 [teacher]
 epochs = 2
+[method.feature]
+kd_weight = 1
 """
     file = tmp_path_factory.mktemp("file") / "mine.toml"
     file.write_text(text)

@@ -9,7 +9,7 @@ from torch import nn
 import audits
 from audits.checks.all import CATALOGUE
 from audits.checks.teacher import at_least, at_most
-from kd.models import ResNet
+from kd.models.resnet import ResNet
 
 
 def watch_once(student, images, teacher=None, labels=None, **declared):

@@ -9,19 +9,19 @@ from typing import get_args
 
 import pytest
 import torch
+from conftest import halves
 
 from harness import gallery
 from harness.canonical import audit_once
 from harness.faults import FAULTS
 from harness.trial import prepare_device, watched
 from kd import data, train
-from kd.methods import MethodSettings
+from kd.methods import METHODS
 from kd.procedure import CANONICAL
 from kd.recipe import Precision, Recipe
 from kd.teacher import save_checkpoint
 
 DEVICE = os.environ.get("KDBENCH_TEST_DEVICE", "cuda")
-METHODS = ("baseline", "logit", "feature")
 pytestmark = pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
@@ -48,13 +48,15 @@ def test_a_fault_is_caught_by_exactly_its_audits(name):
 @pytest.fixture(scope="module")
 def training(digits, recipe, tmp_path_factory):
     path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
-    base = train.prepare(digits, "r18", None, "baseline", MethodSettings(), recipe, CANONICAL, 99, torch.device("cpu"))
+    base = train.prepare(
+        digits, "r18", None, "baseline", halves("baseline"), recipe, CANONICAL, 99, torch.device("cpu")
+    )
     save_checkpoint(base.student, path)
 
     def make(method, procedure=CANONICAL, **changes):
         place = prepare_device(DEVICE, 1)
-        teacher = None if method == "baseline" else train.Teacher("r18", path)
-        settings = MethodSettings() if method == "baseline" else MethodSettings(0.5, 0.5)
+        teacher = None if not METHODS[method].needs_teacher else train.Teacher("r18", path)
+        settings = halves(method)
         changed = dataclasses.replace(recipe, **changes)
         return train.prepare(digits, "r18", teacher, method, settings, changed, procedure, 0, place)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kd.methods import METHODS, MethodSettings
+from kd.methods import Batch, build, read_settings
 from kd.models import Answer
 from kd.procedure import CANONICAL, combine, soft_loss
 
@@ -58,7 +58,12 @@ def test_weights_go_by_name():
 
 def feature_kd(student_channels, teacher_channels, beta=0.5):
     rng = torch.Generator().manual_seed(0)
-    return METHODS["feature"].build(student_channels, teacher_channels, MethodSettings(beta=beta), CANONICAL, rng)
+    settings = read_settings("feature", {"kd_weight": 1, "beta": beta})
+    return build("feature", student_channels, teacher_channels, settings, CANONICAL, rng)
+
+
+NOTHING = Batch((), None, None, None)
+"The batch of a method that asks for no part of it."
 
 
 def test_feature_loss_by_hand():
@@ -76,7 +81,7 @@ def test_feature_loss_by_hand():
         cosine = (gap_p * gap_t).sum(1) / np.linalg.norm(gap_p, axis=1) / np.linalg.norm(gap_t, axis=1)
         stages.append(mse + 0.5 * (1 - cosine).mean())
     answers = [Answer(torch.zeros(4, 10), tuple(map(torch.from_numpy, f))) for f in (f_s, f_t)]
-    assert method(*answers).item() == pytest.approx(np.mean(stages), rel=1e-5)
+    assert method(*answers, NOTHING)["kd"].item() == pytest.approx(np.mean(stages), rel=1e-5)
 
 
 def test_projectors_are_there_also_where_channels_are_equal():
@@ -95,5 +100,5 @@ def test_larger_maps_are_pooled_to_the_smaller():
     small = torch.randn(3, 2, 4, 4)
     large = small.repeat_interleave(2, 2).repeat_interleave(2, 3)
     student, teacher = Answer(torch.zeros(3, 2), (small,)), Answer(torch.zeros(3, 2), (large,))
-    assert method(student, teacher).item() == pytest.approx(0.0, abs=1e-12)
-    assert method(teacher, student).item() == pytest.approx(0.0, abs=1e-12)
+    assert method(student, teacher, NOTHING)["kd"].item() == pytest.approx(0.0, abs=1e-12)
+    assert method(teacher, student, NOTHING)["kd"].item() == pytest.approx(0.0, abs=1e-12)

@@ -4,25 +4,25 @@ import pytest
 import torch
 import torchvision
 
-from kd import models
 from kd.errors import InputError
+from kd.models import build, resnet
 
 COUNTS = {"r18": 11_173_962, "r34": 21_282_122, "r50": 23_520_842, "r101": 42_512_970}
 TORCHVISION = {"r18": "resnet18", "r34": "resnet34", "r50": "resnet50", "r101": "resnet101"}
 
 
-@pytest.mark.parametrize("arch", models.ARCHITECTURES)
+@pytest.mark.parametrize("arch", resnet.ARCHITECTURES)
 def test_parameter_counts_with_cifar_stem(arch):
     with torch.device("meta"):
-        net = models.ResNet(arch, "cifar", 10)
+        net = resnet.ResNet(arch, "cifar", 10)
     assert sum(p.numel() for p in net.parameters()) == COUNTS[arch]
 
 
-@pytest.mark.parametrize("arch", models.ARCHITECTURES)
+@pytest.mark.parametrize("arch", resnet.ARCHITECTURES)
 def test_same_weights_and_imagenet_stem_give_torchvisions_outputs(arch):
     torch.manual_seed(0)
     theirs = getattr(torchvision.models, TORCHVISION[arch])(num_classes=10).eval()
-    ours = models.ResNet(arch, "imagenet", 10).eval()
+    ours = resnet.ResNet(arch, "imagenet", 10).eval()
     ours.load_state_dict(theirs.state_dict(), strict=True)
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
@@ -31,7 +31,7 @@ def test_same_weights_and_imagenet_stem_give_torchvisions_outputs(arch):
 
 @pytest.mark.parametrize(("stem", "sizes"), [("cifar", [32, 16, 8, 4]), ("imagenet", [8, 4, 2, 1])])
 def test_stem_decides_the_stages_resolution(stem, sizes):
-    net = models.ResNet("r50", stem, 7, base_width=8)
+    net = resnet.ResNet("r50", stem, 7, base_width=8)
     answer = net(torch.randn(2, 3, 32, 32))
     assert answer.logits.shape == (2, 7)
     assert [f.shape[-1] for f in answer.features] == sizes
@@ -41,7 +41,7 @@ def test_stem_decides_the_stages_resolution(stem, sizes):
 
 def test_initial_weights_come_from_the_stream_alone():
     def conv1(seed):
-        return models.build("r18", "cifar", 10, 4, torch.Generator().manual_seed(seed)).conv1.weight
+        return build("r18", "cifar", 10, 4, torch.Generator().manual_seed(seed)).conv1.weight
 
     state = torch.get_rng_state()
     a = conv1(1)
@@ -53,4 +53,4 @@ def test_initial_weights_come_from_the_stream_alone():
 
 def test_unknown_stem_names_the_nearest():
     with pytest.raises(InputError, match="did you mean 'cifar'"):
-        models.ResNet("r18", "cifer", 10)
+        resnet.ResNet("r18", "cifer", 10)

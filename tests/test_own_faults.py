@@ -11,7 +11,7 @@ from conftest import TINY
 from test_cli import kdbench
 
 from audits.checks.all import CATALOGUE
-from harness import faults
+from harness import faults, loading
 from harness.faults import FAULTS
 from kd.errors import InputError
 
@@ -29,7 +29,7 @@ def own(tmp_path):
 @pytest.fixture(autouse=True)
 def as_before(monkeypatch):
     monkeypatch.setattr(faults, "FAULTS", dict(FAULTS))
-    monkeypatch.setattr(faults, "LOADED", [])
+    monkeypatch.setattr(loading, "LOADED", [])
     known = dict(CATALOGUE)
     yield
     CATALOGUE.clear()

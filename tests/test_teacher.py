@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from kd.errors import InputError
-from kd.models import ResNet, build
+from kd.models import build
+from kd.models.resnet import ResNet
 from kd.teacher import file_sha256, load_strict, read_checkpoint, save_checkpoint
 
 

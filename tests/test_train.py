@@ -5,17 +5,15 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SEED
+from conftest import SEED, halves
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kd import train
 from kd.errors import InputError
 from kd.evaluate import logits_of
-from kd.methods import MethodSettings
+from kd.methods import METHODS
 from kd.procedure import CANONICAL
-
-METHODS = ("baseline", "logit", "feature")
 
 
 def run(training):
@@ -29,7 +27,7 @@ def test_the_same_seed_gives_bitwise_the_same_weights(prepare, method):
     assert a[-1].digest != other[-1].digest
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["baseline", "logit", "feature"])
 def test_first_step_against_a_plain_loop(prepare, method):
     """One step of the stack (channels-last, fused, resident data) is one step of the textbook in float64.
 
@@ -158,7 +156,7 @@ def test_a_rule_that_goes_back_on_its_choice_is_refused(prepare):
 def test_a_method_without_its_teacher_is_refused(prepare, digits, recipe, method, has, says, tmp_path):
     teacher = train.Teacher("r18", tmp_path / "t.safetensors") if has else None
     with pytest.raises(InputError, match=says):
-        train.prepare(digits, "r18", teacher, method, MethodSettings(), recipe, CANONICAL, 0, torch.device("cpu"))
+        train.prepare(digits, "r18", teacher, method, halves(method), recipe, CANONICAL, 0, torch.device("cpu"))
 
 
 def test_every_epoch_has_an_order_and_crops_of_its_own(prepare):

@@ -1,7 +1,7 @@
 """What the distillation term is, as its gradient tells: whom it reaches, its form, its temperature."""
 
 from audits.checks.catalogue import Verdict, audit, failed, no_distillation, passed, some, undecided
-from audits.checks.reading import explained, term_place
+from audits.checks.reading import declared_decoupled, explained, term_place
 from audits.infer.explain import Explanation
 from audits.trace import Sight, Term, Trace, Where
 
@@ -155,9 +155,9 @@ def target_form(trace: Trace) -> Verdict:
     """
     if not trace.losses.sights:
         return no_distillation(trace)
-    read = explained(trace)
-    if (verdict := _arguments(trace)) is not None:
+    if (verdict := _arguments(trace) or declared_decoupled(trace)) is not None:
         return verdict
+    read = explained(trace)
     for sight, e in read:
         if (verdict := _gradient(trace, sight, e)) is not None:
             return verdict

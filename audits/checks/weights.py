@@ -4,7 +4,7 @@ import math
 from typing import NamedTuple
 
 from audits.checks.catalogue import Verdict, audit, failed, no_distillation, passed, undecided
-from audits.checks.reading import explained, term_place
+from audits.checks.reading import declared_decoupled, explained, term_place
 from audits.infer.explain import Explanation
 from audits.trace import KD, Trace, Where
 
@@ -72,6 +72,8 @@ def kd_scale(trace: Trace) -> Verdict:
     """
     if not trace.losses.sights:
         return no_distillation(trace)
+    if (verdict := declared_decoupled(trace)) is not None:
+        return verdict
     read = [(s, e) for s, e in explained(trace) if e.form == "forward" and e.weight is not None and e.temperature]
     if not read:
         if any(e.form in ("mse-logits", "mse-probabilities", "hard-labels") for _, e in explained(trace)):
@@ -288,6 +290,8 @@ def weight_endpoints(trace: Trace) -> Verdict:
     """
     if not trace.losses.sights:
         return no_distillation(trace)
+    if (verdict := declared_decoupled(trace)) is not None:
+        return verdict
     alpha = trace.declared.kd.alpha
     read = [(s, e) for s, e in explained(trace) if e.form == "forward" and e.weight is not None]
     if not read or read[0][1].label_weight is None:

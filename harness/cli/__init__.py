@@ -19,6 +19,7 @@ COMMANDS = {
     "compare": "Compare two arms of a study over its seeds, or groups of anybody's runs.",
     "power": "Plan seeds: how many a comparison needs, what so many show.",
     "signature": "Decide whether a fault shows in accuracy, over as few seeds as it takes.",
+    "methods": "List the methods with their settings, and the networks.",
     "faults": "List the faults, or show one and what it changes.",
     "report": "Write a study as a page.",
     "bundle": "Pack a study so that another machine reproduces it.",

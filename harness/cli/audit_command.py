@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from harness.cli.common import FAULTS_OPTION, finite, print_json, stderr, stdout
+from harness.cli.common import FAULTS_OPTION, METHOD_OPTION, MODEL_OPTION, finite, print_json, stderr, stdout
 from kd.errors import InputError, unknown
 
 if TYPE_CHECKING:
@@ -46,9 +46,10 @@ _CONFIG: dict[str, tuple[type, ...]] = {
 "Keys of [tool.kdbench], and what may stand there."
 
 _POLICY = {"waive", "select", "ignore", "strict", "format"}
-_OURS = _POLICY | {"variant", "fault", "fault_files", "method", "seed"}
-_MATRIX = {"fault", "fault_files", "method", "seeds", "zoo_seeds", "output", "format", "workers"}
-_MODES = {"--list": {"fault_files"}, "--explain": {"fault_files"}, "--run": _POLICY, "--matrix": _MATRIX}
+_FILES = {"fault_files", "method_files", "model_files"}
+_OURS = _POLICY | _FILES | {"variant", "fault", "method", "pair", "seed"}
+_MATRIX = _FILES | {"fault", "method", "seeds", "zoo_seeds", "output", "format", "workers"}
+_MODES = {"--list": _FILES, "--explain": _FILES, "--run": _POLICY | _FILES, "--matrix": _MATRIX}
 "Options that go with what is not the audit of a script."
 
 
@@ -199,7 +200,10 @@ class ConfiguredCommand(click.Command):
     help="Without SCRIPT: our own training with this fault (kdbench faults list).",
 )
 @FAULTS_OPTION
+@METHOD_OPTION
+@MODEL_OPTION
 @click.option("--method", multiple=True, metavar="NAME", help="Without SCRIPT: these methods only.")
+@click.option("--pair", metavar="TEACHER-STUDENT", help="Without SCRIPT: these networks  [default: the demo's]")
 @click.option("--seed", type=int, default=0, help="Without SCRIPT: of our own training.")
 @click.option("--matrix", is_flag=True, help="Every fault against every audit, and correct trainings: minutes.")
 @click.option("--seeds", metavar="RANGE", default="0-2", show_default=True, help="Of --matrix, as in 0-9.")
@@ -524,7 +528,7 @@ def _ourselves(options: dict[str, Any], policy: "Policy") -> int:
     from harness import faults
     from harness.canonical import audit_ourselves
     from harness.cli.audit_text import show_ourselves
-    from harness.plan import check_method, load_preset
+    from harness.plan import check_method, load_preset, split_pair
     from harness.variants import VARIANTS
     from kd.methods import METHODS
 
@@ -535,8 +539,10 @@ def _ourselves(options: dict[str, Any], policy: "Policy") -> int:
     methods = list(dict.fromkeys(options["method"])) or list(METHODS)
     for method in methods:
         check_method(method)
+    pair = options["pair"] or load_preset("quick").pairs[0]
+    teacher, student = split_pair(pair)
     notes = stderr()
-    runs = audit_ourselves(methods, names, options["seed"], lambda text: notes.print(text, style="dim"))
+    runs = audit_ourselves(methods, names, options["seed"], lambda text: notes.print(text, style="dim"), pair)
     if not runs:
         why = "; ".join(f"{m}: {faults.get(n).why_not(m)}" for n in names if n for m in methods)
         raise InputError(f"the fault named applies to none of the methods asked for ({why})")
@@ -546,8 +552,9 @@ def _ourselves(options: dict[str, Any], policy: "Policy") -> int:
         for f in policy.apply(run.report).findings
     ]
     report = sorted_report(findings)
-    distilled = any(METHODS[run.method].needs_teacher for run in runs) or bool(set(methods) == {"baseline"})
-    teacher, student = load_preset("quick").pairs[0].split("-")
+    distilled = any(METHODS[run.method].needs_teacher for run in runs) or not any(
+        METHODS[method].needs_teacher for method in methods
+    )
     audited = Audited(
         target=_target(names),
         report=report,

@@ -5,13 +5,24 @@ from pathlib import Path
 import click
 from rich.markup import escape
 
-from harness.cli.common import FAULTS_OPTION, RUNS_OPTION, STUDY_OPTION, find_study, stderr, stdout
+from harness.cli.common import (
+    FAULTS_OPTION,
+    METHOD_OPTION,
+    MODEL_OPTION,
+    RUNS_OPTION,
+    STUDY_OPTION,
+    find_study,
+    stderr,
+    stdout,
+)
 
 
 @click.command("bundle")
 @RUNS_OPTION
 @STUDY_OPTION
 @FAULTS_OPTION
+@METHOD_OPTION
+@MODEL_OPTION
 @click.option(
     "--output",
     type=click.Path(path_type=Path),

@@ -26,26 +26,35 @@ RUNS_OPTION = click.option(
 )
 
 
-def _load_faults(ctx: click.Context, param: click.Parameter, files: tuple[Path, ...]) -> tuple[Path, ...]:
-    if files:
-        from harness import faults
+def _own_files(option: str, parameter: str, what: str) -> Callable[..., Any]:
+    """Return the option that names files of the user's, which are loaded as it is read."""
 
-        for file in files:
-            faults.load(file)
-    return files
+    def load(ctx: click.Context, param: click.Parameter, files: tuple[Path, ...]) -> tuple[Path, ...]:
+        if files:
+            from harness import faults, loading  # noqa: F401  (faults enters its kind)
+
+            for file in files:
+                loading.load(what, file)
+        return files
+
+    return click.option(
+        option,
+        parameter,
+        type=click.Path(path_type=Path),
+        multiple=True,
+        is_eager=True,
+        expose_value=False,
+        callback=load,
+        metavar="FILE",
+        help=f"Python file with {'networks' if what == 'models' else what} of your own.",
+    )
 
 
-FAULTS_OPTION = click.option(
-    "--faults",
-    "fault_files",
-    type=click.Path(path_type=Path),
-    multiple=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_load_faults,
-    metavar="FILE",
-    help="Python file with faults of your own.",
-)
+FAULTS_OPTION = _own_files("--faults", "fault_files", "faults")
+METHOD_OPTION = _own_files("--method-file", "method_files", "methods")
+MODEL_OPTION = _own_files("--model-file", "model_files", "models")
+
+
 STUDY_OPTION = click.option("--study", help="Name of the study in the runs folder; needed if there are several.")
 ALLOW_OPTION = click.option(
     "--allow-difference",

@@ -9,6 +9,7 @@ from harness.cli.common import (
     ALLOW_OPTION,
     FAULTS_OPTION,
     JSON_OPTION,
+    METHOD_OPTION,
     RUNS_OPTION,
     STUDY_OPTION,
     alpha_option,
@@ -27,6 +28,7 @@ from kd.errors import InputError
 @RUNS_OPTION
 @STUDY_OPTION
 @FAULTS_OPTION
+@METHOD_OPTION
 @ALLOW_OPTION
 @click.option(
     "--csv", "csv", type=click.Path(path_type=Path), metavar="FILE", help="A table of anybody's runs instead."
@@ -60,7 +62,7 @@ def command(
     as_json: bool,
     **table: Any,
 ) -> None:
-    """Compare B against A: variants (corrected, bugged), faults, or methods (baseline, logit, feature).
+    """Compare B against A: variants (corrected, bugged), faults, or methods.
 
     Every difference is B minus A. However few are asked for, p is adjusted for the whole family that was declared:
     every bugged arm against its corrected one, or every method against its baseline.

@@ -5,12 +5,22 @@ from pathlib import Path
 import click
 from rich.markup import escape
 
-from harness.cli.common import RUNS_OPTION, STUDY_OPTION, find_study, mirror_or_remark, stderr, stdout, studies
+from harness.cli.common import (
+    METHOD_OPTION,
+    RUNS_OPTION,
+    STUDY_OPTION,
+    find_study,
+    mirror_or_remark,
+    stderr,
+    stdout,
+    studies,
+)
 
 
 @click.command("mirror")
 @RUNS_OPTION
 @STUDY_OPTION
+@METHOD_OPTION
 def command(runs: Path, study: str | None) -> int:
     """Write to MLflow whatever it does not have of the studies; the records on disk are all that is needed.
 

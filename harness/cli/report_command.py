@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 from rich.markup import escape
 
-from harness.cli.common import FAULTS_OPTION, RUNS_OPTION, STUDY_OPTION, find_study, stdout
+from harness.cli.common import FAULTS_OPTION, METHOD_OPTION, RUNS_OPTION, STUDY_OPTION, find_study, stdout
 from kd.errors import InputError
 
 
@@ -14,6 +14,7 @@ from kd.errors import InputError
 @RUNS_OPTION
 @STUDY_OPTION
 @FAULTS_OPTION
+@METHOD_OPTION
 @click.option("--output", type=click.Path(path_type=Path), metavar="FOLDER", help="Default: the study's own folder.")
 def command(name: str | None, runs: Path, study: str | None, output: Path | None) -> None:
     """Write report.html (one file, works offline) and report.md of a study, from its records."""

@@ -2,30 +2,46 @@
 
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.markup import escape
 
-from harness.cli.common import JSON_OPTION, RUNS_OPTION, print_json, stderr, stdout
+from harness.cli.common import (
+    FAULTS_OPTION,
+    JSON_OPTION,
+    METHOD_OPTION,
+    MODEL_OPTION,
+    RUNS_OPTION,
+    print_json,
+    stderr,
+    stdout,
+)
 from harness.cli.study_options import typed
 from kd.errors import InputError
 
 if TYPE_CHECKING:
-    from harness.bundle import Bundle
+    from harness.loading import Loaded
 
 
 @click.command("reproduce")
 @click.argument("archive", type=click.Path(path_type=Path), metavar="FILE")
 @click.option("--data", "data_root", type=click.Path(path_type=Path), metavar="DIR", help="Where the images lie.")
+@FAULTS_OPTION
+@METHOD_OPTION
+@MODEL_OPTION
 @RUNS_OPTION
 @click.option("--workers", type=click.IntRange(1), help="Trials at a time. Default: one a core; one on a GPU.")
 @click.option("--only", multiple=True, metavar="KEY", help="This trial, with its teacher; a key's beginning is enough.")
 @click.option("--trials", "count", type=click.IntRange(1), help="So many trials, with their teachers.")
 @click.option(
-    "--trust-faults", is_flag=True, help="Run the faults that the archive brings along: code of its author's."
+    "--trust-faults",
+    is_flag=True,
+    help="Run the faults, methods and networks in the archive: its author's code.",
 )
 @JSON_OPTION
 def command(
@@ -55,8 +71,9 @@ def command(
         raise InputError(f"--runs {runs}: cannot be written to; name another folder")
     notes = stderr()
     with tempfile.TemporaryDirectory(prefix="kdbench-") as place:
-        bundle = unpack(archive, Path(place))
-        _load(bundle, archive, trust_faults)
+        load = partial(_load, archive, trust_faults)
+        bundle = unpack(archive, Path(place), load)
+        load(bundle.files)
         ready = replace(prepare(bundle, data_root, runs, workers, only, count), command=typed())
         todo = len(ready.todo)
         work = f"{todo} to run, {ready.workers} at a time on {ready.device}: {ready.cost}" if todo else "nothing to run"
@@ -71,16 +88,15 @@ def command(
     return exit_code(found)
 
 
-def _load(bundle: "Bundle", archive: Path, trusted: bool) -> None:
-    if not bundle.fault_files:
-        return
-    from harness import faults
+def _load(archive: Path, trusted: bool, files: "Sequence[Loaded]") -> None:
+    """Run the archive's code if it is trusted; a file that was named here, and is the same, needs no trust."""
+    from harness.loading import is_loaded, load_all
 
-    if not trusted:
-        names = ", ".join(f"faults/{path.name}" for path in bundle.fault_files)
+    new = [loaded for loaded in files if not is_loaded(*loaded)]
+    if new and not trusted:
+        names = ", ".join(f"{kind}/{path.name}" for kind, path in new)
         raise InputError(f"{archive} brings code of its author's ({names}); read it, then say --trust-faults to run it")
-    for path in bundle.fault_files:
-        faults.load(path)
+    load_all(new)
 
 
 def _show(found: dict[str, Any]) -> None:

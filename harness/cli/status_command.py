@@ -5,12 +5,22 @@ from pathlib import Path
 import click
 from rich.markup import escape
 
-from harness.cli.common import JSON_OPTION, RUNS_OPTION, STUDY_OPTION, find_study, print_json, stdout, studies
+from harness.cli.common import (
+    JSON_OPTION,
+    METHOD_OPTION,
+    RUNS_OPTION,
+    STUDY_OPTION,
+    find_study,
+    print_json,
+    stdout,
+    studies,
+)
 
 
 @click.command("status")
 @RUNS_OPTION
 @STUDY_OPTION
+@METHOD_OPTION
 @JSON_OPTION
 def command(runs: Path, study: str | None, as_json: bool) -> None:
     """Show each arm's trials: finished, running (with their epochs), waiting, failed and why."""

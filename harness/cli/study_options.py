@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.cli.common import FAULTS_OPTION, RUNS_OPTION, finite
+from harness.cli.common import FAULTS_OPTION, METHOD_OPTION, MODEL_OPTION, RUNS_OPTION, finite
 
 if TYPE_CHECKING:
     from harness.plan import Preset
@@ -22,7 +22,7 @@ _OPTIONS = (
     click.option("--dataset", metavar="digits|cifar10|cifar100|folder", help="Instead of the preset's."),
     click.option("--data", "data_root", type=click.Path(path_type=Path), metavar="DIR", help="Where the images lie."),
     click.option("--pair", "pairs", multiple=True, metavar="TEACHER-STUDENT", help="e.g. r50-r18; may be repeated."),
-    click.option("--method", "methods", multiple=True, metavar="baseline|logit|feature", help="May be repeated."),
+    click.option("--method", "methods", multiple=True, metavar="NAME", help="kdbench methods; may be repeated."),
     click.option("--seeds", metavar="0-2", help="Numbers and ranges."),
     click.option("--epochs", type=click.IntRange(1), help="Of the students."),
     click.option("--teacher-epochs", type=click.IntRange(1), help="Of the teachers."),
@@ -44,6 +44,8 @@ _OPTIONS = (
     click.option("--teacher-weights", type=click.Path(path_type=Path), metavar="FILE", help="A trained teacher."),
     click.option("--teacher-sha256", metavar="HEX", help="What the file's hash must be."),
     FAULTS_OPTION,
+    METHOD_OPTION,
+    MODEL_OPTION,
     RUNS_OPTION,
 )
 

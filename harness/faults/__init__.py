@@ -6,11 +6,8 @@ exist, a signature other than the canonical one, and an audit that is not in the
 
 import difflib
 import hashlib
-import importlib.util
 import inspect
-import sys
 import textwrap
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -19,8 +16,9 @@ from typing import Any, Literal, TypeVar
 
 from audits.checks.all import CATALOGUE
 from audits.laws import LAWS
+from harness import loading
 from kd.errors import InputError, unknown
-from kd.methods import METHODS
+from kd.methods import METHODS, Soft
 from kd.procedure import CANONICAL, Procedure
 from kd.recipe import Recipe
 
@@ -30,6 +28,8 @@ Needs = Literal["teacher", "own-teacher", "projectors", "scaler", "distillation"
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 SEAMS = tuple(field.name for field in fields(Procedure))
+_READ_OF_HINTON = {"kd-scale", "target-form", "alignment"}
+"Audits that read T^2 KL off the gradient at the logits, and so decide nothing where a method declares another form."
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,13 @@ class Fault:
     def why_not(self, method: str) -> str | None:
         """Return why the fault has nothing to replace in a method; None if it applies."""
         kind = METHODS[method]
-        if self.seam == "soft_loss" and "temperature" not in kind.settings:
-            return f"{method} has no soft term"
-        if (self.seam == "features" or self.needs == "projectors") and not kind.has_projectors:
+        if self.seam == "soft_loss" and "soft_loss" not in kind.seams:
+            return f"{method} has no soft term" if kind.soft is Soft.NONE else f"{method} does not ask for soft_loss"
+        if kind.soft in (Soft.DECOUPLED, Soft.OTHER) and _READ_OF_HINTON & {*self.caught_by}:
+            return f"the soft term of {method} is {kind.soft.value}, and the audit that tells reads T^2 KL"
+        if (self.seam == "features" and "features" not in kind.seams) or (
+            self.needs == "projectors" and not kind.has_projectors
+        ):
             return f"{method} has no projectors"
         if (self.needs in ("teacher", "own-teacher") or self.seam == "teacher_answer") and not kind.needs_teacher:
             return f"{method} has no teacher"
@@ -253,40 +257,18 @@ def get(name: str) -> Fault:
     return together([FAULTS[part] for part in names])
 
 
-LOADED: list[Path] = []
-"Files of the user's whose faults are registered: processes that run trials load them too."
-
-
 def load(path: Path) -> None:
     """Register the faults, and audits, in a file of the user's, once; a file that does not do so is an InputError."""
-    path = path.resolve()
-    if path in LOADED:
-        return
-    if not path.is_file():
-        raise InputError(
-            f"--faults {path} does not exist; name a Python file whose functions are decorated with @fault"
-        )
-    name = f"kdbench_faults_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise InputError(f"--faults {path} is no Python file; its name must end in .py")
-    faults_before, audits_before = dict(FAULTS), dict(CATALOGUE)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-        if len(FAULTS) == len(faults_before):
-            raise InputError("it registers no fault; decorate a function with @fault (from harness.faults)")
-    except Exception as error:
-        FAULTS.clear()
-        FAULTS.update(faults_before)
-        CATALOGUE.clear()
-        CATALOGUE.update(audits_before)
-        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
-        line = getattr(error, "lineno", None) or (lines[-1] if lines else None)
-        what = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-        raise InputError(f"--faults {path}{f', line {line}' if line else ''}: {what}") from error
-    LOADED.append(path)
+    loading.load("faults", path)
+
+
+loading.KINDS["faults"] = loading.Kind(
+    "faults",
+    "--faults",
+    "fault",
+    "decorate a function with @fault (from harness.faults)",
+    lambda: (FAULTS, CATALOGUE),
+)
 
 
 from harness.faults import (  # noqa: E402  (they register their faults)

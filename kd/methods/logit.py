@@ -1,20 +1,25 @@
 """Logit-KD: the student matches the teacher's softened distribution (paper, 3.2; Hinton et al. 2015)."""
 
-from collections.abc import Callable
+from dataclasses import dataclass
 
-from torch import Tensor, nn
+from kd.methods.registry import Batch, Method, MethodSettings, Soft, Terms, method
+from kd.models.registry import Answer
 
-from kd.models import Answer
 
+@method("logit", title="Logit-KD", paper="Hinton et al. 2015; the paper, eq. 2", soft=Soft.HINTON, seams=("soft_loss",))
+class LogitKD(Method):
+    """T^2 KL between the softened answers."""
 
-class LogitKD(nn.Module):
-    """T^2 KL between the softened answers; `soft_loss` is the procedure's."""
+    settings: "Settings"
 
-    def __init__(self, temperature: float, soft_loss: Callable[[Tensor, Tensor, float], Tensor]) -> None:
-        super().__init__()
-        self.temperature = temperature
-        self.soft_loss = soft_loss
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(MethodSettings):
+        """Weights of the two terms, and the temperature of the soft targets."""
 
-    def forward(self, student: Answer, teacher: Answer) -> Tensor:
-        """Return the term (a scalar) for logits (B, C) of both, computed in fp32 whatever the precision."""
-        return self.soft_loss(student.logits.float(), teacher.logits.float(), self.temperature)
+        kd_weight: float
+        temperature: float = 4.0
+
+    def forward(self, student: Answer, teacher: Answer, batch: Batch) -> Terms:
+        """Return the term, computed in fp32 whatever the precision."""
+        soft = self.ask.soft_loss(student.logits.float(), teacher.logits.float(), self.settings.temperature)
+        return {"kd": soft}

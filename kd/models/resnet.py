@@ -5,18 +5,17 @@ no pooling; paper, 3.4) keeps a 32x32 image at 32x32 before the first stage; "im
 He et al. 2016) leaves 8x8 of it.
 """
 
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from functools import partial
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from kd.errors import unknown
-from kd.streams import global_stream
+from kd.models.registry import Answer, Stem, model
 
 if TYPE_CHECKING:
     from torchvision.models.resnet import BasicBlock, Bottleneck
-
-Stem = Literal["cifar", "imagenet"]
 
 ARCHITECTURES: dict[str, tuple[Literal["BasicBlock", "Bottleneck"], tuple[int, int, int, int]]] = {
     "r18": ("BasicBlock", (2, 2, 2, 2)),
@@ -25,13 +24,6 @@ ARCHITECTURES: dict[str, tuple[Literal["BasicBlock", "Bottleneck"], tuple[int, i
     "r101": ("Bottleneck", (3, 4, 23, 3)),
 }
 "Residual block and blocks a stage."
-
-
-class Answer(NamedTuple):
-    """What a network says about a batch: `logits` (B, C) and the outputs of its four stages (B, C_l, H_l, W_l)."""
-
-    logits: Tensor
-    features: tuple[Tensor, ...]
 
 
 class ResNet(nn.Module):
@@ -93,7 +85,9 @@ def _stage(
     return nn.Sequential(first, *(block(out, planes) for _ in range(depth - 1)))
 
 
-def build(arch: str, stem: Stem, num_classes: int, base_width: int, generator: torch.Generator) -> ResNet:
-    """Build a network whose initial weights come from `generator` alone."""
-    with global_stream(generator):
-        return ResNet(arch, stem, num_classes, base_width)
+def _resnet(arch: str, num_classes: int, base_width: int, stem: Stem) -> ResNet:
+    return ResNet(arch, stem, num_classes, base_width)
+
+
+for _arch in ARCHITECTURES:
+    model(_arch)(partial(_resnet, _arch))

@@ -1,0 +1,47 @@
+"""kdbench methods: what can be trained, and what each method reads from a study's file."""
+
+from typing import Any
+
+import click
+
+from harness.cli.common import JSON_OPTION, METHOD_OPTION, MODEL_OPTION, print_json, stdout
+
+
+@click.command("methods")
+@METHOD_OPTION
+@MODEL_OPTION
+@JSON_OPTION
+def command(as_json: bool) -> None:
+    """List the methods with their settings, and the networks that a pair is made of."""
+    from kd.methods import METHODS
+    from kd.models import MODELS
+
+    if as_json:
+        methods = [
+            {
+                "name": name,
+                "title": kind.title,
+                "paper": kind.paper,
+                "soft": kind.soft.value,
+                "projectors": kind.has_projectors,
+                "teacher": kind.needs_teacher,
+                "settings": {word: kind.Settings.defaults().get(word) for word in kind.Settings.names()},
+            }
+            for name, kind in METHODS.items()
+        ]
+        print_json({"schema": "kdbench.methods/1", "methods": methods, "networks": [*MODELS]})
+        return
+    from rich.table import Table
+
+    table = Table("method", "title", "source", "settings", box=None, pad_edge=False, header_style="bold")
+    for name, kind in METHODS.items():
+        table.add_row(name, kind.title, kind.paper, _settings(kind.Settings))
+    console = stdout()
+    console.print(table)
+    console.print("\nA setting without a value has no default: a study's file names it.", markup=False)
+    console.print(f"networks: {', '.join(MODELS)}", markup=False, soft_wrap=True)
+
+
+def _settings(known: Any) -> str:
+    defaults = known.defaults()
+    return ", ".join(f"{name} {defaults[name]:g}" if name in defaults else name for name in known.names())

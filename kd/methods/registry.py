@@ -1,0 +1,240 @@
+"""What a method is, and the methods by name.
+
+A method is one file: a class that says what it is, its own settings, and a `forward` that turns the answers of student
+and teacher into named loss terms. Each term is weighed by the setting of its name: the term `kd` by `kd_weight`.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from enum import Enum
+from typing import Any, ClassVar, Literal, TypeVar, get_args
+
+import torch
+from torch import Tensor, nn
+
+from kd.errors import InputError, unknown
+from kd.models.registry import Answer
+from kd.procedure import Procedure, Views
+from kd.settings import check_types
+from kd.streams import global_stream
+
+Terms = Mapping[str, Tensor]
+"Losses (scalars) by name, before they are weighed."
+Part = Literal["labels", "ids", "views"]
+Seam = Literal["soft_loss", "features"]
+"""The decisions of a procedure that are a method's to ask: how two answers differ, and which features are matched."""
+
+
+class Soft(Enum):
+    """The form of a method's term between the two networks' logits: what an audit may hold it against."""
+
+    NONE = "none"
+    HINTON = "forward"
+    "T^2 KL(teacher || student), weighed by `kd_weight`, at `temperature` (Hinton et al. 2015)."
+    DECOUPLED = "decoupled"
+    "KL of the target class against the rest, and KL within the rest, each with a weight (Zhao et al. 2022)."
+    OTHER = "other"
+    "Anything else; an audit takes it for what it sees."
+
+
+class Batch:
+    """What a method may ask for about the images of a step; a part that it did not declare is an InputError."""
+
+    def __init__(self, declared: Collection[Part], labels: Tensor, ids: Tensor, views: Views) -> None:
+        self._declared = declared
+        self._parts = {"labels": labels, "ids": ids, "views": views}
+
+    def _part(self, name: str) -> Any:
+        if name not in self._declared:
+            raise InputError(f"a method asked for the batch's {name} and does not declare it; add it to needs=")
+        return self._parts[name]
+
+    @property
+    def labels(self) -> Tensor:
+        """Right classes, int64 (B,)."""
+        found: Tensor = self._part("labels")
+        return found
+
+    @property
+    def ids(self) -> Tensor:
+        """Ids of the images in the data set, int64 (B,): the same image has the same id in every epoch."""
+        found: Tensor = self._part("ids")
+        return found
+
+    @property
+    def views(self) -> Views:
+        """The images as student and teacher see them, each (B, 3, H, W)."""
+        found: Views = self._part("views")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSettings:
+    """A method's numbers. A subclass adds its own: for each of its terms `TERM_weight`, and whatever else it reads.
+
+    A weight has no default, or one above zero with its source. `temperature` is positive wherever there is one.
+    """
+
+    method: ClassVar[str] = "method"
+
+    ce_weight: float = 1.0
+    "Weight of the labels' cross-entropy."
+
+    def __post_init__(self) -> None:
+        where = f"method {self.method}"
+        check_types(self, where)
+        for name in self.names():
+            value = getattr(self, name)
+            if name == "temperature" and value <= 0:
+                raise InputError(f"{where}: temperature is {value}; it must be positive")
+            if name.endswith("_weight"):
+                self.not_negative(name)
+
+    def not_negative(self, name: str) -> None:
+        """Raise InputError if a setting that weighs something is below zero."""
+        if getattr(self, name) < 0:
+            raise InputError(f"method {self.method}: {name} is {getattr(self, name)}; a weight must not be negative")
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """Return the names of the settings, in order."""
+        return tuple(field.name for field in fields(cls))
+
+    @classmethod
+    def terms(cls) -> tuple[str, ...]:
+        """Return the names of the terms that are weighed beside the labels', in order."""
+        weights = (name for name in cls.names() if name.endswith("_weight") and name != "ce_weight")
+        return tuple(name.removesuffix("_weight") for name in weights)
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """Return the defaults of the settings that have one."""
+        return {field.name: field.default for field in fields(cls) if field.default is not MISSING}
+
+    def weight(self, term: str) -> float:
+        """Return the weight of a term."""
+        value: float = getattr(self, f"{term}_weight")
+        return value
+
+
+class Method(nn.Module):
+    """A method of distillation: its parameters are its projectors, its answer the terms beside the labels' loss.
+
+    What stands in the class is what :func:`method` was told. A method asks its `procedure` for the decisions that it
+    lists as seams, so that a study can replace them.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    paper: ClassVar[str]
+    soft: ClassVar[Soft]
+    has_projectors: ClassVar[bool]
+    needs_teacher: ClassVar[bool]
+    needs: ClassVar[tuple[Part, ...]]
+    "The parts of a batch that it reads."
+    seams: ClassVar[tuple[Seam, ...]]
+    Settings: ClassVar[type[MethodSettings]]
+    digest: ClassVar[str | None] = None
+    "Of the file that it stands in, if that is a user's: another file is another method."
+
+    def __init__(self, settings: Any, procedure: Procedure, student: Sequence[int], teacher: Sequence[int]) -> None:
+        super().__init__()
+        self.settings = settings
+        self.ask = procedure
+        self.build(student, teacher)
+
+    def build(self, student: Sequence[int], teacher: Sequence[int]) -> None:
+        """Make the projectors for the channels of both networks' stages; the global generator is a stream of theirs."""
+
+    def forward(self, student: Answer, teacher: Answer, batch: Batch) -> Terms:
+        """Return the terms by name, for a batch of answers: logits (B, C) and stage features (B, C_l, H_l, W_l)."""
+        raise NotImplementedError
+
+
+METHODS: dict[str, type[Method]] = {}
+"Every method by name, in the order of tables."
+Kind = TypeVar("Kind", bound=type[Method])
+
+
+def method(
+    name: str,
+    *,
+    title: str,
+    paper: str,
+    soft: Soft,
+    projectors: bool = False,
+    teacher: bool = True,
+    needs: tuple[Part, ...] = (),
+    seams: tuple[Seam, ...] = (),
+) -> Callable[[Kind], Kind]:
+    """Register a class as the method `name`. What does not fit together is an InputError that says so."""
+
+    def register(kind: Kind) -> Kind:
+        where = f"method {name}"
+        if name in METHODS:
+            raise InputError(f"{where} is registered already")
+        for part in needs:
+            if part not in get_args(Part):
+                raise unknown("part of a batch", part, get_args(Part), where)
+        for seam in seams:
+            if seam not in get_args(Seam):
+                raise unknown("seam", seam, get_args(Seam), where)
+        settings = vars(kind).get("Settings")
+        if not (isinstance(settings, type) and issubclass(settings, MethodSettings)):
+            raise InputError(f"{where}: the class needs a Settings of its own, a frozen dataclass of MethodSettings")
+        for term in settings.terms():
+            if settings.defaults().get(f"{term}_weight", 1.0) <= 0:
+                raise InputError(f"{where}: {term}_weight has the default 0, which turns the term off in silence")
+        if teacher and not settings.terms():
+            raise InputError(f"{where}: it has no term; name its weight in Settings, as kd_weight: float")
+        if soft is Soft.HINTON and not {"kd_weight", "temperature"} <= {*settings.names()}:
+            raise InputError(f"{where}: a term of the form {soft.name} has the settings kd_weight and temperature")
+        kind.name, kind.title, kind.paper, kind.soft = name, title, paper, soft
+        kind.has_projectors, kind.needs_teacher, kind.needs, kind.seams = projectors, teacher, needs, seams
+        settings.method = name
+        METHODS[name] = kind
+        return kind
+
+    return register
+
+
+def get(name: str) -> type[Method]:
+    """Return the method of this name; InputError with the nearest one."""
+    if name not in METHODS:
+        raise unknown("method", name, METHODS)
+    return METHODS[name]
+
+
+def read_settings(name: str, values: Mapping[str, Any], where: str | None = None) -> MethodSettings:
+    """Return a method's settings with these values; one that is unknown, wrong or missing is an InputError.
+
+    `where` says in the message where the values stand.
+    """
+    known, place = get(name).Settings, where or f"method {name}"
+    for word in values:
+        if word not in known.names():
+            raise unknown("key", word, known.names(), place)
+    for word in known.names():
+        if word not in values and word not in known.defaults():
+            what = "weight of a term" if word.endswith("_weight") else "setting"
+            raise InputError(f"{place}: {word} is missing; this {what} has no default, so write {word} = a number")
+    try:
+        return known(**values)
+    except InputError as error:
+        raise InputError(f"{where}, {error}" if where else str(error)) from error
+
+
+def build(
+    name: str,
+    student: Sequence[int],
+    teacher: Sequence[int],
+    settings: MethodSettings,
+    procedure: Procedure,
+    generator: torch.Generator,
+) -> Method:
+    """Build a method for the channels of both networks' stages; its initial weights come from `generator` alone."""
+    kind = get(name)
+    if type(settings) is not kind.Settings:
+        raise InputError(f"method {name}: its settings are of {type(settings).method}; make them with read_settings")
+    with global_stream(generator):
+        return kind(settings, procedure, student, teacher)
