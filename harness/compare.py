@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from harness import faults, stats
+from harness.expectation import trial_as_declared
 from harness.grid import Point, Tried, best
 from harness.plan import Arm, Controls, Decision
 from harness.record import FINAL, Folder, Result, StudyFolder, write_atomic
@@ -513,7 +514,7 @@ def summary(study: Trials) -> list[dict[str, Any]]:
                 "failed_findings": sorted({i for r in results for i in r.roots}),
                 "consequences": sorted({i for r in results for i in r.consequences}),
                 "as_expected": len(results) == len(trials)
-                and all(as_expected(r, spec) for spec, r in trials.values() if r is not None),
+                and all(trial_as_declared(r, spec) for spec, r in trials.values() if r is not None),
                 "reached": all(s.reached for s in stories) if stories else None,
                 "diverged_at": _first(diverged),
                 "dormant": sum(s.dormant is True for s in stories) if stories else None,
@@ -596,31 +597,6 @@ def _first(epochs: list[int | str | None]) -> int | str | None:
     return min(numbers) if numbers else next((e for e in epochs if isinstance(e, str)), None)
 
 
-def as_expected(result: Result, spec: Spec) -> bool:
-    """Say whether a trial's audits spoke exactly as its fault declares; without a fault, whether it is proven clean.
-
-    Proven clean: no audit failed, and each that a fault of this method and recipe must trip has said `pass`, not merely
-    nothing; but for the law on augmentation where none is in the recipe.
-    """
-    if result.broken or result.status not in FINAL:
-        return False
-    if result.fault is None:
-        able = [
-            f for f in faults.FAULTS.values() if not f.why_not(spec.method) and f.recipe(spec.recipe) == spec.recipe
-        ]
-        must = {name for f in able for name in f.caught_by}
-        if not (spec.recipe.crop_padding or spec.recipe.flip):
-            must -= {"augmentation-active"}
-        said = {f["name"] for f in result.findings if f["status"] == "pass"}
-        return not result.roots and not result.consequences and must <= said
-    fault = faults.get(result.fault.name)
-    must, may = set(fault.ids(fault.caught_by)), set(fault.ids(fault.follows))
-    roots, consequences = set(result.roots), set(result.consequences)
-    if isinstance(fault, faults.Together):  # one part's findings may follow from another's
-        return result.fault.reached and must <= roots | consequences <= must | may
-    return result.fault.reached and roots == must and consequences <= may
-
-
 def only(study: Trials, arms: Mapping[Arm, Mapping[int, str]]) -> Trials:
     """Return the study with no more than these arms and seeds."""
     kept = {arm: {seed: study.arms[arm][seed] for seed in seeds} for arm, seeds in arms.items()}
@@ -640,7 +616,7 @@ def teacher_row(arch: str, folder: Folder) -> dict[str, Any]:
         "expected_findings": fault.ids(fault.caught_by) if fault else [],
         "failed_findings": result.roots if result is not None else [],
         "consequences": result.consequences if result is not None else [],
-        "as_expected": result is not None and as_expected(result, spec),
+        "as_expected": result is not None and trial_as_declared(result, spec),
     }
 
 

@@ -58,6 +58,7 @@ def section(run: Run) -> str:
         f"```diff\n{fault.difference()}\n```",
         f"{numbers(run)} `kdbench audit --fault {fault.name} --method {run.method}` prints:",
         f"```\n{lines}\n```" if lines else "```\n(no audit of severity error fails)\n```",
+        *([f"NOT as declared: {'; '.join(run.departures)}."] if not run.as_declared else []),
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -65,15 +65,3 @@ def test_a_seed_without_a_partner_is_left_out_and_said(trials):
     found = entries(trials)["select-on-test"]
     assert "compared by seeds; without a partner and left out: 1, 4" in found["warnings"]
     assert found["difference_pp"] == pytest.approx((0.3 + 0.4 + 0.1) / 3)
-
-
-def test_a_corrected_trial_of_which_no_audit_said_anything_is_not_proven_clean():
-    """Not even by the audits that a record lacks, as one made before they were thought of."""
-    preset = dataclasses.replace(load_preset("quick"), methods=("baseline",), seeds=(0,))
-    plan = make_plan(preset, (None,), Ground("digits", "0", "cpu"))
-    (spec,) = plan.trials.values()
-    names = {name for fault in faults.FAULTS.values() if not fault.why_not("baseline") for name in fault.caught_by}
-    said = [{"id": n, "name": n, "status": "pass", "severity": "error", "consequence_of": None} for n in sorted(names)]
-    assert compare.as_expected(Result(spec.key, "finished", findings=said), spec)
-    assert not compare.as_expected(Result(spec.key, "finished", findings=said[1:]), spec)
-    assert not compare.as_expected(Result(spec.key, "finished"), spec)
