@@ -331,6 +331,7 @@ def _other_differences(a: Arm, b: Arm, study: Trials) -> dict[str, set[str]]:
     if a in study.grid and b in study.grid:  # to choose by another rule is what the fault is
         factor = (*factor, "settings")
     found: dict[str, set[str]] = {}
+    methods: dict[str, set[str]] = {}
 
     def note(reference: Spec, spec: Spec, may: tuple[str, ...]) -> None:
         for name, values in reference.differences(spec).items():
@@ -345,6 +346,9 @@ def _other_differences(a: Arm, b: Arm, study: Trials) -> dict[str, set[str]]:
             environment = result.environment if result is not None else {}
             for name in _ENVIRONMENT if environment else ():
                 found.setdefault(name, set()).add(str(environment.get(name)))
+            if "method_digest" in environment:  # in an earlier record the code's digest is of the methods too
+                methods.setdefault(arm.method, set()).add(str(environment["method_digest"]))
+    found["method_digest"] = {value for values in methods.values() if len(values) > 1 for value in values}
     return {name: values for name, values in sorted(found.items()) if len(values) > 1}
 
 

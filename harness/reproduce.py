@@ -16,7 +16,7 @@ import torch
 from harness import compare
 from harness.bundle import WEIGHTS, Bundle, counted, noted, plain
 from harness.cost import estimate
-from harness.environment import environment, installed, usable_cores
+from harness.environment import environment, installed, method_digest, usable_cores
 from harness.execute import Outcome, is_done
 from harness.plan import Arm, Controls, Plan, Preset
 from harness.record import FINAL, Folder, Result, StudyFolder, repeat_of
@@ -33,8 +33,9 @@ audits; other ones; packed without a final result; failed here.
 """
 
 # What decides the bits on a CPU, beside the spec; what decides the findings as well.
-_NUMBERS = ("torch", "device_name", "instructions", "code_digest")
+_NUMBERS = ("torch", "device_name", "instructions", "code_digest", "method_digest")
 _FINDINGS = ("audits_digest", "python")
+_VERSIONS = ("platform", "torchvision", "numpy", "kdbench")
 
 
 def prepare(
@@ -77,9 +78,8 @@ def prepare(
         )
     workers = share_cores(workers, threads, usable_cores()) if device == "cpu" else workers or 1
     folder = StudyFolder(runs / plan.study)
-    here = environment(torch.device(device))
-    for key in plan.trials:
-        _forget_another(folder.trial(key), here)
+    for key, spec in plan.trials.items():
+        _forget_another(folder.trial(key), environment(torch.device(device), spec.method))
     todo = [key for key in plan.trials if not is_done(plan, folder, key)]
     cost = estimate(plan, todo, len(data.test_ids), workers, torch.device(device))
     brought = next(iter(sorted((bundle.study.folder.path / "weights").glob("*"))), None)
@@ -190,17 +190,23 @@ def exit_code(found: Mapping[str, Any]) -> int:
 def environment_differences(bundle: Bundle, device: str) -> list[dict[str, Any]]:
     """Return what the trials ran on, and the lock's versions, where they are others here; sorted by name."""
     here, ran = environment(torch.device(device)), bundle.environment["trials"]
-    names = ("python", "platform", "torch", "torchvision", "numpy", "kdbench", *_NUMBERS, *_FINDINGS)
+    names = [name for name in here if name in (*_VERSIONS, *_NUMBERS, *_FINDINGS)]
     now: dict[str, Any] = {**installed(), **{name: here[name] for name in names}}
     then = {
         **{name: [version] for name, version in bundle.environment["here"]["packages"].items()},
         **{name: ran.get(name, []) for name in names},
     }
-    return [
+    found = [
         {"name": name, "packed": ", ".join(map(str, then.get(name, ()))) or None, "here": now.get(name)}
         for name in sorted(now.keys() | then.keys())
         if then.get(name, []) != [now.get(name)]
     ]
+    methods = {spec.method for spec in counted(bundle.study).values()}
+    packed, ours = {*ran.get("method_digest", ())}, {method_digest(method) for method in methods}
+    if packed and packed != ours:  # an earlier version's code_digest is of the methods too
+        words = [", ".join(sorted(map(str, some))) or None for some in (packed - ours, ours - packed)]
+        found.append({"name": "method_digest", "packed": words[0], "here": words[1]})
+    return sorted(found, key=lambda row: str(row["name"]))
 
 
 def _held(packed: Folder, here: Folder, spec: Spec) -> dict[str, Any]:

@@ -24,7 +24,7 @@ import torch
 
 import audits
 from harness import faults
-from harness.environment import environment
+from harness.environment import audits_digest, code_digest, environment
 from harness.properties import with_properties
 from harness.record import (
     FINAL,
@@ -225,7 +225,7 @@ def _run(folder: Folder, spec: Spec, data_file: Path) -> Result:
         findings=findings,
         fault=story,
         teacher=teacher_record,
-        environment=environment(device),
+        environment=environment(device, spec.method),
         times=times,
         peak_memory_mb=_peak_memory_mb(device),
     )
@@ -306,6 +306,10 @@ def run_in_child(path: str, data_file: str, fault_files: Sequence[Path]) -> None
         for file in fault_files:
             faults.load(file)
         run(folder, Path(data_file))
+
+
+code_digest()  # worked out beside the imports: a trial that is forked from here need not
+audits_digest()
 
 
 def main() -> int:

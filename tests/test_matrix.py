@@ -1,6 +1,7 @@
 """Each fault is caught by exactly the audits that it names; and how the matrix counts."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,17 +29,30 @@ def test_a_fault_is_caught_by_exactly_its_audits(name):
 
 def test_the_gallery_shows_every_fault_and_no_other():
     assert sorted(GALLERY) == sorted(FAULTS)
-    assert f"{len(FAULTS)} faults" in PAGE.partition("\n## ")[0]
+
+
+def test_one_fault_more_changes_no_other_entry(monkeypatch):
+    methods = {name: gallery.method_for(fault) for name, fault in FAULTS.items()}
+    monkeypatch.setitem(FAULTS, "a-fault-before-all-others", FAULTS["kl-reversed"])
+    assert {name: gallery.method_for(FAULTS[name]) for name in methods} == methods
+    assert len({*methods.values()}) == 3, "and all methods are shown"
+
+
+def test_a_place_is_named_by_its_function(tmp_path):
+    file = tmp_path / "a.py"
+    file.write_text("X = 1\n\n\nclass A:\n    def f(self):\n        def g():\n            return 1\n        return g\n")
+    assert [gallery.function_at(file, n) for n in (1, 4, 5, 7, 8)] == ["module", "A", "A.f", "A.f.g", "A.f"]
+    assert not re.search(r"\.py:\d", PAGE), "a line number drifts with every edit of its file"
 
 
 def test_a_gallery_that_drifted_is_noticed():
-    text = "## a\n\nReplaces `b`.\n\nAfter 20 steps: loss 1.5\n\nFAIL KD201 clip-coverage  norm 1.882\n  train.py:276"
+    text = "## a\n\nReplaces `b`.\n\nAfter 20 steps: loss 1.5\n\nFAIL KD201 clip-coverage  norm 1.882\n  train.py:step"
     assert gallery.agree(text, text.replace("1.882", "2.1")) and gallery.agree(text, text.replace("  ", "\n"))
     for old, new in (
         ("1.882", "18.82"),
         ("coverage", "order"),
         ("KD201", "KD202"),
-        ("train.py:276", "train.py:277"),
+        ("train.py:step", "train.py:epoch"),
         ("`b`", "`c`"),
         ("loss 1.5", "loss 1.5 7"),
         (text, ""),
