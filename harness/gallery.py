@@ -20,6 +20,7 @@ from audits.finding import Finding, Report
 from harness.canonical import EPOCHS, Run, audit_once
 from harness.faults import FAULTS, Fault, audit_ids
 from harness.plan import load_preset
+from harness.record import first_difference
 from kd.methods import METHODS
 from kd.recipe import Precision
 
@@ -72,8 +73,7 @@ def numbers(run: Run) -> str:
     precision: Precision = "fp16" if run.fault.needs_scaler else "fp32"
     right = twin(run.method, precision)
     mine, theirs = run.epochs[-1], right.epochs[-1]
-    pairs = zip(run.epochs, right.epochs, strict=True)
-    differ = next((a.epoch for a, b in pairs if a.digest != b.digest), None)
+    differ = first_difference([epoch.digest for epoch in run.epochs], [epoch.digest for epoch in right.epochs])
     where = f"After {run.steps} steps of {METHODS[run.method].title} ({EPOCHS} epochs of digits, seed 0)"
     if differ is None:
         return f"{where} every weight is the same to the bit as without it."

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from scipy import stats
 
 from harness import faults
+from harness.record import first_difference
 
 PRECISIONS = ("fp32", "bf16")
 "In which the clean trainings of our own are run."
@@ -213,8 +214,7 @@ def _row(name: str, cells: list[Cell], twins: dict[tuple[str, str, int], list[st
     diverged = []
     for c in cells:
         twin = twins.get((precision, c.task.method, c.task.seed), [])
-        pairs = zip(c.digests, twin, strict=False)
-        diverged.append(next((i + 1 for i, (a, b) in enumerate(pairs) if a != b), None) if twin and c.digests else -1)
+        diverged.append(first_difference(c.digests, twin) if twin and c.digests else -1)
     return {
         "name": name,
         "seam": fault.seam,

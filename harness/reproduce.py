@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 
 from harness import compare
+from harness.arms import summary
 from harness.bundle import WEIGHTS, Bundle, counted, noted, plain
 from harness.cost import estimate
 from harness.environment import environment, installed, method_digest, usable_cores
@@ -22,6 +23,7 @@ from harness.plan import Arm, Controls, Plan, Preset
 from harness.record import FINAL, Folder, Result, StudyFolder, repeat_of
 from harness.spec import Spec
 from harness.study import Ready, share_cores
+from harness.study_table import Trials, only, read_study
 from kd import NUMERICS
 from kd.data import cache_folder, load_file
 from kd.data import prepare as prepare_data
@@ -162,7 +164,7 @@ def compared(bundle: Bundle, ready: Ready, outcome: Outcome) -> dict[str, Any]:
         for key, spec in sorted(plan.trials.items())
     ]
     whole = plan.trials.keys() >= counted(bundle.study).keys()
-    verdicts = _verdicts(bundle.study, compare.only(compare.read_study(ready.folder), plan.arms)) if whole else []
+    verdicts = _verdicts(bundle.study, only(read_study(ready.folder), plan.arms)) if whole else []
     return {
         "schema": "kdbench.reproduce/1",
         "study": bundle.name,
@@ -314,7 +316,7 @@ def _same_tensors(a: Path, b: Path) -> bool:
     return then.keys() == now.keys() and all(torch.equal(then[name], now[name]) for name in then)
 
 
-def _verdicts(packed: compare.Trials, here: compare.Trials) -> list[dict[str, Any]]:
+def _verdicts(packed: Trials, here: Trials) -> list[dict[str, Any]]:
     """Return each declared comparison with its verdict then and now, and each arm that is no longer as declared."""
     rows = []
     for kind, family in (("gain", compare.gain_pairs), ("bug", compare.bug_pairs)):
@@ -324,21 +326,21 @@ def _verdicts(packed: compare.Trials, here: compare.Trials) -> list[dict[str, An
             rows.append(
                 {
                     "kind": kind,
-                    **{name: a[name] for name in ("pair", "method", "a", "b")},
-                    "verdict": [a["verdict"], b["verdict"]],
-                    "difference_pp": [a["difference_pp"], b["difference_pp"]],
-                    "changed": a["verdict"] != b["verdict"],
+                    **{name: getattr(a, name) for name in ("pair", "method", "a", "b")},
+                    "verdict": [a.verdict, b.verdict],
+                    "difference_pp": [a.difference_pp, b.difference_pp],
+                    "changed": a.verdict != b.verdict,
                 }
             )
-    for a, b in zip(compare.summary(packed), compare.summary(here), strict=True):
-        declared = ["as declared" if row["as_expected"] else "not as declared" for row in (a, b)]
+    for arm, again in zip(summary(packed), summary(here), strict=True):
+        declared = ["as declared" if row.as_expected else "not as declared" for row in (arm, again)]
         rows.append(
             {
                 "kind": "audits",
-                "pair": a["pair"],
-                "method": a["method"],
+                "pair": arm.pair,
+                "method": arm.method,
                 "a": None,
-                "b": a["fault"] or "corrected",
+                "b": arm.fault or "corrected",
                 "verdict": declared,
                 "difference_pp": [None, None],
                 "changed": declared[0] != declared[1],
