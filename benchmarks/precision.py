@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from harness import compare, stats
+from harness import stats, study_table
 from harness.cli import run_cli
 from harness.cli.common import stderr
 from harness.cli.progress import Progress
@@ -39,8 +39,8 @@ def scores(stack: str, request: Request) -> list[float]:
     with Progress(ready.plan, ready.todo, stderr()) as progress:
         carry_out(ready, progress.on_trial)
     (method,) = request.preset.methods
-    found = compare.only(compare.read_study(ready.folder), ready.plan.arms)
-    return compare.scores(found.arms[Arm(None, request.preset.pairs[0], method)])[0]
+    found = study_table.only(study_table.read_study(ready.folder), ready.plan.arms)
+    return study_table.scores(found.arms[Arm(None, request.preset.pairs[0], method)])
 
 
 def page(found: dict[str, list[float]], method: str, margin: float, command: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from harness import compare, faults, stats
+from harness import compare, faults, stats, study_table
 from harness.execute import is_done
 from harness.plan import Ground, load_preset, make_plan
 from harness.record import Metrics, Result, StudyFolder
@@ -81,7 +81,7 @@ def study(wide, folder, sizes):
     study = StudyFolder(folder / plan.study)
     for key, spec in plan.trials.items():
         write_quickly(study.trial(key), spec, result_of(key, rng))
-    compare.write_study(study, plan.preset.decision, plan.arms)
+    study_table.write_study(study, plan.preset.decision, plan.arms)
     return plan, study
 
 
@@ -113,14 +113,14 @@ def test_read(measure, study):
     plan, folder = study
 
     def call():
-        return compare.read_study(folder)
+        return study_table.read_study(folder)
 
     measure.seconds(call, goal=None, rounds=2, trials=len(plan.trials), peak_mb=traced(call))
 
 
 def test_compare_study(measure, study, sizes):
     """Comparing 1,000 bugged arms of that study with their corrected ones, as one family."""
-    trials = compare.read_study(study[1])
+    trials = study_table.read_study(study[1])
     pairs = compare.bug_pairs(trials.arms)[: sizes.comparisons]
 
     def call():
@@ -176,8 +176,8 @@ def test_mirror(measure, folder, sizes, monkeypatch):
         for key, spec in plan.trials.items():
             write_quickly(study.trial(key), spec, result_of(key, rng))
             (study.trial(key).path / "curve.jsonl").write_text("\n".join(lines) + "\n")
-        compare.write_study(study, preset.decision, plan.arms)
-        return (compare.read_study(study),), {}
+        study_table.write_study(study, preset.decision, plan.arms)
+        return (study_table.read_study(study),), {}
 
     def call(study):
         assert mirror_study(runs, study).written == len(plan.trials)

@@ -33,11 +33,12 @@ from typing import IO, Any
 
 import torch
 
-from harness import compare, faults, loading
+from harness import faults, loading
 from harness.environment import ROOT, environment, installed
 from harness.loading import KINDS, Loaded, digest_of, files_of
 from harness.record import FINAL, StudyFolder, repeat_of
 from harness.spec import Spec
+from harness.study_table import Trials, commands, read_study, table
 from kd.data import cache_folder
 from kd.errors import InputError
 from kd.teacher import file_sha256
@@ -65,7 +66,7 @@ class Written:
 class Bundle:
     """An archive that was unpacked and found whole."""
 
-    study: compare.Trials
+    study: Trials
     environment: dict[str, Any]
     "The lock: `here` is the machine that packed, `trials` what the trials ran on."
     files: list[Loaded]
@@ -79,7 +80,7 @@ class Bundle:
         return self.study.folder.path.name
 
 
-def counted(study: compare.Trials) -> dict[str, Spec]:
+def counted(study: Trials) -> dict[str, Spec]:
     """Return the trials that the study's tables and controls stand on, by the key that names their folder."""
     found: dict[str, Spec] = {}
     tried = [one.trials for points in study.grid.values() for one in points]
@@ -113,7 +114,7 @@ def pack(study: StudyFolder, output: Path, weights: bool = False) -> Written:
     if not output.parent.is_dir():
         raise InputError(f"--output {output}: there is no folder {output.parent}")
     with study.lock() if os.access(study.path, os.W_OK) else contextlib.nullcontext():
-        trials = compare.read_study(study)
+        trials = read_study(study)
         specs = counted(trials)
         final = {key for key in specs if _final(study, key)}
         if not final:
@@ -127,7 +128,7 @@ def pack(study: StudyFolder, output: Path, weights: bool = False) -> Written:
             remarks.append("trials ran on code that no commit holds; its digest tells whether other code is the same")
         members: dict[str, Member] = dict(_records(study, specs, weights))
         members["study.json"] = _study_json(study)
-        members["results.csv"] = compare.table(trials).encode()
+        members["results.csv"] = table(trials).encode()
         members.update({place: loaded.path for place, loaded in brought.items()})
         members["environment.json"] = _json(lock)
         members["requirements.txt"] = _requirements(lock["here"]["packages"]).encode()
@@ -271,7 +272,7 @@ def _page(study: StudyFolder, specs: Mapping[str, Spec], lock: Mapping[str, Any]
         options=options,
         here=lock["here"],
         lock=lock,
-        commands=[_command(command) for command in compare.commands(study)],
+        commands=[_command(command) for command in commands(study)],
         **known,
     )
 
@@ -467,7 +468,7 @@ def _read(archive: Path, root: Path, load: Callable[[Sequence[Loaded]], None]) -
     keys = [key for entry in entries for key in entry["trials"].values()]
     _check_keys([*keys, *(key.removeprefix("again-") for key in controls["again"])])
     try:
-        study = compare.read_study(StudyFolder(root))
+        study = read_study(StudyFolder(root))
         tried = [one.trials for points in study.grid.values() for one in points]
         arms = (*study.arms.values(), *study.controls.values(), *tried)
         _check_keys(spec.teacher.key for by_seed in arms for spec, _ in by_seed.values() if spec.teacher)
@@ -478,7 +479,7 @@ def _read(archive: Path, root: Path, load: Callable[[Sequence[Loaded]], None]) -
     data = _data(specs.values())
     if data != (manifest["data"]["name"], manifest["data"]["digest"]):
         raise InputError("its manifest names other data than its trials' specs")
-    _check_table((root / "results.csv").read_text(), compare.table(study))
+    _check_table((root / "results.csv").read_text(), table(study))
     for key in specs:
         study.folder.trial(key).curve()  # an epoch that is no JSON is said before anything is trained
     return Bundle(study, lock, brought, data)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from hashlib import sha256
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import torch
 
 from audits.finding import Report
 from harness import faults
+from harness.expectation import Said, departures
 from harness.faults import Fault
 from harness.plan import Preset, load_preset, split_pair
 from harness.properties import with_properties
@@ -41,15 +42,19 @@ class Run:
     "How often the fault's seam was asked."
     epochs: tuple[train.Epoch, ...]
 
+    recipe: Recipe
+    "That it was trained by: with what the fault needs, and in the precision asked for."
+
+    @cached_property
+    def departures(self) -> list[str]:
+        """In what the audits did not say what the fault, or its absence, declares."""
+        said = Said.of(self.report.to_dicts())
+        return departures(self.fault, said, reached=self.calls > 0, method=self.method, recipe=self.recipe)
+
     @property
     def as_declared(self) -> bool:
-        """Whether the errors found are those that the fault declares, and no others; for no fault, none."""
-        failed = {f.name for f in self.report.failed("error")}
-        if any(f.status == "error" for f in self.report.findings):
-            return False
-        if self.fault is None:
-            return not failed
-        return set(self.fault.caught_by) <= failed <= {*self.fault.caught_by, *self.fault.follows}
+        """Whether the audits said exactly what is declared."""
+        return not self.departures
 
 
 def audit_ourselves(
@@ -112,7 +117,7 @@ def audit_once(
     with watched(training, method, teacher) as watch:
         epochs = tuple(train.epochs(training, watch.labels))
     report = with_properties(watch.report, training)
-    return Run(method, fault, seed, report, EPOCHS * training.steps_per_epoch, calls, epochs)
+    return Run(method, fault, seed, report, EPOCHS * training.steps_per_epoch, calls, epochs, recipe)
 
 
 @cache

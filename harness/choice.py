@@ -1,29 +1,69 @@
 """What was chosen by which scores, and what the choosing itself added to them."""
 
 import json
-from collections.abc import Mapping
+from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
+from typing import NamedTuple
 
-from harness import compare
-from harness.compare import Trials
-from harness.grid import best
-from harness.plan import Arm
+from harness.grid import Point, best
 from harness.record import Folder, Result
+from harness.rows import GridRow
+from harness.study_table import Trials, grid_rows, order
 
 _TEST_CHOOSES = "KD334"
 "The audit that fails where validation is the test set: then its scores by epoch are test scores."
 
 
-def read(study: Trials) -> dict[str, list[dict[str, Any]]]:
-    """Return the grid, and what the best of many scores exceeds an ordinary one by: of epochs, and of settings."""
-    return {"grid": compare.grid_rows(study), "epochs": _epochs(study), "settings": _settings(study)}
+@dataclass(frozen=True)
+class ByEpoch:
+    """An arm that chose its epoch on the test set; accuracies are means over the seeds, in percent."""
+
+    pair: str
+    method: str
+    arm: str
+    seeds: int
+    reported: float
+    last: float
+    "Of the last epoch."
+    more: float
+    "What the choosing added, in percentage points."
+    most: float
+    "In any seed."
 
 
-def _epochs(study: Trials) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class BySetting:
+    """An arm that chose its settings; accuracies are means of the scores that choose, in percent."""
+
+    pair: str
+    method: str
+    arm: str
+    point: Point
+    tried: int
+    won: float
+    "Where it won: the best of several, which owes something to luck."
+    fresh: float
+    "With the study's own seeds."
+    more: float
+
+
+class Choice(NamedTuple):
+    """What was chosen, and what the best of many scores exceeds an ordinary one by."""
+
+    grid: list[GridRow]
+    epochs: list[ByEpoch]
+    settings: list[BySetting]
+
+
+def read(study: Trials) -> Choice:
+    """Return the grid, and what choosing added: of epochs, and of settings."""
+    return Choice(grid_rows(study), _epochs(study), _settings(study))
+
+
+def _epochs(study: Trials) -> list[ByEpoch]:
     """Return by arm that chose its epoch on the test set what it reported, and the score of its last epoch."""
     rows = []
-    for arm in sorted(study.arms, key=compare.order):
+    for arm in sorted(study.arms, key=order):
         found = []
         for spec, result in study.arms[arm].values():
             scores = _test_scores(study.folder.trial(spec.key), result)
@@ -32,14 +72,16 @@ def _epochs(study: Trials) -> list[dict[str, Any]]:
         if found:
             reported, last = (fmean(values) for values in zip(*found, strict=True))
             rows.append(
-                {
-                    **_names(arm),
-                    "seeds": len(found),
-                    "reported": reported,
-                    "last": last,
-                    "more": reported - last,
-                    "most": max(a - b for a, b in found),
-                }
+                ByEpoch(
+                    arm.pair,
+                    arm.method,
+                    arm.label,
+                    seeds=len(found),
+                    reported=reported,
+                    last=last,
+                    more=reported - last,
+                    most=max(a - b for a, b in found),
+                )
             )
     return rows
 
@@ -54,30 +96,28 @@ def _test_scores(folder: Folder, result: Result | None) -> list[float]:
     return [json.loads(line)["test_accuracy"] for line in curve.read_text().splitlines()] if curve.is_file() else []
 
 
-def _settings(study: Trials) -> list[dict[str, Any]]:
+def _settings(study: Trials) -> list[BySetting]:
     """Return by arm that chose its settings: the winner's mean where it won, and with the study's seeds.
 
     Both are means of the scores that choose. The first is the best of several and so owes something to luck; the
     second, of other seeds, does not.
     """
     rows = []
-    for arm in sorted(study.grid, key=compare.order):
+    for arm in sorted(study.grid, key=order):
         winner = best(study.grid[arm])
         fresh = [r.metrics.val_accuracy for _, r in study.arms.get(arm, {}).values() if r is not None and r.metrics]
         if winner is None or winner.mean is None or not fresh:
             continue
         rows.append(
-            {
-                **_names(arm),
-                "point": dict(winner.point),
-                "tried": len(study.grid[arm]),
-                "won": winner.mean,
-                "fresh": fmean(fresh),
-                "more": winner.mean - fmean(fresh),
-            }
+            BySetting(
+                arm.pair,
+                arm.method,
+                arm.label,
+                point=winner.point,
+                tried=len(study.grid[arm]),
+                won=winner.mean,
+                fresh=fmean(fresh),
+                more=winner.mean - fmean(fresh),
+            )
         )
     return rows
-
-
-def _names(arm: Arm) -> Mapping[str, Any]:
-    return {"pair": arm.pair, "method": arm.method, "arm": arm.label}

@@ -20,13 +20,14 @@ from typing import Any
 import click
 import torch
 
-from harness import compare, faults, stats
+from harness import faults, stats
 from harness.cli import run_cli
 from harness.cli.common import stderr
 from harness.cli.progress import Progress
 from harness.plan import Arm, load_preset, parse_seeds, split_pair
-from harness.record import write_atomic
+from harness.record import first_difference, write_atomic
 from harness.study import Request, carry_out, prepare
+from harness.study_table import read_study
 from kd import train
 from kd.data import cache_folder, load_file
 from kd.data import prepare as prepare_data
@@ -66,7 +67,7 @@ def sweep(
             notes.print(f"bound {bound:g}, teacher {teacher}: {len(ready.todo)} trials to run, {ready.cost}")
             with Progress(ready.plan, ready.todo, notes) as progress:
                 carry_out(ready, progress.on_trial)
-            study = compare.read_study(ready.folder)
+            study = read_study(ready.folder)
             curves: dict[tuple[str | None, int], list[str]] = {}
             for fault in arms:
                 for seed, (spec, result) in sorted(study.arms[Arm(fault, preset.pairs[0], "feature")].items()):
@@ -94,8 +95,7 @@ def sweep(
                     )
             for row in rows:
                 if row["bound"] == bound and row["teacher"] == teacher and row["unclipped"]:
-                    pairs = zip(curves[arms[0], row["seed"]], curves[arms[1], row["seed"]], strict=False)
-                    row["diverged_at"] = next((i for i, (a, b) in enumerate(pairs, 1) if a != b), None)
+                    row["diverged_at"] = first_difference(curves[arms[0], row["seed"]], curves[arms[1], row["seed"]])
     return rows
 
 

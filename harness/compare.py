@@ -1,22 +1,20 @@
 """Compare the arms of a study: refuse what cannot be compared, decide what can."""
 
 import itertools
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from harness import faults, stats
-from harness.grid import Point, Tried, best
-from harness.plan import Arm, Controls, Decision
-from harness.record import FINAL, Folder, Result, StudyFolder, write_atomic
+from harness.plan import Arm, Decision
+from harness.rows import ComparisonRow, Missing
 from harness.spec import Spec
-from harness.variants import VARIANTS, variant_of
+from harness.study_table import BySeed, Trials, order, scores
+from harness.variants import VARIANTS
 from kd.errors import InputError, unknown
 from kd.methods import METHODS
-from kd.procedure import CANONICAL
 
 # What two arms may differ in beside the seed, by what is compared: the fault, and with it the teacher where the fault
 # is in the teacher's training too; or the method, and with it its settings and whether there is a teacher.
@@ -26,233 +24,6 @@ _FACTOR = {
 }
 # What must not differ though it is no part of a trial's spec.
 _ENVIRONMENT = ("torch", "device_name", "code_digest")
-
-
-Effect = Literal["invalid", "dormant", "latent", "visible", "undecided"]
-
-
-@dataclass
-class Trials:
-    """A study's trials by arm and seed."""
-
-    folder: StudyFolder
-    decision: Decision
-    arms: dict[Arm, dict[int, tuple[Spec, Result | None]]]
-    controls: dict[Arm, dict[int, tuple[Spec, Result | None]]] = field(default_factory=dict)
-    "The positive control and its corrected twin, where they were run; of no family and no table."
-    again: tuple[Folder, Folder] | None = None
-    "A trial and its repeat."
-    grid: dict[Arm, list[Tried]] = field(default_factory=dict)
-    "What was tried first, by the arm that chose its settings from it."
-
-
-def write_study(
-    folder: StudyFolder,
-    decision: Decision,
-    arms: dict[Arm, dict[int, str]],
-    controls: Controls | None = None,
-    command: str | None = None,
-    grid: Mapping[Arm, Sequence[tuple[Point, Mapping[int, str]]]] | None = None,
-) -> None:
-    """Note in study.json how to decide, which trial belongs to which arm, and the command; beside what is noted."""
-    known = {}
-    noted, tried = None, []
-    called = [command] if command is not None else []
-    if (folder.path / "study.json").is_file():
-        raw = _read_json(folder)
-        noted, tried = raw.get("controls"), raw.get("grid", [])
-        called = list(dict.fromkeys([*raw.get("commands", []), *called]))
-        known = {_arm(entry): {int(s): key for s, key in entry["trials"].items()} for entry in raw["arms"]}
-    for arm, by_seed in arms.items():
-        known.setdefault(arm, {}).update(by_seed)
-    entries = _entries(known)
-    if controls is not None:
-        watched: dict[Arm, dict[int, str]] = {}
-        for entry in noted["arms"] if noted else []:
-            watched[_arm(entry)] = {int(s): key for s, key in entry["trials"].items()}
-        if controls.positive is not None:
-            watched.setdefault(controls.positive, {}).update(controls.positive_trials)
-            watched.setdefault(replace(controls.positive, fault=None), {}).update(controls.corrected_trials)
-        noted = {"again": list(controls.again), "arms": _entries(watched)}
-    # Unpaired for what changes the training, which diverges chaotically: a shared seed couples two arms little.
-    declared = {
-        **asdict(decision),
-        "paired": "only for a fault after training",
-        "family": "every bugged arm against its corrected one; every method against its baseline",
-    }
-    study: dict[str, Any] = {"schema": "kdbench.study/1", "decision": declared, "arms": entries, "controls": noted}
-    study["commands"] = called
-    grid = grid or {}
-    study["grid"] = [entry for entry in tried if _arm(entry) not in grid] + [
-        {**asdict(arm), "point": dict(point), "trials": {str(seed): key for seed, key in sorted(trials.items())}}
-        for arm in sorted(grid, key=order)
-        for point, trials in grid[arm]
-    ]
-    write_atomic(folder.path / "study.json", json.dumps(study, indent=2) + "\n")
-
-
-def check_declared(folder: StudyFolder, decision: Decision) -> None:
-    """Raise InputError where the study has results and declared before them to decide in another way."""
-    if not (folder.path / "study.json").is_file():
-        return
-    declared = _decision(_read_json(folder))
-    results = (trial.result() for trial in folder.trials())
-    if declared == decision or not any(result is not None and result.metrics is not None for result in results):
-        return
-    now = asdict(decision)
-    changes = [f"{name} {was}, not {now[name]}" for name, was in asdict(declared).items() if was != now[name]]
-    raise InputError(
-        f"{folder.path} has results, and declared before them: {'; '.join(changes)}. How to decide is not changed once "
-        "results are there: put it back under [decision], or run a copy of the file under another name, as a study of "
-        "its own"
-    )
-
-
-def _decision(raw: Mapping[str, Any]) -> Decision:
-    """Return what study.json says was declared."""
-    return Decision(**{name: raw["decision"][name] for name in ("metric", "margin_pp", "alpha")})
-
-
-def _entries(arms: Mapping[Arm, Mapping[int, str]]) -> list[dict[str, Any]]:
-    return [
-        {**asdict(arm), "trials": {str(seed): arms[arm][seed] for seed in sorted(arms[arm])}}
-        for arm in sorted(arms, key=order)
-    ]
-
-
-def _read_json(folder: StudyFolder) -> dict[str, Any]:
-    path = folder.path / "study.json"
-    if not path.is_file():
-        raise InputError(f"{folder.path} is no study: it has no study.json; start one with kdbench run")
-    try:
-        raw: dict[str, Any] = json.loads(path.read_text())
-        assert raw["schema"] == "kdbench.study/1" and isinstance(raw["arms"], list)
-    except (ValueError, KeyError, TypeError, AssertionError) as error:
-        raise InputError(f"{path} is not a study's file; delete it and run the study's command again") from error
-    return raw
-
-
-def commands(folder: StudyFolder) -> list[str]:
-    """Return the commands that the study was run by, as they were typed."""
-    return list(_read_json(folder).get("commands", []))
-
-
-def _arm(entry: dict[str, Any]) -> Arm:
-    return Arm(entry["fault"], entry["pair"], entry["method"])
-
-
-def order(arm: Arm) -> tuple[Any, ...]:
-    """Order arms as they are read: pair, method, then corrected before bugged."""
-    return (arm.pair, list(METHODS).index(arm.method), arm.fault is not None, arm.fault or "")
-
-
-def read_study(folder: StudyFolder) -> Trials:
-    """Read a study from disk."""
-    raw = _read_json(folder)
-
-    def read(entries: list[dict[str, Any]]) -> dict[Arm, dict[int, tuple[Spec, Result | None]]]:
-        arms = {}
-        for entry in entries:
-            trials = {int(seed): folder.trial(key) for seed, key in entry["trials"].items()}
-            arms[_arm(entry)] = {seed: (trial.spec(), trial.result()) for seed, trial in trials.items()}
-        return arms
-
-    grid: dict[Arm, list[Tried]] = {}
-    for entry in raw.get("grid", []):
-        tried = {int(seed): folder.trial(key) for seed, key in entry["trials"].items()}
-        trials = {seed: (trial.spec(), trial.result()) for seed, trial in tried.items()}
-        grid.setdefault(_arm(entry), []).append(Tried(entry["point"], trials))
-    controls = raw.get("controls") or {"again": None, "arms": []}
-    again = (folder.trial(controls["again"][0]), folder.trial(controls["again"][1])) if controls["again"] else None
-    return Trials(folder, _decision(raw), read(raw["arms"]), read(controls["arms"]), again, grid)
-
-
-def write_table(study: Trials) -> None:
-    """Write results.csv: a row a trial, for whatever reads tables; while only settings are tried there is none."""
-    if study.arms:
-        write_atomic(study.folder.path / "results.csv", table(study))
-
-
-def table(study: Trials) -> str:
-    """Return results.csv as text."""
-    import pandas as pd
-
-    rows = [
-        {
-            "pair": arm.pair,
-            "method": arm.method,
-            "variant": variant_of(arm.fault),
-            "fault": arm.fault or "",
-            "seed": seed,
-            "status": result.status if result else "unfinished",
-            "selected_epoch": result.selected_epoch if result else None,
-            **{
-                name: getattr(result.metrics, name) if result and result.metrics else None
-                for name in ("test_accuracy", "val_accuracy", "agreement", "kl_t1", "kl_t4")
-            },
-            **{
-                name: getattr(result.fault, name) if result and result.fault else None
-                for name in ("reached", "diverged_at", "dormant")
-            },
-            "failed_audits": " ".join([*result.roots, *result.consequences]) if result else "",
-            "trial": spec.key,
-        }
-        for arm in sorted(study.arms, key=order)
-        for seed, (spec, result) in sorted(study.arms[arm].items())
-    ]
-    frame = pd.DataFrame(rows)
-    return str((frame.astype({"selected_epoch": "Int64"}) if rows else frame).to_csv(index=False))
-
-
-def grid_rows(study: Trials) -> list[dict[str, Any]]:
-    """Return each point of the grid with its accuracies on validation, and whether its arm chose it."""
-    rows = []
-    for arm in sorted(study.grid, key=order):
-        winner = best(study.grid[arm]) if all(tried.is_decided for tried in study.grid[arm]) else None
-        for tried in study.grid[arm]:
-            values = [value for value in tried.val_accuracy if value is not None]
-            rows.append(
-                {
-                    **asdict(arm),
-                    "point": dict(tried.point),
-                    "seeds": sorted(tried.trials),
-                    "val_accuracy": tried.val_accuracy,
-                    "mean": tried.mean,
-                    "std": CANONICAL.aggregate(values)[1] if tried.mean is not None else None,
-                    "chosen": tried is winner,
-                }
-            )
-    return rows
-
-
-def write_grid(study: Trials) -> None:
-    """Write grid.csv: a row a trial of the grid, with what it was chosen by; nothing of the test set is in it."""
-    import pandas as pd
-
-    rows = [
-        {
-            **{name: row[name] or "" for name in ("pair", "method", "fault")},
-            **row["point"],
-            "seed": seed,
-            "val_accuracy": value,
-            "chosen": row["chosen"],
-        }
-        for row in grid_rows(study)
-        for seed, value in zip(row["seeds"], row["val_accuracy"], strict=True)
-    ]
-    if rows:
-        write_atomic(study.folder.path / "grid.csv", pd.DataFrame(rows).to_csv(index=False))
-
-
-def scores(trials: dict[int, tuple[Spec, Result | None]]) -> tuple[list[float], list[dict[str, Any]]]:
-    """Return the accuracies of the finished trials by seed, and what became of the others."""
-    values, missing = [], []
-    for seed, (_, result) in sorted(trials.items()):
-        if result is not None and result.metrics is not None:
-            values.append(result.metrics.test_accuracy)
-        else:
-            missing.append({"seed": seed, "status": result.status if result else "unfinished"})
-    return values, missing
 
 
 def _select(word: str) -> tuple[str, list[str | None]]:
@@ -307,7 +78,7 @@ def gain_pairs(arms: Iterable[Arm]) -> list[tuple[Arm, Arm]]:
 
 def compare_within_family(
     study: Trials, wanted: list[tuple[Arm, Arm]], allowed: Sequence[str] = (), refuse: bool = True
-) -> tuple[list[dict[str, Any]], int]:
+) -> tuple[list[ComparisonRow], int]:
     """Compare the wanted pairs, adjusted for the whole declared family that they belong to; return its size as well.
 
     To ask for one comparison alone must not make it look surer: the family was declared before the run. What is wanted
@@ -330,6 +101,7 @@ def _other_differences(a: Arm, b: Arm, study: Trials) -> dict[str, set[str]]:
     if a in study.grid and b in study.grid:  # to choose by another rule is what the fault is
         factor = (*factor, "settings")
     found: dict[str, set[str]] = {}
+    methods: dict[str, set[str]] = {}
 
     def note(reference: Spec, spec: Spec, may: tuple[str, ...]) -> None:
         for name, values in reference.differences(spec).items():
@@ -344,6 +116,9 @@ def _other_differences(a: Arm, b: Arm, study: Trials) -> dict[str, set[str]]:
             environment = result.environment if result is not None else {}
             for name in _ENVIRONMENT if environment else ():
                 found.setdefault(name, set()).add(str(environment.get(name)))
+            if "method_digest" in environment:  # in an earlier record the code's digest is of the methods too
+                methods.setdefault(arm.method, set()).add(str(environment["method_digest"]))
+    found["method_digest"] = {value for values in methods.values() if len(values) > 1 for value in values}
     return {name: values for name, values in sorted(found.items()) if len(values) > 1}
 
 
@@ -351,42 +126,110 @@ def _listed(found: Mapping[str, set[str]]) -> str:
     return "; ".join(f"{name}: {' against '.join(sorted(values))}" for name, values in found.items())
 
 
+class Judged(NamedTuple):
+    """Two groups and what their values say, before the family that they belong to is counted."""
+
+    a: str
+    b: str
+    pair: str
+    method: str
+    values: list[list[float]]
+    missing: list[Missing]
+    comparison: stats.Comparison
+
+
 def compare_arms(
     study: Trials, pairs: Iterable[tuple[Arm, Arm]], allowed: Sequence[str] = (), refuse: bool = True
-) -> list[dict[str, Any]]:
-    """Compare pairs of arms as one family; return the entries of kdbench.compare/1.
+) -> list[ComparisonRow]:
+    """Compare pairs of arms as one family.
 
     Arms that differ in anything but what is compared, and the names in `allowed`, are an InputError, and so are those
     of a fault that is not loaded; without `refuse` their entry is undefined and says why.
     """
-    alpha, margin = study.decision.alpha, study.decision.margin_pp
-    rows: list[tuple[Arm, Arm, list[list[float]], list[dict[str, Any]], stats.Comparison]] = []
-    for a, b in pairs:
-        differing = _other_differences(a, b, study)
-        refused = {name: values for name, values in differing.items() if name not in allowed}
-        (values_a, missing_a), (values_b, missing_b) = scores(study.arms[a]), scores(study.arms[b])
-        missing = [{"arm": "a", **m} for m in missing_a] + [{"arm": "b", **m} for m in missing_b]
-        why = None
-        if not (_is_loaded(a.fault) and _is_loaded(b.fault)):  # whether it acts after training is not known
-            why = f"{a.label} and {b.label}: one is no fault that is loaded; name its file: --faults FILE"
-        elif refused:
-            why = (
-                f"{a.label} {a.method} and {b.label} {b.method} differ in more than the arm: {_listed(refused)}. "
-                f"Run both alike, or say --allow-difference {min(refused)}"
-            )
-        if why is not None:
-            if refuse:
-                raise InputError(why)
-            comparison = stats.undefined(values_a, values_b, why)
-        else:
-            comparison = _compared(study.arms[a], study.arms[b], margin, alpha, _after_training(a, b))
-            comparison.warnings.extend(f"allowed to differ: {_listed({n: v})}" for n, v in differing.items())
-        if missing:
-            comparison.warnings.append(f"{len(missing)} trials have no score and are missing from n")
-        rows.append((a, b, [values_a, values_b], missing, comparison))
-    ps = {i: row[4].welch_p for i, row in enumerate(rows) if row[4].welch_p is not None}
-    adjusted = dict(zip(ps, stats.holm([p for p in ps.values() if p is not None], len(rows)), strict=True))
-    return [_entry(*row, adjusted.get(i), len(rows), alpha) for i, row in enumerate(rows)]
+    return as_family([_judged(study, a, b, allowed, refuse) for a, b in pairs], study.decision.alpha)
+
+
+def _judged(study: Trials, a: Arm, b: Arm, allowed: Sequence[str], refuse: bool) -> Judged:
+    differing = _other_differences(a, b, study)
+    values = [scores(study.arms[arm]) for arm in (a, b)]
+    missing = [*_missing("a", study.arms[a]), *_missing("b", study.arms[b])]
+    why = _why_not(a, b, {name: found for name, found in differing.items() if name not in allowed})
+    if why is not None and refuse:
+        raise InputError(why)
+    if why is not None:
+        comparison = stats.undefined(values[0], values[1], why)
+    else:
+        decision = study.decision
+        comparison = _compared(study.arms[a], study.arms[b], decision.margin_pp, decision.alpha, _after_training(a, b))
+        comparison.warnings.extend(f"allowed to differ: {_listed({n: v})}" for n, v in differing.items())
+    if missing:
+        comparison.warnings.append(f"{len(missing)} trials have no score and are missing from n")
+    if comparison.constant is not None:
+        arm = a if comparison.constant == "a" else b
+        comparison.warnings.append(f"{arm.label} with {arm.method} does not vary over its seeds")
+    names = (a.method, b.method) if a.method != b.method else (a.label, b.label)
+    return Judged(*names, a.pair, b.method, values, missing, comparison)
+
+
+def _missing(name: Literal["a", "b"], trials: BySeed) -> list[Missing]:
+    """Return what became of the trials that have no score."""
+    return [
+        Missing(name, seed, result.status if result is not None else "unfinished")
+        for seed, (_, result) in sorted(trials.items())
+        if result is None or result.metrics is None
+    ]
+
+
+def _why_not(a: Arm, b: Arm, refused: Mapping[str, set[str]]) -> str | None:
+    """Return why two arms cannot be compared; None if they can."""
+    if not (_is_loaded(a.fault) and _is_loaded(b.fault)):  # whether it acts after training is not known
+        return f"{a.label} and {b.label}: one is no fault that is loaded; name its file: --faults FILE"
+    if refused:
+        return (
+            f"{a.label} {a.method} and {b.label} {b.method} differ in more than the arm: {_listed(refused)}. "
+            f"Run both alike, or say --allow-difference {min(refused)}"
+        )
+    return None
+
+
+def as_family(judged: Sequence[Judged], alpha: float) -> list[ComparisonRow]:
+    """Return comparisons as entries of kdbench.compare/1, their p adjusted (Holm) for all of them together."""
+    adjusted = stats.holm([one.comparison.welch_p for one in judged])
+    return [_row(one, p, len(judged), alpha) for one, p in zip(judged, adjusted, strict=True)]
+
+
+def _row(judged: Judged, holm_p: float | None, family: int, alpha: float) -> ComparisonRow:
+    c = judged.comparison
+    warnings = list(c.warnings)
+    if c.least_permutation_p is not None and c.least_permutation_p < alpha <= c.least_permutation_p * family:
+        warnings.append(f"in a family of {family} no exact test of this design could pass Holm's correction")
+    return ComparisonRow(
+        a=judged.a,
+        b=judged.b,
+        pair=judged.pair,
+        method=judged.method,
+        n=[len(v) for v in judged.values],
+        values=judged.values,
+        missing=judged.missing,
+        mean=list(c.mean),
+        std=list(c.std),
+        difference_pp=c.difference,
+        ci95_pp=list(c.ci95) if c.ci95 else None,
+        welch_p=c.welch_p,
+        permutation_p=c.permutation_p,
+        least_permutation_p=c.least_permutation_p,
+        holm_p=holm_p,
+        hedges_g=c.hedges_g,
+        hedges_g_ci95=list(c.hedges_g_ci95) if c.hedges_g_ci95 else None,
+        p_b_greater=c.p_b_greater,
+        tost_p=c.tost_p,
+        mde_pp=c.mde,
+        seeds_for_power_80=c.seeds_for_power,
+        verdict=stats.verdict(c, holm_p, alpha),
+        paired=c.paired,
+        seed_correlation=c.correlation,
+        warnings=warnings,
+    )
 
 
 _AFTER = ("select", "aggregate")
@@ -402,18 +245,12 @@ def _after_training(a: Arm, b: Arm) -> bool:
     return bool(seams) and all(seam in _AFTER for seam in seams)
 
 
-def _compared(
-    a: Mapping[int, tuple[Spec, Result | None]],
-    b: Mapping[int, tuple[Spec, Result | None]],
-    margin: float,
-    alpha: float,
-    paired: bool,
-) -> stats.Comparison:
+def _compared(a: BySeed, b: BySeed, margin: float, alpha: float, paired: bool) -> stats.Comparison:
     """Compare two arms' trials; by pairs of seeds, which both arms have scores of, for a fault after training."""
-    both = [seed for seed in sorted(a.keys() & b.keys()) if all(scores({seed: arm[seed]})[0] for arm in (a, b))]
-    first, second = (scores({seed: arm[seed] for seed in both})[0] for arm in (a, b))
+    both = [seed for seed in sorted(a.keys() & b.keys()) if all(scores({seed: arm[seed]}) for arm in (a, b))]
+    first, second = (scores({seed: arm[seed] for seed in both}) for arm in (a, b))
     if not paired:
-        found = stats.compare(scores(dict(a))[0], scores(dict(b))[0], margin, alpha)
+        found = stats.compare(scores(a), scores(b), margin, alpha)
         return replace(found, correlation=stats.correlation(np.asarray(first), np.asarray(second)))
     found = stats.compare_paired(first, second, margin, alpha)
     lost = sorted({*a, *b} - set(both))
@@ -422,229 +259,7 @@ def _compared(
     return found
 
 
-def _entry(
-    a: Arm,
-    b: Arm,
-    values: list[list[float]],
-    missing: list[dict[str, Any]],
-    c: stats.Comparison,
-    holm_p: float | None,
-    family: int,
-    alpha: float,
-) -> dict[str, Any]:
-    names = (a.method, b.method) if a.method != b.method else (a.label, b.label)
-    if c.constant is not None:
-        arm = a if c.constant == "a" else b
-        c.warnings.append(f"{arm.label} with {arm.method} does not vary over its seeds")
-    return entry(*names, a.pair, b.method, values, missing, c, holm_p, family, alpha)
-
-
-def entry(
-    a: str,
-    b: str,
-    pair: str,
-    method: str,
-    values: list[list[float]],
-    missing: list[dict[str, Any]],
-    c: stats.Comparison,
-    holm_p: float | None,
-    family: int,
-    alpha: float,
-) -> dict[str, Any]:
-    """Return one comparison as an entry of kdbench.compare/1."""
-    warnings = list(c.warnings)
-    if c.least_permutation_p is not None and c.least_permutation_p < alpha <= c.least_permutation_p * family:
-        warnings.append(f"in a family of {family} no exact test of this design could pass Holm's correction")
-    return {
-        "a": a,
-        "b": b,
-        "pair": pair,
-        "method": method,
-        "n": [len(v) for v in values],
-        "values": values,
-        "missing": missing,
-        "mean": list(c.mean),
-        "std": list(c.std),
-        "difference_pp": c.difference,
-        "ci95_pp": list(c.ci95) if c.ci95 else None,
-        "welch_p": c.welch_p,
-        "permutation_p": c.permutation_p,
-        "least_permutation_p": c.least_permutation_p,
-        "holm_p": holm_p,
-        "hedges_g": c.hedges_g,
-        "hedges_g_ci95": list(c.hedges_g_ci95) if c.hedges_g_ci95 else None,
-        "p_b_greater": c.p_b_greater,
-        "tost_p": c.tost_p,
-        "mde_pp": c.mde,
-        "seeds_for_power_80": c.seeds_for_power,
-        "verdict": stats.verdict(c, holm_p, alpha),
-        "paired": c.paired,
-        "seed_correlation": c.correlation,
-        "warnings": warnings,
-    }
-
-
-def summary(study: Trials) -> list[dict[str, Any]]:
-    """Return the arms of a study as the entries of kdbench.run/1."""
-    rows = []
-    for arm in sorted(study.arms, key=order):
-        trials = study.arms[arm]
-        results = [result for _, (_, result) in sorted(trials.items()) if result is not None]
-        values, _ = scores(trials)
-        fault = faults.get(arm.fault) if arm.fault else None
-        procedure = fault.inject(CANONICAL, lambda: None) if fault else CANONICAL
-        mean, std = procedure.aggregate(values) if values else (None, None)
-        stories = [r.fault for r in results if r.fault is not None]
-        diverged = [s.diverged_at for s in stories]
-        rows.append(
-            {
-                "variant": variant_of(arm.fault),
-                "fault": arm.fault,
-                "pair": arm.pair,
-                "method": arm.method,
-                "seeds": sorted(trials),
-                "test_accuracy": [
-                    r.metrics.test_accuracy if r is not None and r.metrics else None
-                    for _, (_, r) in sorted(trials.items())
-                ],
-                "mean": mean,
-                "std": std,
-                "expected_findings": fault.ids(fault.caught_by) if fault else [],
-                "failed_findings": sorted({i for r in results for i in r.roots}),
-                "consequences": sorted({i for r in results for i in r.consequences}),
-                "as_expected": len(results) == len(trials)
-                and all(as_expected(r, spec) for spec, r in trials.values() if r is not None),
-                "reached": all(s.reached for s in stories) if stories else None,
-                "diverged_at": _first(diverged),
-                "dormant": sum(s.dormant is True for s in stories) if stories else None,
-            }
-        )
-    return rows
-
-
-def effect(row: dict[str, Any], verdict: stats.Verdict | None) -> Effect | None:
-    """Say how far a bug got, of its arm's row and the verdict on its accuracy; None of an arm without a bug.
-
-    `invalid`: its seam was never asked. `dormant`: it changed no weight and no score of any seed. `latent`: it changed
-    the weights, and the accuracy is equivalent at the margin. `visible`: the accuracy differs by more than can be
-    shown to be within the margin. `undecided`: these seeds cannot tell; so too where the corrected twin is missing.
-    """
-    if row["fault"] is None:
-        return None
-    if row["reached"] is False:
-        return "invalid"
-    if row["dormant"] == len(row["seeds"]):
-        return "dormant"
-    if verdict in ("equivalent", "both"):
-        return "latent"
-    return "visible" if verdict == "different" else "undecided"
-
-
-def controls(study: Trials) -> dict[str, Any] | None:
-    """Return what the controls showed, as in kdbench.run/1; None where none were run."""
-    if study.again is None and not study.controls:
-        return None
-    again = _again(*study.again) if study.again else None
-    positive = None
-    bugged = next((arm for arm in study.controls if arm.fault), None)
-    if bugged is not None:
-        trials = Trials(study.folder, study.decision, study.controls)
-        row = next(row for row in summary(trials) if row["fault"])
-        (entry,) = compare_arms(trials, bug_pairs(study.controls), refuse=False)
-        lower = entry["difference_pp"] is not None and entry["difference_pp"] < 0
-        positive = {
-            **row,
-            "comparison": entry,
-            "seen_by_audit": row["as_expected"],
-            "seen_in_accuracy": entry["verdict"] in ("different", "both") and lower,
-        }
-    verdict = again["verdict"] if again else "missing"
-    return {
-        "again": again,
-        "positive": positive,
-        # Of the program; that few seeds do not show the positive control in accuracy is a result.
-        "as_declared": verdict != "differs" and (positive is None or positive["seen_by_audit"]),
-        "sound": verdict in ("identical", "undecidable")
-        and positive is not None
-        and positive["seen_by_audit"]
-        and positive["seen_in_accuracy"],
-    }
-
-
-def _again(folder: Folder, repeat: Folder) -> dict[str, Any]:
-    """Compare a trial with its repeat, bit by bit, by the digests of its weights."""
-    spec, first, second = folder.spec(), folder.result(), repeat.result()
-    mine, theirs = ([epoch["digest"] for epoch in trial.curve()] for trial in (folder, repeat))
-    verdict = "identical"
-    if first is None or second is None or first.status not in FINAL or second.status not in FINAL:
-        verdict = "missing"
-    elif mine != theirs or first.metrics != second.metrics:
-        same = all(first.environment.get(name) == second.environment.get(name) for name in ("torch", "device_name"))
-        verdict = "differs" if spec.device == "cpu" and same else "undecidable"
-    return {
-        "trial": folder.key,
-        "method": spec.method,
-        "fault": spec.fault,
-        "seed": spec.seed,
-        "epochs": len(mine),
-        "verdict": verdict,
-    }
-
-
-def _first(epochs: list[int | str | None]) -> int | str | None:
-    numbers = [e for e in epochs if isinstance(e, int)]
-    return min(numbers) if numbers else next((e for e in epochs if isinstance(e, str)), None)
-
-
-def as_expected(result: Result, spec: Spec) -> bool:
-    """Say whether a trial's audits spoke exactly as its fault declares; without a fault, whether it is proven clean.
-
-    Proven clean: no audit failed, and each that a fault of this method and recipe must trip has said `pass`, not merely
-    nothing; but for the law on augmentation where none is in the recipe.
-    """
-    if result.broken or result.status not in FINAL:
-        return False
-    if result.fault is None:
-        able = [
-            f for f in faults.FAULTS.values() if not f.why_not(spec.method) and f.recipe(spec.recipe) == spec.recipe
-        ]
-        must = {name for f in able for name in f.caught_by}
-        if not (spec.recipe.crop_padding or spec.recipe.flip):
-            must -= {"augmentation-active"}
-        said = {f["name"] for f in result.findings if f["status"] == "pass"}
-        return not result.roots and not result.consequences and must <= said
-    fault = faults.get(result.fault.name)
-    must, may = set(fault.ids(fault.caught_by)), set(fault.ids(fault.follows))
-    roots, consequences = set(result.roots), set(result.consequences)
-    if isinstance(fault, faults.Together):  # one part's findings may follow from another's
-        return result.fault.reached and must <= roots | consequences <= must | may
-    return result.fault.reached and roots == must and consequences <= may
-
-
-def only(study: Trials, arms: Mapping[Arm, Mapping[int, str]]) -> Trials:
-    """Return the study with no more than these arms and seeds."""
-    kept = {arm: {seed: study.arms[arm][seed] for seed in seeds} for arm, seeds in arms.items()}
-    return replace(study, arms=kept)
-
-
-def teacher_row(arch: str, folder: Folder) -> dict[str, Any]:
-    """Return a teacher's trial as an entry of kdbench.run/1."""
-    spec, result = folder.spec(), folder.result()
-    fault = faults.get(spec.fault) if spec.fault else None
-    return {
-        "arch": arch,
-        "fault": spec.fault,
-        "seed": spec.seed,
-        "key": folder.key,
-        "test_accuracy": result.metrics.test_accuracy if result is not None and result.metrics else None,
-        "expected_findings": fault.ids(fault.caught_by) if fault else [],
-        "failed_findings": result.roots if result is not None else [],
-        "consequences": result.consequences if result is not None else [],
-        "as_expected": result is not None and as_expected(result, spec),
-    }
-
-
-def as_object(decision: Decision, entries: list[dict[str, Any]], family: int) -> dict[str, Any]:
+def as_object(decision: Decision, entries: list[ComparisonRow], family: int) -> dict[str, Any]:
     """Return the kdbench.compare/1 object."""
     return {
         "schema": "kdbench.compare/1",
@@ -652,5 +267,5 @@ def as_object(decision: Decision, entries: list[dict[str, Any]], family: int) ->
         "alpha": decision.alpha,
         "margin_pp": decision.margin_pp,
         "family": family,
-        "comparisons": entries,
+        "comparisons": [entry.as_json() for entry in entries],
     }

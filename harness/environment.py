@@ -1,6 +1,5 @@
 """What a trial ran on and with: recorded beside its numbers, not part of its name."""
 
-import hashlib
 import os
 import platform
 import subprocess
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from harness.digests import digest
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -24,24 +25,50 @@ def usable_cores() -> int:
     return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
 
 
-def code_digest() -> str:
-    """Return a digest over the sources that decide a trial's numbers: the core, the faults, the trial."""
-    return _sources("kd", "harness/faults", "harness/trial.py")
+def _read(*places: str) -> dict[str, str]:
+    """Return the sources in folders and files under the root, by their places; FileNotFoundError where one is not."""
+    found = {}
+    for place in places:
+        root = ROOT / place
+        paths = sorted(root.rglob("*.py")) if root.is_dir() else [root]
+        found.update({path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in paths})
+    return found
 
 
-def audits_digest() -> str:
-    """Return a digest over the sources that decide what is said of a trial: the audits, and the laws put to it."""
-    return _sources("audits", "harness/properties.py")
+_METHODS, _SHARED = "kd/methods/", ("kd/methods/__init__.py", "kd/methods/registry.py")
+"Where a file is a method, but for those that all methods share."
+
+
+def _is_method(place: str) -> bool:
+    return place.startswith(_METHODS) and place not in _SHARED
+
+
+# Read beside the imports: what is edited later is not what runs here, or in a trial that was forked from here.
+_TRAINING = _read("kd", "harness/trial.py")
+_AUDITS = _read("audits", "harness/properties.py")
 
 
 @cache
-def _sources(*places: str) -> str:
-    digest = hashlib.sha256()
-    for place in places:
-        root = ROOT / place
-        for path in [root] if root.is_file() else sorted(root.rglob("*.py")):
-            digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:16]
+def code_digest() -> str:
+    """Return a digest over the sources that decide any trial's numbers: the core without its methods, and the trial.
+
+    What a trial's own method is stands in :func:`method_digest`, and its fault's function in the digest of its spec; so
+    another method or fault more, or one that is edited, changes nothing here.
+    """
+    return digest({place: text for place, text in _TRAINING.items() if not _is_method(place)})
+
+
+@cache
+def method_digest(method: str) -> str | None:
+    """Return a digest over a method's file; None of one that has no file of its own in the core."""
+    place = f"{_METHODS}{method.replace('-', '_')}.py"
+    return digest({place: _TRAINING[place]}) if place in _TRAINING else None
+
+
+@cache
+def audits_digest() -> str:
+    """Return a digest over the sources that decide what is said of a trial: the audits, and the laws put to it."""
+    return digest(_AUDITS)
 
 
 @cache
@@ -112,8 +139,8 @@ def installed() -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def environment(device: torch.device) -> dict[str, Any]:
-    """Return versions, device, threads, determinism and the digest of the code."""
+def environment(device: torch.device, method: str | None = None) -> dict[str, Any]:
+    """Return versions, device, threads, determinism and the digests of the code; with a trial's method, of its file."""
     commit = git_commit()
     return {
         "python": platform.python_version(),
@@ -127,12 +154,8 @@ def environment(device: torch.device) -> dict[str, Any]:
         "cores": usable_cores(),
         "deterministic": device.type == "cpu" or torch.backends.cudnn.deterministic,
         "code_digest": code_digest(),
+        **({} if method is None else {"method_digest": method_digest(method)}),
         "audits_digest": audits_digest(),
         "git_commit": commit[0] if commit else None,
         "git_dirty": commit[1] if commit else None,
     }
-
-
-# Read beside the imports: what is edited later is not what runs here, or in a trial that was forked from here.
-code_digest()
-audits_digest()

@@ -8,7 +8,7 @@ from pathlib import Path
 from harness.engines import Engine, LocalProcesses, Running
 from harness.lease import Lease, take
 from harness.plan import Arm, Plan
-from harness.record import FINAL, OUT_OF_MEMORY, Folder, Result, StudyFolder
+from harness.record import FINAL, OUT_OF_MEMORY, Folder, Result, StudyFolder, first_difference, same_machine
 from harness.spec import Spec
 
 
@@ -67,92 +67,127 @@ def execute(
             waiting.append(key)
     teachers = set(plan.teachers.values())
     waiting.sort(key=lambda key: key not in teachers)  # stable: teachers first, the rest as planned
-
     engine = engine or LocalProcesses(workers, {plan.trials[key].threads for key in waiting})
-    running: dict[str, tuple[Running, Lease]] = {}
     attempts: dict[str, list[str]] = {key: [] for key in waiting}
+    work = _Work(plan, study, data_file, on_trial, may_start, retries, engine, outcome, waiting, attempts)
+    try:
+        while work.running or (waiting and not work.stopping):
+            blocked = not work.start_what_can()
+            if work.running or (waiting and blocked):  # if blocked, other coordinators are at what we wait for
+                engine.wait([process for process, _ in work.running.values()], 0.5 if work.running else 2.0)
+            work.look()
+    except KeyboardInterrupt:
+        work.end_all()
+        raise
+    finally:
+        engine.close()
+        for _, lease in work.running.values():
+            lease.release()
+    return outcome
 
-    def done(key: str, result: Result) -> None:
-        (outcome.trained if result.status in FINAL else outcome.failed).append(key)
-        on_trial(key, result, 0)
 
-    def start(key: str) -> bool:
+@dataclass
+class _Work:
+    """The trials of one call that wait, and those that run."""
+
+    plan: Plan
+    study: StudyFolder
+    data_file: Path
+    on_trial: OnTrial
+    may_start: Callable[[str], bool]
+    retries: int
+    engine: Engine
+    outcome: Outcome
+    waiting: list[str]
+    attempts: dict[str, list[str]]
+    "Why earlier attempts at a trial ended."
+    running: dict[str, tuple[Running, Lease]] = field(default_factory=dict)
+    stopping: bool = False
+    "Whether no trial may start any more."
+
+    def start_what_can(self) -> bool:
+        """Start what waits and has room, teachers before their students; say whether anything runs, or ran, of it."""
+        moved = bool(self.running)
+        for key in list(self.waiting) if not self.stopping else ():
+            need = self.plan.needs(key)
+            if need in self.outcome.failed or (
+                need is not None and _has_no_weights(self.study.trial(need), self.outcome)
+            ):
+                self.waiting.remove(key)
+                self.done(key, _record(self.study.trial(key), f"its teacher, trial {need}, could not be trained"))
+            elif self.engine.has_room(len(self.running)) and need not in self.waiting and need not in self.running:
+                if not self.may_start(key):
+                    self.stopping = True
+                    break
+                moved = self.start(key) or moved
+            if not self.engine.has_room(len(self.running)):
+                break
+        return moved
+
+    def start(self, key: str) -> bool:
         """Start a trial, unless another coordinator is at it or has done it."""
-        folder = study.trial(key)
+        folder = self.study.trial(key)
         lease = take(folder)
         if lease is None:
             return False
-        waiting.remove(key)
-        if is_done(plan, study, key):
+        self.waiting.remove(key)
+        if is_done(self.plan, self.study, key):
             lease.release()
-            outcome.reused.append(key)
-            on_trial(key, folder.result(), 0)
+            self.outcome.reused.append(key)
+            self.on_trial(key, folder.result(), 0)
             return True
         for stale in _OF_AN_ATTEMPT:
             (folder.path / stale).unlink(missing_ok=True)
         try:
-            running[key] = engine.start(folder, data_file, lease), lease
+            self.running[key] = self.engine.start(folder, self.data_file, lease), lease
         except BaseException:  # else nobody could run it before the lease is stale
             lease.release()
             raise
         return True
 
-    def ended(key: str, process: Running, lease: Lease) -> None:
-        folder = study.trial(key)
+    def look(self) -> None:
+        """Look at each trial that runs: how far it is, whether it is over, and whether it is still ours."""
+        for key, (process, lease) in list(self.running.items()):
+            if not lease.beat():  # this coordinator slept for long, and another one runs the trial now
+                process.end(hard=True)
+                del self.running[key]
+                self.waiting.append(key)
+            elif not process.is_over():
+                self.on_trial(key, None, self.study.trial(key).epochs())
+            else:
+                del self.running[key]
+                self.ended(key, process, lease)
+
+    def ended(self, key: str, process: Running, lease: Lease) -> None:
+        """Have a trial that is over tried again, or its result noted."""
+        folder, attempts = self.study.trial(key), self.attempts[key]
         result = folder.result() or Result(key, "failed", process.death())
         again = result.status == "failed" and (not result.times or str(result.reason).startswith(OUT_OF_MEMORY))
-        if again and len(attempts[key]) < retries:
-            attempts[key].append(str(result.reason))
-            waiting.append(key)
+        if again and len(attempts) < self.retries:
+            attempts.append(str(result.reason))
+            self.waiting.append(key)
         else:
-            if attempts[key] or not result.times:
-                result = replace(result, attempts=attempts[key])
+            if attempts or not result.times:
+                result = replace(result, attempts=attempts)
                 folder.write_result(result)
-            done(key, result)
+            self.done(key, result)
         lease.release()
 
-    try:
-        stopping = False
-        while running or (waiting and not stopping):
-            blocked = not running
-            for key in list(waiting) if not stopping else ():
-                need = plan.needs(key)
-                if need in outcome.failed or (need is not None and _has_no_weights(study.trial(need), outcome)):
-                    waiting.remove(key)
-                    done(key, _record(study.trial(key), f"its teacher, trial {need}, could not be trained"))
-                elif engine.has_room(len(running)) and need not in waiting and need not in running:
-                    if not may_start(key):
-                        stopping = True
-                        break
-                    blocked = not start(key) and blocked
-                if not engine.has_room(len(running)):
-                    break
-            if running or (waiting and blocked):  # if blocked, other coordinators are at what we wait for
-                engine.wait([process for process, _ in running.values()], 0.5 if running else 2.0)
-            for key, (process, lease) in list(running.items()):
-                if not lease.beat():  # this coordinator slept for long, and another one runs the trial now
-                    process.end(hard=True)
-                    del running[key]
-                    waiting.append(key)
-                elif not process.is_over():
-                    on_trial(key, None, study.trial(key).epochs())
-                else:
-                    del running[key]
-                    ended(key, process, lease)
-    except KeyboardInterrupt:
-        for process, _ in running.values():
+    def done(self, key: str, result: Result) -> None:
+        """Note a trial that is over."""
+        (self.outcome.trained if result.status in FINAL else self.outcome.failed).append(key)
+        self.on_trial(key, result, 0)
+
+    def end_all(self) -> None:
+        """End what runs: asked first, and after five seconds by force."""
+        processes = [process for process, _ in self.running.values()]
+        for process in processes:
             process.end()
         deadline = time.monotonic() + 5
-        while time.monotonic() < deadline and not all(process.is_over() for process, _ in running.values()):
+        while time.monotonic() < deadline and not all(process.is_over() for process in processes):
             time.sleep(0.05)
-        for process, _ in running.values():
+        for process in processes:
             process.end(hard=True)
-        raise
-    finally:
-        engine.close()
-        for _, lease in running.values():
-            lease.release()
-    return outcome
 
 
 _OF_AN_ATTEMPT = (*("result.json", "norms.csv", "student.safetensors", "method.safetensors"),)
@@ -182,13 +217,11 @@ def complete_stories(arms: Mapping[Arm, Mapping[int, tuple[Spec, Result | None]]
             twin = twins[seed][1] if seed in twins else None
             if arm.fault is None or result is None or result.fault is None or twin is None or twin.status not in FINAL:
                 continue
-            same = all(result.environment.get(name) == twin.environment.get(name) for name in ("torch", "device_name"))
-            mine, theirs = study.trial(spec.key).curve(), study.trial(twin.key).curve()
-            if spec.device != "cpu" or not same:
+            mine, theirs = study.trial(spec.key).digests(), study.trial(twin.key).digests()
+            if spec.device != "cpu" or not same_machine(result, twin):
                 story = replace(result.fault, diverged_at="undecidable", dormant=None)
             elif mine and theirs:
-                pairs = zip(mine, theirs, strict=False)
-                first = next((a["epoch"] for a, b in pairs if a["digest"] != b["digest"]), None)
+                first = first_difference(mine, theirs)
                 # A choice among the same weights may differ, and with it the scores.
                 untouched = first is None and result.metrics == twin.metrics
                 story = replace(result.fault, diverged_at=first, dormant=untouched)

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from harness import compare
-from harness.compare import Trials
 from harness.plan import Arm
+from harness.rows import ComparisonRow, GridRow
+from harness.study_table import Trials, grid_rows, order, scores
 from kd.methods import METHODS
 
 # Each colour on a light page, and what takes its place on a dark one; matplotlib draws the first.
@@ -32,7 +32,7 @@ _FAR = 15.0
 "Percentage points below the best arm from which on an arm is told in words: the axis is for the others."
 
 
-def draw(study: Trials, gains: Sequence[dict[str, Any]], claimed_norm: float | None) -> dict[str, str]:
+def draw(study: Trials, gains: Sequence[ComparisonRow], claimed_norm: float | None) -> dict[str, str]:
     """Return the figures by name; one that has nothing to show is left out."""
     import matplotlib
 
@@ -93,19 +93,20 @@ def _rows(labels: Sequence[str], title: str) -> Any:
     return axes
 
 
-def _gains(gains: Sequence[dict[str, Any]], margin: float) -> str:
+def _gains(gains: Sequence[ComparisonRow], margin: float) -> str:
     """Draw each method's seeds as differences from its baseline's mean, and the difference's 95% interval."""
-    shown = [g for g in gains if g["difference_pp"] is not None]
+    shown = [g for g in gains if g.difference_pp is not None]
     if not shown:
         return ""
-    first: dict[str, dict[str, Any]] = {g["pair"]: g for g in reversed(shown)}
-    lines: list[tuple[str, str, list[float], dict[str, Any] | None]] = []
-    for pair in dict.fromkeys(g["pair"] for g in shown):
-        mean, values = first[pair]["mean"][0], first[pair]["values"][0]
+    first: dict[str, ComparisonRow] = {g.pair: g for g in reversed(shown)}
+    lines: list[tuple[str, str, list[float], ComparisonRow | None]] = []
+    for pair in dict.fromkeys(g.pair for g in shown):
+        values, mean = first[pair].values[0], first[pair].mean[0]
+        assert mean is not None  # else there would be no difference from it
         lines.append((f"{pair}  {METHODS['baseline'].title}", "baseline", [v - mean for v in values], None))
-        for g in (g for g in shown if g["pair"] == pair):
-            label = f"{pair}  {METHODS[g['method']].title}"
-            lines.append((label, g["method"], [v - mean for v in g["values"][1]], g))
+        for g in (g for g in shown if g.pair == pair):
+            label = f"{pair}  {METHODS[g.method].title}"
+            lines.append((label, g.method, [v - mean for v in g.values[1]], g))
     axes = _rows([line[0] for line in lines], "test accuracy less the baseline's mean, pp")
     axes.axvspan(-margin, margin, color=_SOFT, alpha=0.18, lw=0)
     axes.axvline(0, color=_INK, lw=0.8)
@@ -114,11 +115,11 @@ def _gains(gains: Sequence[dict[str, Any]], margin: float) -> str:
         axes.plot(values, [y] * len(values), "o", color=colour, alpha=0.6, ms=6, mec="none")
         if found is None:
             continue
-        if found["ci95_pp"] is not None:
-            axes.plot(found["ci95_pp"], [y + 0.25] * 2, color=colour, lw=1.8, solid_capstyle="butt")
-            axes.plot(found["difference_pp"], y + 0.25, "|", color=colour, ms=10, mew=1.8)
+        if found.ci95_pp is not None:
+            axes.plot(found.ci95_pp, [y + 0.25] * 2, color=colour, lw=1.8, solid_capstyle="butt")
+            axes.plot(found.difference_pp, y + 0.25, "|", color=colour, ms=10, mew=1.8)
         place = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 9}
-        axes.annotate(found["verdict"], (1.01, y), **place)
+        axes.annotate(found.verdict, (1.01, y), **place)
     return _svg(axes.figure)
 
 
@@ -126,7 +127,7 @@ def _accuracy(study: Trials) -> str:
     """Draw every seed of every arm, and the mean with its 95% interval; one far below in words."""
     from scipy import stats
 
-    found = {arm: compare.scores(study.arms[arm])[0] for arm in sorted(study.arms, key=compare.order)}
+    found = {arm: scores(study.arms[arm]) for arm in sorted(study.arms, key=order)}
     arms = {arm: values for arm, values in found.items() if values}
     best = max(fmean(values) for values in arms.values())
     near = [value for values in arms.values() if fmean(values) > best - _FAR for value in values]
@@ -151,12 +152,12 @@ def _accuracy(study: Trials) -> str:
 
 def _curves(study: Trials) -> str:
     """Draw validation accuracy by epoch, the mean and the range over the seeds, of the corrected arms."""
-    pairs = list(dict.fromkeys(arm.pair for arm in sorted(study.arms, key=compare.order) if not arm.fault))
+    pairs = list(dict.fromkeys(arm.pair for arm in sorted(study.arms, key=order) if not arm.fault))
     if not pairs:
         return ""
     figure, panels = _panels(len(pairs))
     for axes, pair in zip(panels, pairs, strict=True):
-        for arm in (a for a in sorted(study.arms, key=compare.order) if a.pair == pair and not a.fault):
+        for arm in (a for a in sorted(study.arms, key=order) if a.pair == pair and not a.fault):
             curves = _finished_curves(study, arm)
             if not curves:
                 continue
@@ -202,7 +203,7 @@ def _norms(study: Trials, claimed: float | None) -> str:
     import pandas as pd
 
     lines: dict[str, list[Any]] = {}
-    for arm in sorted(study.arms, key=compare.order):
+    for arm in sorted(study.arms, key=order):
         for spec, _ in study.arms[arm].values() if METHODS[arm.method].has_projectors else ():
             path = study.folder.trial(spec.key).path / "norms.csv"
             table = pd.read_csv(path) if path.is_file() else pd.DataFrame()
@@ -234,10 +235,10 @@ def _grid(study: Trials) -> str:
     """Draw each arm's grid of one or two settings: mean accuracy on validation, its spread, and what was chosen."""
     from matplotlib import pyplot as plt
 
-    by_arm: dict[Arm, list[dict[str, Any]]] = {}
-    for row in compare.grid_rows(study):
-        by_arm.setdefault(Arm(row["fault"], row["pair"], row["method"]), []).append(row)
-    shown = {arm: rows for arm, rows in by_arm.items() if len(rows[0]["point"]) <= 2 and any(r["mean"] for r in rows)}
+    by_arm: dict[Arm, list[GridRow]] = {}
+    for row in grid_rows(study):
+        by_arm.setdefault(Arm(row.fault, row.pair, row.method), []).append(row)
+    shown = {arm: rows for arm, rows in by_arm.items() if len(rows[0].point) <= 2 and any(r.mean for r in rows)}
     if not shown:
         return ""
     columns = min(3, len(shown))
@@ -246,22 +247,22 @@ def _grid(study: Trials) -> str:
     for axes in grid.flat[len(shown) :]:
         axes.set_visible(False)
     for axes, (arm, rows) in zip(grid.flat, shown.items(), strict=False):
-        (across, *down) = reversed(rows[0]["point"])
-        xs = list(dict.fromkeys(row["point"][across] for row in rows))
-        ys = list(dict.fromkeys(row["point"][down[0]] for row in rows)) if down else [None]
-        at = {(row["point"][across], row["point"][down[0]] if down else None): row for row in rows}
-        means = [[at[x, y]["mean"] if at[x, y]["mean"] is not None else float("nan") for x in xs] for y in ys]
+        across, *down = reversed(rows[0].point)
+        xs = list(dict.fromkeys(row.point[across] for row in rows))
+        ys: list[float | None] = list(dict.fromkeys(row.point[down[0]] for row in rows)) if down else [None]
+        at = {(row.point[across], row.point[down[0]] if down else None): row for row in rows}
+        means = [[at[x, y].mean if at[x, y].mean is not None else float("nan") for x in xs] for y in ys]
         mesh = axes.pcolormesh(means, cmap="viridis", edgecolors="none")
         for (x, y), row in at.items():
-            if row["mean"] is None:
+            if row.mean is None:
                 text, light = "diverged", False
             else:
-                text = f"{row['mean']:.1f}" + (f"\n\u00b1 {row['std']:.1f}" if row["std"] is not None else "")
-                light = mesh.norm(row["mean"]) > 0.6
+                text = f"{row.mean:.1f}" + (f"\n\u00b1 {row.std:.1f}" if row.std is not None else "")
+                light = mesh.norm(row.mean) > 0.6
             place = xs.index(x) + 0.5, ys.index(y) + 0.5
-            colour = "#000000" if light else "#ffffff" if row["mean"] is not None else _INK
+            colour = "#000000" if light else "#ffffff" if row.mean is not None else _INK
             axes.text(*place, text, ha="center", va="center", fontsize=8, color=colour)
-            if row["chosen"]:
+            if row.chosen:
                 corner = xs.index(x) + 0.03, ys.index(y) + 0.03
                 axes.add_patch(plt.Rectangle(corner, 0.94, 0.94, fill=False, ec="#ffffff", lw=2.2))
                 axes.add_patch(plt.Rectangle(corner, 0.94, 0.94, fill=False, ec="#000000", lw=0.9))

@@ -12,12 +12,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from scipy import stats
 
 from harness import faults, loading
+from harness.record import first_difference
 
 PRECISIONS = ("fp32", "bf16")
 "In which the clean trainings of our own are run."
@@ -44,7 +45,8 @@ class Cell:
     "By id of the audits of severity error that failed: what they follow from."
     broken: list[str]
     waived: list[str]
-    as_declared: bool
+    departures: list[str]
+    "In what the audits did not say what is declared of it (harness.expectation; a member of the zoo: failures)."
     reached: bool | None = None
     digests: list[str] = field(default_factory=list)
     "Of the weights, by epoch."
@@ -52,6 +54,16 @@ class Cell:
     "What a user without audits would notice: the loss does not fall, a NaN. After 20 steps accuracy says nothing."
     seconds: float = 0.0
     error: str | None = None
+
+    @property
+    def as_declared(self) -> bool:
+        """Whether the training ended, and the audits said exactly what is declared."""
+        return not self.departures and self.error is None
+
+    @property
+    def told(self) -> str:
+        """What is wrong with it, in words."""
+        return self.error or "; ".join(self.departures)
 
 
 _BATCH = 400
@@ -64,7 +76,7 @@ def look(task: Task) -> Cell:
     try:
         cell = _look_at_zoo(task) if task.kind == "zoo" else _look_at_own(task)
     except Exception as error:  # a training that dies is caught by its user; the matrix counts it apart
-        cell = Cell(task, {}, [], [], False, error=f"{type(error).__name__}: {error}")
+        cell = Cell(task, {}, [], [], [], error=f"{type(error).__name__}: {error}")
     return Cell(**{**vars(cell), "seconds": round(time.perf_counter() - start, 2)})
 
 
@@ -84,7 +96,7 @@ def _look_at_own(task: Task) -> Cell:
         {f.id: f.consequence_of for f in run.report.failed("error")},
         [f.id for f in run.report.findings if f.status == "error"],
         [],
-        run.as_declared,
+        run.departures,
         run.calls > 0 if fault is not None else None,
         [epoch.digest for epoch in run.epochs],
         [word for word, so in noticed.items() if so],
@@ -101,7 +113,8 @@ def _look_at_zoo(task: Task) -> Cell:
     failed = {f.id: f.consequence_of for f in seen.report.failed("error")}
     broken = [f.id for f in seen.report.findings if f.status == "error"]
     unwaived = {id: root for id, root in failed.items() if id not in member.waived}
-    return Cell(task, unwaived, broken, sorted(failed.keys() & member.waived.keys()), not unwaived and not broken)
+    departures = [*(f"{id} failed" for id in unwaived), *(f"{id} could not do its work" for id in broken)]
+    return Cell(task, unwaived, broken, sorted(failed.keys() & member.waived.keys()), departures)
 
 
 def tasks_for(
@@ -178,9 +191,7 @@ def summary(cells: Sequence[Cell], methods: Sequence[str], seeds: Sequence[int])
             "upper_bound_95": bound(len(alarms), len(clean), "upper"),
             "one_sided": True,
             "alarmed": sorted(
-                f"{c.task.kind} {c.task.name} {c.task.method} seed {c.task.seed}: "
-                f"{c.error or ', '.join([*c.failed, *c.broken])}"
-                for c in alarms
+                f"{c.task.kind} {c.task.name} {c.task.method} seed {c.task.seed}: {c.told}" for c in alarms
             ),
             "by_audit": dict(sorted(Counter(id for c in alarms for id in c.failed).items())),
             "members": [f"{kind}:{name}" for kind, name in members],
@@ -202,8 +213,7 @@ def _row(name: str, cells: list[Cell], twins: dict[tuple[str, str, int], list[st
     diverged = []
     for c in cells:
         twin = twins.get((precision, c.task.method, c.task.seed), [])
-        pairs = zip(c.digests, twin, strict=False)
-        diverged.append(next((i + 1 for i, (a, b) in enumerate(pairs) if a != b), None) if twin and c.digests else -1)
+        diverged.append(first_difference(c.digests, twin) if twin and c.digests else -1)
     return {
         "name": name,
         "seam": fault.seam,
@@ -216,19 +226,10 @@ def _row(name: str, cells: list[Cell], twins: dict[tuple[str, str, int], list[st
         "lower_bound_95": bound(detected, n, "lower") if fault.caught_by else None,
         "runs": n,
         "reached": sum(bool(c.reached) for c in cells),
-        "exact": all(c.as_declared and c.reached for c in cells),
+        "exact": all(c.as_declared for c in cells),
         "first_divergence": min((d for d in diverged if d is not None and d > 0), default=None),
         "dormant": sum(d is None for d in diverged),
         "noticed_without": sum(bool(c.suspicious or c.error) for c in cells),
         "errors": sorted({c.error for c in cells if c.error}),
-        "inexact": sorted(
-            f"{c.task.method} seed {c.task.seed}: {', '.join([*c.failed, *c.broken]) or c.error or 'nothing'}"
-            for c in cells
-            if not (c.as_declared and c.reached)
-        ),
+        "inexact": sorted(f"{c.task.method} seed {c.task.seed}: {c.told}" for c in cells if not c.as_declared),
     }
-
-
-def cells_to_json(cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """Return the single runs as plain values, in order."""
-    return sorted((asdict(c) for c in cells), key=lambda c: tuple(c["task"].values()))

@@ -28,9 +28,9 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.tracking import MlflowClient
 
 from harness import mlflow_view
-from harness.compare import Trials
-from harness.record import Result, StudyFolder
+from harness.record import Folder, Result, StudyFolder
 from harness.spec import Spec
+from harness.study_table import Trials
 
 _STATUS = {"finished": "FINISHED", "diverged": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 _LAYOUT = "2"
@@ -132,15 +132,17 @@ class Mirror:
                 if (folder.path / file).is_file():
                     shutil.copy(folder.path / file, together)
             self.client.log_artifacts(run_id, together)
-        self.client.log_inputs(
-            run_id,
-            [
-                DatasetInput(
-                    Dataset(spec.dataset, spec.data_digest[:16], "kdbench", json.dumps({"name": spec.dataset})),
-                    [InputTag("mlflow.data.context", "training")],
-                )
-            ],
-        )
+        self._log(run_id, place, spec, result, folder, started)
+        seconds = float(result.times.get("seconds", 0)) if result.times else 0.0
+        ended = started + int(seconds * 1000) if started else None
+        self.client.set_terminated(run_id, _STATUS[result.status], ended)  # last: see `known`
+        self.known[result.key] = (run_id, record)
+        self.written += 1
+
+    def _log(self, run_id: str, place: Place, spec: Spec, result: Result, folder: Folder, started: int | None) -> None:
+        """Write a run's data set, parameters and metrics."""
+        data = Dataset(spec.dataset, spec.data_digest[:16], "kdbench", json.dumps({"name": spec.dataset}))
+        self.client.log_inputs(run_id, [DatasetInput(data, [InputTag("mlflow.data.context", "training")])])
         params = {
             "variant": "corrected" if spec.fault is None else "bugged",
             "fault": spec.fault or "none",
@@ -158,11 +160,6 @@ class Mirror:
             metrics=_metrics(result, folder.curve(), started or int(time.time() * 1000)),
             params=[Param(name, str(value)) for name, value in params.items()],
         )
-        seconds = float(result.times.get("seconds", 0)) if result.times else 0.0
-        ended = started + int(seconds * 1000) if started else None
-        self.client.set_terminated(run_id, _STATUS[result.status], ended)  # last: see `known`
-        self.known[result.key] = (run_id, record)
-        self.written += 1
 
 
 def _note(result: Result) -> str:

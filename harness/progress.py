@@ -3,10 +3,10 @@
 from collections import Counter
 from typing import Any
 
-from harness.compare import order, read_study
 from harness.lease import is_held
 from harness.record import FINAL, Folder, Result, StudyFolder
 from harness.spec import Spec
+from harness.study_table import order, read_study
 
 
 def state_of(folder: Folder, result: Result | None) -> str:

@@ -9,9 +9,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from harness import compare
-from harness.compare import Trials
 from harness.plan import Arm, load_preset
+from harness.rows import ArmRow, ComparisonRow, TeacherRow
+from harness.study_table import Trials, order
 from kd.methods import METHODS
 from kd.recipe import SAME_BITS, Recipe
 
@@ -71,7 +71,7 @@ def load() -> tuple[dict[str, Version], dict[str, Any]]:
 
 
 def beside(
-    study: Trials, arms: Iterable[dict[str, Any]], teachers: Iterable[dict[str, Any]], gains: Iterable[dict[str, Any]]
+    study: Trials, arms: Iterable[ArmRow], teachers: Iterable[TeacherRow], gains: Iterable[ComparisonRow]
 ) -> dict[str, Any] | None:
     """Return the study's figures with the published ones of the same pair, method and arm; None if there are none."""
     versions, _ = load()
@@ -82,17 +82,17 @@ def beside(
             rows.append({"what": what, "pair": pair, "arm": arm, "ours": ours, "theirs": found})
 
     for teacher in teachers:
-        figures = {name: version.of_teacher(teacher["arch"], teacher["fault"]) for name, version in versions.items()}
-        ours = {"mean": teacher["test_accuracy"], "sd": None, "seeds": 1, "gain": None}
-        add("Teacher", teacher["arch"], teacher["fault"] or "corrected", figures, ours)
-    by_arm = {(g["pair"], g["method"]): g["difference_pp"] for g in gains}
+        figures = {name: version.of_teacher(teacher.arch, teacher.fault) for name, version in versions.items()}
+        ours = {"mean": teacher.test_accuracy, "sd": None, "seeds": 1, "gain": None}
+        add("Teacher", teacher.arch, teacher.fault or "corrected", figures, ours)
+    by_arm = {(g.pair, g.method): g.difference_pp for g in gains}
     for row in arms:
-        arm = Arm(row["fault"], row["pair"], row["method"])
+        arm = Arm(row.fault, row.pair, row.method)
         close = [r.metrics for _, r in study.arms[arm].values() if r is not None and r.metrics is not None]
         seen = [m for m in close if m.agreement is not None and m.kl_t1 is not None]
         ours = {
-            "mean": row["mean"],
-            "sd": row["std"],
+            "mean": row.mean,
+            "sd": row.std,
             "seeds": len(close),
             "gain": by_arm.get((arm.pair, arm.method)) if arm.fault is None else None,
         }
@@ -147,7 +147,7 @@ def departures(study: Trials) -> list[str]:
             found[f"{what}: {_said(here)} instead of {_said(there)}"] = None
 
     specs = {arm: [spec for spec, _ in trials.values()] for arm, trials in study.arms.items()}
-    every = [spec for arm in sorted(specs, key=compare.order) for spec in specs[arm]]
+    every = [spec for arm in sorted(specs, key=order) for spec in specs[arm]]
     for dataset in dict.fromkeys(spec.dataset for spec in every):
         note("data set", dataset, paper.dataset)
     students = [_differing(recipe, paper.recipe) for recipe in dict.fromkeys(spec.recipe for spec in every)]
@@ -161,7 +161,7 @@ def departures(study: Trials) -> list[str]:
             for name, (here, there) in _differing(folder.spec().recipe, paper.teacher_recipe).items():
                 if all(differing.get(name) != (here, there) for differing in students):
                     note(f"the teacher's {_WORDS.get(name, name)}", here, there)
-    for arm in sorted(specs, key=compare.order):
+    for arm in sorted(specs, key=order):
         for settings in dict.fromkeys(spec.settings for spec in specs[arm]) if arm.method in paper.methods else ():
             for name in settings.names():
                 what = f"{_WORDS.get(name, name)} of {METHODS[arm.method].title} ({arm.pair})"
@@ -200,7 +200,7 @@ def norms(study: Trials) -> dict[str, Any] | None:
     """
     _, claim = load()
     rows = []
-    for arm in sorted(study.arms, key=compare.order):
+    for arm in sorted(study.arms, key=order):
         if METHODS[arm.method].has_projectors and arm.fault in (None, UNCLIPPED, RANDOM):
             early = [_early(study.folder.trial(spec.key).path / "norms.csv") for spec, _ in study.arms[arm].values()]
             curves = [study.folder.trial(spec.key).curve() for spec, _ in study.arms[arm].values()]

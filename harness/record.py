@@ -16,7 +16,7 @@ All of it lies in STUDY/trials/KEY; in STUDY/again/KEY a trial that was run a se
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -207,12 +207,26 @@ class Folder:
         path = self.path / "curve.jsonl"
         return path.read_bytes().count(b"\n") if path.is_file() else 0
 
+    def digests(self) -> list[str]:
+        """Return the digests of the weights, by epoch."""
+        return [epoch["digest"] for epoch in self.curve()]
+
     def curve(self) -> list[dict[str, Any]]:
         """Read the epochs so far; a line that is being written is left out."""
         path = self.path / "curve.jsonl"
         if not path.is_file():
             return []
         return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def same_machine(a: Result, b: Result) -> bool:
+    """Say whether two trials ran with the same torch on the same kind of device, so that equal seeds are equal bits."""
+    return all(a.environment.get(name) == b.environment.get(name) for name in ("torch", "device_name"))
+
+
+def first_difference(a: Sequence[str], b: Sequence[str]) -> int | None:
+    """Return the first epoch, counted from 1, whose digests of the weights differ; None where none of both does."""
+    return next((epoch for epoch, (x, y) in enumerate(zip(a, b, strict=False), 1) if x != y), None)
 
 
 _REPEAT = "again-"

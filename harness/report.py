@@ -5,17 +5,21 @@ Everything is read from the records; the page is one file, works offline, and sa
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 from harness import choice, compare, faults, figures, published, stats
-from harness.compare import Trials
+from harness.arms import summary, teacher_row, with_effects
+from harness.controls import controls
 from harness.plan import Arm
 from harness.record import Metrics, Result, StudyFolder
+from harness.rows import ArmRow, ComparisonRow, ControlsRow, TeacherRow
 from harness.spec import Spec
+from harness.study_table import Trials, commands, order, read_study, scores
 from kd.errors import InputError
 from kd.methods import METHODS
 
@@ -30,22 +34,20 @@ _MEANING = {
 
 def read(study: Trials) -> dict[str, Any]:
     """Return everything that the page shows of a study."""
-    arms = compare.summary(study)
-    if not any(arm["mean"] is not None for arm in arms):
+    arms = summary(study)
+    if not any(arm.mean is not None for arm in arms):
         raise InputError(f"{study.folder.path.name} has no finished trial yet; kdbench status shows how far it is")
     bugs = compare.compare_arms(study, compare.bug_pairs(study.arms), refuse=False)
     gains = compare.compare_arms(study, compare.gain_pairs(study.arms), refuse=False)
-    verdicts = {(c["b"], c["pair"], c["method"]): c["verdict"] for c in bugs}
-    for arm in arms:
-        arm["effect"] = compare.effect(arm, verdicts.get((arm["fault"], arm["pair"], arm["method"])))
-    teachers, controls = _teachers(study), compare.controls(study)
+    arms = with_effects(arms, bugs)
+    teachers, seen = _teachers(study), controls(study)
     found = {
         "study": study.folder.path.name,
         "decision": study.decision,
         "arms": arms,
         "bugs": bugs,
         "gains": gains,
-        "controls": controls,
+        "controls": seen,
         "teachers": teachers,
         "capacity": _capacity(study, gains, teachers),
         "fidelity": _fidelity(study),
@@ -54,7 +56,7 @@ def read(study: Trials) -> dict[str, Any]:
         "norms": published.norms(study),
         "choice": choice.read(study),
         "environment": _environment(study),
-        "commands": compare.commands(study.folder),
+        "commands": commands(study.folder),
         "setting": _setting(study),
         "state": _state(arms),
     }
@@ -62,66 +64,69 @@ def read(study: Trials) -> dict[str, Any]:
         {"title": title, "summary": _counted(rows), "rows": _claims(rows)}
         for title, rows in (("Does distillation gain anything?", gains), ("Do the bugs matter?", bugs))
     ]
-    meanings = {c["verdict"]: _MEANING[c["verdict"]] for c in [*gains, *bugs]}
-    return {**found, "claims": claims, "meanings": meanings, "code": _code(study, arms, controls)}
+    meanings = {c.verdict: _MEANING[c.verdict] for c in [*gains, *bugs]}
+    return {**found, "claims": claims, "meanings": meanings, "code": _code(study, arms, seen)}
 
 
-def _counted(comparisons: list[dict[str, Any]]) -> str:
+def _counted(comparisons: Sequence[ComparisonRow]) -> str:
     """Return how often each verdict came: 1 different, lower; 2 undecided."""
-    counts = Counter(_verdict(c) for c in comparisons)
+    counts = Counter(c.told for c in comparisons)
     return "; ".join(f"{number} {verdict}" for verdict, number in sorted(counts.items()))
-
-
-def _verdict(c: Mapping[str, Any]) -> str:
-    """Return a verdict with its direction."""
-    if c["verdict"] in ("different", "both"):
-        return f"{c['verdict']}, {'higher' if c['difference_pp'] > 0 else 'lower'}"
-    return str(c["verdict"])
 
 
 _OPEN = ("undecided", "undefined")
 _MOST_CLAIMS = 8
 
 
-def _claims(comparisons: list[dict[str, Any]]) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Claim:
+    """What is said of one comparison, or of several of a kind, in a line."""
+
+    verdict: str
+    open: bool
+    "Whether these seeds decided nothing."
+    text: str
+    power: str = ""
+    "Of an open one, what these seeds could have seen."
+
+
+def _claims(comparisons: Sequence[ComparisonRow]) -> list[Claim]:
     """Return the comparisons in a line each; of many, a line for each method or bug: one screen holds it."""
-    pairs = len({c["pair"] for c in comparisons})
+    pairs = len({c.pair for c in comparisons})
     if len(comparisons) <= _MOST_CLAIMS:
         return [_claim(c, pairs) for c in comparisons]
-    groups: dict[str, list[dict[str, Any]]] = {}
+    groups: dict[str, list[ComparisonRow]] = {}
     for c in comparisons:
-        groups.setdefault(METHODS[c["b"]].title if c["b"] in METHODS else c["b"], []).append(c)
+        groups.setdefault(METHODS[c.b].title if c.b in METHODS else c.b, []).append(c)
     rows = []
     for name, of in groups.items():
         if len(of) == 1:
             rows.append(_claim(of[0], pairs))
             continue
-        found = sorted(c["difference_pp"] for c in of if c["difference_pp"] is not None)
+        found = sorted(c.difference_pp for c in of if c.difference_pp is not None)
         span = f": {found[0]:+.2f} to {found[-1]:+.2f} pp" if found else ""
-        verdict = _verdict(of[0]) if len({_verdict(c) for c in of}) == 1 else _counted(of)
-        open_ = all(c["verdict"] in _OPEN for c in of)
-        rows.append({"verdict": verdict, "open": open_, "text": f"{name}, {len(of)} comparisons{span}", "power": ""})
+        verdict = of[0].told if len({c.told for c in of}) == 1 else _counted(of)
+        open_ = all(c.verdict in _OPEN for c in of)
+        rows.append(Claim(verdict, open_, f"{name}, {len(of)} comparisons{span}"))
     return rows
 
 
-def _claim(c: Mapping[str, Any], pairs: int) -> dict[str, Any]:
+def _claim(c: ComparisonRow, pairs: int) -> Claim:
     """Return a comparison in a few words, with its verdict; of an open one, what these seeds could have seen."""
-    method, where = METHODS[c["method"]].title, f"{c['pair']}, " if pairs > 1 else ""
-    what = f"{where}{method} against the baseline" if c["b"] == c["method"] else f"{where}{c['b']} in {method}"
-    low_high = "" if c["ci95_pp"] is None else " [{:+.2f}, {:+.2f}]".format(*c["ci95_pp"])
-    by = "" if c["difference_pp"] is None else f": {c['difference_pp']:+.2f} pp{low_high}"
-    power = (
-        f"under {c['mde_pp']:.1f} pp easily missed" if c["verdict"] == "undecided" and c["mde_pp"] is not None else ""
-    )
-    return {"verdict": _verdict(c), "open": c["verdict"] in _OPEN, "text": f"{what}{by}", "power": power}
+    method, where = METHODS[c.method].title, f"{c.pair}, " if pairs > 1 else ""
+    what = f"{where}{method} against the baseline" if c.b == c.method else f"{where}{c.b} in {method}"
+    low_high = "" if c.ci95_pp is None else " [{:+.2f}, {:+.2f}]".format(*c.ci95_pp)
+    by = "" if c.difference_pp is None else f": {c.difference_pp:+.2f} pp{low_high}"
+    power = f"under {c.mde_pp:.1f} pp easily missed" if c.verdict == "undecided" and c.mde_pp is not None else ""
+    return Claim(c.told, c.verdict in _OPEN, f"{what}{by}", power)
 
 
-def _state(arms: list[dict[str, Any]]) -> dict[str, int]:
-    scored = [value for arm in arms for value in arm["test_accuracy"]]
+def _state(arms: Sequence[ArmRow]) -> dict[str, int]:
+    scored = [value for arm in arms for value in arm.test_accuracy]
     return {"trials": len(scored), "missing": sum(value is None for value in scored)}
 
 
-def _code(study: Trials, arms: list[dict[str, Any]], controls: dict[str, Any] | None) -> list[dict[str, str]]:
+def _code(study: Trials, arms: Sequence[ArmRow], controls: ControlsRow | None) -> list[dict[str, str]]:
     """Return what the audits and the controls say of the code, each with `yes`, `NO`, or `not yet`."""
     said = []
 
@@ -132,23 +137,23 @@ def _code(study: Trials, arms: list[dict[str, Any]], controls: dict[str, Any] | 
         (False, "corrected arms are proven clean"),
         (True, "bugged arms were caught by exactly the audits that their bug names"),
     ):
-        rows = [row for row in arms if (row["fault"] is not None) == bugged]
-        bad = [row for row in rows if not row["as_expected"]]
-        running = [row for row in bad if _running(study.arms[Arm(row["fault"], row["pair"], row["method"])])]
+        rows = [row for row in arms if (row.fault is not None) == bugged]
+        bad = [row for row in rows if not row.as_expected]
+        running = [row for row in bad if _running(study.arms[Arm(row.fault, row.pair, row.method)])]
         if rows:
             note(not bad, len(bad) == len(running), f"{len(rows) - len(bad)} of {len(rows)} {text}")
     if controls is None:
         note(False, False, "no controls were run: the study was not shown to see anything")
         return said
-    again, positive = controls["again"], controls["positive"]
-    verdict = again["verdict"] if again else "missing"
+    again, positive = controls.again, controls.positive
+    verdict = again.verdict if again else "missing"
     how = "gave the same bits" if verdict == "identical" else f"is {verdict}"
     note(verdict == "identical", verdict == "missing", f"the same seed twice {how}")
     if positive is not None:
-        senses = (("by its audit", positive["seen_by_audit"]), ("in accuracy", positive["seen_in_accuracy"]))
+        senses = (("by its audit", positive.seen_by_audit), ("in accuracy", positive.seen_in_accuracy))
         text = ", ".join(f"{'seen' if seen else 'NOT seen'} {where}" for where, seen in senses)
         waiting = any(_running(trials) for trials in study.controls.values())
-        text = f"the positive control ({positive['fault']}) was {text}"
+        text = f"the positive control ({positive.arm.fault}) was {text}"
         note(all(seen for _, seen in senses), waiting, text if not waiting else "the positive control is running")
     return said
 
@@ -157,7 +162,7 @@ def _running(trials: Mapping[int, tuple[Spec, Result | None]]) -> bool:
     return any(result is None for _, result in trials.values())
 
 
-def _teachers(study: Trials) -> list[dict[str, Any]]:
+def _teachers(study: Trials) -> list[TeacherRow]:
     keys = {
         (spec.teacher.arch, spec.teacher.key)
         for trials in study.arms.values()
@@ -165,31 +170,46 @@ def _teachers(study: Trials) -> list[dict[str, Any]]:
         if spec.teacher is not None and not spec.teacher.key.startswith("sha256:")
     }
     folders = [(arch, study.folder.trial(key)) for arch, key in sorted(keys)]
-    return [compare.teacher_row(arch, f) for arch, f in folders if (f.path / "spec.json").is_file()]
+    return [teacher_row(arch, f) for arch, f in folders if (f.path / "spec.json").is_file()]
 
 
-def _capacity(study: Trials, gains: list[dict[str, Any]], teachers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Capacity:
+    """A pair's teacher, its baseline, their gap, and which method gained most; in percent, and percentage points."""
+
+    pair: str
+    teacher: float | None
+    baseline: float | None
+    gap: float | None
+    gains: dict[str, float]
+    "By the method's title."
+    best: str | None
+    verdict: stats.Verdict | None
+    "On the best."
+
+
+def _capacity(study: Trials, gains: Sequence[ComparisonRow], teachers: Sequence[TeacherRow]) -> list[Capacity]:
     """Return by pair: teacher, baseline, their gap, and which method gained most."""
     rows = []
-    by_arch = {t["arch"]: t["test_accuracy"] for t in teachers if not t["fault"]}
+    by_arch = {t.arch: t.test_accuracy for t in teachers if not t.fault}
     for pair in dict.fromkeys(arm.pair for arm in study.arms):
         teacher = by_arch.get(pair.split("-")[0])
         arm = study.arms.get(Arm(None, pair, "baseline"))
-        values = compare.scores(arm)[0] if arm else []
+        values = scores(arm) if arm else []
         baseline = fmean(values) if values else None
-        mine = [g for g in gains if g["pair"] == pair and g["difference_pp"] is not None]
-        best = max(mine, key=lambda g: g["difference_pp"], default=None)
+        mine = {g.method: g.difference_pp for g in gains if g.pair == pair and g.difference_pp is not None}
+        best = max(mine, key=mine.__getitem__, default=None)
         gap = teacher - baseline if teacher is not None and baseline is not None else None
         rows.append(
-            {
-                "pair": pair,
-                "teacher": teacher,
-                "baseline": baseline,
-                "gap": gap,
-                "gains": {METHODS[g["method"]].title: g["difference_pp"] for g in mine},
-                "best": METHODS[best["method"]].title if best else None,
-                "verdict": best["verdict"] if best else None,
-            }
+            Capacity(
+                pair,
+                teacher,
+                baseline,
+                gap,
+                gains={METHODS[method].title: gain for method, gain in mine.items()},
+                best=METHODS[best].title if best is not None else None,
+                verdict=next((g.verdict for g in gains if (g.pair, g.method) == (pair, best)), None),
+            )
         )
     return rows
 
@@ -197,7 +217,7 @@ def _capacity(study: Trials, gains: list[dict[str, Any]], teachers: list[dict[st
 def _fidelity(study: Trials) -> list[dict[str, Any]]:
     """Return how close each arm's students come to their teacher: agreement in percent, KL in nats; mean and sd."""
     rows = []
-    for arm in sorted(study.arms, key=compare.order):
+    for arm in sorted(study.arms, key=order):
         seen = [m for m in _metrics(study, arm) if m.agreement is not None]
         if seen:
             values = {name: [getattr(m, name) for m in seen] for name in ("agreement", "kl_t1", "kl_t4")}
@@ -214,22 +234,22 @@ _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hor
 _MOST_CLASSES = 12
 
 
-def _per_class(study: Trials, teachers: list[dict[str, Any]]) -> dict[str, Any] | None:
+def _per_class(study: Trials, teachers: Sequence[TeacherRow]) -> dict[str, Any] | None:
     """Return the corrected arms' accuracy by class, mean over seeds, with the difference from the pair's baseline.
 
     Of more classes than a table can bear, those whose difference is largest in any arm.
     """
-    means = {arm: _class_means(_metrics(study, arm)) for arm in sorted(study.arms, key=compare.order) if not arm.fault}
+    means = {arm: _class_means(_metrics(study, arm)) for arm in sorted(study.arms, key=order) if not arm.fault}
     means = {arm: values for arm, values in means.items() if values}
     if not means:
         return None
     largest = [0.0] * max(map(len, means.values()))
     rows: list[dict[str, Any]] = []
     for teacher in teachers:
-        result = study.folder.trial(teacher["key"]).result()
-        if not teacher["fault"] and result is not None and result.metrics is not None:
+        result = study.folder.trial(teacher.key).result()
+        if not teacher.fault and result is not None and result.metrics is not None:
             alone = [(value, None) for value in result.metrics.per_class]
-            rows.append({"pair": teacher["arch"], "method": "Teacher", "cells": alone})
+            rows.append({"pair": teacher.arch, "method": "Teacher", "cells": alone})
     for arm, values in means.items():
         base = means.get(Arm(None, arm.pair, "baseline"), []) if arm.method != "baseline" else []
         less = [None if a is None or b is None else a - b for a, b in zip(values, base, strict=False)]
@@ -335,17 +355,17 @@ def _template(name: str) -> Any:
 
 
 def _context(found: Mapping[str, Any]) -> dict[str, Any]:
-    fired = sorted({i for arm in found["arms"] for i in (*arm["failed_findings"], *arm["consequences"])})
-    notes = dict.fromkeys(w for c in [*found["gains"], *found["bugs"]] for w in c["warnings"])
+    fired = sorted({i for arm in found["arms"] for i in (*arm.failed_findings, *arm.consequences)})
+    notes = dict.fromkeys(w for c in [*found["gains"], *found["bugs"]] for w in c.warnings)
     titles = {name: kind.title for name, kind in METHODS.items()}
-    stories = {arm["fault"]: faults.get(arm["fault"]).story for arm in found["arms"] if arm["fault"]}
-    sizes = {min(c["n"]) for c in [*found["gains"], *found["bugs"]]}
+    stories = {arm.fault: faults.get(arm.fault).story for arm in found["arms"] if arm.fault}
+    sizes = {min(c.n) for c in [*found["gains"], *found["bugs"]]}
     alpha = found["decision"].alpha
     power = {n: stats.smallest_effect(n, alpha) for n in sorted(sizes) if n > 1}
     audits = {id: name for name, id in faults.audit_ids().items() if id in fired}
     return {
         **found,
-        "gained": list(dict.fromkeys(title for row in found["capacity"] for title in row["gains"])),
+        "gained": list(dict.fromkeys(title for row in found["capacity"] for title in row.gains)),
         "fired": fired,
         "audits": audits,
         "notes": list(notes),
@@ -357,7 +377,7 @@ def _context(found: Mapping[str, Any]) -> dict[str, Any]:
 
 def write(folder: StudyFolder, output: Path) -> list[Path]:
     """Write report.html and report.md of a study into a folder; return their paths."""
-    study = compare.read_study(folder)
+    study = read_study(folder)
     found = read(study)
     claimed = found["norms"]["claim"]["value"] if found["norms"] else None
     pages = {"report.html": html(found, figures.draw(study, found["gains"], claimed)), "report.md": markdown(found)}

@@ -14,14 +14,16 @@ import safetensors.torch
 import torch
 
 from harness import compare
+from harness.arms import summary
 from harness.bundle import WEIGHTS, Bundle, counted, noted, plain
 from harness.cost import estimate
-from harness.environment import environment, installed, usable_cores
+from harness.environment import environment, installed, method_digest, usable_cores
 from harness.execute import Outcome, is_done
 from harness.plan import Arm, Controls, Plan, Preset
 from harness.record import FINAL, Folder, Result, StudyFolder, repeat_of
 from harness.spec import Spec
 from harness.study import Ready, share_cores
+from harness.study_table import Trials, only, read_study
 from kd import NUMERICS
 from kd.data import cache_folder, load_file
 from kd.data import prepare as prepare_data
@@ -33,8 +35,9 @@ audits; other ones; packed without a final result; failed here.
 """
 
 # What decides the bits on a CPU, beside the spec; what decides the findings as well.
-_NUMBERS = ("torch", "device_name", "instructions", "code_digest")
+_NUMBERS = ("torch", "device_name", "instructions", "code_digest", "method_digest")
 _FINDINGS = ("audits_digest", "python")
+_VERSIONS = ("platform", "torchvision", "numpy", "kdbench")
 
 
 def prepare(
@@ -77,9 +80,8 @@ def prepare(
         )
     workers = share_cores(workers, threads, usable_cores()) if device == "cpu" else workers or 1
     folder = StudyFolder(runs / plan.study)
-    here = environment(torch.device(device))
-    for key in plan.trials:
-        _forget_another(folder.trial(key), here)
+    for key, spec in plan.trials.items():
+        _forget_another(folder.trial(key), environment(torch.device(device), spec.method))
     todo = [key for key in plan.trials if not is_done(plan, folder, key)]
     cost = estimate(plan, todo, len(data.test_ids), workers, torch.device(device))
     brought = next(iter(sorted((bundle.study.folder.path / "weights").glob("*"))), None)
@@ -162,7 +164,7 @@ def compared(bundle: Bundle, ready: Ready, outcome: Outcome) -> dict[str, Any]:
         for key, spec in sorted(plan.trials.items())
     ]
     whole = plan.trials.keys() >= counted(bundle.study).keys()
-    verdicts = _verdicts(bundle.study, compare.only(compare.read_study(ready.folder), plan.arms)) if whole else []
+    verdicts = _verdicts(bundle.study, only(read_study(ready.folder), plan.arms)) if whole else []
     return {
         "schema": "kdbench.reproduce/1",
         "study": bundle.name,
@@ -190,17 +192,23 @@ def exit_code(found: Mapping[str, Any]) -> int:
 def environment_differences(bundle: Bundle, device: str) -> list[dict[str, Any]]:
     """Return what the trials ran on, and the lock's versions, where they are others here; sorted by name."""
     here, ran = environment(torch.device(device)), bundle.environment["trials"]
-    names = ("python", "platform", "torch", "torchvision", "numpy", "kdbench", *_NUMBERS, *_FINDINGS)
+    names = [name for name in here if name in (*_VERSIONS, *_NUMBERS, *_FINDINGS)]
     now: dict[str, Any] = {**installed(), **{name: here[name] for name in names}}
     then = {
         **{name: [version] for name, version in bundle.environment["here"]["packages"].items()},
         **{name: ran.get(name, []) for name in names},
     }
-    return [
+    found = [
         {"name": name, "packed": ", ".join(map(str, then.get(name, ()))) or None, "here": now.get(name)}
         for name in sorted(now.keys() | then.keys())
         if then.get(name, []) != [now.get(name)]
     ]
+    methods = {spec.method for spec in counted(bundle.study).values()}
+    packed, ours = {*ran.get("method_digest", ())}, {method_digest(method) for method in methods}
+    if packed and packed != ours:  # an earlier version's code_digest is of the methods too
+        words = [", ".join(sorted(map(str, some))) or None for some in (packed - ours, ours - packed)]
+        found.append({"name": "method_digest", "packed": words[0], "here": words[1]})
+    return sorted(found, key=lambda row: str(row["name"]))
 
 
 def _held(packed: Folder, here: Folder, spec: Spec) -> dict[str, Any]:
@@ -308,7 +316,7 @@ def _same_tensors(a: Path, b: Path) -> bool:
     return then.keys() == now.keys() and all(torch.equal(then[name], now[name]) for name in then)
 
 
-def _verdicts(packed: compare.Trials, here: compare.Trials) -> list[dict[str, Any]]:
+def _verdicts(packed: Trials, here: Trials) -> list[dict[str, Any]]:
     """Return each declared comparison with its verdict then and now, and each arm that is no longer as declared."""
     rows = []
     for kind, family in (("gain", compare.gain_pairs), ("bug", compare.bug_pairs)):
@@ -318,21 +326,21 @@ def _verdicts(packed: compare.Trials, here: compare.Trials) -> list[dict[str, An
             rows.append(
                 {
                     "kind": kind,
-                    **{name: a[name] for name in ("pair", "method", "a", "b")},
-                    "verdict": [a["verdict"], b["verdict"]],
-                    "difference_pp": [a["difference_pp"], b["difference_pp"]],
-                    "changed": a["verdict"] != b["verdict"],
+                    **{name: getattr(a, name) for name in ("pair", "method", "a", "b")},
+                    "verdict": [a.verdict, b.verdict],
+                    "difference_pp": [a.difference_pp, b.difference_pp],
+                    "changed": a.verdict != b.verdict,
                 }
             )
-    for a, b in zip(compare.summary(packed), compare.summary(here), strict=True):
-        declared = ["as declared" if row["as_expected"] else "not as declared" for row in (a, b)]
+    for arm, again in zip(summary(packed), summary(here), strict=True):
+        declared = ["as declared" if row.as_expected else "not as declared" for row in (arm, again)]
         rows.append(
             {
                 "kind": "audits",
-                "pair": a["pair"],
-                "method": a["method"],
+                "pair": arm.pair,
+                "method": arm.method,
                 "a": None,
-                "b": a["fault"] or "corrected",
+                "b": arm.fault or "corrected",
                 "verdict": declared,
                 "difference_pp": [None, None],
                 "changed": declared[0] != declared[1],

@@ -14,10 +14,11 @@ from typing import Any, Literal
 import numpy as np
 from scipy import stats
 
-from harness.compare import Trials, order, summary
+from harness.arms import summary
 from harness.plan import POSITIVE_CONTROL, Arm
 from harness.stats import constant
 from harness.study import Request
+from harness.study_table import Trials, order
 from kd.errors import InputError
 
 State = Literal["killed", "survived", "latent", "invalid", "no verdict"]
@@ -170,15 +171,15 @@ def run(
     for n in design.looks:
         preset = replace(request.preset, seeds=tuple(range(n)), methods=methods)
         study = train(replace(request, preset=preset, faults=[None, *names], controls=n == design.looks[0]))
-        rows = {Arm(row["fault"], row["pair"], row["method"]): row for row in summary(study)}
+        rows = {Arm(row.fault, row.pair, row.method): row for row in summary(study)}
         for arm in sorted(study.arms, key=order):
             if arm.fault not in names or arm.method not in methods or arm in outcomes:
                 continue
             scores = [_scores(study, a, n) for a in (replace(arm, fault=None), arm)]
-            revealed = tuple(rows[arm]["failed_findings"])
+            revealed = tuple(rows[arm].failed_findings)
             state: State | None
             reason = None
-            if rows[arm]["reached"] is False:
+            if rows[arm].reached is False:
                 state, reason = "invalid", "its decision was never asked for"
             elif len(scores[0]) < n or len(scores[1]) < n:
                 state, reason = "no verdict", "a trial has no score: a crash or a divergence is no kill"

@@ -101,13 +101,13 @@ def seeds_needed(
     return low
 
 
-def holm(ps: Sequence[float], family: int | None = None) -> list[float]:
-    """Return Holm's adjusted p values, in the given order; `family` counts those declared that have no p, too."""
-    m = len(ps) if family is None else family
-    order = sorted(range(len(ps)), key=ps.__getitem__)
-    adjusted, worst = [0.0] * len(ps), 0.0
-    for rank, i in enumerate(order):
-        worst = max(worst, min(1.0, (m - rank) * ps[i]))
+def holm(ps: Sequence[float | None]) -> list[float | None]:
+    """Return Holm's adjusted p values of a family, in the given order; a test that has no p counts, and gets none."""
+    known = [(p, i) for i, p in enumerate(ps) if p is not None]
+    adjusted: list[float | None] = [None] * len(ps)
+    worst = 0.0
+    for rank, (p, i) in enumerate(sorted(known)):
+        worst = max(worst, min(1.0, (len(ps) - rank) * p))
         adjusted[i] = worst
     return adjusted
 

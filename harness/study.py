@@ -2,20 +2,21 @@
 
 ready = prepare(request)            # everything checked, nothing written
 outcome = carry_out(ready, tell)    # trials run, stories completed, results.csv written
-found = summary(ready, outcome)     # the kdbench.run/1 object
+found = summary(ready, outcome)     # what kdbench.run/1 holds
 """
 
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from harness import compare
+from harness import arms, compare
+from harness.controls import controls
 from harness.cost import Cost, estimate
 from harness.engines import Engine
 from harness.environment import usable_cores
@@ -23,6 +24,8 @@ from harness.execute import OnTrial, Outcome, complete_stories, execute, is_done
 from harness.grid import Point, Tried, best
 from harness.plan import Arm, Ground, Plan, Preset, make_plan, split_pair
 from harness.record import FINAL, StudyFolder, write_atomic
+from harness.rows import ArmRow, ComparisonRow, ControlsRow, GridRow, TeacherRow
+from harness.study_table import check_declared, grid_rows, only, read_study, write_grid, write_study, write_table
 from kd.data import SIZE, Dataset, cache_folder, load_file, statistics
 from kd.data import prepare as prepare_data
 from kd.errors import InputError, unknown
@@ -94,22 +97,7 @@ def prepare(request: Request) -> Ready:
 
     A study with a grid has two stages. The first is returned until all of its trials are decided, then the second.
     """
-    if request.device not in DEVICES:
-        raise unknown("device", request.device, DEVICES)
-    if request.device == "cuda" and request.scheduler is None and not torch.cuda.is_available():
-        raise InputError("--device cuda: torch sees no CUDA device here (kdbench doctor shows what it sees)")
-    recipes = (request.preset.recipe, request.preset.teacher_recipe)
-    needs = next(filter(None, (recipe.needs_cuda() for recipe in recipes)), None)
-    if request.device != "cuda" and needs is not None:
-        raise InputError(f"{needs} needs --device cuda; leave it out on a processor")
-    if not writable(request.runs):
-        raise InputError(f"--runs {request.runs}: cannot be written to; name another folder")
-    if not writable(cache_folder()):
-        raise InputError(f"the data cache {cache_folder()} cannot be written to; set KDBENCH_CACHE to another folder")
-    workers = request.workers
-    if request.scheduler is None:
-        on_cpu = request.device == "cpu"
-        workers = share_cores(workers, request.threads, usable_cores()) if on_cpu else workers or 1
+    workers = _check_machine(request)
     weights = _brought(request.teacher_weights, request.teacher_sha256)
     data_file = prepare_data(request.dataset, request.data_root, cache_folder())
     data = load_file(data_file)
@@ -124,7 +112,7 @@ def prepare(request: Request) -> Ready:
     )
     plan = lay_out()
     folder = StudyFolder(request.runs / plan.study)
-    compare.check_declared(folder, request.preset.decision)
+    check_declared(folder, request.preset.decision)
     first = plan if plan.is_first_stage else None
     if first is not None and all(is_done(first, folder, key) for key in first.trials):
         plan, first = lay_out(chosen=_chosen(first, folder)), None
@@ -133,17 +121,19 @@ def prepare(request: Request) -> Ready:
     if first is not None and mine is not None and all(is_done(plan, folder, key) for key in mine):
         mine = list(plan.trials)  # no arm can start before the whole grid is done, whoever does it
     todo = [key for key in (plan.trials if mine is None else mine) if not is_done(plan, folder, key)]
-    device = torch.device(request.device)
-    cost = estimate(plan, todo, len(data.test_ids), workers or 1, device)
+
+    def cost_of(plan: Plan, keys: list[str]) -> Cost:
+        return estimate(plan, keys, len(data.test_ids), workers or 1, torch.device(request.device))
+
     later = None
     if first is not None:  # what the settings will be changes no cost
         second = lay_out(chosen={arm: points[0][0] for arm, points in first.grid.items()})
         rest = [key for key in second.trials if key not in first.trials and not is_done(second, folder, key)]
-        later = len(rest), estimate(second, rest, len(data.test_ids), workers or 1, device)
+        later = len(rest), cost_of(second, rest)
     return Ready(
         plan,
         todo,
-        cost,
+        cost_of(plan, todo),
         data,
         data_file,
         folder,
@@ -156,6 +146,27 @@ def prepare(request: Request) -> Ready:
         retries=request.retries,
         later=later,
     )
+
+
+def _check_machine(request: Request) -> int | None:
+    """Refuse what this machine cannot do; return how many trials run at a time, None for as many as a cluster has."""
+    if request.device not in DEVICES:
+        raise unknown("device", request.device, DEVICES)
+    if request.device == "cuda" and request.scheduler is None and not torch.cuda.is_available():
+        raise InputError("--device cuda: torch sees no CUDA device here (kdbench doctor shows what it sees)")
+    recipes = (request.preset.recipe, request.preset.teacher_recipe)
+    needs = next(filter(None, (recipe.needs_cuda() for recipe in recipes)), None)
+    if request.device != "cuda" and needs is not None:
+        raise InputError(f"{needs} needs --device cuda; leave it out on a processor")
+    if not writable(request.runs):
+        raise InputError(f"--runs {request.runs}: cannot be written to; name another folder")
+    if not writable(cache_folder()):
+        raise InputError(f"the data cache {cache_folder()} cannot be written to; set KDBENCH_CACHE to another folder")
+    if request.scheduler is not None:
+        return request.workers
+    if request.device == "cpu":
+        return share_cores(request.workers, request.threads, usable_cores())
+    return request.workers or 1
 
 
 def _chosen(plan: Plan, folder: StudyFolder) -> dict[Arm, Point]:
@@ -253,7 +264,7 @@ def carry_out(ready: Ready, tell: OnTrial, may_start: Callable[[str], bool] = la
             plan = ready.plan
             if plan.preset.text is not None:
                 write_atomic(study.path / "study.toml", plan.preset.text)
-            compare.write_study(study, plan.preset.decision, plan.arms, plan.controls, ready.command, plan.grid)
+            write_study(study, plan.preset.decision, plan.arms, plan.controls, ready.command, plan.grid)
         outcome = execute(
             ready.plan,
             study,
@@ -266,10 +277,10 @@ def carry_out(ready: Ready, tell: OnTrial, may_start: Callable[[str], bool] = la
             engine=_cluster(ready),
         )
         with study.writing():
-            trials = compare.read_study(study)
+            trials = read_study(study)
             complete_stories({**trials.controls, **trials.arms}, study)
-            compare.write_grid(trials)
-            compare.write_table(compare.read_study(study))
+            write_grid(trials)
+            write_table(read_study(study))
     return outcome
 
 
@@ -293,58 +304,109 @@ def _import_weights(weights: tuple[Path, str], study: StudyFolder) -> None:
         temporary.replace(place)
 
 
-def summary(ready: Ready, outcome: Outcome, allowed: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the kdbench.run/1 object; a comparison that must be refused stands in it as undefined, with the reason."""
+class Families(NamedTuple):
+    """How many comparisons p is adjusted for."""
+
+    comparisons: int
+    gains: int
+
+
+class Images(NamedTuple):
+    """What was trained and scored on: the data set, and how many images of it."""
+
+    name: str
+    digest: str
+    train: int
+    val: int
+    test: int
+
+
+@dataclass(frozen=True)
+class StudySummary:
+    """What came of a study: the kdbench.run/1 object."""
+
+    runs: str
+    preset: str
+    dataset: Images
+    device: str
+    trained: int
+    reused: int
+    failed: int
+    retried: int
+    diverged: int
+    unfinished: int
+    grid: list[GridRow]
+    arms: list[ArmRow]
+    comparisons: list[ComparisonRow]
+    "Each bugged arm against its corrected one."
+    gains: list[ComparisonRow]
+    "Each method against its baseline."
+    families: Families
+    controls: ControlsRow | None
+    teachers: list[TeacherRow]
+
+    @property
+    def as_declared(self) -> bool:
+        """Whether the audits of every arm and teacher said exactly what is declared."""
+        return all(arm.as_expected for arm in self.arms) and all(teacher.as_expected for teacher in self.teachers)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as plain values."""
+        found: dict[str, Any] = {"schema": "kdbench.run/1"}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, list):
+                value = [row.as_json() for row in value]
+            elif isinstance(value, Images | Families):
+                value = value._asdict()
+            elif isinstance(value, ControlsRow):
+                value = value.as_json()
+            found[field.name] = value
+        return found
+
+
+def summary(ready: Ready, outcome: Outcome, allowed: Sequence[str] = ()) -> StudySummary:
+    """Return what came of a study; a comparison that must be refused stands in it as undefined, with the reason."""
     plan, recipe, data = ready.plan, ready.plan.preset.recipe, ready.data
-    whole = compare.read_study(ready.folder)
-    trials = compare.only(whole, plan.arms)
+    whole = read_study(ready.folder)
+    trials = only(whole, plan.arms)
     results = [ready.folder.trial(key).result() for key in plan.trials]
     teachers = sorted(plan.teachers.items(), key=lambda item: (item[0][0], item[0][1] or ""))
     # Of all seeds that the study has, however few of its arms and seeds this call was about.
     comparisons, bugs = compare.compare_within_family(whole, compare.bug_pairs(plan.arms), allowed, refuse=False)
     gains, methods = compare.compare_within_family(whole, compare.gain_pairs(plan.arms), allowed, refuse=False)
-    verdicts = {(c["b"], c["pair"], c["method"]): c["verdict"] for c in comparisons}
-    arms = [
-        {**row, "effect": compare.effect(row, verdicts.get((row["fault"], row["pair"], row["method"])))}
-        for row in compare.summary(trials)
-    ]
-    return {
-        "schema": "kdbench.run/1",
-        "runs": str(ready.folder.path),
-        "preset": plan.preset.name,
-        "dataset": {
-            "name": data.name,
-            "digest": data.digest,
-            "train": recipe.train_size,
-            "val": recipe.val_size,
-            "test": len(data.test_ids[:: recipe.test_stride]),
-        },
-        "device": ready.device,
-        "trained": len(outcome.trained),
-        "reused": len(outcome.reused),
-        "failed": len(outcome.failed),
-        "retried": sum(bool(result.attempts) for result in results if result is not None),
-        "diverged": sum(result.status == "diverged" for result in results if result is not None),
-        "unfinished": sum(result is None or result.status not in FINAL for result in results),
-        "grid": compare.grid_rows(trials),
-        "arms": arms,
-        "comparisons": comparisons,
-        "gains": gains,
-        "families": {"comparisons": bugs, "gains": methods},
-        "controls": compare.controls(trials) if plan.controls is not None else None,
-        "teachers": [compare.teacher_row(arch, ready.folder.trial(key)) for (arch, _), key in teachers],
-    }
+    return StudySummary(
+        runs=str(ready.folder.path),
+        preset=plan.preset.name,
+        dataset=Images(
+            data.name, data.digest, recipe.train_size, recipe.val_size, len(data.test_ids[:: recipe.test_stride])
+        ),
+        device=ready.device,
+        trained=len(outcome.trained),
+        reused=len(outcome.reused),
+        failed=len(outcome.failed),
+        retried=sum(bool(result.attempts) for result in results if result is not None),
+        diverged=sum(result.status == "diverged" for result in results if result is not None),
+        unfinished=sum(result is None or result.status not in FINAL for result in results),
+        grid=grid_rows(trials),
+        arms=arms.with_effects(arms.summary(trials), comparisons),
+        comparisons=comparisons,
+        gains=gains,
+        families=Families(bugs, methods),
+        controls=controls(trials) if plan.controls is not None else None,
+        teachers=[arms.teacher_row(arch, ready.folder.trial(key)) for (arch, _), key in teachers],
+    )
 
 
-def exit_code(found: dict[str, Any]) -> int:
+def exit_code(found: StudySummary) -> int:
     """Return 3 if a trial could not run, 1 if an arm or a control is not as declared, else 0.
 
     Of a study whose other shards are not done nothing is declared yet: 0.
     A positive control that its audit sees and these few seeds do not show in accuracy is no failure of the program's.
     """
-    if found["failed"]:
+    if found.failed:
         return 3
-    if found["unfinished"]:
+    if found.unfinished:
         return 0
-    controls = found["controls"] is None or found["controls"]["as_declared"]
-    return 0 if controls and all(row["as_expected"] for row in [*found["arms"], *found["teachers"]]) else 1
+    seen = found.controls is None or found.controls.as_declared
+    return 0 if seen and found.as_declared else 1

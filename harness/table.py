@@ -5,11 +5,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from harness import stats
-from harness.compare import entry
+from harness.compare import Judged, as_family
+from harness.rows import ComparisonRow, Missing
 from kd.errors import InputError, unknown
 
 _NO_VALUE = ("", "nan", "na", "n/a", "none", "null")
@@ -87,7 +88,7 @@ def compare(
     margin: float,
     alpha: float,
     allowed: Sequence[str] = (),
-) -> list[dict[str, Any]]:
+) -> list[ComparisonRow]:
     """Compare every other group with the baseline; return the entries of kdbench.compare/1, in the metric's own units.
 
     Raises InputError where a column is not there, a group has a seed twice, the baseline is none of the groups, or two
@@ -95,11 +96,34 @@ def compare(
     that is the same within one of them only is remarked on. `baseline` may be empty: the runs whose group is.
     """
     _check(rows, columns, baseline)
-    groups: dict[str, dict[str, dict[str, Row]]] = {}
+    families = _grouped(rows, columns)
+    everything = {group for groups in families.values() for group in groups}
+    if baseline not in everything:
+        raise unknown(f"--baseline ({columns.group})", baseline, sorted(everything))
+    found = []
+    for family in sorted(families, key=_natural):
+        groups = families[family]
+        if baseline not in groups:
+            raise InputError(
+                f"{columns.family} {family} has no {columns.group} {_named(baseline)} to compare with; "
+                f"leave it out with --where {columns.family}=VALUE"
+            )
+        found += [
+            _judged(groups, (baseline, group), family, columns, margin, alpha, allowed)
+            for group in sorted(groups.keys() - {baseline}, key=_natural)
+        ]
+    if not found:
+        raise InputError(f"{columns.group} has one value, {baseline}; there is nothing to compare it with")
+    return as_family(found, alpha)
+
+
+def _grouped(rows: Sequence[Row], columns: Columns) -> dict[str, dict[str, dict[str, Row]]]:
+    """Return the rows by family, group and seed; InputError where a group has a seed twice."""
+    families: dict[str, dict[str, dict[str, Row]]] = {}
     for row in rows:
         family = "" if columns.family is None else _text(row.cells[columns.family])
         group, seed = _text(row.cells[columns.group]), _text(row.cells[columns.seed])
-        seeds = groups.setdefault(family, {}).setdefault(group, {})
+        seeds = families.setdefault(family, {}).setdefault(group, {})
         if seed in seeds:
             of = f" of {columns.family} {family}" if columns.family else ""
             another = "another --family" if columns.family else "--family COLUMN"
@@ -108,48 +132,40 @@ def compare(
                 f"what tells them apart: {another}, or --where COLUMN=VALUE"
             )
         seeds[seed] = row
-    everything = {group for by_group in groups.values() for group in by_group}
-    if baseline not in everything:
-        raise unknown(f"--baseline ({columns.group})", baseline, sorted(everything))
-    found = []
-    for family in sorted(groups, key=_natural):
-        by_group = groups[family]
-        if baseline not in by_group:
-            raise InputError(
-                f"{columns.family} {family} has no {columns.group} {_named(baseline)} to compare with; "
-                f"leave it out with --where {columns.family}=VALUE"
-            )
-        for group in sorted(by_group.keys() - {baseline}, key=_natural):
-            differing, remarks = _other_differences(by_group[baseline], by_group[group], columns, (baseline, group))
-            refused = {name: values for name, values in differing.items() if name not in allowed}
-            if refused:
-                listed = "; ".join(f"{name}: {a} against {b}" for name, (a, b) in refused.items())
-                options = " ".join(f"--allow-difference {name}" for name in refused)
-                raise InputError(
-                    f"{_named(baseline)} and {group} differ in more than {columns.group}: {listed}. Compare runs that "
-                    f"are alike, or say {options}"
-                )
-            (values_a, missing_a), (values_b, missing_b) = (
-                _values(by_group[name], columns.metric) for name in (baseline, group)
-            )
-            comparison = stats.compare(values_a, values_b, margin, alpha)
-            comparison.warnings.extend(f"allowed to differ: {n}: {a} against {b}" for n, (a, b) in differing.items())
-            comparison.warnings.extend(remarks)
-            if comparison.constant is not None:
-                still = baseline if comparison.constant == "a" else group
-                comparison.warnings.append(f"{_named(still)} does not vary over its seeds")
-            missing = [{"arm": "a", **m} for m in missing_a] + [{"arm": "b", **m} for m in missing_b]
-            if missing:
-                comparison.warnings.append(f"{len(missing)} runs have no {columns.metric} and are missing from n")
-            found.append((family, group, [values_a, values_b], missing, comparison))
-    if not found:
-        raise InputError(f"{columns.group} has one value, {baseline}; there is nothing to compare it with")
-    ps = {i: row[4].welch_p for i, row in enumerate(found) if row[4].welch_p is not None}
-    adjusted = dict(zip(ps, stats.holm([p for p in ps.values() if p is not None], len(found)), strict=True))
-    return [
-        entry(_named(baseline), group, family, "", values, missing, comparison, adjusted.get(i), len(found), alpha)
-        for i, (family, group, values, missing, comparison) in enumerate(found)
-    ]
+    return families
+
+
+def _judged(
+    groups: Mapping[str, Mapping[str, Row]],
+    names: tuple[str, str],
+    family: str,
+    columns: Columns,
+    margin: float,
+    alpha: float,
+    allowed: Sequence[str],
+) -> Judged:
+    """Compare two groups of a family; what they must not differ in is an InputError."""
+    a, b = names
+    differing, remarks = _other_differences(groups[a], groups[b], columns, names)
+    refused = {name: values for name, values in differing.items() if name not in allowed}
+    if refused:
+        listed = "; ".join(f"{name}: {x} against {y}" for name, (x, y) in refused.items())
+        options = " ".join(f"--allow-difference {name}" for name in refused)
+        raise InputError(
+            f"{_named(a)} and {b} differ in more than {columns.group}: {listed}. Compare runs that "
+            f"are alike, or say {options}"
+        )
+    values = [_values(groups[name], columns.metric) for name in names]
+    comparison = stats.compare(values[0], values[1], margin, alpha)
+    comparison.warnings.extend(f"allowed to differ: {n}: {x} against {y}" for n, (x, y) in differing.items())
+    comparison.warnings.extend(remarks)
+    if comparison.constant is not None:
+        still = a if comparison.constant == "a" else b
+        comparison.warnings.append(f"{_named(still)} does not vary over its seeds")
+    missing = [*_missing("a", groups[a], columns.metric), *_missing("b", groups[b], columns.metric)]
+    if missing:
+        comparison.warnings.append(f"{len(missing)} runs have no {columns.metric} and are missing from n")
+    return Judged(_named(a), b, family, "", values, missing, comparison)
 
 
 def _check(rows: Sequence[Row], columns: Columns, baseline: str) -> None:
@@ -208,15 +224,14 @@ def _number(row: Row, metric: str) -> float | None:
     return value
 
 
-def _values(by_seed: Mapping[str, Row], metric: str) -> tuple[list[float], list[dict[str, Any]]]:
-    values, missing = [], []
-    for seed in sorted(by_seed, key=_natural):
-        value = _number(by_seed[seed], metric)
-        if value is None:
-            missing.append({"seed": seed, "status": "no value"})
-        else:
-            values.append(value)
-    return values, missing
+def _values(by_seed: Mapping[str, Row], metric: str) -> list[float]:
+    found = [_number(by_seed[seed], metric) for seed in sorted(by_seed, key=_natural)]
+    return [value for value in found if value is not None]
+
+
+def _missing(name: Literal["a", "b"], by_seed: Mapping[str, Row], metric: str) -> list[Missing]:
+    seeds = sorted(by_seed, key=_natural)
+    return [Missing(name, seed, "no value") for seed in seeds if _number(by_seed[seed], metric) is None]
 
 
 def _other_differences(

@@ -15,16 +15,18 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import audits
 from harness import faults, loading
-from harness.environment import environment
+from harness.environment import audits_digest, code_digest, environment
+from harness.options import told
 from harness.properties import with_properties
 from harness.record import (
     FINAL,
@@ -65,7 +67,7 @@ def run(folder: Folder, data_file: Path) -> Result:
     except KeyboardInterrupt:
         result = Result(folder.key, "interrupted", "interrupted by the user")
     except InputError as error:
-        result = Result(folder.key, "failed", str(error))
+        result = Result(folder.key, "failed", told(error))
     except Exception as error:
         traceback.print_exc()
         said = f"{type(error).__name__}: {error} (log.txt has the traceback)"
@@ -138,6 +140,64 @@ def prepare_device(kind: str, threads: int) -> torch.device:
     return torch.device(kind)
 
 
+class _Seam:
+    """The procedure of a trial with its fault injected, if it has one, and how often the fault was asked."""
+
+    def __init__(self, spec: Spec) -> None:
+        self.fault = faults.get(spec.fault) if spec.fault is not None else None
+        self.calls = 0
+        self.procedure = CANONICAL
+        if self.fault is not None:
+            if self.fault.digest != spec.fault_digest:
+                raise InputError(f"fault {spec.fault} has changed since the trial was planned; plan it anew")
+            self.procedure = self.fault.inject(CANONICAL, self._reached)
+
+    def _reached(self) -> None:
+        self.calls += 1
+
+    def story(self, findings: Sequence[Mapping[str, Any]]) -> FaultStory | None:
+        """Return how far the fault got; None without one."""
+        if self.fault is None:
+            return None
+        revealed = sorted(f["id"] for f in findings if f["status"] == "fail" and f["severity"] == "error")
+        return FaultStory(self.fault.name, self.fault.seam, self.calls, self.calls > 0, revealed)
+
+
+class _Curve:
+    """The lines of a training, written as they come; first the ones of before it was cut off."""
+
+    def __init__(self, folder: Folder, training: train.Training, earlier: Sequence[Mapping[str, Any]]) -> None:
+        self._folder, self._training, self._earlier = folder, training, earlier
+        self._written = 0
+        path = folder.path / "curve.jsonl"
+        path.unlink(missing_ok=True)  # an orphan of a dead coordinator may still hold the old one open
+        self._file = path.open("w", encoding="utf-8")
+
+    def __enter__(self) -> "_Curve":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def note(self, epoch: train.Epoch) -> None:
+        """Write an epoch, and the earlier ones before it that are not written yet."""
+        self._write([*self._earlier[self._written : epoch.epoch - 1], finite(asdict(epoch))])
+
+    def catch_up(self, epochs: int) -> None:
+        """Write what is left of the earlier epochs."""
+        self._write(self._earlier[self._written : epochs])
+
+    def _write(self, new: Sequence[Mapping[str, Any]]) -> None:
+        self._file.writelines(json.dumps(line, allow_nan=False) + "\n" for line in new)
+        self._file.flush()
+        self._written += len(new)
+        if self._training.scores_test:
+            with (self._folder.path / "test_curve.jsonl").open("w") as scores:
+                for number, score in enumerate(self._training.test_scores, 1):
+                    scores.write(json.dumps({"epoch": number, "test_accuracy": score}) + "\n")
+        write_norms(self._folder.path / "norms.csv", self._training)
+
+
 def _run(folder: Folder, spec: Spec, data_file: Path) -> Result:
     times: dict[str, float | str] = {}
     clock = time.perf_counter()
@@ -151,23 +211,13 @@ def _run(folder: Folder, spec: Spec, data_file: Path) -> Result:
     dataset = load_file(data_file)
     if dataset.digest != spec.data_digest:
         raise InputError(f"{data_file} holds data {dataset.digest[:16]}, the trial is for {spec.data_digest[:16]}")
-    fault, calls, procedure = None, 0, CANONICAL
-    if spec.fault is not None:
-        fault = faults.get(spec.fault)
-        if fault.digest != spec.fault_digest:
-            raise InputError(f"fault {spec.fault} has changed since the trial was planned; plan it anew")
-
-        def reached() -> None:
-            nonlocal calls
-            calls += 1
-
-        procedure = fault.inject(CANONICAL, reached)
+    seam = _Seam(spec)
     _check_files(spec)
     teacher = teacher_checkpoint(folder, spec)
     training = train.prepare(
-        dataset, spec.arch, teacher, spec.method, spec.settings, spec.recipe, procedure, spec.seed, device
+        dataset, spec.arch, teacher, spec.method, spec.settings, spec.recipe, seam.procedure, spec.seed, device
     )
-    training.scores_test = fault is not None and fault.needs_test_scores
+    training.scores_test = seam.fault is not None and seam.fault.needs_test_scores
     teacher_record = _teacher_record(training, spec)
     lap("prepare_seconds")
 
@@ -176,34 +226,17 @@ def _run(folder: Folder, spec: Spec, data_file: Path) -> Result:
     earlier = folder.curve() if training.resume is not None else []
     if training.resume is not None and len(earlier) < len(training.resume["digests"]):
         training.resume = None
-    diverged, written, saved = None, 0, time.monotonic()
-    curve = folder.path / "curve.jsonl"
-    curve.unlink(missing_ok=True)  # an orphan of a dead coordinator may still hold the old one open
-    with (
-        curve.open("w", encoding="utf-8") as lines,
-        watched(training, spec.method, teacher) as watch,
-    ):
-
-        def note(new: list[dict[str, object]]) -> None:
-            nonlocal written
-            lines.writelines(json.dumps(line, allow_nan=False) + "\n" for line in new)
-            lines.flush()
-            written += len(new)
-            if training.scores_test:
-                with (folder.path / "test_curve.jsonl").open("w") as scores:
-                    for number, score in enumerate(training.test_scores, 1):
-                        scores.write(json.dumps({"epoch": number, "test_accuracy": score}) + "\n")
-            write_norms(folder.path / "norms.csv", training)
-
+    diverged, saved = None, time.monotonic()
+    with _Curve(folder, training, earlier) as curve, watched(training, spec.method, teacher) as watch:
         for epoch in train.epochs(training, watch.labels):
-            note([*earlier[written : epoch.epoch - 1], finite(asdict(epoch))])
+            curve.note(epoch)
             if not epoch.finite:
                 diverged = epoch.epoch
                 break
             if time.monotonic() - saved >= CHECKPOINT_SECONDS:
                 checkpoint.save(training, kept)
                 saved = time.monotonic()
-        note(earlier[written : training.resumed_after or 0])  # cut off after its last epoch, it trains none of the rest
+        curve.catch_up(training.resumed_after or 0)  # cut off after its last epoch, it trains none of the rest
     lap("train_seconds")
     if training.resumed_after is not None:
         times["resumed_after_epoch"] = training.resumed_after
@@ -218,10 +251,6 @@ def _run(folder: Folder, spec: Spec, data_file: Path) -> Result:
         if any(True for _ in training.method.parameters()):
             save_checkpoint(training.method, folder.path / "method.safetensors")
     lap("test_seconds")
-    story = None
-    if fault is not None:
-        revealed = sorted(f["id"] for f in findings if f["status"] == "fail" and f["severity"] == "error")
-        story = FaultStory(fault.name, fault.seam, calls, calls > 0, revealed)
     return Result(
         key=folder.key,
         status="finished" if diverged is None else "diverged",
@@ -229,9 +258,9 @@ def _run(folder: Folder, spec: Spec, data_file: Path) -> Result:
         selected_epoch=selected,
         metrics=metrics,
         findings=findings,
-        fault=story,
+        fault=seam.story(findings),
         teacher=teacher_record,
-        environment=environment(device),
+        environment=environment(device, spec.method),
         times=times,
         peak_memory_mb=_peak_memory_mb(device),
     )
@@ -263,7 +292,7 @@ def _teacher_record(training: train.Training, spec: Spec) -> TeacherRecord | Non
     labels = training.pool.labels[ids.to(training.pool.device)]
     logits = evaluate.logits_of(training.teacher, training.batches(ids), training.pool.centre)
     chance = (torch.bincount(labels).max() / len(labels)).item()
-    floor = 100 * (chance + min(chance, (1 - chance) / 10))
+    floor = 100 * (chance + min(chance, (1 - chance) / 10))  # as the audit teacher-above-chance has it
     value = evaluate.accuracy(logits, labels)
     p = training.provenance
     return TeacherRecord(spec.teacher.arch, p.file, p.sha256, p.loaded_fraction, value, floor, value > floor)
@@ -324,6 +353,10 @@ def run_in_child(path: str, data_file: str, files: Sequence[tuple[str, str | Pat
         run(folder, Path(data_file))
 
 
+code_digest()  # worked out beside the imports: a trial that is forked from here need not
+audits_digest()
+
+
 def main() -> int:
     """Run one trial from the command line; exit 0 if it finished, 2 for bad input, 3 if it could not run."""
     parser = argparse.ArgumentParser(prog="python -m harness.trial", description=__doc__)
@@ -340,7 +373,7 @@ def main() -> int:
         loading.load_all((kind, file) for kind in loading.KINDS for file in getattr(args, kind))
         folder.spec()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {told(error)}", file=sys.stderr)
         return 2
     result = run(folder, args.data)
     score = f", test accuracy {result.metrics.test_accuracy:.2f}%" if result.metrics else ""

@@ -103,10 +103,11 @@ def prepare(name: str, root: Path | None, cache: Path) -> Path:
     if name not in SOURCES:
         raise unknown("data set", name, SOURCES)
     if name == "folder" and root is None:
-        raise InputError("data set 'folder' needs --data DIR with train/CLASS/* and test/CLASS/* images")
+        raise InputError("data set 'folder' needs a folder with train/CLASS/* and test/CLASS/* images", "root")
     if name == "digits" and root is not None:
         raise InputError(
-            "data set 'digits' is built in and takes no --data; for images of your own: --dataset folder --data DIR"
+            "data set 'digits' is built in and takes no folder; images of your own are data set 'folder'",
+            "name and root",
         )
     listing = _listing(root) if name == "folder" and root is not None else []
     key = hashlib.sha256(repr((_CACHE_VERSION, SIZE, name, listing)).encode()).hexdigest()[:16]
@@ -141,7 +142,8 @@ def _cifar(name: str) -> Callable[[Path | None, Path], Dataset]:
         except (OSError, RuntimeError) as error:
             raise InputError(
                 f"{name} is not in {place} and could not be downloaded ({error}). Fetch {kind.filename} from "
-                f"{kind.url} into that folder, or name the folder that holds it with --data DIR"
+                f"{kind.url} into that folder, or name the folder that holds it",
+                "root",
             ) from error
         pixels = torch.from_numpy(np.concatenate([part.data for part in parts]))
         labels = torch.tensor([label for part in parts for label in part.targets])

@@ -5,7 +5,15 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Raised for input that cannot be used; the message says what, where and how to mend it."""
+    """Raised for input that cannot be used; the message says what, where and how to mend it.
+
+    `about` names what would mend it in the library's own words, so that a program built on it can add how that is
+    said to it.
+    """
+
+    def __init__(self, message: str, about: str | None = None) -> None:
+        super().__init__(message)
+        self.about = about
 
 
 def unknown(kind: str, word: str, choices: Iterable[str], where: str = "") -> InputError:

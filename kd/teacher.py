@@ -36,7 +36,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     Raises InputError when the file is missing, unreadable or holds no state dict.
     """
     if not path.is_file():
-        raise InputError(f"teacher checkpoint {path} does not exist; train it (kdbench run does) or mend the path")
+        raise InputError(f"teacher checkpoint {path} does not exist; train it, or correct the path", "teacher")
     try:
         if path.suffix == ".safetensors":
             return dict(safetensors.torch.load_file(path))
@@ -62,7 +62,7 @@ def load_strict(teacher: nn.Module, path: Path, sha256: str | None = None) -> Pr
     With `sha256`, the file's own hash must match it. The message names the path, what differs and the mend.
     """
     if not path.is_file():
-        raise InputError(f"teacher checkpoint {path} does not exist; train it (kdbench run does) or mend the path")
+        raise InputError(f"teacher checkpoint {path} does not exist; train it, or correct the path", "teacher")
     digest = file_sha256(path)
     if sha256 is not None and digest != sha256.lower():
         raise InputError(f"teacher checkpoint {path} has SHA-256 {digest}, not the {sha256} that was declared")

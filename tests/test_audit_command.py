@@ -74,11 +74,11 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def audit(*args):
+def audit(*args, group="audit"):
     """Run the command in this process; return its exit code and what it printed on stdout and stderr."""
     runner = CliRunner()
     with runner.isolation() as streams:
-        words = ["audit", *map(str, args)]
+        words = [group, *map(str, args)]
         code = run_cli(lambda: cli.main(words, prog_name="kdbench", standalone_mode=False))
         sys.stdout.flush()  # as the end of a process does
         out, err = streams[0].getvalue().decode(), streams[1].getvalue().decode()
@@ -535,6 +535,30 @@ def test_explain_tells_story_sighting_and_mend():
         assert "seen as the fault projector-unclipped" in out and "umutonuryasar/kd-capacity-gap" in out
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (["--list"], ["list"]),
+        (["--explain", "KD312"], ["explain", "KD312"]),
+        (["--explain", "clip-coverag"], ["explain", "clip-coverag"]),
+    ],
+)
+def test_both_spellings_of_the_catalogue_say_the_same(old, new):
+    assert audit(*old) == audit(*new, group="audits") and audit(*old)[1:] != ("", "")
+
+
+def test_both_spellings_of_the_matrix_run_it_alike(monkeypatch, tmp_path):
+    from harness.cli import audit_matrix
+
+    asked = []
+    monkeypatch.setattr(audit_matrix, "run_matrix", lambda **options: asked.append(options) or 1)
+    words = ["--fault", "kl-reversed", "--method", "logit", "--seeds", "0-1", "--zoo-seeds", "0", "--workers", "1"]
+    words += ["--output", str(tmp_path), "--format", "json"]
+    assert audit("--matrix", *words)[0] == audit("matrix", *words, group="audits")[0] == 1
+    assert audit("--matrix")[0] == audit("matrix", group="audits")[0] == 1
+    assert asked[0] == asked[1] and asked[2] == asked[3] != asked[0] and asked[0]["faults"] == ("kl-reversed",)
+
+
 def test_our_own_training_is_clean():
     code, out, _ = audit("--format", "json", "--method", "logit", "--method", "baseline")
     found = json.loads(out)
@@ -583,3 +607,7 @@ def test_a_recorded_trial_is_read_again(folder, monkeypatch):
     assert code == 1 and out.startswith("failed 2, passed 1") and "imagenet-stem, r18, seed 0: finished" in out
     code, out, _ = audit("--format", "json", "--ignore", "KD312,KD204", "--run", trial.path)
     assert code == 0 and json.loads(out)["student"] == "r18"
+    words = ["--format", "json", "--ignore", "KD312,KD204"]
+    assert audit("show", *words, trial.path, group="audits") == audit(*words, "--run", trial.path)
+    code, _, err = audit("show", trial.path, "--waive", "KD312", group="audits")
+    assert code == 2 and "gives no reason" in err

@@ -24,8 +24,9 @@ from test_study_file import SMALL
 
 import harness.reproduce
 from audits.checks.all import CATALOGUE
-from harness import compare, faults, loading
+from harness import faults, loading, study_table
 from harness.bundle import ROOT, _command, _cut, extract, pack, plain
+from harness.controls import controls
 from harness.plan import Arm
 from harness.record import StudyFolder
 from kd.data import SIZE
@@ -246,7 +247,7 @@ def test_a_study_is_reproduced_to_the_bit_in_a_study_of_its_own(here, packed, el
     anew = folder_of(place)
     assert anew.path.name == f"{study_of(here).path.name}-reproduced"
     assert (anew.path / "results.csv").read_bytes() == packed[1]["results.csv"]
-    assert compare.controls(compare.read_study(anew))["again"]["verdict"] == "identical"
+    assert controls(study_table.read_study(anew)).again.verdict == "identical"
 
 
 def test_what_is_printed_says_so(packed, elsewhere):
@@ -428,8 +429,8 @@ def test_a_trial_that_cannot_run_here_is_exit_3(here, packed, elsewhere, tmp_pat
     spec = replace(old.spec(), fault="no-zero-grad", fault_digest="0" * 16)
     study.trial(spec.key).write_spec(spec)
     study.trial(spec.key).write_result(replace(old.result(), key=spec.key))
-    trials = compare.read_study(study)
-    compare.write_study(study, trials.decision, {Arm("no-zero-grad", "r34-r18", "baseline"): {0: spec.key}})
+    trials = study_table.read_study(study)
+    study_table.write_study(study, trials.decision, {Arm("no-zero-grad", "r34-r18", "baseline"): {0: spec.key}})
     written = pack(study, tmp_path / "it.zip")
     assert any("no-zero-grad has changed since" in remark for remark in written.remarks)
     with contextlib.chdir(tmp_path):

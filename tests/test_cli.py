@@ -94,8 +94,14 @@ BAD = {
     "graphs of a GPU": (["run", "--graphs"], "graphs needs --device cuda; leave it out on a processor"),
     "device": (["run", "--device", "gpu"], "unknown device 'gpu'"),
     "data set": (["run", "--dataset", "cifar"], "unknown data set 'cifar'; did you mean 'cifar10'"),
-    "folder without data": (["run", "--dataset", "folder"], "needs --data DIR"),
-    "data for digits": (["run", "--data", "x"], "takes no --data"),
+    "folder without data": (
+        ["run", "--dataset", "folder"],
+        "needs a folder with train/CLASS/* and test/CLASS/* images (--data DIR)",
+    ),
+    "data for digits": (
+        ["run", "--data", "x"],
+        "takes no folder; images of your own are data set 'folder' (--dataset folder --data DIR)",
+    ),
     "data that is not there": (["run", "--dataset", "folder", "--data", "none"], "none does not exist"),
     "seeds": (["run", "--seeds", "2-0"], "seeds '2-0' are no range"),
     "epochs": (["run", "--epochs", "0"], "0 is not in the range"),

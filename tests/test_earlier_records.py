@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import bundle, compare, report
+from harness import bundle, compare, report, study_table
 from harness.faults import FAULTS
 from harness.plan import Ground, load_preset, make_plan
 from harness.record import StudyFolder
@@ -91,9 +91,9 @@ def test_an_earlier_study_resumes_with_nothing_trained_and_gives_the_same_table(
 
 def test_an_earlier_study_is_compared_and_reported_as_it_was(runs, tmp_path):
     study = StudyFolder(Path(shutil.copytree(runs / STUDY, tmp_path / STUDY)))
-    trials = compare.read_study(study)
+    trials = study_table.read_study(study)
     found, _ = compare.compare_within_family(trials, compare.bug_pairs(trials.arms), ())
-    assert sorted((c["b"], c["method"], round(c["difference_pp"], 2)) for c in found) == [
+    assert sorted((c.b, c.method, round(c.difference_pp, 2)) for c in found) == [
         ("projector-unclipped", "feature", -5.0),
         ("random-teacher", "feature", -1.25),
         ("random-teacher", "logit", -2.5),

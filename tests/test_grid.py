@@ -8,7 +8,7 @@ import pytest
 from test_cli import kdbench
 from test_study_file import SMALL
 
-from harness import choice, compare
+from harness import choice, compare, study_table
 from harness import study as studies
 from harness.grid import Grid, Tried, best, settings_of
 from harness.plan import Arm, Ground, load_preset, make_plan, parse_preset
@@ -122,7 +122,7 @@ def test_a_study_with_a_grid_end_to_end(here, cache):
     chosen = [row["fault"] for row in found["grid"] if row["chosen"]]
     assert len(found["grid"]) == 8 and chosen == [None, "test-as-validation"]
     study = StudyFolder(next((here / "runs").glob("*/study.json")).parent)
-    trials = compare.read_study(study)
+    trials = study_table.read_study(study)
     for row in found["grid"]:
         if row["chosen"]:
             spec, _ = trials.arms[Arm(row["fault"], "r34-r18", "logit")][0]
@@ -142,11 +142,11 @@ def test_a_study_with_a_grid_end_to_end(here, cache):
     code, _, err = kdbench("report", "--output", "page")
     text = (here / "page" / "report.md").read_text()
     assert code == 0 and "## Settings tried first" in text and "alpha 0.3, temperature 2" in text, err
-    found = choice.read(compare.read_study(study))
-    assert {(r["arm"], r["tried"]) for r in found["settings"]} == {("corrected", 4), ("test-as-validation", 4)}
-    by_test = [(r["method"], r["arm"]) for r in found["epochs"]]
+    found = choice.read(study_table.read_study(study))
+    assert {(r.arm, r.tried) for r in found.settings} == {("corrected", 4), ("test-as-validation", 4)}
+    by_test = [(r.method, r.arm) for r in found.epochs]
     assert by_test == [("baseline", "test-as-validation"), ("logit", "test-as-validation")]
-    assert all(r["more"] >= 0 and r["most"] >= r["more"] for r in found["epochs"]), "the best is not below the last"
+    assert all(r.more >= 0 and r.most >= r.more for r in found.epochs), "the best is not below the last"
     out = kdbench("status")[1]
     assert "logit (grid)" in out and "4 of 4" in out
 
@@ -211,9 +211,9 @@ def test_what_choosing_the_epoch_on_test_adds_is_told_of_whoever_does_it(tmp_pat
                 lines = [json.dumps({"epoch": i, "test_accuracy": score}) for i, score in enumerate(scores, 1)]
                 (folder.path / "test_curve.jsonl").write_text("\n".join(lines) + "\n")
             arms[arm][seed] = (plan.trials[key], result)
-    (row,) = choice.read(compare.Trials(StudyFolder(tmp_path), preset.decision, arms))["epochs"]
-    assert (row["arm"], row["seeds"], row["reported"], row["last"]) == ("select-on-test", 2, 80.0, 79.0)
-    assert (row["more"], row["most"]) == (1.0, 1.5)
+    (row,) = choice.read(study_table.Trials(StudyFolder(tmp_path), preset.decision, arms)).epochs
+    assert (row.arm, row.seeds, row.reported, row.last) == ("select-on-test", 2, 80.0, 79.0)
+    assert (row.more, row.most) == (1.0, 1.5)
 
 
 def test_arms_that_chose_for_themselves_may_differ_in_settings_and_others_not(here):
@@ -222,7 +222,7 @@ def test_arms_that_chose_for_themselves_may_differ_in_settings_and_others_not(he
     chosen = {a: {"alpha": 0.3, "temperature": 4}, b: {"alpha": 0.7, "temperature": 2}}
     plan = make_plan(preset, (None, "test-as-validation"), ground, chosen=chosen)
     arms = {arm: {s: (plan.trials[k], None) for s, k in trials.items()} for arm, trials in plan.arms.items()}
-    study = compare.Trials(StudyFolder(here), preset.decision, arms, grid={a: [], b: []})
-    assert compare.compare_arms(study, [(a, b)])[0]["verdict"] == "undefined"
+    study = study_table.Trials(StudyFolder(here), preset.decision, arms, grid={a: [], b: []})
+    assert compare.compare_arms(study, [(a, b)])[0].verdict == "undefined"
     with pytest.raises(InputError, match=r"settings\.temperature"):
         compare.compare_arms(replace(study, grid={}), [(a, b)])

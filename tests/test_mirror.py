@@ -27,11 +27,11 @@ from mlflow.tracking import MlflowClient  # noqa: E402
 from harness import mlflow_view  # noqa: E402
 from harness.cli import ui_command  # noqa: E402
 from harness.cli.common import LiveMirror, mirror_or_remark, stderr  # noqa: E402
-from harness.compare import read_study, write_study  # noqa: E402
 from harness.grid import Grid  # noqa: E402
 from harness.mirror import mirror_study  # noqa: E402
 from harness.plan import Decision, Ground, load_preset, make_plan  # noqa: E402
 from harness.record import FaultStory, Metrics, Result, StudyFolder  # noqa: E402
+from harness.study_table import read_study, write_study  # noqa: E402
 from harness.variants import VARIANTS  # noqa: E402
 
 

@@ -8,9 +8,11 @@ import re
 import pytest
 from test_cli import kdbench
 
-from harness import compare, figures, published, report
+from harness import figures, published, report, study_table
+from harness.arms import arm_row
 from harness.plan import Ground, load_preset, make_plan
 from harness.record import Metrics, Result, StudyFolder
+from harness.rows import ComparisonRow
 
 ENVIRONMENT = {"torch": "2", "device_name": "a", "code_digest": "c"}
 NORMS = {None: 1.5, "projector-unclipped": 1.7, "random-teacher": 20.0, "imagenet-stem": 2.0}
@@ -30,7 +32,7 @@ def write(place, preset="quick", faults=tuple(NORMS), per_class=None, dataset="d
     plan = make_plan(settings, list(faults), Ground(dataset, "d" * 64, "cpu"))
     folder = StudyFolder(place / plan.study)
     folder.path.mkdir(parents=True)
-    compare.write_study(folder, settings.decision, plan.arms, command="kdbench run")
+    study_table.write_study(folder, settings.decision, plan.arms, command="kdbench run")
     classes = [96.0] * len(per_class(next(iter(plan.arms)), 0) if per_class else "ab")
     for key in plan.teachers.values():
         folder.trial(key).write_spec(plan.trials[key])
@@ -47,7 +49,7 @@ def write(place, preset="quick", faults=tuple(NORMS), per_class=None, dataset="d
             norms = {name: {"mean": top, "max": top + 1} for name in groups}
             epochs = [{"val_accuracy": 90.0 + epoch, "grad_norms": norms} for epoch in (1, 2)]
             (trial.path / "curve.jsonl").write_text("".join(json.dumps(epoch) + "\n" for epoch in epochs))
-    return compare.read_study(folder)
+    return study_table.read_study(folder)
 
 
 @pytest.fixture(scope="module")
@@ -222,8 +224,9 @@ def test_a_class_without_an_image_has_an_empty_cell(tmp_path):
 
 
 def comparison(b, method, verdict, difference):
-    of = {"pair": "r34-r18", "b": b, "method": method}
-    return {**of, "verdict": verdict, "difference_pp": difference, "ci95_pp": [-1, 1], "mde_pp": 0.84}
+    said = {"verdict": verdict, "difference_pp": difference, "ci95_pp": [-1.0, 1.0], "mde_pp": 0.84}
+    unsaid = dict.fromkeys(field.name for field in dataclasses.fields(ComparisonRow))
+    return ComparisonRow(**{**unsaid, "pair": "r34-r18", "b": b, "method": method, **said})
 
 
 def test_few_comparisons_have_a_line_each_and_many_a_line_for_each_bug():
@@ -231,23 +234,22 @@ def test_few_comparisons_have_a_line_each_and_many_a_line_for_each_bug():
     clip = [comparison("projector-unclipped", "feature", "undecided", 0.1 * i) for i in range(4)]
     few = report._claims(stem + clip)
     assert len(few) == 8
-    assert few[0] == {"verdict": "different, lower", "open": False, "power": "", "text": few[0]["text"]}
-    assert few[0]["text"] == "imagenet-stem in Logit-KD: -6.00 pp [-1.00, +1.00]"
-    assert (few[7]["open"], few[7]["power"]) == (True, "under 0.8 pp easily missed")
+    assert few[0] == report.Claim("different, lower", False, "imagenet-stem in Logit-KD: -6.00 pp [-1.00, +1.00]")
+    assert (few[7].open, few[7].power) == (True, "under 0.8 pp easily missed")
     many = report._claims([*stem, *clip, comparison("imagenet-stem", "feature", "undecided", -1.0)])
-    assert [(row["verdict"], row["open"]) for row in many] == [
+    assert [(row.verdict, row.open) for row in many] == [
         ("4 different, lower; 1 undecided", False),
         ("undecided", True),
     ]
-    assert many[0]["text"] == "imagenet-stem, 5 comparisons: -9.00 to -1.00 pp"
+    assert many[0].text == "imagenet-stem, 5 comparisons: -9.00 to -1.00 pp"
     alone = report._claims([*stem, *clip, comparison("random-teacher", "logit", "different", -40.0)])
-    assert alone[2]["text"] == "random-teacher in Logit-KD: -40.00 pp [-1.00, +1.00]", "of one there is no span"
+    assert alone[2].text == "random-teacher in Logit-KD: -40.00 pp [-1.00, +1.00]", "of one there is no span"
 
 
 def test_what_still_runs_is_not_called_wrong(tmp_path):
     waiting = write(tmp_path, faults=[None])
     (arm,) = (arm for arm in waiting.arms if arm.method == "logit")
-    rows = [{"fault": None, "pair": a.pair, "method": a.method, "as_expected": a != arm} for a in waiting.arms]
+    rows = [dataclasses.replace(arm_row(a, trials), as_expected=a != arm) for a, trials in waiting.arms.items()]
     spec, _ = waiting.arms[arm][1]
     assert report._code(waiting, rows, None)[0] == {"word": "NO", "text": "2 of 3 corrected arms are proven clean"}
     waiting.arms[arm][1] = (spec, None)

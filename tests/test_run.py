@@ -1,6 +1,7 @@
 """The main job end to end, as a user runs it: trained, audited, compared, mirrored, resumed."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -18,10 +19,11 @@ import test_cli
 from conftest import TINY, write_images
 
 from audits.checks.all import CATALOGUE
-from harness import compare
+from harness import arms
 from harness.cli.common import stdout
 from harness.cli.show import show_controls
 from harness.record import Folder, StudyFolder
+from harness.rows import Again, ArmRow, ControlsRow
 
 
 def program(*args, cwd):
@@ -182,15 +184,16 @@ def test_without_controls_a_study_says_that_it_proves_nothing(copy):
     assert done.returncode == 0 and "so it proves nothing" in done.stdout and "Controls" not in done.stdout
 
 
-AGAIN = {"verdict": "missing", "epochs": 0, "method": "baseline", "fault": None, "seed": 0}
+AGAIN = Again("a trial", "baseline", None, seed=0, epochs=0, verdict="missing")
 
 
 def test_what_is_missing_of_the_controls_is_said(capsys):
-    show_controls(stdout(), {"again": AGAIN, "positive": None})
+    show_controls(stdout(), ControlsRow(AGAIN, None, as_declared=True, sound=False))
     said = capsys.readouterr().out
     assert "(Baseline, corrected, seed 0): did not finish" in said and "no positive control: no method here" in said
 
 
+UNSAID = dict.fromkeys(field.name for field in dataclasses.fields(ArmRow))
 ROW = {"fault": "imagenet-stem", "reached": True, "dormant": 0, "seeds": [0, 1]}
 
 
@@ -208,7 +211,7 @@ ROW = {"fault": "imagenet-stem", "reached": True, "dormant": 0, "seeds": [0, 1]}
     ],
 )
 def test_how_far_a_bug_got(row, verdict, effect):
-    assert compare.effect(row, verdict) == effect
+    assert arms.effect(ArmRow(**{**UNSAID, **row}), verdict) == effect
 
 
 def test_the_same_command_again_trains_nothing(study):

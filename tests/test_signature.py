@@ -9,11 +9,11 @@ import pytest
 from scipy import stats
 from test_cli import kdbench
 
-from harness.compare import Trials
 from harness.plan import Arm, load_preset
 from harness.record import FaultStory, Metrics, Result
 from harness.signature import Design, Look, decide, look, run, simulate
 from harness.study import Request
+from harness.study_table import Trials
 from kd.errors import InputError
 
 DESIGN = Design()

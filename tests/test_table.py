@@ -35,18 +35,18 @@ def compare(found, columns=COLUMNS, baseline="plain", **changes):
 
 def test_every_group_is_compared_with_the_baseline_as_statsmodels_would():
     entries = compare(rows())
-    assert [(e["a"], e["b"]) for e in entries] == [("plain", "logit"), ("plain", "other")]
+    assert [(e.a, e.b) for e in entries] == [("plain", "logit"), ("plain", "other")]
     ps = []
     for e in entries:
-        a, b = SCORES["plain"], SCORES[e["b"]]
+        a, b = SCORES["plain"], SCORES[e.b]
         means = weightstats.CompareMeans.from_data(b, a)
         ps.append(means.ttest_ind(usevar="unequal")[1])
-        assert e["welch_p"] == pytest.approx(ps[-1], rel=1e-9)
-        assert e["ci95_pp"] == pytest.approx(means.tconfint_diff(usevar="unequal"), rel=1e-9)
-        assert e["tost_p"] == pytest.approx(means.ttost_ind(-0.5, 0.5, usevar="unequal")[0], rel=1e-9)
+        assert e.welch_p == pytest.approx(ps[-1], rel=1e-9)
+        assert e.ci95_pp == pytest.approx(means.tconfint_diff(usevar="unequal"), rel=1e-9)
+        assert e.tost_p == pytest.approx(means.ttost_ind(-0.5, 0.5, usevar="unequal")[0], rel=1e-9)
     holm = statsmodels.stats.multitest.multipletests(ps, method="holm")[1]
-    assert [e["holm_p"] for e in entries] == pytest.approx(list(holm), rel=1e-9)
-    assert [e["verdict"] for e in entries] == ["different", "equivalent"]
+    assert [e.holm_p for e in entries] == pytest.approx(list(holm), rel=1e-9)
+    assert [e.verdict for e in entries] == ["different", "equivalent"]
 
 
 def test_within_a_family_groups_are_compared_and_all_adjusted_together():
@@ -54,8 +54,8 @@ def test_within_a_family_groups_are_compared_and_all_adjusted_together():
     with pytest.raises(InputError, match="has seed 0 twice; one run a seed, or name what tells them apart: --family"):
         compare(found)
     entries = compare(found, Columns("method", "seed", "accuracy", "pair"))
-    assert [(e["pair"], e["b"]) for e in entries] == [("a", "logit"), ("a", "other"), ("b", "logit"), ("b", "other")]
-    assert entries[0]["holm_p"] == pytest.approx(4 * entries[0]["welch_p"])
+    assert [(e.pair, e.b) for e in entries] == [("a", "logit"), ("a", "other"), ("b", "logit"), ("b", "other")]
+    assert entries[0].holm_p == pytest.approx(4 * entries[0].welch_p)
 
 
 def test_groups_that_differ_in_more_are_refused_and_the_difference_is_named():
@@ -68,20 +68,18 @@ def test_groups_that_differ_in_more_are_refused_and_the_difference_is_named():
     with pytest.raises(InputError, match=says + "--allow-difference epochs --allow-difference crop"):
         compare(found)
     entries = compare(found, allowed=["epochs", "crop"])
-    assert any("allowed to differ: epochs: 100 against 200" in w for w in entries[0]["warnings"])
+    assert any("allowed to differ: epochs: 100 against 200" in w for w in entries[0].warnings)
 
 
 def test_what_differs_for_some_runs_only_is_remarked_on():
     epochs = [100] * 5 + [100, 200, 200, 200, 200] + [100] * 5
     one, other = compare([{**row, "epochs": n} for row, n in zip(rows(), epochs, strict=True)])
-    assert (
-        "epochs is 100 in plain, and 100 or 200 in logit: these runs may differ in more than method" in one["warnings"]
-    )
-    assert not any("epochs" in w for w in other["warnings"])
+    assert "epochs is 100 in plain, and 100 or 200 in logit: these runs may differ in more than method" in one.warnings
+    assert not any("epochs" in w for w in other.warnings)
     # What is new in every run is no setting: here the time that each took, which one group's clock did not tell.
     seconds = [0.0] * 5 + [10.0 + i for i in range(10)]
     for entry in compare([{**row, "seconds": s} for row, s in zip(rows(), seconds, strict=True)]):
-        assert not any("seconds" in w for w in entry["warnings"])
+        assert not any("seconds" in w for w in entry.warnings)
 
 
 def test_a_column_of_nans_is_one_value():
@@ -93,16 +91,16 @@ def test_a_column_of_nans_is_one_value():
 def test_seeds_without_a_partner_are_named_unless_all_are():
     found = [row for row in rows() if (row["method"], row["seed"]) not in {("plain", 0), ("logit", 3), ("logit", 4)}]
     one, other = compare(found)
-    assert {"logit has no run of seed 3, 4", "plain has no run of seed 0"} <= {*one["warnings"]}
-    assert any("no run of seed 0" in w for w in other["warnings"])
+    assert {"logit has no run of seed 3, 4", "plain has no run of seed 0"} <= {*one.warnings}
+    assert any("no run of seed 0" in w for w in other.warnings)
     apart = [{**row, "seed": row["seed"] + 10 * (row["method"] != "plain")} for row in rows()]
-    assert not any("no run of" in w for entry in compare(apart) for w in entry["warnings"])
+    assert not any("no run of" in w for entry in compare(apart) for w in entry.warnings)
 
 
 def test_the_order_of_the_lines_changes_nothing():
     found = [{**row, "seed": row["seed"] + 8} for row in rows()]  # 8 to 12, which are not in the alphabet's order
     assert compare(found[::-1]) == compare(found)
-    assert compare(found)[0]["values"][0] == SCORES["plain"]
+    assert compare(found)[0].values[0] == SCORES["plain"]
 
 
 def test_an_empty_group_is_the_baseline_if_that_is_said():
@@ -111,14 +109,14 @@ def test_an_empty_group_is_the_baseline_if_that_is_said():
     with pytest.raises(InputError, match="line 2: method is empty; are these runs the baseline"):
         compare(found)
     entries = compare(found, baseline="")
-    assert [(e["a"], e["b"]) for e in entries] == [("(empty)", "logit"), ("(empty)", "other")]
+    assert [(e.a, e.b) for e in entries] == [("(empty)", "logit"), ("(empty)", "other")]
 
 
 def test_a_run_without_a_value_is_counted_and_not_dropped_in_silence():
     found = rows({**SCORES, "logit": [71.0, None, float("inf"), 71.1, 71.5]})
     entry = compare(found)[0]
-    assert entry["n"] == [5, 3] and [m["seed"] for m in entry["missing"]] == ["1", "2"]
-    assert "2 runs have no accuracy and are missing from n" in entry["warnings"]
+    assert entry.n == [5, 3] and [m.seed for m in entry.missing] == ["1", "2"]
+    assert "2 runs have no accuracy and are missing from n" in entry.warnings
 
 
 @pytest.mark.parametrize(
@@ -252,11 +250,11 @@ def test_from_an_mlflow_experiment(tmp_path):
     found = table.read_mlflow(uri, "theirs", "metrics.accuracy")
     columns = Columns("params.method", "params.seed", "metrics.accuracy")
     entries = table.compare(found, columns, "plain", margin=0.5, alpha=0.05)
-    by_name = {e["b"]: e for e in entries}
-    assert by_name["logit"]["difference_pp"] == pytest.approx(
+    by_name = {e.b: e for e in entries}
+    assert by_name["logit"].difference_pp == pytest.approx(
         stats.compare(SCORES["plain"], SCORES["logit"], 1).difference
     )
-    assert by_name["other"]["n"] == [5, 4] and by_name["other"]["missing"][0]["seed"] == "4"
+    assert by_name["other"].n == [5, 4] and by_name["other"].missing[0].seed == "4"
     with pytest.raises(InputError, match=r"unknown experiment.*theirs"):
         table.read_mlflow(uri, "their", "metrics.accuracy")
     with pytest.raises(InputError, match=r"typo\.db does not exist"):

@@ -9,12 +9,14 @@ from typing import Any
 
 import click
 
+from harness.options import told
 from kd.errors import InputError, unknown
 
 COMMANDS = {
     "init": "Write a study's file to start from.",
     "run": "Train, audit and compare the arms of a study.",
     "audit": "Audit a distillation script as it is, or our own training.",
+    "audits": "List or explain the audits, run them against every fault, show a trial's.",
     "status": "Show how far the studies are.",
     "compare": "Compare two arms of a study over its seeds, or groups of anybody's runs.",
     "power": "Plan seeds: how many a comparison needs, what so many show.",
@@ -61,7 +63,7 @@ def run_cli(call: Callable[[], Any]) -> int:
     try:
         result = call()
     except InputError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {told(error)}", err=True)
         return 2
     except click.ClickException as error:
         click.echo(f"error: {error.format_message()} (kdbench --help shows what there is)", err=True)

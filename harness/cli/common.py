@@ -168,8 +168,8 @@ class LiveMirror:
             if self._over:
                 return
             with suppress(Exception):  # MLflow's, of many kinds; a server that was down may be up at the next trial
-                from harness.compare import read_study
                 from harness.mirror import mirror_study
+                from harness.study_table import read_study
 
                 mirror_study(self._runs, read_study(self._study))
 
@@ -177,8 +177,8 @@ class LiveMirror:
 def mirror_or_remark(runs: Path, study: "StudyFolder", notes: Console) -> "Mirror | None":
     """Mirror the study; MLflow in trouble costs a remark, never a result."""
     try:
-        from harness.compare import read_study
         from harness.mirror import mirror_study
+        from harness.study_table import read_study
 
         return mirror_study(runs, read_study(study))
     except Exception as error:  # MLflow's, of many kinds

@@ -88,12 +88,13 @@ def command(
         )
     if a is None or b is None:
         raise InputError("name two arms (kdbench compare corrected bugged), or a table of runs with --csv")
-    from harness import compare as arms
+    from harness import compare
+    from harness.study_table import read_study
 
-    trials = arms.read_study(find_study(runs, study))
-    entries, family = arms.compare_within_family(trials, arms.pairs_of_arms(trials, a, b), allowed)
+    trials = read_study(find_study(runs, study))
+    entries, family = compare.compare_within_family(trials, compare.pairs_of_arms(trials, a, b), allowed)
     if as_json:
-        print_json(arms.as_object(trials.decision, entries, family))
+        print_json(compare.as_object(trials.decision, entries, family))
         return
     from harness.cli.show import show_comparisons
 
@@ -147,13 +148,11 @@ def _compare_table(
                 "alpha": alpha,
                 "margin_pp": margin,
                 "family": len(entries),
-                "comparisons": entries,
+                "comparisons": [entry.as_json() for entry in entries],
             }
         )
         return
     from harness.cli.show import show_comparisons
 
     where = csv.name if csv is not None else experiment
-    show_comparisons(
-        stdout(), entries, margin, f"{metric} of every {group} against {entries[0]['a']}, {where}", unit=""
-    )
+    show_comparisons(stdout(), entries, margin, f"{metric} of every {group} against {entries[0].a}, {where}", unit="")

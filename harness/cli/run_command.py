@@ -23,6 +23,7 @@ from kd.errors import InputError, unknown
 if TYPE_CHECKING:
     from harness.execute import Outcome
     from harness.record import Result
+    from harness.rows import GridRow
     from harness.study import Ready
 
 
@@ -105,11 +106,11 @@ def command(
         outcome.trained.extend(before.trained)
     found = summary(ready, outcome, allowed)
     if ready.plan.is_first_stage and not as_json:
-        return _grid_is_short(ready, found["grid"], outcome.failed)
-    if ready.mine is not None and found["unfinished"] and not as_json:
-        return _shard_is_done(ready, found["unfinished"], outcome.failed, notes)
+        return _grid_is_short(ready, found.grid, outcome.failed)
+    if ready.mine is not None and found.unfinished and not as_json:
+        return _shard_is_done(ready, found.unfinished, outcome.failed, notes)
     if as_json:
-        print_json(found)
+        print_json(found.as_json())
         mirror_or_remark(runs, ready.folder, notes)
         return exit_code(found)
     from harness.cli.show import show_study
@@ -133,7 +134,7 @@ def _slice(shard: str | None) -> tuple[int, int] | None:
     return int(number), int(of)
 
 
-def _grid_is_short(ready: "Ready", rows: list[dict[str, Any]], failed: list[str]) -> int:
+def _grid_is_short(ready: "Ready", rows: "list[GridRow]", failed: list[str]) -> int:
     """Say that no settings could be chosen, since trials of the grid could not run."""
     from harness.cli.show import show_grid
 

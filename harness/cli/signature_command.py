@@ -11,10 +11,11 @@ from harness.processes import start_server
 from kd.errors import InputError
 
 if TYPE_CHECKING:
-    from harness.compare import Trials
     from harness.record import Result
+    from harness.rows import Again
     from harness.signature import Design, Outcome
     from harness.study import Request
+    from harness.study_table import Trials
 
 
 @click.command("signature")
@@ -73,10 +74,11 @@ def command(fault_names: tuple[str, ...], margin: float, simulate: float | None,
 
 
 def _run(request: "Request", design: "Design", as_json: bool) -> int:
-    from harness import compare
     from harness.cli.progress import Progress
+    from harness.controls import controls
     from harness.signature import run
     from harness.study import carry_out, prepare
+    from harness.study_table import read_study
 
     notes = stderr()
     failed: list[str] = []
@@ -90,17 +92,17 @@ def _run(request: "Request", design: "Design", as_json: bool) -> int:
                 progress.on_trial(key, result, epochs)
 
             failed.extend(carry_out(ready, tell).failed)
-        return compare.read_study(ready.folder)
+        return read_study(ready.folder)
 
     def told(outcome: "Outcome") -> None:
         notes.print(f"{outcome.arm.fault}, {outcome.arm.method}: {outcome.state}")
 
     outcomes, study = run(request, design, train, told)
-    controls = compare.controls(study)
-    again = controls["again"] if controls else None
+    seen = controls(study)
+    again = seen.again if seen is not None else None
     entries = [outcome.as_object() for outcome in outcomes]
     killed = [entry["state"] == "killed" for entry in entries if entry["control"]]
-    sound = bool(killed) and all(killed) and again is not None and again["verdict"] in ("identical", "undecidable")
+    sound = bool(killed) and all(killed) and again is not None and again.verdict in ("identical", "undecidable")
     if as_json:
         print_json(
             {
@@ -112,7 +114,7 @@ def _run(request: "Request", design: "Design", as_json: bool) -> int:
                     "alphas": list(design.alphas),
                     "futility_sd": design.futility_sd,
                 },
-                "again": again,
+                "again": again.as_json() if again is not None else None,
                 "sound": sound,
                 "faults": entries,
             }
@@ -134,7 +136,7 @@ _MEANING = {
 }
 
 
-def _show(design: "Design", entries: list[dict[str, Any]], again: dict[str, Any] | None, sound: bool) -> None:
+def _show(design: "Design", entries: list[dict[str, Any]], again: "Again | None", sound: bool) -> None:
     from rich.table import Table
 
     from kd.methods import METHODS
@@ -167,7 +169,7 @@ def _show(design: "Design", entries: list[dict[str, Any]], again: dict[str, Any]
         soft_wrap=True,
     )
     if again is not None:
-        console.print(f"  the same seed twice: {escape(again['verdict'])}", style="dim")
+        console.print(f"  the same seed twice: {escape(again.verdict)}", style="dim")
     if not sound:
         console.print("[bold red]The controls are not as they must be: this says nothing of the other faults.[/]")
 

@@ -10,13 +10,14 @@ import inspect
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from audits.checks.all import CATALOGUE
 from audits.laws import LAWS
 from harness import loading
+from harness.digests import without_comments, without_docstring
 from kd.errors import InputError, unknown
 from kd.methods import METHODS, Soft
 from kd.procedure import CANONICAL, Procedure
@@ -56,7 +57,7 @@ class Fault:
 
     @cached_property
     def digest(self) -> str:
-        """Digest of the function's source but for its docstring: a changed fault is another experiment."""
+        """Digest of the function's source but for docstring and comments: a changed fault is another experiment."""
         return hashlib.sha256(_body(self.function).encode()).hexdigest()[:16]
 
     def ids(self, names: tuple[str, ...]) -> list[str]:
@@ -201,16 +202,12 @@ def audit_ids() -> dict[str, str]:
     return {name: audit.id for name, audit in CATALOGUE.items()} | {name: law.id for name, law in LAWS.items()}
 
 
+@cache
 def _body(function: Callable[..., Any]) -> str:
-    """Return a function's source under its seam's name, without decorator and docstring."""
+    """Return a function's source under its seam's name, without decorator, docstring and comments."""
     lines = textwrap.dedent(inspect.getsource(function)).splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("def "))
-    source = "\n".join(lines[start:])
-    if function.__doc__:
-        opening = source.index('"""')
-        closing = source.index('"""', opening + 3) + 3
-        source = source[:opening].rstrip() + source[closing:]
-    return source
+    return without_docstring(without_comments("\n".join(lines[start:])))
 
 
 FAULTS: dict[str, Fault] = {}
@@ -242,6 +239,7 @@ def fault(
             raise InputError(f"fault {name}: it is caught by an audit, or says why it escapes them all (escapes=)")
         if name in FAULTS:
             raise InputError(f"fault {name} is registered already")
+        _body(function)  # read now: what is edited later is not what acts here
         FAULTS[name] = Fault(name, seam, function, tuple(caught_by), tuple(follows or ()), scope, needs, escapes)
         return function
 

@@ -1,0 +1,68 @@
+"""How a report leaves: in which format, and alone on stdout."""
+
+import atexit
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from kd.errors import InputError
+
+if TYPE_CHECKING:
+    from audits.report.policy import Policy
+    from audits.report.render import Audited
+
+
+def read_policy(options: Mapping[str, Any]) -> "Policy":
+    """Return the user's choices; PolicyError for one that cannot be honoured."""
+    from audits.report.policy import Policy
+
+    return Policy.parse(options["waive"], options["select"], options["ignore"], options["strict"])
+
+
+@contextlib.contextmanager
+def policy_errors() -> Iterator[None]:
+    """Make a choice that cannot be honoured the user's error, as any other bad input."""
+    from audits.report.policy import PolicyError
+    from harness.declarations import REMEDIES
+
+    try:
+        yield
+    except PolicyError as error:
+        raise InputError(f"{error}{REMEDIES[error.remedy] if error.remedy else ''}") from error
+
+
+@contextlib.contextmanager
+def stdout_apart() -> Iterator[Callable[[str], None]]:
+    """Send what is written to stdout, also by child processes, to stderr; yield what writes to the real one."""
+    real = sys.stdout
+    real.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+
+    def write(text: str) -> None:
+        real.flush()
+        os.dup2(kept, 1)
+        try:
+            real.write(text + "\n")
+            real.flush()
+        finally:
+            os.dup2(2, 1)
+
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield write
+    finally:
+        real.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
+        atexit.register(os.dup2, 2, 1)  # before the exit handlers of the script, which may print too
+
+
+def renderer(format_: str) -> "Callable[[Audited], str]":
+    """Return what writes a report in a machine's format."""
+    from audits.report import render
+
+    forms = {"json": render.to_json, "junit": render.to_junit, "sarif": render.to_sarif, "github": render.to_github}
+    return forms.get(format_, render.to_json)

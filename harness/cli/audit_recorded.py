@@ -1,0 +1,47 @@
+"""The findings of a recorded trial, shown again."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from harness.cli.audit_output import renderer
+from harness.cli.common import stdout
+from kd.errors import InputError
+
+if TYPE_CHECKING:
+    from audits.report.policy import Policy
+
+
+def show_recorded(path: Path, policy: "Policy", format_: str) -> int:
+    """Show the findings of a recorded trial; return the exit code that its audit had."""
+    from audits.finding import Finding, sorted_report
+    from audits.report.policy import EXIT_CODES
+    from audits.report.render import Audited
+    from harness.cli.audit_text import coverage, show_findings
+    from harness.record import Folder
+
+    folder = Folder(path.resolve())
+    spec, result = folder.spec(), folder.result()
+    if result is None:
+        raise InputError(f"{path} is an unfinished trial: it has no result.json yet; the same kdbench run finishes it")
+    report = policy.apply(sorted_report([Finding(**f) for f in result.findings]))
+    ran = result.status in ("finished", "diverged")
+    audited = Audited(
+        target=str(path),
+        report=report,
+        verdict=policy.verdict(report, ran=ran, distilled=True),
+        threshold=policy.threshold,
+        student=spec.arch,
+        teacher=spec.teacher.arch if spec.teacher else None,
+        script_error=None if ran else result.reason,
+    )
+    if format_ == "text":
+        console = stdout()
+        console.print(coverage(report), soft_wrap=True)
+        told = f"{spec.method}, {spec.fault or 'corrected'}, {spec.arch}, seed {spec.seed}: {result.status}"
+        console.print(told + (f" ({result.reason})" if result.reason else ""), markup=False, soft_wrap=True)
+        show_findings(console, report)
+    else:
+        click.echo(renderer(format_)(audited))
+    return EXIT_CODES[audited.verdict]

@@ -1,0 +1,269 @@
+"""The audit of a script of somebody's: what is meant is put together, the script is run, what was seen is judged."""
+
+import contextlib
+import difflib
+import importlib.machinery
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+# Whatever is needed while the script runs is imported before: its own modules may be called as ours are.
+from audits import script as engine
+from audits.checks.all import run
+from audits.report.policy import EXIT_CODES, Baseline, Policy
+from audits.report.render import Audited
+from audits.script import Observation
+from audits.trace import KD, Clip
+from harness.cli import audit_text
+from harness.cli.audit_output import renderer, stdout_apart
+from harness.cli.common import stderr, stdout
+from harness.contract import FILE, Contract, contract_text, read_contract
+from harness.declarations import spelled
+from kd.errors import InputError
+
+_NOBODY_ELSES = ("--format", "--waive", "--select", "--ignore", "--strict", "--baseline", "--contract", "--guard")
+"Options of ours that a training script hardly has."
+
+
+@dataclass
+class _Judge:
+    """Makes a report of what was seen: the user's choices applied, baseline and contract written where asked for."""
+
+    target: str
+    policy: Policy
+    contract: Contract
+    baseline: Baseline
+    baseline_file: Path | None
+    "As it was named; absolute is what it was when the script began."
+    update_baseline: bool
+    contract_file: Path | None
+    "To be written, as it was named."
+    remarks: list[str] = field(default_factory=list)
+    "What else is to be said, in sentences."
+
+    def __post_init__(self) -> None:
+        self._baseline_path = self.baseline_file.absolute() if self.baseline_file is not None else None
+        self._contract_path = self.contract_file.absolute() if self.contract_file is not None else None
+
+    def __call__(self, seen: Observation) -> Audited:
+        """Return the report."""
+        roles = {role: ", ".join(seen.trace.roles.get(role, [])) or None for role in ("student", "teacher")}
+        ran, distilled = seen.error is None and not seen.exit_code, bool(seen.trace.losses.sights)
+        raw = self.policy.apply(seen.report)
+        report = self.baseline.apply(raw, self.target)
+        verdict = self.policy.verdict(report, ran=ran, distilled=distilled)
+        if self._baseline_path is not None:
+            gone = self.baseline.gone(raw, self.target) if verdict in ("clean", "failed") else []
+            self.remarks.extend(
+                f"no longer there: {name} of the baseline; --update-baseline takes it out" for name in gone
+            )
+        if self.update_baseline and self._baseline_path is not None:
+            if verdict in ("could-not-run", "undecided"):
+                self.remarks.append(f"baseline not written: {verdict}")
+            else:
+                updated = self.baseline.updated(raw, self.target)
+                updated.write(self._baseline_path)
+                report = updated.apply(raw, self.target)
+                verdict = self.policy.verdict(report, ran=ran, distilled=distilled)
+                count = len(raw.failed("warn"))
+                self.remarks.append(f"{count} failures of {self.target} written to {self.baseline_file}")
+        self.remarks.extend(f"waiver of {id} is not needed: it passes" for id in self.policy.needless(raw))
+        self.remarks.extend(_lost_names(self.contract, seen))
+        if self._contract_path is not None:
+            self._write_contract(self._contract_path, seen)
+        return Audited(
+            target=self.target,
+            report=report,
+            verdict=verdict,
+            threshold=self.policy.threshold,
+            steps=seen.steps,
+            student=roles["student"],
+            teacher=roles["teacher"],
+            projectors=tuple(seen.trace.roles.get("projectors", [])),
+            script_error=seen.error,
+            script_exit=seen.exit_code,
+            unobserved=tuple(seen.unobserved),
+        )
+
+    def _write_contract(self, path: Path, seen: Observation) -> None:
+        if seen.trace.losses.sights:
+            path.write_text(contract_text(seen.trace, self.target), encoding="utf-8")
+            self.remarks.append(f"contract written to {self.contract_file}: correct it and commit it")
+        else:
+            self.remarks.append("no contract was written: no distillation was seen")
+
+
+class _Reporter:
+    """Prints a report, once; what goes wrong in that is ours, and no reason to stop the user's job."""
+
+    def __init__(self, judge: _Judge, format_: str, guard: bool) -> None:
+        self.judge, self.format = judge, format_
+        self.rendered = renderer(format_)
+        self.console, self.notes = stderr() if guard else stdout(), stderr()
+        for console in (self.console, self.notes):
+            console.file = console.file  # as it is now: a script may put another in its place
+        self.write: Callable[[str], None] = lambda text: click.echo(text, err=True)
+        self.code: int | None = None
+        "Of what was reported; None as long as nothing was."
+
+    def finish(self, seen: Observation) -> int:
+        """Report, and return the exit code of it."""
+        try:
+            return self._tell(seen)
+        except Exception as error:
+            self.notes.print(f"the audit could not be reported: {type(error).__name__}: {error}", markup=False)
+            return EXIT_CODES["could-not-run"]
+
+    def _tell(self, seen: Observation) -> int:
+        audited = self.judge(seen)
+        self.code = EXIT_CODES[audited.verdict]
+        if seen.error:
+            self.notes.print(seen.error, markup=False, soft_wrap=True)
+            if hint := _hint(seen.error):
+                self.notes.print(hint, markup=False, soft_wrap=True)
+        if self.format == "text":
+            audit_text.show_script(self.console, audited, seen, self.judge.remarks)
+        else:
+            self.write(self.rendered(audited))
+            for remark in self.judge.remarks:
+                self.notes.print(remark, markup=False, soft_wrap=True)
+        return self.code
+
+
+def audit_script(ctx: click.Context, script: str, args: Sequence[str], policy: Policy, options: dict[str, Any]) -> int:
+    """Run a script under observation and report; return the exit code, which is the script's own under a guard."""
+    module, guard, format_ = options["module"], options["guard"], options["format_"]
+    _check_target(script, module)
+    baseline = _read_baseline(options["baseline"], options["update_baseline"])
+    written: Path | None = options["write_contract"]
+    if written is not None and written.exists():
+        raise InputError(
+            f"{written} exists; --write-contract overwrites no corrections: delete it, or name another file"
+        )
+    contract, remarks = _intent(ctx, script, module, written is None, options)
+    for given in dict.fromkeys(arg.partition("=")[0] for arg in args):
+        if given in _NOBODY_ELSES:
+            remarks.append(f"{given} behind {script} was handed to it; an option of kdbench's own stands before it")
+    target = script if module else Path(script).as_posix()
+    judge = _Judge(
+        target, policy, contract, baseline, options["baseline"], options["update_baseline"], written, remarks
+    )
+    reporter = _Reporter(judge, format_, bool(guard))
+    intent = _options(contract, options)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.redirect_stdout(sys.stdout))  # puts back what the script may replace
+        stack.enter_context(contextlib.redirect_stderr(sys.stderr))
+        if format_ != "text" and not guard:
+            reporter.write = stack.enter_context(stdout_apart())
+        try:
+            seen = engine.run(
+                script,
+                args,
+                module=module,
+                options=intent,
+                make_report=lambda trace: spelled(run(trace)),
+                finish=reporter.finish,
+            )
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            return 130
+        early = reporter.code is not None
+        code = reporter.code if reporter.code is not None else reporter.finish(seen)
+        if early and seen.error:  # the job crashed after it had been looked at
+            reporter.notes.print(seen.error, markup=False, soft_wrap=True)
+    if guard is None or (guard == "stop" and code == 1):
+        return code
+    return seen.exit_code if seen.exit_code is not None else int(seen.error is not None)
+
+
+def _options(contract: Contract, options: dict[str, Any]) -> engine.Options:
+    """Return what the engine is told of how far to look, and of what is meant."""
+    scope: Any = contract.clip_scope or "global"
+    return engine.Options(
+        steps=options["steps"],
+        max_seconds=options["max_seconds"],
+        clip=Clip(contract.max_norm, scope) if contract.max_norm is not None else None,
+        kd=KD(temperature=contract.temperature, alpha=contract.alpha, kd_weight=contract.kd_weight),
+        student=contract.student,
+        teacher=contract.teacher,
+        guard=options["guard"],
+    )
+
+
+def _check_target(script: str, module: bool) -> None:
+    if module:
+        top = script.partition(".")[0]
+        if importlib.machinery.PathFinder.find_spec(top, [str(Path.cwd()), *sys.path]) is None:
+            raise InputError(
+                f"module {top!r} is not found from {Path.cwd()}; go to the folder that holds it, or install it"
+            )
+        return
+    path = Path(script)
+    if path.is_dir():
+        raise InputError(f"{script} is a folder; name the script in it, or a package with -m")
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=1)
+        hint = f"did you mean {path.parent / near[0]}?" if near else "name a script, or a module with -m"
+        raise InputError(f"{script} does not exist; {hint}")
+
+
+def _intent(
+    ctx: click.Context, script: str, module: bool, look: bool, options: dict[str, Any]
+) -> tuple[Contract, list[str]]:
+    """Return what is declared, and a remark where a contract is held to: command line, contract, project's table."""
+    names = [f.name for f in fields(Contract)]
+    typed = {n: options[n] for n in names if ctx.get_parameter_source(n) == ParameterSource.COMMANDLINE}
+    table = {n: options[n] for n in names if options[n] is not None and n not in typed}
+    path, remarks = options["contract"], []
+    beside = (Path.cwd() if module else Path(script).parent) / FILE
+    if path is None and look and beside.is_file():
+        path = beside
+    found = read_contract(path) if path is not None else Contract()
+    if path is not None:
+        remarks.append(f"held to the contract {path}")
+    merged: dict[str, Any] = {}
+    for layer in (table, {n: getattr(found, n) for n in names if getattr(found, n) is not None}, typed):
+        for one, other in (("alpha", "kd_weight"), ("kd_weight", "alpha")):
+            if one in layer:
+                merged.pop(other, None)
+        merged.update(layer)
+    contract = Contract(**merged)
+    if contract.clip_scope is not None and contract.max_norm is None:
+        raise InputError("--clip-scope says of what --max-norm is the bound; give --max-norm too")
+    return contract, remarks
+
+
+def _lost_names(contract: Contract, seen: Observation) -> list[str]:
+    """Return a remark for each declared name under which no network was found: its role was inferred after all."""
+    remarks = []
+    for role, name in (("student", contract.student), ("teacher", contract.teacher)):
+        found = seen.trace.roles.get(role, [])
+        words = {w for f in found for w in f.replace("(", " ").replace(")", " ").split()}
+        if name is not None and not {name, f"self.{name.removeprefix('self.')}"} & words:
+            remarks.append(f"no network called {name!r} was seen as {role}: {', '.join(found) or 'none'} was taken")
+    return remarks
+
+
+def _hint(error: str) -> str | None:
+    last = error.splitlines()[-1]
+    if last.startswith("ModuleNotFoundError: No module named "):
+        package = last.rpartition("No module named ")[2].strip("'\"").partition(".")[0]
+        return (
+            f"install it where kdbench runs: {sys.executable} -m pip install {package} (or whichever package brings it)"
+        )
+    if last.startswith(("SyntaxError", "IndentationError", "TabError", "UnicodeDecodeError")):
+        return f"this is not valid Python {sys.version_info.major}.{sys.version_info.minor}, in which kdbench runs it"
+    return None
+
+
+def _read_baseline(path: Path | None, update: bool) -> Baseline:
+    if path is None:
+        if update:
+            raise InputError("--update-baseline writes a file; name it with --baseline FILE")
+        return Baseline()
+    return Baseline() if update and not path.exists() else Baseline.read(path)
