@@ -29,6 +29,8 @@ bench: $(READY)  ## ratios against a textbook loop, into reports/; for a machine
 lint: $(READY)  ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	@mkdir -p $(VENV)/types/kdbench  # the package as a wheel lays it out, for mypy
+	@ln -sfn ../../../kd ../../../audits ../../../harness ../../../kdbench/__init__.py ../../../kdbench/__main__.py $(VENV)/types/kdbench/
 	$(BIN)/mypy
 
 ui: $(READY)  ## the MLflow UI over the demo's runs

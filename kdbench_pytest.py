@@ -24,7 +24,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Watch the tests, if that was asked for."""
     config.addinivalue_line("markers", "kd_audit_waive(id, reason): accept failures of this audit in this test")
     if config.getoption("--kd-audit"):
-        from audits.pytest_plugin import Watcher
+        from kdbench.audits.pytest_plugin import Watcher
 
         config.pluginmanager.register(Watcher(config), "kdbench-watcher")
 
@@ -33,9 +33,9 @@ def pytest_configure(config: pytest.Config) -> None:
 def kd_audit(request: pytest.FixtureRequest) -> Iterator[Any]:
     """Make watches, ``with kd_audit(student=..., optimizer=...) as w:``; the test fails if one finds something wrong.
 
-    Takes what ``audits.watch`` takes.
+    Takes what ``kdbench.watch`` takes.
     """
-    from audits.pytest_plugin import Factory
+    from kdbench.audits.pytest_plugin import Factory
 
     factory = Factory(request.node)
     yield factory

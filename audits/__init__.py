@@ -1,6 +1,6 @@
 """Audits: what must hold in any distillation training, as executable checks.
 
-    with audits.watch(student=s, teacher=t, projectors=p, optimizer=opt, clip=audits.Clip(1.0)) as w:
+    with kdbench.watch(student=s, teacher=t, projectors=p, optimizer=opt, clip=kdbench.Clip(1.0)) as w:
         ...  # your own loop
     print(w.report)
 
@@ -9,8 +9,8 @@ that ``check_selection`` and its like hold to its law. Knows torch and nothing o
 and used on any project.
 """
 
-from audits.finding import AuditFailure, Finding, Report
-from audits.laws import (
+from kdbench.audits.finding import AuditFailure, Finding, Report
+from kdbench.audits.laws import (
     check_aggregation,
     check_augmentation,
     check_group_schedule,
@@ -23,8 +23,8 @@ from audits.laws import (
     check_weighting,
     check_workers,
 )
-from audits.trace import KD, Clip
-from audits.watch import Watch, watch
+from kdbench.audits.trace import KD, Clip
+from kdbench.audits.watch import Watch, watch
 
 __all__ = [
     "KD",

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from audits.finding import AuditFailure, Finding, Report, Severity
-from audits.trace import KD, Clip
-from audits.watch import Modules, Watch, watch
+from kdbench.audits.finding import AuditFailure, Finding, Report, Severity
+from kdbench.audits.trace import KD, Clip
+from kdbench.audits.watch import Modules, Watch, watch
 
 Step = Callable[[], Any]
 Optimizers = torch.optim.Optimizer | Iterable[torch.optim.Optimizer]
@@ -37,7 +37,7 @@ def assert_clean(
 ) -> Report:
     """Run `step` n times under watch; raise AuditFailure if an audit of at least this severity failed.
 
-    `step` takes no arguments and steps the optimizer; the declarations are those of :func:`audits.watch`. Fails, too,
+    `step` takes no arguments and steps the optimizer; the declarations are those of :func:`kdbench.watch`. Fails, too,
     where the optimizer never stepped, where a teacher was declared and no distillation was seen, and where an audit
     broke. Returns the report.
     """
@@ -56,7 +56,7 @@ def assert_clean(
     return report
 
 
-# The others ask for one thing, and pass on what else audits.watch takes.
+# The others ask for one thing, and pass on what else kdbench.watch takes.
 
 
 def assert_clipped(step: Step, n: int = 6, *, clip: Clip | None = None, **roles: Any) -> Report:

@@ -10,12 +10,12 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from audits.finding import Report
-from audits.infer.provenance import provenance
-from audits.infer.roles import Declared
-from audits.observe import hooks
-from audits.trace import KD, Clip, Declaration, Trace
-from audits.watch import OnFail, Watch
+from kdbench.audits.finding import Report
+from kdbench.audits.infer.provenance import provenance
+from kdbench.audits.infer.roles import Declared
+from kdbench.audits.observe import hooks
+from kdbench.audits.trace import KD, Clip, Declaration, Trace
+from kdbench.audits.watch import OnFail, Watch
 
 Named = str | nn.Module
 "A module, or the name of the attribute of the trained module that holds it."

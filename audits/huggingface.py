@@ -10,8 +10,8 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainingArguments
 
-from audits.callbacks import TrainerAudit
-from audits.trace import Clip
+from kdbench.audits.callbacks import TrainerAudit
+from kdbench.audits.trace import Clip
 
 __all__ = ["KDAudit"]
 

@@ -4,8 +4,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from audits.callbacks import TrainerAudit
-from audits.trace import Clip
+from kdbench.audits.callbacks import TrainerAudit
+from kdbench.audits.trace import Clip
 
 __all__ = ["KDAudit"]
 

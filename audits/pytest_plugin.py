@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from audits.asserts import heard
-from audits.finding import AuditFailure, Report
-from audits.report.policy import Policy, PolicyError
-from audits.script import Options, ScriptWatch
-from audits.watch import Watch, watch
+from kdbench.audits.asserts import heard
+from kdbench.audits.finding import AuditFailure, Report
+from kdbench.audits.report.policy import Policy, PolicyError
+from kdbench.audits.script import Options, ScriptWatch
+from kdbench.audits.watch import Watch, watch
 
 PROPERTY = "kd_audit"
 STAND_INS = dict.fromkeys(("KD104", "KD105", "KD303"), "in a test, weights and images may stand in for the real ones")
@@ -44,7 +44,7 @@ class Factory:
 
     @contextmanager
     def __call__(self, **declared: Any) -> Iterator[Watch]:
-        """Watch the block; takes what :func:`audits.watch` takes. A block that raised is not judged."""
+        """Watch the block; takes what :func:`kdbench.watch` takes. A block that raised is not judged."""
         with watch(**declared) as made:
             yield made
         self._watches.append(made)

@@ -22,17 +22,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from audits.finding import Report
-from audits.infer.roles import Declared
-from audits.observe import hooks
-from audits.observe.rows import row_keys
-from audits.observe.splits import Loaders
-from audits.observe.taint import tensors_in
-from audits.observe.windows import RawWindow
-from audits.trace import KD, Clip, Declaration, Trace
-from audits.watch import Watch
+from kdbench.audits.finding import Report
+from kdbench.audits.infer.roles import Declared
+from kdbench.audits.observe import hooks
+from kdbench.audits.observe.rows import row_keys
+from kdbench.audits.observe.splits import Loaders
+from kdbench.audits.observe.taint import tensors_in
+from kdbench.audits.observe.windows import RawWindow
+from kdbench.audits.trace import KD, Clip, Declaration, Trace
+from kdbench.audits.watch import Watch
 
-_OURS = ("audits", "harness", "kd")
 _SWALLOWED = 3
 "Times that a script may catch what ends it, before the process is ended."
 _BURN_IN, _LATER = 20, 50
@@ -303,22 +302,16 @@ class _Timer(threading.Thread):
 
 @contextmanager
 def _as_main(target: str, args: Sequence[str], module: bool) -> Iterator[None]:
-    """Make the process look as Python makes it for a script: arguments, path, and none of our modules."""
+    """Make the process look as Python makes it for a script: arguments and path."""
     argv, path = sys.argv[:], sys.path[:]
-    ours = {n: m for n, m in sys.modules.items() if n.partition(".")[0] in _OURS}
     sys.argv = [target, *args]
     own_folder = str(Path(argv[0]).resolve().parent) if argv and argv[0] else None
     sys.path[:] = [p for p in path if p != own_folder]
     sys.path.insert(0, str(Path.cwd()) if module else str(Path(target).resolve().parent))
-    for name in ours:
-        del sys.modules[name]
     try:
         yield
     finally:
         sys.argv, sys.path[:] = argv, path
-        for name in [n for n in sys.modules if n.partition(".")[0] in _OURS]:
-            del sys.modules[name]
-        sys.modules.update(ours)
 
 
 @contextmanager

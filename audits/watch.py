@@ -16,18 +16,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from audits.checks.all import run
-from audits.finding import AuditFailure, Report
-from audits.infer.answers import Answers
-from audits.infer.inference import Inference
-from audits.infer.provenance import provenance
-from audits.infer.roles import Declared
-from audits.observe import hooks, torch_internals
-from audits.observe.loads import Loads
-from audits.observe.recorder import Recorder
-from audits.observe.steps import Steps
-from audits.observe.windows import ModuleCall, RawWindow
-from audits.trace import KD, Clip, Declaration, Trace
+from kdbench.audits.checks.all import run
+from kdbench.audits.finding import AuditFailure, Report
+from kdbench.audits.infer.answers import Answers
+from kdbench.audits.infer.inference import Inference
+from kdbench.audits.infer.provenance import provenance
+from kdbench.audits.infer.roles import Declared
+from kdbench.audits.observe import hooks, torch_internals
+from kdbench.audits.observe.loads import Loads
+from kdbench.audits.observe.recorder import Recorder
+from kdbench.audits.observe.steps import Steps
+from kdbench.audits.observe.windows import ModuleCall, RawWindow
+from kdbench.audits.trace import KD, Clip, Declaration, Trace
 
 Modules = nn.Module | Mapping[str, nn.Module] | None
 OnFail = Literal["record", "warn", "raise"]
@@ -71,7 +71,7 @@ def watch(
         (bool(named.keys() & {"student", "teacher"}), "a projector cannot be called student or teacher"),
     ):
         if wrong:
-            raise ValueError(f"audits.watch: {says}")
+            raise ValueError(f"kdbench.watch: {says}")
     roles = {**({"teacher": teacher} if teacher is not None else {}), "student": student, **named}
     names = {id(p): f"{role}.{name}" for role, module in roles.items() for name, p in module.named_parameters()}
     declared = Declaration(student, teacher, clip, kd or KD(), same_input, hooks.call_site())

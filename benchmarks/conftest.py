@@ -13,7 +13,7 @@ from sizes import Sizes
 from timing import Call, Ratio, Sides, compare, compare_anew, in_new_process
 from trainings import Bench
 
-from harness.environment import device_name, usable_cores, versions
+from kdbench.harness.records.environment import device_name, usable_cores, versions
 
 _LOAD = pytest.StashKey[float]()
 

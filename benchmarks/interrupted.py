@@ -28,10 +28,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from harness.cli import run_cli
-from harness.environment import ROOT, environment
-from harness.record import StudyFolder
-from harness.trial import prepare_device
+from kdbench.harness.cli import run_cli
+from kdbench.harness.records.environment import ROOT, environment
+from kdbench.harness.records.record import StudyFolder
+from kdbench.harness.run.trial import prepare_device
 
 WAYS = ("unbroken", "killed", "shards", "dask")
 _HOW = ("the program, SIGKILL", "the program, SIGINT", "a trial, SIGKILL")
@@ -44,7 +44,7 @@ class Way:
     def __init__(self, name: str, study: Path, data: Path | None, place: Path, workers: int, device: str) -> None:
         self.name, self.place, self.runs = name, place, place / name
         options = ["--device", device, *(["--data", data.name] if data is not None else [])]
-        self.call = [sys.executable, "-m", "harness.cli", "run", study.name, *options, "--runs", name]
+        self.call = [sys.executable, "-m", "kdbench", "run", study.name, *options, "--runs", name]
         self.workers = workers
         self.seconds = 0.0
         self.trained: list[int] = []

@@ -6,7 +6,7 @@ import sys
 import torch
 from trainings import Bench
 
-from kd.recipe import Precision
+from kdbench.kd.recipe import Precision
 
 
 def peak_mb(bench: Bench, method: str, precision: Precision, textbook: bool) -> float:

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import click
 
-from harness import stats, study_table
-from harness.cli import run_cli
-from harness.cli.common import stderr
-from harness.cli.progress import Progress
-from harness.plan import Arm, load_preset, parse_seeds
-from harness.record import write_atomic
-from harness.study import Request, carry_out, prepare
-from kd.errors import unknown
-from kd.procedure import CANONICAL
-from kd.recipe import Recipe
+from kdbench.harness.analysis import stats, study_table
+from kdbench.harness.cli import run_cli
+from kdbench.harness.cli.common import stderr
+from kdbench.harness.cli.progress import Progress
+from kdbench.harness.plan.plan import Arm, load_preset, parse_seeds
+from kdbench.harness.records.record import write_atomic
+from kdbench.harness.study import Request, carry_out, prepare
+from kdbench.kd.errors import unknown
+from kdbench.kd.procedure import CANONICAL
+from kdbench.kd.recipe import Recipe
 
 STACKS: dict[str, dict[str, object]] = {
     "fp32": {},

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import pytest
 from timing import Sides
 
-import audits
-from audits.watch import Watch
+from kdbench import audits
+from kdbench.audits.watch import Watch
 
 EVERY = 50
 BURN_IN = pytest.mark.parametrize("burn_in", [10**9, 1], ids=["burn-in", "steady"])

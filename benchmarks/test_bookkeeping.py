@@ -8,11 +8,12 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from harness import compare, faults, stats, study_table
-from harness.execute import is_done
-from harness.plan import Ground, load_preset, make_plan
-from harness.record import Metrics, Result, StudyFolder
-from kd.models import MODELS
+from kdbench.harness import faults
+from kdbench.harness.analysis import compare, stats, study_table
+from kdbench.harness.plan.plan import Ground, load_preset, make_plan
+from kdbench.harness.records.record import Metrics, Result, StudyFolder
+from kdbench.harness.run.scheduler import is_done
+from kdbench.kd.models import MODELS
 
 pytestmark = pytest.mark.usefixtures("cpu_only")
 
@@ -157,7 +158,7 @@ def test_record(measure, folder):
 def test_mirror(measure, folder, sizes, monkeypatch):
     """Mirroring 100 trials of 15 epochs into MLflow's SQLite, which is there already."""
     pytest.importorskip("mlflow", reason="MLflow is not installed: nothing to mirror into")
-    from harness.mirror import Mirror, mirror_study
+    from kdbench.harness.publish.mirror import Mirror, mirror_study
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # whoever runs this may have a server of their own
     runs, rng, turn = folder / "mirrored", random.Random(0), itertools.count()

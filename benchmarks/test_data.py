@@ -5,8 +5,8 @@ import itertools
 import torch
 from timing import Sides
 
-from kd import train
-from kd.procedure import CANONICAL
+from kdbench.kd import train
+from kdbench.kd.procedure import CANONICAL
 
 
 def resident_and_loaded(bench):

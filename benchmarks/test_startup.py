@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from harness.processes import start_server
+from kdbench.harness.run.processes import start_server
 
 pytestmark = pytest.mark.usefixtures("cpu_only")
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("cpu_only")
 @pytest.mark.parametrize("words", [(), ("audit",)], ids=["kdbench", "audit"])
 def test_help(measure, sizes, words):
     """The help of kdbench or of one of its commands, from the shell and back."""
-    command = [sys.executable, "-m", "harness.cli", *words, "--help"]
+    command = [sys.executable, "-m", "kdbench", *words, "--help"]
     subprocess.run(command, check=True, capture_output=True)
     measure.seconds(lambda: subprocess.run(command, check=True, capture_output=True), goal=0.3, rounds=sizes.starts)
 

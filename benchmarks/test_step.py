@@ -12,8 +12,8 @@ import textbook
 import torch
 from trainings import DISTILLING, METHODS, plain
 
-from kd import train
-from kd.procedure import CANONICAL
+from kdbench.kd import train
+from kdbench.kd.procedure import CANONICAL
 
 STEP_GOALS = {
     ("all-cores", "fp32", "logit"): 1.3,

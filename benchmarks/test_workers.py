@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 from timing import Sides
 
-from harness.environment import usable_cores
-from harness.execute import execute
-from harness.plan import Ground, load_preset, make_plan
-from harness.record import StudyFolder
-from kd.data import load_file
-from kd.data import prepare as prepare_data
+from kdbench.harness.plan.plan import Ground, load_preset, make_plan
+from kdbench.harness.records.environment import usable_cores
+from kdbench.harness.records.record import StudyFolder
+from kdbench.harness.run.scheduler import execute
+from kdbench.kd.data import load_file
+from kdbench.kd.data import prepare as prepare_data
 
 
 def test_workers(cpu_only, bench, measure, folder, monkeypatch):

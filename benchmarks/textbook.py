@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from torchvision import transforms
 
-from harness.environment import usable_cores
-from kd.data import Dataset
+from kdbench.harness.records.environment import usable_cores
+from kdbench.kd.data import Dataset
 
 
 class PilImages(TorchDataset):

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch
 
-from harness.processes import start_server
+from kdbench.harness.run.processes import start_server
 
 Call = Callable[[], object]
 T = TypeVar("T")

@@ -12,14 +12,14 @@ from sizes import Sizes
 from timing import Call, Sides
 from torch import nn
 
-from harness.cost import forward_flop
-from harness.measure import noise, prepare
-from harness.trial import prepare_device
-from kd import train
-from kd.accelerate import rounding
-from kd.data import SIZE, statistics
-from kd.procedure import CANONICAL
-from kd.recipe import Precision, Recipe
+from kdbench.harness.run.cost import forward_flop
+from kdbench.harness.run.throughput import noise, prepare
+from kdbench.harness.run.trial import prepare_device
+from kdbench.kd import train
+from kdbench.kd.accelerate import rounding
+from kdbench.kd.data import SIZE, statistics
+from kdbench.kd.procedure import CANONICAL
+from kdbench.kd.recipe import Precision, Recipe
 
 DISTILLING = ("logit", "feature")
 METHODS = ("baseline", *DISTILLING)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from audits.trace import Trace, Where
-from kd.errors import InputError, unknown
+from kdbench.audits.trace import Trace, Where
+from kdbench.kd.errors import InputError, unknown
 
 FILE = "kdbench.lock"
 "The name under which it is found beside a script."

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from audits.finding import Report
+from kdbench.audits.finding import Report
 
 _OPTIONS = {
     "steps": "--steps",

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from harness.environment import device_name, usable_cores, versions
-from harness.measure import advice, images_per_second, ways
-from harness.study import writable
-from kd.data import cache_folder
+from kdbench.harness.records.environment import device_name, usable_cores, versions
+from kdbench.harness.run.throughput import advice, images_per_second, ways
+from kdbench.harness.study import writable
+from kdbench.kd.data import cache_folder
 
 PACKAGES = (
     "torch",

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kd.errors import InputError
-from kd.methods import METHODS
-from kd.models import MODELS
+from kdbench.kd.errors import InputError
+from kdbench.kd.methods import METHODS
+from kdbench.kd.models import MODELS
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,17 @@ class Kind:
 
 KINDS = {
     "methods": Kind(
-        "methods", "--method-file", "method", "decorate a class with @method (from kd.methods)", lambda: (METHODS,)
+        "methods",
+        "--method-file",
+        "method",
+        "decorate a class with @method (from kdbench.kd.methods)",
+        lambda: (METHODS,),
     ),
     "models": Kind(
-        "models", "--model-file", "network", "decorate a class with @model (from kd.models)", lambda: (MODELS,)
+        "models", "--model-file", "network", "decorate a class with @model (from kdbench.kd.models)", lambda: (MODELS,)
     ),
 }
-"Beside these harness.faults enters its own."
+"Beside these kdbench.harness.faults enters its own."
 
 
 class Loaded(NamedTuple):

@@ -1,6 +1,6 @@
 """How the library's own words are said on the command line, for messages that it raised without knowing of one."""
 
-from kd.errors import InputError
+from kdbench.kd.errors import InputError
 
 _SAID = {
     "root": "--data DIR",

@@ -14,12 +14,12 @@ from typing import Any, Literal
 import numpy as np
 from scipy import stats
 
-from harness.arms import summary
-from harness.plan import POSITIVE_CONTROL, Arm
-from harness.stats import constant
-from harness.study import Request
-from harness.study_table import Trials, order
-from kd.errors import InputError
+from kdbench.harness.analysis.arms import summary
+from kdbench.harness.analysis.stats import constant
+from kdbench.harness.analysis.study_table import Trials, order
+from kdbench.harness.plan.plan import POSITIVE_CONTROL, Arm
+from kdbench.harness.study import Request
+from kdbench.kd.errors import InputError
 
 State = Literal["killed", "survived", "latent", "invalid", "no verdict"]
 """What became of a bug.

@@ -15,24 +15,32 @@ from typing import Any, NamedTuple
 
 import torch
 
-from harness import arms, compare
-from harness.controls import controls
-from harness.cost import Cost, estimate
-from harness.engines import Engine
-from harness.environment import usable_cores
-from harness.execute import OnTrial, Outcome, complete_stories, execute, is_done
-from harness.grid import Point, Tried, best
-from harness.plan import Arm, Ground, Plan, Preset, make_plan, split_pair
-from harness.record import FINAL, StudyFolder, write_atomic
-from harness.rows import ArmRow, ComparisonRow, ControlsRow, GridRow, TeacherRow
-from harness.study_table import check_declared, grid_rows, only, read_study, write_grid, write_study, write_table
-from kd.data import SIZE, Dataset, cache_folder, load_file, statistics
-from kd.data import prepare as prepare_data
-from kd.errors import InputError, unknown
-from kd.methods import METHODS
-from kd.models import MODELS, build, check
-from kd.procedure import CANONICAL
-from kd.teacher import file_sha256, load_strict, read_checkpoint
+from kdbench.harness.analysis import arms, compare
+from kdbench.harness.analysis.controls import controls
+from kdbench.harness.analysis.rows import ArmRow, ComparisonRow, ControlsRow, GridRow, TeacherRow
+from kdbench.harness.analysis.study_table import (
+    check_declared,
+    grid_rows,
+    only,
+    read_study,
+    write_grid,
+    write_study,
+    write_table,
+)
+from kdbench.harness.plan.grid import Point, Tried, best
+from kdbench.harness.plan.plan import Arm, Ground, Plan, Preset, make_plan, split_pair
+from kdbench.harness.records.environment import usable_cores
+from kdbench.harness.records.record import FINAL, StudyFolder, write_atomic
+from kdbench.harness.run.cost import Cost, estimate
+from kdbench.harness.run.executors import Engine
+from kdbench.harness.run.scheduler import OnTrial, Outcome, complete_stories, execute, is_done
+from kdbench.kd.data import SIZE, Dataset, cache_folder, load_file, statistics
+from kdbench.kd.data import prepare as prepare_data
+from kdbench.kd.errors import InputError, unknown
+from kdbench.kd.methods import METHODS
+from kdbench.kd.models import MODELS, build, check
+from kdbench.kd.procedure import CANONICAL
+from kdbench.kd.teacher import file_sha256, load_strict, read_checkpoint
 
 DEVICES = ("cpu", "cuda")
 
@@ -253,7 +261,7 @@ def _check_networks(preset: Preset, classes: int) -> None:
 def carry_out(ready: Ready, tell: OnTrial, may_start: Callable[[str], bool] = lambda key: True) -> Outcome:
     """Run what is to run and bring the study's own files up to date; `tell` hears of each trial.
 
-    `may_start` is asked before each trial, as :func:`harness.execute.execute` has it.
+    `may_start` is asked before each trial, as :func:`harness.run.scheduler.execute` has it.
     """
     study = ready.folder
     study.path.mkdir(parents=True, exist_ok=True)
@@ -288,7 +296,7 @@ def _cluster(ready: Ready) -> Engine | None:
     """Return the cluster that was asked for; None for processes here."""
     if ready.scheduler is None:
         return None
-    from harness.cluster import Cluster
+    from kdbench.harness.run.dask_cluster import Cluster
 
     return Cluster(ready.scheduler, ready.workers)
 

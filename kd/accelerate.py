@@ -11,9 +11,9 @@ from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from kd.errors import InputError
-from kd.models import Answer
-from kd.recipe import Precision
+from kdbench.kd.errors import InputError
+from kdbench.kd.models import Answer
+from kdbench.kd.recipe import Precision
 
 TOLERANCE = {"fp32": 1e-4, "tf32": 0.02, "bf16": 0.1, "fp16": 0.02}
 "Largest difference of a folded network's logits, as a share of the largest logit."

@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd.errors import InputError, unknown
-from kd.streams import stream
+from kdbench.kd.errors import InputError, unknown
+from kdbench.kd.streams import stream
 
 SIZE = 32
 "Height and width of every image in pixels; images of another size are resized to it on decoding."

@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd.data import Crops, Pool
-from kd.errors import InputError
-from kd.models import Answer, Stem
-from kd.recipe import Recipe
-from kd.streams import stream as named_stream
-from kd.teacher import Provenance, load_strict
+from kdbench.kd.data import Crops, Pool
+from kdbench.kd.errors import InputError
+from kdbench.kd.models import Answer, Stem
+from kdbench.kd.recipe import Recipe
+from kdbench.kd.streams import stream as named_stream
+from kdbench.kd.teacher import Provenance, load_strict
 
 Params = Iterable[nn.Parameter]
 Group = dict[str, Any]

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from kd.errors import InputError
-from kd.settings import check_types
+from kdbench.kd.errors import InputError
+from kdbench.kd.settings import check_types
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 "tf32 is fp32 whose products a GPU rounds to ten bits, which is what torch lets convolutions do unless told otherwise."

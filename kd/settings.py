@@ -5,7 +5,7 @@ from dataclasses import fields
 from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from kd.errors import InputError, unknown
+from kdbench.kd.errors import InputError, unknown
 
 
 @cache

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from kd.errors import InputError
+from kdbench.kd.errors import InputError
 
 
 @dataclass(frozen=True)

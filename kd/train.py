@@ -1,6 +1,7 @@
 """The one training loop. It asks the `Procedure` every question that it has, and never tests a flag."""
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,17 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd.accelerate import captured, check_folded, compiled, folded, rounding
-from kd.checkpoint import State, numbers
-from kd.data import SIZE, Dataset, Pool, draw_crops, statistics
-from kd.errors import InputError
-from kd.evaluate import accuracy, logits_of
-from kd.methods import METHODS, Batch, Method, MethodSettings, Terms
-from kd.methods import build as build_method
-from kd.models import build, stage_channels
-from kd.procedure import Procedure, Split
-from kd.recipe import Recipe
-from kd.teacher import Provenance
+from kdbench.kd.accelerate import captured, check_folded, compiled, folded, rounding
+from kdbench.kd.checkpoint import State
+from kdbench.kd.data import SIZE, Dataset, Pool, draw_crops, statistics
+from kdbench.kd.errors import InputError
+from kdbench.kd.evaluate import accuracy, logits_of
+from kdbench.kd.methods import METHODS, Batch, Method, MethodSettings, Terms
+from kdbench.kd.methods import build as build_method
+from kdbench.kd.models import build, stage_channels
+from kdbench.kd.procedure import Procedure, Split
+from kdbench.kd.recipe import Recipe
+from kdbench.kd.teacher import Provenance
 
 FIRST_STEPS = 200
 "Steps whose gradient norms are kept one by one."
@@ -61,6 +62,10 @@ class Epoch:
     def finite(self) -> bool:
         """Whether the loss stayed a number."""
         return all(value - value == 0 for value in self.loss.values())
+
+
+_LISTS = ("val_scores", "test_scores", "first_norms", "digests")
+"What a training keeps an entry of for each epoch or step."
 
 
 @dataclass
@@ -116,6 +121,39 @@ class Training:
         self.student.load_state_dict(self.best["student"])
         self.method.load_state_dict(self.best["method"])
         return selected + 1
+
+    def state_dict(self) -> State:
+        """Return the state after the epoch that was yielded last, from which :func:`epochs` goes on."""
+        return {
+            "modules": {name: module.state_dict() for name, module in self._modules().items()},
+            # A fault may have the optimizer move what belongs to none of them.
+            "moved": [p.detach() for p in self._moved()],
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "best": self.best,
+            "best_epoch": self.best_epoch,
+            **{name: getattr(self, name) for name in _LISTS},
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Take over a state that :meth:`state_dict` returned."""
+        for name, module in self._modules().items():
+            module.load_state_dict(state["modules"][name])
+        with torch.no_grad():
+            for parameter, value in zip(self._moved(), state["moved"], strict=True):
+                parameter.copy_(value)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.best, self.best_epoch = state["best"], state["best_epoch"]
+        for name in _LISTS:
+            getattr(self, name)[:] = state[name]
+
+    def _modules(self) -> dict[str, nn.Module]:
+        named = {"student": self.student, "method": self.method, "teacher": self.teacher}
+        return {name: module for name, module in named.items() if module is not None}
+
+    def _moved(self) -> list[nn.Parameter]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def batches(self, ids: Tensor, size: int = 500) -> Sequence[Tensor]:
         """Return ids in pieces for scoring, on the training's device."""
@@ -204,7 +242,7 @@ def epochs(training: Training, on_batch: Callable[[Tensor], None] | None = None)
     update = _Update(t)
     student, teacher = t.student, t.teacher
     names = ["ce", *(t.settings.terms() if t.teacher is not None else ()), "total"]
-    for number in numbers(t, OWN_STEPS):
+    for number in _numbers(t):
         ask.set_modes(t.student, t.teacher, t.method)
         shuffled = t.split.train[torch.randperm(len(t.split.train), generator=ask.stream(t.seed, f"order/{number}"))]
         ids = shuffled[:n].to(t.pool.device)
@@ -281,6 +319,29 @@ def _weighed(t: Training, ce: Tensor, terms: Terms) -> Tensor:
     for name, term in terms.items():
         total, weight = ask.combine(total, term, weight, t.settings.weight(name)), 1.0
     return total
+
+
+def _numbers(t: Training) -> Iterator[int]:
+    """Yield the epochs to be trained, from 0; of a training to be resumed the first `OWN_STEPS`, then what it lacks.
+
+    The first epochs are trained again because whoever watches a training sees only its first steps. They also prove
+    that this machine gives the bits of the one that wrote the state; if it does not, all epochs are trained.
+    """
+    number = 0
+    while number < t.recipe.epochs:
+        yield number
+        number += 1
+        if t.resume is None or number * t.steps_per_epoch < OWN_STEPS:
+            continue
+        state, t.resume = t.resume, None
+        digests = state["digests"]
+        if number >= len(digests):
+            continue
+        if t.digests[:number] != digests[:number]:
+            logging.warning("epoch %d has other weights than the one before the interruption: starting over", number)
+            continue
+        t.load_state_dict(state)
+        number = t.resumed_after = len(digests)
 
 
 def _stand_ins(t: Training, images: Tensor, autocast: torch.autocast) -> tuple[nn.Module, nn.Module | None]:

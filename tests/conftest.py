@@ -12,12 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from kd import data, train
-from kd.data import Dataset
-from kd.methods import METHODS, MethodSettings, read_settings
-from kd.procedure import CANONICAL
-from kd.recipe import Recipe
-from kd.teacher import save_checkpoint
+from kdbench.kd import data, train
+from kdbench.kd.data import Dataset
+from kdbench.kd.methods import METHODS, MethodSettings, read_settings
+from kdbench.kd.procedure import CANONICAL
+from kdbench.kd.recipe import Recipe
+from kdbench.kd.teacher import save_checkpoint
 
 pytest.register_assert_rewrite("specimens")
 

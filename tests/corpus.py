@@ -60,8 +60,8 @@ def observe(path: str, options: dict[str, Any], arguments: list[str] | None = No
     """Run a script under observation in this process, its output thrown away, and return what was seen."""
     import torch
 
-    from audits import script
-    from audits.checks.all import run
+    from kdbench.audits import script
+    from kdbench.audits.checks.all import run
 
     torch.set_num_threads(1)
     with Path(os.devnull).open("w") as nowhere:
@@ -95,7 +95,7 @@ def _observe_to(out: str, *args: Any) -> None:
 def observe_all(paths: list[Path], **options: Any) -> list[dict[str, Any]]:
     """Observe scripts two at a time, each in a fresh process that has torch imported already."""
     context = get_context("forkserver")
-    context.set_forkserver_preload(["torch", "audits.script", "audits.checks.all"])
+    context.set_forkserver_preload(["torch", "kdbench.audits.script", "kdbench.audits.checks.all"])
     options = {"steps": 50, "max_seconds": 120, **options}
 
     def one(path: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import json
 import torch
 from torch.utils.data import Dataset
 
-from audits.finding import Finding, Report
+from kdbench.audits.finding import Finding, Report
 
 
 def holds(finding, status, *words):

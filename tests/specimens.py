@@ -11,11 +11,24 @@ import pytest
 import torch
 from torch import nn
 
-from audits.checks.all import run
-from audits.finding import Finding
-from audits.infer.explain import Explanation
-from audits.trace import KD, Change, ClipCall, Declaration, Hits, Leaf, Loaded, Sight, Spatial, Step, Term, Trace
-from harness.declarations import spelled
+from kdbench.audits.checks.all import run
+from kdbench.audits.finding import Finding
+from kdbench.audits.infer.explain import Explanation
+from kdbench.audits.trace import (
+    KD,
+    Change,
+    ClipCall,
+    Declaration,
+    Hits,
+    Leaf,
+    Loaded,
+    Sight,
+    Spatial,
+    Step,
+    Term,
+    Trace,
+)
+from kdbench.harness.declarations import spelled
 
 DECLARED, STEP, CLIP, BACKWARD, TERM, OTHER = ({"file": "loop.py", "line": n} for n in range(1, 7))
 A, B, C = (nn.Parameter(torch.zeros(2)) for _ in range(3))
@@ -196,7 +209,7 @@ def each(*found: dict[nn.Parameter, tuple[float, float]], **fields: Any) -> list
 
 EACH = ({A: (1.0, 0.5), B: (0.3, 1)}, {A: (1.0, 0.5), B: (1.0, 0.9)}, {A: (0.9, 1), B: (1.0, 0.7)})
 
-NO_CLIP = "clip=audits.Clip(max_norm), if clipped by hand"
+NO_CLIP = "clip=kdbench.Clip(max_norm), if clipped by hand"
 OPTIONS = "--max-norm and --clip-scope"
 
 EMPTY = clip()

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
-import audits
+from kdbench import audits
 
 
 def train(forget: bool, seed: int = 0, steps: int = 25, watched: bool = True):

@@ -7,16 +7,16 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from harness import faults
-from harness.plan import Ground, load_preset, make_plan
-from harness.spec import Spec
-from harness.study import share_cores
-from harness.trial import watched
-from kd import train
-from kd.accelerate import check_folded, folded
-from kd.errors import InputError
-from kd.models import build
-from kd.recipe import Recipe
+from kdbench.harness import faults
+from kdbench.harness.plan.plan import Ground, load_preset, make_plan
+from kdbench.harness.records.spec import Spec
+from kdbench.harness.run.trial import watched
+from kdbench.harness.study import share_cores
+from kdbench.kd import train
+from kdbench.kd.accelerate import check_folded, folded
+from kdbench.kd.errors import InputError
+from kdbench.kd.models import build
+from kdbench.kd.recipe import Recipe
 
 
 def trained(arch, stem="cifar"):

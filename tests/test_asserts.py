@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
-import audits
-from audits.asserts import (
+from kdbench import audits
+from kdbench.audits.asserts import (
     assert_clean,
     assert_clipped,
     assert_kd_scale,

@@ -10,9 +10,9 @@ from xml.etree import ElementTree
 import pytest
 from click.testing import CliRunner
 
-from harness.cli import cli, run_cli
-from harness.contract import read_contract
-from kd.errors import InputError
+from kdbench.harness.cli import cli, run_cli
+from kdbench.harness.contract import read_contract
+from kdbench.kd.errors import InputError
 
 HEAD = """
 import sys
@@ -92,7 +92,7 @@ def audit_json(*args):
 
 def process(*args):
     """Run the command in a process of its own."""
-    command = [sys.executable, "-m", "harness.cli", "audit", *map(str, args)]
+    command = [sys.executable, "-m", "kdbench", "audit", *map(str, args)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, "COLUMNS": "100"})
     return done.returncode, done.stdout, done.stderr
 
@@ -502,7 +502,7 @@ def test_guard_lets_a_right_job_crash_as_it_would(folder):
 
 
 def test_an_error_of_ours_does_not_stop_the_job(folder, monkeypatch):
-    from harness.cli import audit_text
+    from kdbench.harness.publish import audit_text
 
     def broken(*args):
         raise ZeroDivisionError("ours")
@@ -518,8 +518,8 @@ def test_an_error_of_ours_does_not_stop_the_job(folder, monkeypatch):
 
 
 def test_list_holds_audits_and_laws():
-    from audits.checks.all import CATALOGUE
-    from audits.laws import LAWS
+    from kdbench.audits.checks.all import CATALOGUE
+    from kdbench.audits.laws import LAWS
 
     code, out, _ = audit("--list")
     rows = [line.split()[:4] for line in out.splitlines() if line.startswith("KD")]
@@ -548,7 +548,7 @@ def test_both_spellings_of_the_catalogue_say_the_same(old, new):
 
 
 def test_both_spellings_of_the_matrix_run_it_alike(monkeypatch, tmp_path):
-    from harness.cli import audit_matrix
+    from kdbench.harness.cli import audit_matrix
 
     asked = []
     monkeypatch.setattr(audit_matrix, "run_matrix", lambda **options: asked.append(options) or 1)
@@ -579,10 +579,10 @@ def test_a_recorded_trial_is_read_again(folder, monkeypatch):
 
     from test_policy import BOUND, MODE, SCALE
 
-    from harness.record import Folder, Result
-    from harness.spec import Spec
-    from kd.methods import read_settings
-    from kd.recipe import Recipe
+    from kdbench.harness.records.record import Folder, Result
+    from kdbench.harness.records.spec import Spec
+    from kdbench.kd.methods import read_settings
+    from kdbench.kd.recipe import Recipe
 
     spec = Spec(
         "digits",

@@ -22,18 +22,19 @@ from test_own_faults import FILES
 from test_run import folder_of
 from test_study_file import SMALL
 
-import harness.reproduce
-from audits.checks.all import CATALOGUE
-from harness import faults, loading, study_table
-from harness.bundle import ROOT, _command, _cut, extract, pack, plain
-from harness.controls import controls
-from harness.plan import Arm
-from harness.record import StudyFolder
-from kd.data import SIZE
-from kd.errors import InputError
-from kd.models import build
-from kd.procedure import CANONICAL
-from kd.teacher import save_checkpoint
+from kdbench.audits.checks.all import CATALOGUE
+from kdbench.harness import faults, loading
+from kdbench.harness.analysis import study_table
+from kdbench.harness.analysis.controls import controls
+from kdbench.harness.archive import reproduce as reproducing
+from kdbench.harness.archive.bundle import ROOT, _command, _cut, extract, pack, plain
+from kdbench.harness.plan.plan import Arm
+from kdbench.harness.records.record import StudyFolder
+from kdbench.kd.data import SIZE
+from kdbench.kd.errors import InputError
+from kdbench.kd.models import build
+from kdbench.kd.procedure import CANONICAL
+from kdbench.kd.teacher import save_checkpoint
 
 STUDY = SMALL.replace("0-1", "0").replace("epochs = 3", "epochs = 2")
 
@@ -219,7 +220,7 @@ def test_weights_go_along_if_asked_for_and_are_compared(here, elsewhere, tmp_pat
 )
 def test_absolute_paths_are_cut_to_their_last_name(text, cut, monkeypatch):
     if "some one" in text:  # a place that the program knows may have blanks in it
-        monkeypatch.setattr("harness.bundle.ROOT", Path("/opt/some one/kdbench"))
+        monkeypatch.setattr("kdbench.harness.archive.bundle.ROOT", Path("/opt/some one/kdbench"))
         cut = 'File ".../train.py", line 3'
     assert _cut(text) == (cut or text)
     assert _cut(_cut(text)) == _cut(text)
@@ -606,7 +607,7 @@ def test_what_is_no_archive_of_ours_is_refused(packed, tmp_path):
 
 
 def test_numerics_of_another_version_are_refused(packed, tmp_path, monkeypatch):
-    monkeypatch.setattr(harness.reproduce, "NUMERICS", 99)
+    monkeypatch.setattr(reproducing, "NUMERICS", 99)
     says = refused(packed[0], tmp_path)
     assert "numerics 1, and this kdbench trains by 99" in says and "commit" in says
 

@@ -6,11 +6,11 @@ import shutil
 import pytest
 import torch
 
-from harness import trial
-from harness.plan import Ground, load_preset, make_plan
-from harness.record import Folder, StudyFolder
-from kd import checkpoint
-from kd.data import prepare
+from kdbench.harness.plan.plan import Ground, load_preset, make_plan
+from kdbench.harness.records.record import Folder, StudyFolder
+from kdbench.harness.run import trial
+from kdbench.kd import checkpoint
+from kdbench.kd.data import prepare
 
 
 @pytest.fixture(scope="module")

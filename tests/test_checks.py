@@ -6,10 +6,10 @@ import torchvision
 from scipy import stats
 from torch import nn
 
-import audits
-from audits.checks.all import CATALOGUE
-from audits.checks.teacher import at_least, at_most
-from kd.models.resnet import ResNet
+from kdbench import audits
+from kdbench.audits.checks.all import CATALOGUE
+from kdbench.audits.checks.teacher import at_least, at_most
+from kdbench.kd.models.resnet import ResNet
 
 
 def watch_once(student, images, teacher=None, labels=None, **declared):
@@ -302,7 +302,7 @@ def test_catalogue_ids_and_names_are_unique_and_told():
 
 
 def test_an_id_cannot_be_taken_twice():
-    from audits.checks import audit
+    from kdbench.audits.checks import audit
 
     with pytest.raises(ValueError, match="in the catalogue already"):
 

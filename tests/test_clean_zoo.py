@@ -7,9 +7,9 @@ import pytest
 import torch
 from conftest import SEED
 
-from harness.zoo.clean.all import MEMBERS
-from harness.zoo.clean.material import distil, loaded, normed
-from harness.zoo.clean.run import observe
+from kdbench.harness.zoo.clean.all import MEMBERS
+from kdbench.harness.zoo.clean.material import distil, loaded, normed
+from kdbench.harness.zoo.clean.run import observe
 
 SEEDS = range(SEED, SEED + int(os.environ.get("KDBENCH_ZOO_SEEDS", "1")))
 "One in the suite; reports/audits.md has what ten say."

@@ -9,9 +9,9 @@ import torch
 from click.testing import CliRunner
 from conftest import write_images
 
-from harness.cli import COMMANDS, cli, run_cli
-from kd.models import build
-from kd.teacher import save_checkpoint
+from kdbench.harness.cli import COMMANDS, cli, run_cli
+from kdbench.kd.models import build
+from kdbench.kd.teacher import save_checkpoint
 
 
 def kdbench(*args):
@@ -27,7 +27,7 @@ def kdbench(*args):
 def test_help_of_kdbench_and_of_every_command_imports_nothing_heavy():
     code = """
 import sys
-from harness.cli import COMMANDS, cli
+from kdbench.harness.cli import COMMANDS, cli
 try:
     for words in ([], *([name] for name in COMMANDS)):
         cli.main([*words, "--help"], standalone_mode=False)
@@ -45,7 +45,7 @@ def test_ctrl_c_is_told_from_what_a_package_makes_of_it_while_it_is_imported(by_
     """NumPy, cut off in the middle of its import and imported once more, raises an ImportError."""
     script = f"""
 import os, signal, sys
-from harness import cli
+from kdbench.harness import cli
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def broken(name):
@@ -194,7 +194,7 @@ def test_a_broken_study_file_is_named(quiet_folder, text):
 def test_markup_in_a_name_is_printed_as_it_is(quiet_folder, capsys):
     from rich.markup import escape
 
-    from harness.cli.common import stdout
+    from kdbench.harness.cli.common import stdout
 
     stdout().print(f"records: {escape('out[v1]/[/b]/q')}")
     assert "out[v1]/[/b]/q" in capsys.readouterr().out

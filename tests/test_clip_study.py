@@ -9,10 +9,10 @@ from click.testing import CliRunner
 from conftest import write_images
 from torch import nn
 
-from harness import clip_study
-from harness.plan import load_preset
-from harness.study import Request
-from kd import train
+from kdbench.harness.plan.plan import load_preset
+from kdbench.harness.study import Request
+from kdbench.kd import train
+from studies import max_norm as clip_study
 
 
 class Quiet:

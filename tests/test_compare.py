@@ -4,11 +4,12 @@ import dataclasses
 
 import pytest
 
-from harness import compare, faults
-from harness.plan import Arm, Decision, Ground, load_preset, make_plan
-from harness.record import Metrics, Result, StudyFolder
-from harness.study_table import Trials
-from kd.errors import InputError
+from kdbench.harness import faults
+from kdbench.harness.analysis import compare
+from kdbench.harness.analysis.study_table import Trials
+from kdbench.harness.plan.plan import Arm, Decision, Ground, load_preset, make_plan
+from kdbench.harness.records.record import Metrics, Result, StudyFolder
+from kdbench.kd.errors import InputError
 
 SCORES = {
     None: [95.1, 95.9, 94.7, 95.4, 96.0],

@@ -11,15 +11,15 @@ import pytest
 import torch
 from conftest import halves
 
-from harness import gallery
-from harness.canonical import audit_once
-from harness.faults import FAULTS
-from harness.trial import prepare_device, watched
-from kd import data, train
-from kd.methods import METHODS
-from kd.procedure import CANONICAL
-from kd.recipe import Precision, Recipe
-from kd.teacher import save_checkpoint
+from kdbench.harness.faults import FAULTS
+from kdbench.harness.run.trial import prepare_device, watched
+from kdbench.harness.zoo import gallery
+from kdbench.harness.zoo.selfcheck import audit_once
+from kdbench.kd import data, train
+from kdbench.kd.methods import METHODS
+from kdbench.kd.procedure import CANONICAL
+from kdbench.kd.recipe import Precision, Recipe
+from kdbench.kd.teacher import save_checkpoint
 
 DEVICE = os.environ.get("KDBENCH_TEST_DEVICE", "cuda")
 pytestmark = pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -45,9 +45,7 @@ def python(device, *arguments):
 
 
 def audited(device, script):
-    done = python(
-        device, "-m", "harness.cli", "audit", "--format", "json", "--steps", "0", "--kd-weight", "0.5", script
-    )
+    done = python(device, "-m", "kdbench", "audit", "--format", "json", "--steps", "0", "--kd-weight", "0.5", script)
     return done, [
         f["id"] for f in json.loads(done.stdout)["findings"] if f["status"] == "fail" and f["severity"] != "info"
     ]

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from conftest import write_images
 from PIL import Image
 
-from kd import data
-from kd.data import SIZE, Crops, Pool
-from kd.errors import InputError
+from kdbench.kd import data
+from kdbench.kd.data import SIZE, Crops, Pool
+from kdbench.kd.errors import InputError
 
 
 def test_digits_are_real_and_whole(digits):

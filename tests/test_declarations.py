@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from audits.checks.all import CATALOGUE
-from audits.finding import Finding, Report
-from harness.cli.audit_command import command
-from harness.declarations import spelled, spelled_mend
+from kdbench.audits.checks.all import CATALOGUE
+from kdbench.audits.finding import Finding, Report
+from kdbench.harness.cli.audit_command import command
+from kdbench.harness.declarations import spelled, spelled_mend
 
 AUDITS = Path(__file__).resolve().parent.parent / "audits"
 OF_PYTEST = {"pytest_plugin.py"}
@@ -44,7 +44,7 @@ def test_the_search_for_options_sees_one():
         ("alpha", "--alpha"),
         ("alpha or kd_weight", "--alpha or --kd-weight"),
         ("student and teacher, or steps", "--student NAME --teacher NAME, or more --steps"),
-        ("kd=audits.KD(alpha=)", "kd=audits.KD(alpha=)"),
+        ("kd=kdbench.KD(alpha=)", "kd=kdbench.KD(alpha=)"),
         (None, None),
     ],
 )

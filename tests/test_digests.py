@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import digests, environment, faults
+from kdbench.harness import faults
+from kdbench.harness.records import digests, environment
 
 CODE = '''
 """What it is for."""
@@ -88,7 +89,7 @@ LAWS = next(place for place in environment._AUDITS if not place.startswith("audi
 
 
 def loaded(root: Path):
-    """Return harness.environment as it would be imported from another checkout."""
+    """Return kdbench.harness.records.environment as it would be imported from another checkout."""
     spec = importlib.util.spec_from_file_location("loaded_afresh", root / HERE)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -166,7 +167,7 @@ def test_a_digest_is_of_what_was_imported_and_not_of_what_the_files_became(check
 
 
 FAULT = '''
-from harness.faults import fault
+from kdbench.harness.faults import fault
 @fault("stem", caught_by=["stem-resolution"])
 def other_stem(input_size):
     """A story."""

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from harness import bundle, compare, report, study_table
-from harness.faults import FAULTS
-from harness.plan import Ground, load_preset, make_plan
-from harness.record import StudyFolder
-from harness.study import Request, carry_out, prepare
+from kdbench.harness.analysis import compare, study_table
+from kdbench.harness.archive import bundle
+from kdbench.harness.faults import FAULTS
+from kdbench.harness.plan.plan import Ground, load_preset, make_plan
+from kdbench.harness.publish import report
+from kdbench.harness.records.record import StudyFolder
+from kdbench.harness.study import Request, carry_out, prepare
 
 EARLIER = Path(__file__).with_name("earlier")
 STUDY = "earlier-digits-83ffb4"

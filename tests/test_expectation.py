@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 
-from harness import faults
-from harness.expectation import Said, departures, needed_passes, trial_as_declared
-from harness.plan import Ground, load_preset, make_plan
-from harness.record import FaultStory, Result
+from kdbench.harness import faults
+from kdbench.harness.analysis.expectation import Said, departures, needed_passes, trial_as_declared
+from kdbench.harness.plan.plan import Ground, load_preset, make_plan
+from kdbench.harness.records.record import FaultStory, Result
 
 RECIPE = load_preset("quick").recipe
 EXACT = {"KD201": None, "KD204": "KD201"}

@@ -5,14 +5,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from audits.infer.explain import Explanation, explain
-from audits.infer.explain.fit import Rest, best_fit, shifted_fit
-from audits.infer.explain.forms import Answer, Softening, gradients_of_forms, softening, temperature_of
-from audits.infer.explain.heads import Gradients, Head, gradients_at, heads, teacher_answers
-from audits.infer.explain.permutation import permutation_of
-from audits.infer.roles import Cast, Group, Label
-from audits.observe.taint import Made
-from audits.observe.windows import FunctionCall, ModuleCall, RawWindow
+from kdbench.audits.infer.explain import Explanation, explain
+from kdbench.audits.infer.explain.fit import Rest, best_fit, shifted_fit
+from kdbench.audits.infer.explain.forms import Answer, Softening, gradients_of_forms, softening, temperature_of
+from kdbench.audits.infer.explain.heads import Gradients, Head, gradients_at, heads, teacher_answers
+from kdbench.audits.infer.explain.permutation import permutation_of
+from kdbench.audits.infer.roles import Cast, Group, Label
+from kdbench.audits.observe.taint import Made
+from kdbench.audits.observe.windows import FunctionCall, ModuleCall, RawWindow
 
 N, C, T = 12, 5, 4.0
 STUDENT, TEACHER = 1, 2

@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from audits.checks.all import CATALOGUE
-from audits.laws import LAWS
-from harness import faults
-from harness.faults import FAULTS, fault
-from harness.variants import VARIANTS
-from kd.errors import InputError
-from kd.procedure import CANONICAL
+from kdbench.audits.checks.all import CATALOGUE
+from kdbench.audits.laws import LAWS
+from kdbench.harness import faults
+from kdbench.harness.faults import FAULTS, fault
+from kdbench.harness.plan.variants import VARIANTS
+from kdbench.kd.errors import InputError
+from kdbench.kd.procedure import CANONICAL
 
 NO_FAULT_OF_ITS_OWN = {
     "teacher-above-chance": "a consequence: of weights that were not loaded, or of inputs of another kind",

@@ -13,8 +13,8 @@ from conftest import write_images
 from benchmarks.gpu.call import ROOT, Call, other_teachers, remember_teachers
 from benchmarks.gpu.items import ITEMS, _took
 from benchmarks.gpu.page import page, read
-from harness.record import Result, StudyFolder
-from kd.errors import InputError
+from kdbench.harness.records.record import Result, StudyFolder
+from kdbench.kd.errors import InputError
 
 
 def queue(*args):

@@ -8,13 +8,14 @@ import pytest
 from test_cli import kdbench
 from test_study_file import SMALL
 
-from harness import choice, compare, study_table
-from harness import study as studies
-from harness.grid import Grid, Tried, best, settings_of
-from harness.plan import Arm, Ground, load_preset, make_plan, parse_preset
-from harness.record import Metrics, Result, StudyFolder
-from harness.study import Request, prepare
-from kd.errors import InputError
+from kdbench.harness import study as studies
+from kdbench.harness.analysis import compare, study_table
+from kdbench.harness.analysis import selection_bias as choice
+from kdbench.harness.plan.grid import Grid, Tried, best, settings_of
+from kdbench.harness.plan.plan import Arm, Ground, load_preset, make_plan, parse_preset
+from kdbench.harness.records.record import Metrics, Result, StudyFolder
+from kdbench.harness.study import Request, prepare
+from kdbench.kd.errors import InputError
 
 GRID = """
 [grid]

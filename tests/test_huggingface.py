@@ -10,11 +10,11 @@ from torch import nn
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 from torch.utils.data import Dataset
 
-import audits
+from kdbench import audits
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
-from audits.huggingface import KDAudit  # noqa: E402
+from kdbench.audits.huggingface import KDAudit  # noqa: E402
 
 T = 4.0
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from law_specimens import Drawn, holds
 
-from audits import laws
-from audits.checks.all import CATALOGUE
+from kdbench.audits import laws
+from kdbench.audits.checks.all import CATALOGUE
 
 
 def broken(*_args, **_kwargs):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from law_specimens import holds
 
-from audits import laws
-from kd.procedure import CANONICAL
+from kdbench.audits import laws
+from kdbench.kd.procedure import CANONICAL
 
 
 def spread(ddof=1, single=None, scale=1.0):

@@ -8,7 +8,7 @@ import torch
 from law_specimens import Drawn, holds
 from PIL import Image
 
-from audits import laws
+from kdbench.audits import laws
 
 IMAGE = torch.arange(48.0).reshape(3, 4, 4)
 PIXELS = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)

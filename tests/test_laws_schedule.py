@@ -9,9 +9,9 @@ import torch
 from law_specimens import holds
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, OneCycleLR, SequentialLR
 
-from audits import laws
-from kd.procedure import CANONICAL
-from kd.recipe import Recipe
+from kdbench.audits import laws
+from kdbench.kd.procedure import CANONICAL
+from kdbench.kd.recipe import Recipe
 
 LR, LOW, EPOCHS, PER_EPOCH = 0.1, 1e-4, 20, 10
 STEPS = EPOCHS * PER_EPOCH

@@ -7,8 +7,8 @@ import pytest
 import torch
 from law_specimens import holds
 
-from audits import laws
-from kd.procedure import CANONICAL
+from kdbench.audits import laws
+from kdbench.kd.procedure import CANONICAL
 
 
 def argmax(curve):

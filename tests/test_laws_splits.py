@@ -6,8 +6,8 @@ import torch
 from law_specimens import Drawn, holds, seeded
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from audits import laws
-from kd.procedure import CANONICAL
+from kdbench.audits import laws
+from kdbench.kd.procedure import CANONICAL
 
 
 class Pictures(Dataset):

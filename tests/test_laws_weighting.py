@@ -3,8 +3,8 @@
 import pytest
 from law_specimens import holds
 
-from audits import laws
-from kd.procedure import CANONICAL
+from kdbench.audits import laws
+from kdbench.kd.procedure import CANONICAL
 
 WEIGHTINGS = {
     "canonical": (CANONICAL.combine, "pass"),

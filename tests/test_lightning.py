@@ -11,10 +11,10 @@ from torch import nn
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 from torch.utils.data import DataLoader, TensorDataset
 
-import audits
+from kdbench import audits
 
 lightning = pytest.importorskip("lightning")
-from audits.lightning import KDAudit  # noqa: E402
+from kdbench.audits.lightning import KDAudit  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(num_workers|log_every_n_steps|eval mode|LeafSpec|pytree).*")
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kd.methods import Batch, build, read_settings
-from kd.models import Answer
-from kd.procedure import CANONICAL, combine, soft_loss
+from kdbench.kd.methods import Batch, build, read_settings
+from kdbench.kd.models import Answer
+from kdbench.kd.procedure import CANONICAL, combine, soft_loss
 
 
 def softmax(row, temperature):

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from test_cli import kdbench
 
-from harness import gallery, matrix, matrix_page
-from harness.canonical import audit_once
-from harness.faults import FAULTS
-from harness.matrix import Cell, Task
-from kd.methods import METHODS
+from kdbench.harness.faults import FAULTS
+from kdbench.harness.zoo import gallery, matrix, matrix_page
+from kdbench.harness.zoo.matrix import Cell, Task
+from kdbench.harness.zoo.selfcheck import audit_once
+from kdbench.kd.methods import METHODS
 
 PAGE = (Path(__file__).resolve().parent.parent / "reports" / "faults.md").read_text(encoding="utf-8")
 GALLERY = gallery.sections(PAGE)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from harness.measure import Way, advice, images_per_second, ways
+from kdbench.harness.run.throughput import Way, advice, images_per_second, ways
 
 
 def test_cores_are_timed_as_workers_and_as_threads_in_both_precisions():

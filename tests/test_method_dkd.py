@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 
-from harness import faults
-from harness.canonical import audit_once
-from harness.plan import PRESETS, load_preset
-from harness.trial import declared
-from kd.errors import InputError
-from kd.methods import METHODS, Answer, Batch, Soft, build, read_settings
-from kd.procedure import CANONICAL, Views, soft_loss
+from kdbench.harness import faults
+from kdbench.harness.plan.plan import PRESETS, load_preset
+from kdbench.harness.run.trial import declared
+from kdbench.harness.zoo.selfcheck import audit_once
+from kdbench.kd.errors import InputError
+from kdbench.kd.methods import METHODS, Answer, Batch, Soft, build, read_settings
+from kdbench.kd.procedure import CANONICAL, Views, soft_loss
 
 STUDENT = [[1.0, 0.0, -2.0, 0.5], [0.5, 0.5, 3.0, -1.0], [0.2, -0.4, 0.1, 2.0]]
 TEACHER = [[2.0, -1.0, 0.0, 0.3], [0.0, 1.0, 4.0, 1.0], [1.0, 0.0, 0.5, -3.0]]
@@ -124,7 +124,7 @@ def test_the_presets_have_its_weights_and_do_not_train_it_unasked(preset):
 
 
 def test_no_step_hands_a_number_to_python_and_the_terms_are_in_the_curve(prepare):
-    from kd import train
+    from kdbench.kd import train
 
     (epoch, _) = train.epochs(prepare("dkd"))
     assert list(epoch.loss) == ["ce", "tckd", "nckd", "total"]

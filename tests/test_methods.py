@@ -7,15 +7,15 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from harness import faults
-from harness.plan import Ground, load_preset, make_plan, parse_preset
-from harness.spec import Spec
-from kd import train
-from kd.errors import InputError
-from kd.methods import METHODS, Batch, Method, MethodSettings, Soft, build, method, read_settings
-from kd.methods.registry import get
-from kd.procedure import CANONICAL, Views
-from kd.recipe import Recipe
+from kdbench.harness import faults
+from kdbench.harness.plan.plan import Ground, load_preset, make_plan, parse_preset
+from kdbench.harness.records.spec import Spec
+from kdbench.kd import train
+from kdbench.kd.errors import InputError
+from kdbench.kd.methods import METHODS, Batch, Method, MethodSettings, Soft, build, method, read_settings
+from kdbench.kd.methods.registry import get
+from kdbench.kd.procedure import CANONICAL, Views
+from kdbench.kd.recipe import Recipe
 
 GROUND = Ground("digits", "d" * 64, "cpu")
 

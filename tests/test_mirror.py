@@ -24,15 +24,15 @@ mlflow = pytest.importorskip("mlflow")
 
 from mlflow.tracking import MlflowClient  # noqa: E402
 
-from harness import mlflow_view  # noqa: E402
-from harness.cli import ui_command  # noqa: E402
-from harness.cli.common import LiveMirror, mirror_or_remark, stderr  # noqa: E402
-from harness.grid import Grid  # noqa: E402
-from harness.mirror import mirror_study  # noqa: E402
-from harness.plan import Decision, Ground, load_preset, make_plan  # noqa: E402
-from harness.record import FaultStory, Metrics, Result, StudyFolder  # noqa: E402
-from harness.study_table import read_study, write_study  # noqa: E402
-from harness.variants import VARIANTS  # noqa: E402
+from kdbench.harness.analysis.study_table import read_study, write_study  # noqa: E402
+from kdbench.harness.cli import ui_command  # noqa: E402
+from kdbench.harness.cli.common import LiveMirror, mirror_or_remark, stderr  # noqa: E402
+from kdbench.harness.plan.grid import Grid  # noqa: E402
+from kdbench.harness.plan.plan import Decision, Ground, load_preset, make_plan  # noqa: E402
+from kdbench.harness.plan.variants import VARIANTS  # noqa: E402
+from kdbench.harness.publish import mlflow_view  # noqa: E402
+from kdbench.harness.publish.mirror import mirror_study  # noqa: E402
+from kdbench.harness.records.record import FaultStory, Metrics, Result, StudyFolder  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_mirror_is_flat_idempotent_and_rebuilt_from_the_records(study):
 def test_a_lost_database_is_made_again_from_the_records(study, tmp_path):
     runs, folder, plan = study
     shutil.copytree(folder.path, tmp_path / "runs" / folder.path.name)
-    command = [sys.executable, "-m", "harness.cli", "mirror", "--runs", str(tmp_path / "runs")]
+    command = [sys.executable, "-m", "kdbench", "mirror", "--runs", str(tmp_path / "runs")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and "32 runs written, 32 in sqlite:" in done.stdout, done.stderr
     kept, made = (mirror_study(place, read_study(folder)) for place in (runs, tmp_path / "runs"))

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torchvision
 
-from kd.errors import InputError
-from kd.models import build, resnet
+from kdbench.kd.errors import InputError
+from kdbench.kd.models import build, resnet
 
 COUNTS = {"r18": 11_173_962, "r34": 21_282_122, "r50": 23_520_842, "r101": 42_512_970}
 TORCHVISION = {"r18": "resnet18", "r34": "resnet34", "r50": "resnet50", "r101": "resnet101"}

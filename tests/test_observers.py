@@ -8,25 +8,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from audits.infer.answers import Answers
-from audits.infer.batches import Batches, relation
-from audits.infer.gradients import Gradients
-from audits.infer.modes import Modes
-from audits.infer.names import Names
-from audits.infer.observer import Known, Observer
-from audits.infer.parameters import Parameters
-from audits.infer.players import Players
-from audits.infer.provenance import provenance
-from audits.infer.roles import Declared, Group, cast
-from audits.infer.stems import Stems
-from audits.infer.stored import Stored
-from audits.infer.teacher import TeacherState
-from audits.infer.terms import Terms
-from audits.observe.loads import Loads
-from audits.observe.recorder import Recorder
-from audits.observe.torch_internals import mode_depth
-from audits.observe.windows import ModuleCall, RawWindow
-from audits.trace import Declaration, Sight, Trace
+from kdbench.audits.infer.answers import Answers
+from kdbench.audits.infer.batches import Batches, relation
+from kdbench.audits.infer.gradients import Gradients
+from kdbench.audits.infer.modes import Modes
+from kdbench.audits.infer.names import Names
+from kdbench.audits.infer.observer import Known, Observer
+from kdbench.audits.infer.parameters import Parameters
+from kdbench.audits.infer.players import Players
+from kdbench.audits.infer.provenance import provenance
+from kdbench.audits.infer.roles import Declared, Group, cast
+from kdbench.audits.infer.stems import Stems
+from kdbench.audits.infer.stored import Stored
+from kdbench.audits.infer.teacher import TeacherState
+from kdbench.audits.infer.terms import Terms
+from kdbench.audits.observe.loads import Loads
+from kdbench.audits.observe.recorder import Recorder
+from kdbench.audits.observe.torch_internals import mode_depth
+from kdbench.audits.observe.windows import ModuleCall, RawWindow
+from kdbench.audits.trace import Declaration, Sight, Trace
 
 SIZE, CLASSES = 16, 5
 

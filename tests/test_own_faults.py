@@ -10,10 +10,10 @@ import pytest
 from conftest import TINY
 from test_cli import kdbench
 
-from audits.checks.all import CATALOGUE
-from harness import faults, loading
-from harness.faults import FAULTS
-from kd.errors import InputError
+from kdbench.audits.checks.all import CATALOGUE
+from kdbench.harness import faults, loading
+from kdbench.harness.faults import FAULTS
+from kdbench.kd.errors import InputError
 
 PAGE = Path(faults.__file__).with_name("README.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"<!-- file: (\S+) -->\n```python\n(.*?)```", PAGE, re.S))
@@ -76,7 +76,7 @@ def test_it_is_listed_audited_and_trained(own, tmp_path):
 
 def test_the_matrix_knows_it_in_its_processes(own):
     named = ["--faults", str(own / "own_faults.py"), "--fault", "first-epoch-lost", "--method", "logit"]
-    from harness import matrix
+    from kdbench.harness.zoo import matrix
 
     faults.load(own / "own_faults.py")
     (cell,) = matrix.run([matrix.Task("fault", "first-epoch-lost", "logit", 0)], 1, lambda _: None)
@@ -92,11 +92,11 @@ def test_the_matrix_knows_it_in_its_processes(own):
         ("def f(:\n", "line 1: SyntaxError"),
         ("\n\n1 / 0\n", "line 3: ZeroDivisionError: division by zero"),
         (
-            "from harness.faults import fault\n@fault('stemm', caught_by=[])\ndef f(x):\n    'Story.'\n",
+            "from kdbench.harness.faults import fault\n@fault('stemm', caught_by=[])\ndef f(x):\n    'Story.'\n",
             "line 2: fault f: unknown seam 'stemm'; did you mean 'stem'?",
         ),
         (
-            "from harness.faults import fault\n@fault('stem', caught_by=['stem-resolution'])\n"
+            "from kdbench.harness.faults import fault\n@fault('stem', caught_by=['stem-resolution'])\n"
             "def imagenet_stem(input_size):\n    'Story.'\n",
             "fault imagenet-stem is registered already",
         ),

@@ -9,13 +9,14 @@ import pytest
 import torch
 from test_cli import kdbench
 
-from harness import faults, loading, matrix
-from harness.bundle import pack
-from harness.plan import Ground, load_preset, make_plan
-from harness.record import StudyFolder
-from kd.errors import InputError
-from kd.methods import METHODS
-from kd.models import MODELS, Answer, build
+from kdbench.harness import faults, loading
+from kdbench.harness.archive.bundle import pack
+from kdbench.harness.plan.plan import Ground, load_preset, make_plan
+from kdbench.harness.records.record import StudyFolder
+from kdbench.harness.zoo import matrix
+from kdbench.kd.errors import InputError
+from kdbench.kd.methods import METHODS
+from kdbench.kd.models import MODELS, Answer, build
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "methods.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", PAGE, re.S))
@@ -134,7 +135,7 @@ def test_a_network_without_a_stem_has_no_fault_in_it(own):
 
 NET = """
 from torch import nn
-from kd.models import model
+from kdbench.kd.models import model
 @model("mine")
 class Mine(nn.Module):
     def __init__(self, num_classes):
@@ -210,7 +211,7 @@ def test_a_networks_answer_is_the_same_in_three_ways_of_giving_it(own):
 
 def test_one_file_may_hold_a_method_a_network_and_a_fault(own):
     fault = (
-        "from harness.faults import fault\n@fault('stem', caught_by=[], escapes='a story')\n"
+        "from kdbench.harness.faults import fault\n@fault('stem', caught_by=[], escapes='a story')\n"
         "def no_stem(input_size):\n    'Story.'\n    return 'cifar'\n"
     )
     path = own / "all.py"

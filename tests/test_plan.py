@@ -5,10 +5,19 @@ from importlib import resources
 
 import pytest
 
-from harness.plan import PRESETS, Arm, Ground, load_preset, make_plan, parse_preset, parse_seeds, split_pair
-from harness.spec import Spec
-from harness.variants import VARIANTS
-from kd.errors import InputError
+from kdbench.harness.plan.plan import (
+    PRESETS,
+    Arm,
+    Ground,
+    load_preset,
+    make_plan,
+    parse_preset,
+    parse_seeds,
+    split_pair,
+)
+from kdbench.harness.plan.variants import VARIANTS
+from kdbench.harness.records.spec import Spec
+from kdbench.kd.errors import InputError
 
 GROUND = Ground("digits", "d" * 64, "cpu")
 BOTH = VARIANTS["both"]
@@ -76,7 +85,7 @@ def test_presets_are_read_strictly_and_weights_sum_as_declared(name):
 
 
 def text_of(name):
-    return (resources.files("harness.presets") / f"{name}.toml").read_text()
+    return (resources.files("kdbench.harness.presets") / f"{name}.toml").read_text()
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from audits.finding import Finding, sorted_report
-from audits.report.policy import EXIT_CODES, Baseline, Policy, PolicyError, audit_id, fingerprint
+from kdbench.audits.finding import Finding, sorted_report
+from kdbench.audits.report.policy import EXIT_CODES, Baseline, Policy, PolicyError, audit_id, fingerprint
 
 SCALE = Finding(
     "KD312",

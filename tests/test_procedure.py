@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from kd.errors import InputError
-from kd.procedure import CANONICAL, Procedure
-from kd.recipe import Recipe
-from kd.streams import stream
+from kdbench.kd.errors import InputError
+from kdbench.kd.procedure import CANONICAL, Procedure
+from kdbench.kd.recipe import Recipe
+from kdbench.kd.streams import stream
 
 
 def test_split_shares_no_image_and_leaves_test_alone(recipe):

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from audits.finding import Finding, Report
-from harness import faults
-from harness.properties import judge, with_properties
-from kd.procedure import CANONICAL
+from kdbench.audits.finding import Finding, Report
+from kdbench.harness import faults
+from kdbench.harness.run.properties import judge, with_properties
+from kdbench.kd.procedure import CANONICAL
 
 SEEN = Finding(
     id="KD344",

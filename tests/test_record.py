@@ -5,9 +5,9 @@ import os
 
 import pytest
 
-from harness.plan import Ground, load_preset, make_plan
-from harness.record import FaultStory, Folder, Metrics, Result, StudyFolder, finite, write_atomic
-from kd.errors import InputError
+from kdbench.harness.plan.plan import Ground, load_preset, make_plan
+from kdbench.harness.records.record import FaultStory, Folder, Metrics, Result, StudyFolder, finite, write_atomic
+from kdbench.kd.errors import InputError
 
 
 @pytest.fixture

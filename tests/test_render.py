@@ -8,8 +8,8 @@ from xml.etree import ElementTree
 import pytest
 from test_policy import ACTIVE, BOUND, BROKEN, INPUT, MODE, SCALE, SILENT
 
-from audits.finding import sorted_report
-from audits.report.render import Audited, to_github, to_json, to_junit, to_sarif
+from kdbench.audits.finding import sorted_report
+from kdbench.audits.report.render import Audited, to_github, to_json, to_junit, to_sarif
 
 FORMATS = (to_json, to_junit, to_sarif, to_github)
 WAIVED = replace(INPUT, status="waived", reason="own preprocessing")

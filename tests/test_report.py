@@ -8,11 +8,13 @@ import re
 import pytest
 from test_cli import kdbench
 
-from harness import figures, published, report, study_table
-from harness.arms import arm_row
-from harness.plan import Ground, load_preset, make_plan
-from harness.record import Metrics, Result, StudyFolder
-from harness.rows import ComparisonRow
+from kdbench.harness.analysis import study_table
+from kdbench.harness.analysis.arms import arm_row
+from kdbench.harness.analysis.rows import ComparisonRow
+from kdbench.harness.plan.plan import Ground, load_preset, make_plan
+from kdbench.harness.publish import figures, report
+from kdbench.harness.publish import paper as published
+from kdbench.harness.records.record import Metrics, Result, StudyFolder
 
 ENVIRONMENT = {"torch": "2", "device_name": "a", "code_digest": "c"}
 NORMS = {None: 1.5, "projector-unclipped": 1.7, "random-teacher": 20.0, "imagenet-stem": 2.0}

@@ -18,17 +18,17 @@ import pytest
 import test_cli
 from conftest import TINY, write_images
 
-from audits.checks.all import CATALOGUE
-from harness import arms
-from harness.cli.common import stdout
-from harness.cli.show import show_controls
-from harness.record import Folder, StudyFolder
-from harness.rows import Again, ArmRow, ControlsRow
+from kdbench.audits.checks.all import CATALOGUE
+from kdbench.harness.analysis import arms
+from kdbench.harness.analysis.rows import Again, ArmRow, ControlsRow
+from kdbench.harness.cli.common import stdout
+from kdbench.harness.cli.show import show_controls
+from kdbench.harness.records.record import Folder, StudyFolder
 
 
 def program(*args, cwd):
     """Run the command as a user does, in a process of its own."""
-    command = [sys.executable, "-m", "harness.cli", *map(str, args)]
+    command = [sys.executable, "-m", "kdbench", *map(str, args)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
@@ -246,9 +246,8 @@ def test_a_trial_runs_alone_from_its_spec(study, tmp_path, cache):
         for name in ("spec.json", "student.safetensors"):
             shutil.copy(folder.path / name, trials / folder.key / name)
     (data_file,) = (cache / "datasets").glob("digits-*.safetensors")
-    code = (
-        "import sys; sys.modules['mlflow'] = None; import runpy; runpy.run_module('harness.trial', run_name='__main__')"
-    )
+    code = "import sys, runpy; sys.modules['mlflow'] = None\n"
+    code += "runpy.run_module('kdbench.harness.run.trial', run_name='__main__')"
     done = subprocess.run(
         [sys.executable, "-c", code, str(trials / source.key), "--data", str(data_file)],
         capture_output=True,
@@ -451,7 +450,7 @@ LONG += ["--no-controls"]
 
 
 def start(place, *more):
-    command = [sys.executable, "-m", "harness.cli", *LONG, *more, "--json"]
+    command = [sys.executable, "-m", "kdbench", *LONG, *more, "--json"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     # A shell's background job ignores SIGINT, and so would what it starts: pytest itself may be one.
     heed = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
@@ -504,7 +503,7 @@ def test_a_trial_is_mirrored_while_others_still_run(tmp_path, cache):
     """The UI shows a long study as it grows: its teacher is there before its student is done."""
     options = ["--method", "logit", "--width", "4", "--epochs", "20", "--teacher-epochs", "2", "--seeds", "7"]
     options += ["--no-controls"]
-    command = [sys.executable, "-m", "harness.cli", "run", "--variant", "corrected", *options]
+    command = [sys.executable, "-m", "kdbench", "run", "--variant", "corrected", *options]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     running = subprocess.Popen(command, cwd=tmp_path, **pipes)
     mirrored, deadline = [], time.monotonic() + 120

@@ -13,12 +13,12 @@ import pytest
 from test_cli import kdbench
 from test_study_file import SMALL
 
-from harness import lease as leases
-from harness.execute import execute
-from harness.lease import Lease, take
-from harness.plan import Ground, load_preset, make_plan
-from harness.record import Folder, StudyFolder
-from kd.data import prepare
+from kdbench.harness.plan.plan import Ground, load_preset, make_plan
+from kdbench.harness.records import lease as leases
+from kdbench.harness.records.lease import Lease, take
+from kdbench.harness.records.record import Folder, StudyFolder
+from kdbench.harness.run.scheduler import execute
+from kdbench.kd.data import prepare
 
 STUDY = SMALL
 
@@ -136,7 +136,7 @@ def here(tmp_path, monkeypatch):
 
 
 def start(*args):
-    command = [sys.executable, "-m", "harness.cli", "run", "mine.toml", *args]
+    command = [sys.executable, "-m", "kdbench", "run", "mine.toml", *args]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -212,7 +212,7 @@ def test_a_cluster_that_is_not_there_is_said(here):
 
 def test_a_worker_ends_what_its_coordinator_gave_up(here, digits, cache):
     """Interrupted, or silent for long: then the trial will be started anew, and this one must not go on beside it."""
-    from harness.cluster import run_trial
+    from kdbench.harness.run.dask_cluster import run_trial
 
     (here / "mine.toml").write_text(STUDY.replace("epochs = 3", "epochs = 2000"))
     preset = load_preset("mine.toml")

@@ -9,12 +9,12 @@ import pytest
 from scipy import stats
 from test_cli import kdbench
 
-from harness.plan import Arm, load_preset
-from harness.record import FaultStory, Metrics, Result
-from harness.signature import Design, Look, decide, look, run, simulate
-from harness.study import Request
-from harness.study_table import Trials
-from kd.errors import InputError
+from kdbench.harness.analysis.study_table import Trials
+from kdbench.harness.plan.plan import Arm, load_preset
+from kdbench.harness.records.record import FaultStory, Metrics, Result
+from kdbench.harness.signature import Design, Look, decide, look, run, simulate
+from kdbench.harness.study import Request
+from kdbench.kd.errors import InputError
 
 DESIGN = Design()
 CORRECTED = [80.0, 81.0, 80.5]
@@ -156,7 +156,7 @@ def rows_of(study):
 
 
 def test_only_what_is_undecided_is_trained_on(monkeypatch):
-    monkeypatch.setattr("harness.signature.summary", rows_of)
+    monkeypatch.setattr("kdbench.harness.signature.summary", rows_of)
     rng = random.Random(0)
 
     def draw(mean):

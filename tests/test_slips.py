@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from conftest import SEED
 from torch import nn
 
-from harness.zoo.clean.material import CLASSES, ConvNet, images, loaded, mlp, normed, rows, trained
-from harness.zoo.clean.run import observe
+from kdbench.harness.zoo.clean.material import CLASSES, ConvNet, images, loaded, mlp, normed, rows, trained
+from kdbench.harness.zoo.clean.run import observe
 
 STEPS, T = 12, 4.0
 

@@ -16,7 +16,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from audits.observe.splits import Loaders
+from kdbench.audits.observe.splits import Loaders
 
 
 class Images(Dataset):

@@ -13,7 +13,7 @@ from scipy import special
 from benchmarks.statistics import simulation
 from benchmarks.statistics.page import SECTIONS, reading
 from benchmarks.statistics.simulation import FAMILIES, SEEDS, Row, Setup
-from harness import stats
+from kdbench.harness.analysis import stats
 
 ROOT = Path(__file__).resolve().parent.parent
 SETUP = Setup(2000)

@@ -9,8 +9,8 @@ from scipy import stats as scipy_stats
 from scipy.special import gamma
 from statsmodels.stats.power import TTestIndPower
 
-from harness import stats
-from harness.stats import Comparison, compare, holm, power, seeds_needed, smallest_effect, verdict
+from kdbench.harness.analysis import stats
+from kdbench.harness.analysis.stats import Comparison, compare, holm, power, seeds_needed, smallest_effect, verdict
 
 A, B = [95.1, 94.8, 95.3, 94.9, 95.0], [95.4, 95.6, 95.2, 95.5, 95.9]
 

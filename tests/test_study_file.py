@@ -7,10 +7,10 @@ import pytest
 from conftest import write_images
 from test_cli import kdbench
 
-from harness.lease import take
-from harness.plan import PRESETS, load_preset
-from harness.record import Result, StudyFolder
-from kd.errors import InputError
+from kdbench.harness.plan.plan import PRESETS, load_preset
+from kdbench.harness.records.lease import take
+from kdbench.harness.records.record import Result, StudyFolder
+from kdbench.kd.errors import InputError
 
 SMALL = """
 [study]
@@ -206,7 +206,7 @@ def test_status_without_a_study_is_said(here):
 
 def test_fail_fast_starts_nothing_after_a_failure(here, cache, monkeypatch):
     """Data that changed after the plan was made: every trial refuses it, and the first is enough."""
-    from harness import study as studies
+    from kdbench.harness import study as studies
 
     (here / "mine.toml").write_text(SMALL)
     prepare = studies.prepare

@@ -8,9 +8,10 @@ import statsmodels.stats.multitest
 import statsmodels.stats.weightstats as weightstats
 from test_cli import kdbench
 
-from harness import stats, table
-from harness.table import Columns, Row
-from kd.errors import InputError
+from kdbench.harness.analysis import external_runs as table
+from kdbench.harness.analysis import stats
+from kdbench.harness.analysis.external_runs import Columns, Row
+from kdbench.kd.errors import InputError
 
 COLUMNS = Columns("method", "seed", "accuracy")
 SCORES = {

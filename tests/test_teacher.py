@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from kd.errors import InputError
-from kd.models import build
-from kd.models.resnet import ResNet
-from kd.teacher import file_sha256, load_strict, read_checkpoint, save_checkpoint
+from kdbench.kd.errors import InputError
+from kdbench.kd.models import build
+from kdbench.kd.models.resnet import ResNet
+from kdbench.kd.teacher import file_sha256, load_strict, read_checkpoint, save_checkpoint
 
 
 @pytest.fixture

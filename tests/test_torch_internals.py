@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import audits
-from audits.checks.all import CATALOGUE
-from audits.observe import torch_internals
-from audits.observe.torch_internals import INTERNALS, MISSING, self_test
+from kdbench import audits
+from kdbench.audits.checks.all import CATALOGUE
+from kdbench.audits.observe import torch_internals
+from kdbench.audits.observe.torch_internals import INTERNALS, MISSING, self_test
 
 IDS = {audit.id for audit in CATALOGUE.values()}
 

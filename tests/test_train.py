@@ -9,11 +9,11 @@ from conftest import SEED, halves
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kd import train
-from kd.errors import InputError
-from kd.evaluate import logits_of
-from kd.methods import METHODS
-from kd.procedure import CANONICAL
+from kdbench.kd import train
+from kdbench.kd.errors import InputError
+from kdbench.kd.evaluate import logits_of
+from kdbench.kd.methods import METHODS
+from kdbench.kd.procedure import CANONICAL
 
 
 def run(training):

@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-import audits
-from audits.checks.all import CATALOGUE
-from audits.checks.catalogue import Audit
+from kdbench import audits
+from kdbench.audits.checks.all import CATALOGUE
+from kdbench.audits.checks.catalogue import Audit
 
 HOOKED = [
     (torch.nn.utils.clip_grad, "_clip_grads_with_norm_"),
@@ -93,7 +93,7 @@ def test_watches_may_end_in_any_order():
     assert finding(b.report, "clip-coverage").status == "pass" and finding(a.report, "clip-coverage").reason
     student(torch.randn(2, 2)).sum().backward()
     assert len(b.trace.updates.steps) == 1
-    assert torch.autograd.backward is before or torch.autograd.backward.__module__ == "audits.observe.hooks"
+    assert torch.autograd.backward is before or torch.autograd.backward.__module__ == "kdbench.audits.observe.hooks"
 
 
 class Loop:
@@ -731,7 +731,7 @@ def test_an_audit_that_breaks_is_said_and_stops_nothing(monkeypatch):
 
 def test_watching_that_breaks_is_said_and_stops_nothing(monkeypatch):
     loop = Loop()
-    monkeypatch.setattr(sys.modules["audits.observe.steps"], "with_gradient", lambda optimizer: 1 / 0)
+    monkeypatch.setattr(sys.modules["kdbench.audits.observe.steps"], "with_gradient", lambda optimizer: 1 / 0)
     before = loop.student.weight.clone()
     report = loop.run(clip_student, **DECLARED)
     assert not torch.equal(before, loop.student.weight)

@@ -5,6 +5,6 @@ verdicts of all checks into findings. A new audit is one decorated function in o
 with is here.
 """
 
-from audits.checks.catalogue import Verdict, audit, failed, passed, undecided
+from kdbench.audits.checks.catalogue import Verdict, audit, failed, passed, undecided
 
 __all__ = ["Verdict", "audit", "failed", "passed", "undecided"]

@@ -1,10 +1,10 @@
 """Every audit in the catalogue, and what holds a trace to all of them."""
 
-from audits.checks import architecture, clipping, inputs, losses, modes, optimizer, teacher, weights
-from audits.checks.catalogue import CATALOGUE, Verdict, undecided
-from audits.finding import Finding, Report, sorted_report
-from audits.observe import torch_internals
-from audits.trace import Trace
+from kdbench.audits.checks import architecture, clipping, inputs, losses, modes, optimizer, teacher, weights
+from kdbench.audits.checks.catalogue import CATALOGUE, Verdict, undecided
+from kdbench.audits.finding import Finding, Report, sorted_report
+from kdbench.audits.observe import torch_internals
+from kdbench.audits.trace import Trace
 
 __all__ = ["CATALOGUE", "run"]
 

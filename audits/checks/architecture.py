@@ -1,7 +1,7 @@
 """Whether the network fits the size of its input."""
 
-from audits.checks.catalogue import Verdict, audit, failed, passed, undecided
-from audits.trace import Spatial, Trace
+from kdbench.audits.checks.catalogue import Verdict, audit, failed, passed, undecided
+from kdbench.audits.trace import Spatial, Trace
 
 SMALL = 64
 "Pixels a side up to which an ImageNet stem throws away too much."

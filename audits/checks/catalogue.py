@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from audits.finding import Phase, Severity, Status
-from audits.trace import Trace, Where
+from kdbench.audits.finding import Phase, Severity, Status
+from kdbench.audits.trace import Trace, Where
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from torch import nn
 
-from audits.checks.catalogue import Verdict, audit, failed, passed, some, undecided
-from audits.trace import ClipCall, Step, Trace
+from kdbench.audits.checks.catalogue import Verdict, audit, failed, passed, some, undecided
+from kdbench.audits.trace import ClipCall, Step, Trace
 
 TOLERANCE = 1e-3
 "On the norm after clipping: torch divides by the norm plus 1e-6, and sums differ in the last bits."
@@ -26,7 +26,7 @@ def _steps(trace: Trace) -> list[Step]:
 
 
 def _option(trace: Trace) -> str:
-    return "clip" if trace.script else "clip=audits.Clip(max_norm), if clipped by hand"
+    return "clip" if trace.script else "clip=kdbench.Clip(max_norm), if clipped by hand"
 
 
 def _missed(step: Step) -> list[int]:

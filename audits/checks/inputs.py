@@ -1,8 +1,8 @@
 """What the networks are shown, and whether answers belong to the samples that they are held against."""
 
-from audits.checks.catalogue import Verdict, audit, failed, no_distillation, passed, undecided
-from audits.finding import Severity
-from audits.trace import Sight, Trace
+from kdbench.audits.checks.catalogue import Verdict, audit, failed, no_distillation, passed, undecided
+from kdbench.audits.finding import Severity
+from kdbench.audits.trace import Sight, Trace
 
 _STALE = 0.1
 "Share of the stored answers recognised that may resemble another sample's more: some samples are alike."
@@ -197,7 +197,7 @@ def split_hygiene(trace: Trace) -> Verdict:
         return undecided(
             "out-of-scope",
             "no evaluation loader over a subset or tensors was seen",
-            "audits.check_split(train, evaluation)",
+            "kdbench.check_split(train, evaluation)",
         )
     size, both, how, sure = trace.data.split_overlap
     observed = {"evaluation": size, "also_trained_on": both, "seen": how}

@@ -1,9 +1,9 @@
 """What the distillation term is, as its gradient tells: whom it reaches, its form, its temperature."""
 
-from audits.checks.catalogue import Verdict, audit, failed, no_distillation, passed, some, undecided
-from audits.checks.reading import declared_decoupled, explained, term_place
-from audits.infer.explain import Explanation
-from audits.trace import Sight, Term, Trace, Where
+from kdbench.audits.checks.catalogue import Verdict, audit, failed, no_distillation, passed, some, undecided
+from kdbench.audits.checks.reading import declared_decoupled, explained, term_place
+from kdbench.audits.infer.explain import Explanation
+from kdbench.audits.trace import Sight, Term, Trace, Where
 
 _IDLE_SCRIPT, _IDLE_DECLARED, _LOST_DECLARED = 5, 3, 2
 """Backwards in which a network answers and is not heard until that is said. Declared, the teacher is known for one;

@@ -1,7 +1,7 @@
 """In which mode the networks answer, and whether the teacher stays what it was."""
 
-from audits.checks.catalogue import Verdict, audit, failed, no_distillation, passed, some, undecided
-from audits.trace import Trace
+from kdbench.audits.checks.catalogue import Verdict, audit, failed, no_distillation, passed, some, undecided
+from kdbench.audits.trace import Trace
 
 
 @audit(

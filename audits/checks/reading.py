@@ -1,8 +1,8 @@
 """What several checks of the distillation term read off a trace."""
 
-from audits.checks.catalogue import Verdict, undecided
-from audits.infer.explain import Explanation
-from audits.trace import Sight, Trace, Where
+from kdbench.audits.checks.catalogue import Verdict, undecided
+from kdbench.audits.infer.explain import Explanation
+from kdbench.audits.trace import Sight, Trace, Where
 
 
 def explained(trace: Trace) -> list[tuple[Sight, Explanation]]:

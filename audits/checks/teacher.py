@@ -2,9 +2,9 @@
 
 import math
 
-from audits.checks.catalogue import Verdict, audit, failed, no_distillation, passed, some, undecided
-from audits.finding import Severity
-from audits.trace import Loaded, Trace
+from kdbench.audits.checks.catalogue import Verdict, audit, failed, no_distillation, passed, some, undecided
+from kdbench.audits.finding import Severity
+from kdbench.audits.trace import Loaded, Trace
 
 DOUBT = 1e-3
 "Probability under which the observed number of right answers is taken to contradict a rate."

@@ -3,10 +3,10 @@
 import math
 from typing import NamedTuple
 
-from audits.checks.catalogue import Verdict, audit, failed, no_distillation, passed, undecided
-from audits.checks.reading import declared_decoupled, explained, term_place
-from audits.infer.explain import Explanation
-from audits.trace import KD, Trace, Where
+from kdbench.audits.checks.catalogue import Verdict, audit, failed, no_distillation, passed, undecided
+from kdbench.audits.checks.reading import declared_decoupled, explained, term_place
+from kdbench.audits.infer.explain import Explanation
+from kdbench.audits.trace import KD, Trace, Where
 
 TOLERANCE = 2e-3
 "On weights: relative, and on the sum of two that should be one."
@@ -105,7 +105,7 @@ def kd_scale(trace: Trace) -> Verdict:
         "intent-unknown",
         f"labels act with weight {'unknown' if a is None else format(a, '.4g')}, distillation with {k:.4g} at "
         f"temperature {t:g} (it would read {written}); whether that is meant cannot be seen",
-        "alpha or kd_weight" if trace.script else "kd=audits.KD(alpha=) or KD(kd_weight=)",
+        "alpha or kd_weight" if trace.script else "kd=kdbench.KD(alpha=) or KD(kd_weight=)",
         reading.observed,
     )
 
@@ -273,7 +273,7 @@ def term_balance(trace: Trace) -> Verdict:
         return undecided(
             "intent-unknown",
             f"the soft term makes up about {share:.0%} of the gradient at the student's logits; no range was declared",
-            None if trace.script else "kd=audits.KD(share=(low, high))",
+            None if trace.script else "kd=kdbench.KD(share=(low, high))",
             {"share": share},
         )
     low, high = trace.declared.kd.share
@@ -286,7 +286,7 @@ def term_balance(trace: Trace) -> Verdict:
 def weight_endpoints(trace: Trace) -> Verdict:
     """Each term has its own weight: alpha for the distillation, 1 - alpha for the labels.
 
-    Needs alpha declared; for a function that weighs, :func:`audits.check_weighting` decides without a training.
+    Needs alpha declared; for a function that weighs, :func:`kdbench.check_weighting` decides without a training.
     """
     if not trace.losses.sights:
         return no_distillation(trace)
@@ -302,7 +302,7 @@ def weight_endpoints(trace: Trace) -> Verdict:
         return undecided(
             "intent-unknown",
             f"labels act with weight {a:.4g}, distillation with {k:.4g}; which was meant for which was not declared",
-            "alpha" if trace.script else "kd=audits.KD(alpha=), or audits.check_weighting(combine)",
+            "alpha" if trace.script else "kd=kdbench.KD(alpha=), or kdbench.check_weighting(combine)",
             {"label_weight": a, "kd_weight": k},
         )
     observed = {"label_weight": a, "kd_weight": k, "alpha": alpha}

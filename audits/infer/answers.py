@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from audits.infer.observer import Observer
-from audits.infer.stems import FIRST, spatial_call
-from audits.trace import Hits, Trace
+from kdbench.audits.infer.observer import Observer
+from kdbench.audits.infer.stems import FIRST, spatial_call
+from kdbench.audits.trace import Hits, Trace
 
 
 class Answers(Observer):

@@ -7,14 +7,14 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from audits.infer.layers import descendants, describe, shown_to
-from audits.infer.observer import EXPLAINED, Observer
-from audits.infer.roles import Cast
-from audits.observe import torch_internals
-from audits.observe.rows import row_keys
-from audits.observe.taint import Taint
-from audits.observe.windows import ModuleCall, RawWindow
-from audits.trace import Inputs, Sight, Trace
+from kdbench.audits.infer.layers import descendants, describe, shown_to
+from kdbench.audits.infer.observer import EXPLAINED, Observer
+from kdbench.audits.infer.roles import Cast
+from kdbench.audits.observe import torch_internals
+from kdbench.audits.observe.rows import row_keys
+from kdbench.audits.observe.taint import Taint
+from kdbench.audits.observe.windows import ModuleCall, RawWindow
+from kdbench.audits.trace import Inputs, Sight, Trace
 
 _ORDER = ("same", "permuted", "flipped", "affine", "differ", "shapes")
 "Relations of two batches, the nearest first: of several pairs the nearest counts."

@@ -2,11 +2,11 @@
 
 import torch
 
-from audits.infer.explain import Explanation, explain
-from audits.infer.observer import EXPLAINED, Observer
-from audits.infer.roles import Cast
-from audits.observe.windows import RawWindow
-from audits.trace import Hits, Sight, Trace
+from kdbench.audits.infer.explain import Explanation, explain
+from kdbench.audits.infer.observer import EXPLAINED, Observer
+from kdbench.audits.infer.roles import Cast
+from kdbench.audits.observe.windows import RawWindow
+from kdbench.audits.trace import Hits, Sight, Trace
 
 _LABELS = 1000
 "Labels that the teacher's answers are held against: enough to tell a trained teacher from chance nearly always."

@@ -3,22 +3,22 @@
 import torch
 from torch import nn
 
-from audits.infer.batches import Batches
-from audits.infer.gradients import Gradients
-from audits.infer.modes import Modes
-from audits.infer.names import Names
-from audits.infer.observer import Known, Observer
-from audits.infer.parameters import Parameters
-from audits.infer.players import Players
-from audits.infer.roles import Declared
-from audits.infer.stems import Stems
-from audits.infer.stored import Stored
-from audits.infer.teacher import TeacherState
-from audits.infer.terms import Terms
-from audits.observe.loads import Loads
-from audits.observe.taint import Taint
-from audits.observe.windows import ModuleCall, RawWindow
-from audits.trace import Sight, Trace
+from kdbench.audits.infer.batches import Batches
+from kdbench.audits.infer.gradients import Gradients
+from kdbench.audits.infer.modes import Modes
+from kdbench.audits.infer.names import Names
+from kdbench.audits.infer.observer import Known, Observer
+from kdbench.audits.infer.parameters import Parameters
+from kdbench.audits.infer.players import Players
+from kdbench.audits.infer.roles import Declared
+from kdbench.audits.infer.stems import Stems
+from kdbench.audits.infer.stored import Stored
+from kdbench.audits.infer.teacher import TeacherState
+from kdbench.audits.infer.terms import Terms
+from kdbench.audits.observe.loads import Loads
+from kdbench.audits.observe.taint import Taint
+from kdbench.audits.observe.windows import ModuleCall, RawWindow
+from kdbench.audits.trace import Sight, Trace
 
 
 class Inference:

@@ -2,9 +2,9 @@
 
 from torch import Tensor, nn
 
-from audits.observe import torch_internals
-from audits.observe.taint import Taint
-from audits.observe.windows import ModuleCall, RawWindow
+from kdbench.audits.observe import torch_internals
+from kdbench.audits.observe.taint import Taint
+from kdbench.audits.observe.windows import ModuleCall, RawWindow
 
 
 def descendants(raw: RawWindow, roots: list[ModuleCall]) -> list[ModuleCall]:

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from audits.observe import torch_internals
+from kdbench.audits.observe import torch_internals
 
 T = TypeVar("T")
 

@@ -1,12 +1,12 @@
 """In which mode do student and teacher answer?"""
 
-from audits.infer.layers import depends_on_mode, descendants, describe
-from audits.infer.observer import Observer
-from audits.infer.roles import Cast
-from audits.infer.stored import may_be_stored
-from audits.observe import hooks
-from audits.observe.windows import MOODY, ModuleCall, RawWindow
-from audits.trace import Sight, Trace
+from kdbench.audits.infer.layers import depends_on_mode, descendants, describe
+from kdbench.audits.infer.observer import Observer
+from kdbench.audits.infer.roles import Cast
+from kdbench.audits.infer.stored import may_be_stored
+from kdbench.audits.observe import hooks
+from kdbench.audits.observe.windows import MOODY, ModuleCall, RawWindow
+from kdbench.audits.trace import Sight, Trace
 
 
 class Modes(Observer):

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from audits.infer.living import living
-from audits.infer.observer import Known, Observer
-from audits.infer.roles import Group
-from audits.observe import torch_internals
-from audits.observe.taint import Taint
-from audits.trace import Trace
+from kdbench.audits.infer.living import living
+from kdbench.audits.infer.observer import Known, Observer
+from kdbench.audits.infer.roles import Group
+from kdbench.audits.observe import torch_internals
+from kdbench.audits.observe.taint import Taint
+from kdbench.audits.trace import Trace
 
 _TOO_COMMON = ("module", "model", "m", "net")
 "Names of variables that say nothing of which network it is: another that holds it too is preferred."
@@ -74,7 +74,9 @@ def _variable_of(module: nn.Module) -> str | None:
     frame = sys._getframe(1)
     places: list[dict[str, Any]] = []
     while frame is not None:
-        if not frame.f_code.co_filename.startswith(sys.prefix) and "audits" not in frame.f_globals.get("__name__", ""):
+        if not frame.f_code.co_filename.startswith(sys.prefix) and not frame.f_globals.get("__name__", "").startswith(
+            "kdbench."
+        ):
             places.append(frame.f_locals)
         frame = frame.f_back  # type: ignore[assignment]
     main = sys.modules.get("__main__")

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from audits.infer.roles import Cast, Group
-from audits.observe.windows import ModuleCall, RawWindow
-from audits.trace import Sight
+from kdbench.audits.infer.roles import Cast, Group
+from kdbench.audits.observe.windows import ModuleCall, RawWindow
+from kdbench.audits.trace import Sight
 
 EXPLAINED = 3
 "Windows that are read closely: each costs a second backward through the loss, and three show whether they agree."

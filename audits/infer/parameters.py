@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from audits.infer.living import live_parameters, living
-from audits.infer.names import Names
-from audits.infer.observer import Known, Observer
-from audits.infer.roles import Cast
-from audits.observe import torch_internals
-from audits.observe.taint import Taint
-from audits.observe.windows import RawWindow
-from audits.trace import Leaf, Sight, Trace
+from kdbench.audits.infer.living import live_parameters, living
+from kdbench.audits.infer.names import Names
+from kdbench.audits.infer.observer import Known, Observer
+from kdbench.audits.infer.roles import Cast
+from kdbench.audits.observe import torch_internals
+from kdbench.audits.observe.taint import Taint
+from kdbench.audits.observe.windows import RawWindow
+from kdbench.audits.trace import Leaf, Sight, Trace
 
 _FIRST = 6
 "Windows in which it is noted what gets a gradient: as many as alternating losses and phases of one loop need."

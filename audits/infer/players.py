@@ -3,12 +3,12 @@
 import torch
 from torch import nn
 
-from audits.infer.names import Names, named_module
-from audits.infer.observer import Known, Observer
-from audits.infer.roles import Cast, Declared, Group, cast
-from audits.observe.taint import Taint
-from audits.observe.windows import DISTANCES, LABEL_LOSSES, ModuleCall, RawWindow
-from audits.trace import Sight, Trace
+from kdbench.audits.infer.names import Names, named_module
+from kdbench.audits.infer.observer import Known, Observer
+from kdbench.audits.infer.roles import Cast, Declared, Group, cast
+from kdbench.audits.observe.taint import Taint
+from kdbench.audits.observe.windows import DISTANCES, LABEL_LOSSES, ModuleCall, RawWindow
+from kdbench.audits.trace import Sight, Trace
 
 _LOSSES = DISTANCES | LABEL_LOSSES | {"kl_div"}
 _NAMED = 12

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from audits.infer.layers import plain_name
-from audits.trace import Provenance
+from kdbench.audits.infer.layers import plain_name
+from kdbench.audits.trace import Provenance
 
 
 def provenance(teacher: nn.Module, weights: Mapping[str, Tensor]) -> Provenance:
@@ -15,7 +15,7 @@ def provenance(teacher: nn.Module, weights: Mapping[str, Tensor]) -> Provenance:
     for name, value in weights.items():
         if not isinstance(value, Tensor):
             hint = f"; perhaps pass teacher_weights[{name!r}]" if isinstance(value, Mapping) else ""
-            raise ValueError(f"audits.watch: teacher_weights: {name!r} is a {type(value).__name__}, no tensor{hint}")
+            raise ValueError(f"kdbench.watch: teacher_weights: {name!r} is a {type(value).__name__}, no tensor{hint}")
     declared = {plain_name(name): value for name, value in weights.items()}
     own = {name: value for name, value in teacher.state_dict().items() if not _carries_no_weight(name)}
     equal, differing, aliases = [], [], []

@@ -4,12 +4,12 @@ from typing import Literal
 
 from torch import nn
 
-from audits.infer.layers import descendants, path_of
-from audits.infer.observer import Observer
-from audits.infer.roles import Cast
-from audits.observe.taint import Taint
-from audits.observe.windows import RawWindow
-from audits.trace import Sight, Spatial, Trace
+from kdbench.audits.infer.layers import descendants, path_of
+from kdbench.audits.infer.observer import Observer
+from kdbench.audits.infer.roles import Cast
+from kdbench.audits.observe.taint import Taint
+from kdbench.audits.observe.windows import RawWindow
+from kdbench.audits.trace import Sight, Spatial, Trace
 
 FIRST = 3
 "Calls that make a stem: the convolution, and the pool after it if there is one, with one more to see that."

@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor, nn
 
-from audits.infer.layers import shown_to
-from audits.infer.observer import EXPLAINED, Observer
-from audits.infer.roles import Cast, Group
-from audits.observe.rows import row_keys
-from audits.observe.taint import Taint
-from audits.observe.windows import SOFTMAXES, ModuleCall, RawWindow
-from audits.trace import Sight, Trace
+from kdbench.audits.infer.layers import shown_to
+from kdbench.audits.infer.observer import EXPLAINED, Observer
+from kdbench.audits.infer.roles import Cast, Group
+from kdbench.audits.observe.rows import row_keys
+from kdbench.audits.observe.taint import Taint
+from kdbench.audits.observe.windows import SOFTMAXES, ModuleCall, RawWindow
+from kdbench.audits.trace import Sight, Trace
 
 _NETWORKS = 8
 "Networks whose answers are kept: a teacher, the students before, and some room."

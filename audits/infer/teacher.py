@@ -5,14 +5,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from audits.infer.layers import plain_name
-from audits.infer.names import Names
-from audits.infer.observer import Known, Observer
-from audits.infer.roles import Cast, Group
-from audits.observe.loads import Loads, Network
-from audits.observe.taint import Taint
-from audits.observe.windows import RawWindow
-from audits.trace import Change, Sight, Trace
+from kdbench.audits.infer.layers import plain_name
+from kdbench.audits.infer.names import Names
+from kdbench.audits.infer.observer import Known, Observer
+from kdbench.audits.infer.roles import Cast, Group
+from kdbench.audits.observe.loads import Loads, Network
+from kdbench.audits.observe.taint import Taint
+from kdbench.audits.observe.windows import RawWindow
+from kdbench.audits.trace import Change, Sight, Trace
 
 _FOLLOWED = 6
 "Windows, and parameters in each, that show whether a teacher follows its student: a moving average moves all alike."

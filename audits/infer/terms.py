@@ -5,14 +5,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from audits.infer.layers import describe
-from audits.infer.names import Names
-from audits.infer.observer import EXPLAINED, Observer
-from audits.infer.roles import Cast
-from audits.observe import torch_internals
-from audits.observe.taint import Taint
-from audits.observe.windows import DISTANCES, FunctionCall, RawWindow, leaves_of
-from audits.trace import Sight, Term, Trace
+from kdbench.audits.infer.layers import describe
+from kdbench.audits.infer.names import Names
+from kdbench.audits.infer.observer import EXPLAINED, Observer
+from kdbench.audits.infer.roles import Cast
+from kdbench.audits.observe import torch_internals
+from kdbench.audits.observe.taint import Taint
+from kdbench.audits.observe.windows import DISTANCES, FunctionCall, RawWindow, leaves_of
+from kdbench.audits.trace import Sight, Term, Trace
 
 _SUM = 2e-2
 "Distance from one up to which a row sums to one: half precision over a thousand classes."

@@ -1,6 +1,6 @@
 """Laws: what a single decision of a training must hold on any input, tried on made-up ones, with no training at all.
 
-    finding = audits.laws.check_weighting(my_loss)
+    finding = kdbench.audits.laws.check_weighting(my_loss)
     assert finding.status == "pass", finding.message
 
 Each law calls a function of yours and gives a :class:`audits.finding.Finding`. What your function raises, or returns
@@ -9,15 +9,15 @@ watches for the same in a training, where there is one. The global random states
 random) are afterwards as before; a generator that your function holds of its own does move.
 """
 
-from audits.laws.aggregation import check_aggregation, check_spread
-from audits.laws.answers import OddAnswerError
-from audits.laws.augmentation import check_augmentation, check_workers
-from audits.laws.registry import LAWS, Law, law, same_random_state
-from audits.laws.schedule import check_group_schedule, check_schedule
-from audits.laws.seeds import check_seeds
-from audits.laws.selection import check_selection
-from audits.laws.splits import check_held_out, check_split
-from audits.laws.weighting import check_weighting
+from kdbench.audits.laws.aggregation import check_aggregation, check_spread
+from kdbench.audits.laws.answers import OddAnswerError
+from kdbench.audits.laws.augmentation import check_augmentation, check_workers
+from kdbench.audits.laws.registry import LAWS, Law, law, same_random_state
+from kdbench.audits.laws.schedule import check_group_schedule, check_schedule
+from kdbench.audits.laws.seeds import check_seeds
+from kdbench.audits.laws.selection import check_selection
+from kdbench.audits.laws.splits import check_held_out, check_split
+from kdbench.audits.laws.weighting import check_weighting
 
 __all__ = [
     "LAWS",

@@ -4,9 +4,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from audits.checks.catalogue import Verdict, failed, passed
-from audits.laws.answers import OddAnswerError, close, number, short
-from audits.laws.registry import law
+from kdbench.audits.checks.catalogue import Verdict, failed, passed
+from kdbench.audits.laws.answers import OddAnswerError, close, number, short
+from kdbench.audits.laws.registry import law
 
 MISSING = object()
 "What a result has no part for."

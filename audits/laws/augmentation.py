@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, get_worker_info
 
-from audits.checks.catalogue import Verdict, failed, passed, undecided
-from audits.laws.registry import law
-from audits.laws.samples import content
-from audits.observe import torch_internals
+from kdbench.audits.checks.catalogue import Verdict, failed, passed, undecided
+from kdbench.audits.laws.registry import law
+from kdbench.audits.laws.samples import content
+from kdbench.audits.observe import torch_internals
 
 
 @law(

@@ -13,10 +13,10 @@ from typing import Any, ParamSpec
 
 import torch
 
-from audits.checks.catalogue import Verdict
-from audits.finding import Finding, Severity
-from audits.laws.answers import OddAnswerError
-from audits.trace import Where
+from kdbench.audits.checks.catalogue import Verdict
+from kdbench.audits.finding import Finding, Severity
+from kdbench.audits.laws.answers import OddAnswerError
+from kdbench.audits.trace import Where
 
 Parameters = ParamSpec("Parameters")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from audits.laws.answers import OddAnswerError, short
+from kdbench.audits.laws.answers import OddAnswerError, short
 
 
 def content(sample: Any) -> str:

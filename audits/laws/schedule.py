@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from audits.checks.catalogue import Verdict, failed, passed, undecided
-from audits.laws.answers import number
-from audits.laws.registry import law
+from kdbench.audits.checks.catalogue import Verdict, failed, passed, undecided
+from kdbench.audits.laws.answers import number
+from kdbench.audits.laws.registry import law
 
 
 def _rate_at(source: Any) -> Callable[[int], float]:

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from audits.checks.catalogue import Verdict, failed, passed
-from audits.laws.answers import OddAnswerError, short
-from audits.laws.registry import law
-from audits.laws.samples import content, image_in
+from kdbench.audits.checks.catalogue import Verdict, failed, passed
+from kdbench.audits.laws.answers import OddAnswerError, short
+from kdbench.audits.laws.registry import law
+from kdbench.audits.laws.samples import content, image_in
 
 
 @law(

@@ -4,9 +4,9 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from audits.checks.catalogue import Verdict, failed, passed
-from audits.laws.answers import OddAnswerError, short
-from audits.laws.registry import law, same_random_state
+from kdbench.audits.checks.catalogue import Verdict, failed, passed
+from kdbench.audits.laws.answers import OddAnswerError, short
+from kdbench.audits.laws.registry import law, same_random_state
 
 CURVES = (
     (0.5, 0.7, 0.8, 0.85, 0.9),

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch.utils.data import Dataset, Subset
 
-from audits.checks.catalogue import Verdict, failed, passed, undecided
-from audits.laws.answers import OddAnswerError
-from audits.laws.registry import law
-from audits.laws.samples import content
+from kdbench.audits.checks.catalogue import Verdict, failed, passed, undecided
+from kdbench.audits.laws.answers import OddAnswerError
+from kdbench.audits.laws.registry import law
+from kdbench.audits.laws.samples import content
 
 
 def _is_dataset(data: Any) -> bool:

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from audits.checks.catalogue import Verdict, failed, passed
-from audits.laws.answers import close, number
-from audits.laws.registry import law
+from kdbench.audits.checks.catalogue import Verdict, failed, passed
+from kdbench.audits.laws.answers import close, number
+from kdbench.audits.laws.registry import law
 
 
 @law(

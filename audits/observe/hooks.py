@@ -18,8 +18,8 @@ import torch
 from torch import nn
 from torch.nn.utils import clip_grad
 
-from audits.observe import torch_internals
-from audits.trace import Where
+from kdbench.audits.observe import torch_internals
+from kdbench.audits.trace import Where
 
 _LIBRARIES = tuple({sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")})
 _NOT_THE_USERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent.parent))

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from audits.observe import hooks, torch_internals
-from audits.observe.taint import tensors_in
-from audits.trace import Loaded
+from kdbench.audits.observe import hooks, torch_internals
+from kdbench.audits.observe.taint import tensors_in
+from kdbench.audits.trace import Loaded
 
 _SAMPLE = 256
 _MOST_TENSORS = 20_000

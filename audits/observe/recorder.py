@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from audits.observe import hooks, torch_internals
-from audits.observe.taint import Made, Mode, Taint, is_getter_to_skip, pop_if_on_top, push, tensors_in
-from audits.observe.windows import (
+from kdbench.audits.observe import hooks, torch_internals
+from kdbench.audits.observe.taint import Made, Mode, Taint, is_getter_to_skip, pop_if_on_top, push, tensors_in
+from kdbench.audits.observe.windows import (
     DISTANCES,
     LABEL_LOSSES,
     LOOKUPS,

@@ -18,7 +18,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from audits.observe import hooks
+from kdbench.audits.observe import hooks
 
 _MOST = 50_000
 "Rows that are told apart: the training part of the common data sets."

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from audits.observe import hooks, torch_internals
-from audits.trace import ClipCall, Step, Trace
+from kdbench.audits.observe import hooks, torch_internals
+from kdbench.audits.trace import ClipCall, Step, Trace
 
 # A bound that large is how a norm is measured, not clipped.
 _NO_BOUND = 1e6

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from audits.observe import torch_internals
+from kdbench.audits.observe import torch_internals
 
 
 class Made(NamedTuple):

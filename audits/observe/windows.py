@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from audits.observe import torch_internals
-from audits.observe.taint import Made
-from audits.trace import Where
+from kdbench.audits.observe import torch_internals
+from kdbench.audits.observe.taint import Made
+from kdbench.audits.trace import Where
 
 SMALL = 2**22
 "Numbers in a tensor up to which a copy is kept for as long as a window lasts."

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from audits.checks.all import CATALOGUE
-from audits.finding import Finding, Report, Severity, sorted_report
+from kdbench.audits.checks.all import CATALOGUE
+from kdbench.audits.finding import Finding, Report, Severity, sorted_report
 
 Verdict = Literal["clean", "failed", "undecided", "could-not-run"]
 

@@ -8,9 +8,9 @@ from typing import Any
 from urllib.parse import quote
 from xml.etree import ElementTree
 
-from audits.checks.all import CATALOGUE
-from audits.finding import Finding, Report, Severity
-from audits.report.policy import Verdict, fingerprint
+from kdbench.audits.checks.all import CATALOGUE
+from kdbench.audits.finding import Finding, Report, Severity
+from kdbench.audits.report.policy import Verdict, fingerprint
 
 _LEVELS: dict[Severity, str] = {"error": "error", "warn": "warning", "info": "note"}
 _COMMANDS: dict[Severity, str] = {"error": "error", "warn": "warning", "info": "notice"}

@@ -14,7 +14,7 @@ import click
 
 from benchmarks.gpu.call import Call
 from benchmarks.gpu.items import ITEMS
-from harness.cli import run_cli
+from kdbench.harness.cli import run_cli
 
 
 @click.command(help=__doc__)

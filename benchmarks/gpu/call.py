@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from harness.bundle import extract
-from harness.environment import environment
-from harness.record import StudyFolder, write_atomic
-from harness.trial import prepare_device
-from kd.errors import InputError
+from kdbench.harness.archive.bundle import extract
+from kdbench.harness.records.environment import environment
+from kdbench.harness.records.record import StudyFolder, write_atomic
+from kdbench.harness.run.trial import prepare_device
+from kdbench.kd.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKED = ("spec.json", "result.json", "curve.jsonl", "norms.csv", "study.json", "results.csv")

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 from benchmarks.gpu.call import Call, other_teachers
 from benchmarks.gpu.stacks import STACKS
-from harness.plan import Preset, load_preset
-from harness.record import Result
-from harness.study import Ready, Request, carry_out, prepare, summary
+from kdbench.harness.plan.plan import Preset, load_preset
+from kdbench.harness.records.record import Result
+from kdbench.harness.study import Ready, Request, carry_out, prepare, summary
 
 EPOCHS, TEACHER_EPOCHS = 20, 30
 "Of 45,000 images; the paper has 100 and 200. Shortened, so that a student takes a minute."

@@ -16,8 +16,8 @@ import click
 
 from benchmarks.gpu.call import opened
 from benchmarks.gpu.items import EPOCHS, ITEMS, TEACHER_EPOCHS
-from harness.cli import run_cli
-from kd.errors import InputError
+from kdbench.harness.cli import run_cli
+from kdbench.kd.errors import InputError
 
 GROUPS = ("student", "projectors", "all")
 

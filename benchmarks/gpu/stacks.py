@@ -15,13 +15,13 @@ import click
 import torch
 from torch import Tensor, nn
 
-from harness.cost import forward_flop
-from harness.measure import Way, images_per_second, prepare
-from harness.trial import prepare_device
-from kd import train
-from kd.accelerate import rounding
-from kd.models import Answer
-from kd.recipe import Precision, Recipe
+from kdbench.harness.run.cost import forward_flop
+from kdbench.harness.run.throughput import Way, images_per_second, prepare
+from kdbench.harness.run.trial import prepare_device
+from kdbench.kd import train
+from kdbench.kd.accelerate import rounding
+from kdbench.kd.models import Answer
+from kdbench.kd.recipe import Precision, Recipe
 
 PAIR = ("r50", "r18")
 

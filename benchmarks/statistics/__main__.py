@@ -16,9 +16,9 @@ import click
 
 from benchmarks.statistics.page import SECTIONS, draw, page, reading
 from benchmarks.statistics.simulation import ALPHA, CONFIDENCE, Row, Setup, simulate
-from harness.cli import run_cli
-from harness.cli.common import stderr
-from harness.record import write_atomic
+from kdbench.harness.cli import run_cli
+from kdbench.harness.cli.common import stderr
+from kdbench.harness.records.record import write_atomic
 
 
 @click.command(help=__doc__)

@@ -11,9 +11,9 @@ Rows = Sequence[Row]
 
 INTRODUCTION = f"""
 Experiments whose truth is known are decided, many times over, by the functions that decide a study
-(`harness/stats.py`). Each rate, in percent, has {CONFIDENCE:.0%} Clopper-Pearson bounds beside it, and a mark: the
-promise lies *within* them, or the rate is *below* or *above* the promise by more than chance. Errors rarer than
-promised, and coverage or power higher, keep the promise with room: that is caution, paid for elsewhere. A mark in
+(`harness/analysis/stats.py`). Each rate, in percent, has {CONFIDENCE:.0%} Clopper-Pearson bounds beside it, and a
+mark: the promise lies *within* them, or the rate is *below* or *above* the promise by more than chance. Errors rarer
+than promised, and coverage or power higher, keep the promise with room: that is caution, paid for elsewhere. A mark in
 **bold** is a promise that is not kept. Where nothing is promised, there is a dash and no mark.
 """
 

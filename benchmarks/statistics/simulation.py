@@ -14,10 +14,10 @@ import numpy as np
 from scipy import special
 from scipy.stats import binomtest
 
-from harness import stats
+from kdbench.harness.analysis import stats
 
 ALPHA, WANTED = 0.05, 0.8
-"What the functions of harness.stats take for alpha and for the wanted power unless told otherwise."
+"What the functions of kdbench.harness.analysis.stats take for alpha and for the wanted power unless told otherwise."
 SEEDS = (3, 5, 10)
 CONFIDENCE = 0.99
 "Of the bounds on a rate. Of a hundred rates that are just as promised, one lies outside by chance."

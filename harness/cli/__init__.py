@@ -9,8 +9,9 @@ from typing import Any
 
 import click
 
-from harness.options import told
-from kd.errors import InputError, unknown
+import kdbench
+from kdbench.harness.options import told
+from kdbench.kd.errors import InputError, unknown
 
 COMMANDS = {
     "init": "Write a study's file to start from.",
@@ -43,7 +44,7 @@ class LazyGroup(click.Group):
         """Import a command's file."""
         if name not in COMMANDS:
             raise unknown("command", name, COMMANDS)
-        command: click.Command = importlib.import_module(f"harness.cli.{name}_command").command
+        command: click.Command = importlib.import_module(f"kdbench.harness.cli.{name}_command").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -53,7 +54,7 @@ class LazyGroup(click.Group):
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name="kdbench")
+@click.version_option(kdbench.__version__)
 def cli() -> None:
     """Knowledge-distillation benchmarks in which every number arrives with the proof that the code was right."""
 

@@ -1,14 +1,14 @@
 """The catalogue of audits: each in a line, or the story of one."""
 
-from harness.cli.common import stdout
-from kd.errors import unknown
+from kdbench.harness.cli.common import stdout
+from kdbench.kd.errors import unknown
 
 
 def _entries() -> list[tuple[str, str, str, str, str, str]]:
     """Return id, name, severity, kind, story and mend of every audit and law, by id."""
-    from audits.checks.all import CATALOGUE
-    from audits.laws import LAWS
-    from harness.declarations import spelled_mend
+    from kdbench.audits.checks.all import CATALOGUE
+    from kdbench.audits.laws import LAWS
+    from kdbench.harness.declarations import spelled_mend
 
     entries = [(a.id, a.name, a.severity, "trace", a.story, spelled_mend(a.id, a.mend)) for a in CATALOGUE.values()]
     entries += [(w.id, w.name, w.severity, "property", w.story, w.mend) for w in LAWS.values()]
@@ -25,7 +25,8 @@ def list_audits() -> int:
     console = stdout()
     console.print(table)
     console.print(
-        "\ntrace: read off a training, also a script's. property: a function of yours held to a law (audits.laws)"
+        "\ntrace: read off a training, also a script's."
+        " property: a function of yours held to a law (kdbench.audits.laws)"
     )
     return 0
 
@@ -37,7 +38,7 @@ def _flowing(docstring: str) -> str:
 
 def explain(word: str) -> int:
     """Print the story of an audit, given by id or name, where its fault was seen, and the mend."""
-    from harness.faults import FAULTS
+    from kdbench.harness.faults import FAULTS
 
     entries = _entries()
     found = [entry for entry in entries if word.lower() in (entry[0].lower(), entry[1])]

@@ -6,10 +6,10 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from harness.cli.audit_config import ConfiguredCommand
-from harness.cli.audit_output import policy_errors, read_policy
-from harness.cli.common import FAULTS_OPTION, METHOD_OPTION, MODEL_OPTION, finite
-from kd.errors import InputError
+from kdbench.harness.cli.audit_config import ConfiguredCommand
+from kdbench.harness.cli.audit_output import policy_errors, read_policy
+from kdbench.harness.cli.common import FAULTS_OPTION, METHOD_OPTION, MODEL_OPTION, finite
+from kdbench.kd.errors import InputError
 
 _POLICY = {"waive", "select", "ignore", "strict", "format"}
 _FILES = {"fault_files", "method_files", "model_files"}
@@ -141,11 +141,11 @@ def command(
         raise InputError(f"{' and '.join([*asked, *([script] if script else [])])} do not go together; ask for one")
     _refuse_others(ctx, asked[0] if asked else None, script)
     if list_ or options["explain"]:
-        from harness.cli import audit_catalogue
+        from kdbench.harness.cli import audit_catalogue
 
         return audit_catalogue.list_audits() if list_ else audit_catalogue.explain(options["explain"])
     if matrix:
-        from harness.cli.audit_matrix import run_matrix
+        from kdbench.harness.cli.audit_matrix import run_matrix
 
         of_matrix = {name: options[name] for name in ("seeds", "zoo_seeds", "workers", "output", "format_")}
         return run_matrix(faults=options["fault"], methods=options["method"], **of_matrix)
@@ -154,15 +154,15 @@ def command(
     with policy_errors():
         policy = read_policy(options)
         if options["run_folder"]:
-            from harness.cli.audit_recorded import show_recorded
+            from kdbench.harness.cli.audit_recorded import show_recorded
 
             return show_recorded(options["run_folder"], policy, options["format_"])
         if script is None:
-            from harness.cli.audit_ourselves import audit_ourselves
+            from kdbench.harness.cli.audit_ourselves import audit_ourselves
 
             own = {"variant": options["variant"], "faults": options["fault"], "methods": options["method"]}
             return audit_ourselves(policy, options["format_"], **own, seed=options["seed"], pair=options["pair"])
-        from harness.cli.audit_script import audit_script
+        from kdbench.harness.cli.audit_script import audit_script
 
         return audit_script(ctx, script, args, policy, options)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from kd.errors import InputError, unknown
+from kdbench.kd.errors import InputError, unknown
 
 _LISTS = ("select", "ignore", "waive")
 _CONFIG: dict[str, tuple[type, ...]] = {

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import click
 
-from harness.cli.common import print_json, stderr, stdout
-from kd.errors import InputError
+from kdbench.harness.cli.common import print_json, stderr, stdout
+from kdbench.kd.errors import InputError
 
 
 def run_matrix(
@@ -24,11 +24,11 @@ def run_matrix(
 
     from rich.progress import Progress
 
-    from harness import matrix, matrix_page
-    from harness.environment import usable_cores
-    from harness.faults import FAULTS, get
-    from harness.plan import check_method, parse_seeds
-    from kd.methods import METHODS
+    from kdbench.harness.faults import FAULTS, get
+    from kdbench.harness.plan.plan import check_method, parse_seeds
+    from kdbench.harness.records.environment import usable_cores
+    from kdbench.harness.zoo import matrix, matrix_page
+    from kdbench.kd.methods import METHODS
 
     if format_ in ("junit", "sarif", "github"):
         raise InputError(f"the matrix is printed as text, json or html, not as {format_}")

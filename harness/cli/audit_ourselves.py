@@ -6,12 +6,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from harness.cli.audit_output import renderer
-from harness.cli.common import stderr, stdout
-from kd.errors import InputError, unknown
+from kdbench.harness.cli.audit_output import renderer
+from kdbench.harness.cli.common import stderr, stdout
+from kdbench.kd.errors import InputError, unknown
 
 if TYPE_CHECKING:
-    from audits.report.policy import Policy
+    from rich.console import Console
+
+    from kdbench.audits.report.policy import Policy
+    from kdbench.audits.report.render import Audited
+    from kdbench.harness.zoo.selfcheck import Run
 
 
 def audit_ourselves(
@@ -25,15 +29,14 @@ def audit_ourselves(
     pair: str | None,
 ) -> int:
     """Train each method, with the faults asked for or right, for a few steps under all audits; return the exit code."""
-    from audits.finding import sorted_report
-    from audits.report.policy import EXIT_CODES
-    from audits.report.render import Audited
-    from harness import canonical
-    from harness.cli.audit_text import show_ourselves
-    from harness.faults import get
-    from harness.plan import check_method, load_preset, split_pair
-    from harness.variants import VARIANTS
-    from kd.methods import METHODS
+    from kdbench.audits.finding import sorted_report
+    from kdbench.audits.report.policy import EXIT_CODES
+    from kdbench.audits.report.render import Audited
+    from kdbench.harness.faults import get
+    from kdbench.harness.plan.plan import check_method, load_preset, split_pair
+    from kdbench.harness.plan.variants import VARIANTS
+    from kdbench.harness.zoo import selfcheck as canonical
+    from kdbench.kd.methods import METHODS
 
     if variant not in ("corrected", "bugged"):
         raise unknown("variant", variant, ["corrected", "bugged"])
@@ -66,7 +69,39 @@ def audit_ourselves(
         teacher=teacher if any(distils) else None,
     )
     if format_ == "text":
-        show_ourselves(stdout(), runs, audited)
+        _show(stdout(), runs, audited)
     else:
         click.echo(renderer(format_)(audited))
     return EXIT_CODES[audited.verdict]
+
+
+def _show(console: "Console", runs: Sequence["Run"], audited: "Audited") -> None:
+    """Print what the audits say of our own training, a run a line, and then the findings."""
+    from rich.table import Table
+
+    from kdbench.harness.publish.audit_text import coverage, labels, show_failures
+
+    console.print(coverage(audited.report), soft_wrap=True)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("method", "fault", "audits that failed", "passed", "not decided", "as declared"):
+        table.add_column(column)
+    for run in runs:
+        counts = run.report.counts()
+        failed = [
+            f"{f.id} {f.name}" + (f" (follows from {f.consequence_of})" if f.consequence_of else "")
+            for f in run.report.failed("error")
+        ]
+        table.add_row(
+            run.method,
+            run.fault.name if run.fault else "none",
+            ", ".join(failed) or "none",
+            str(counts["pass"]),
+            str(counts["not_triggered"]),
+            "yes" if run.as_declared else "[bold red]NO[/]",
+        )
+    console.print(table)
+    show_failures(console, audited.report)
+    decided = {f.id for f in audited.report.findings if f.status != "not_triggered"}
+    silent = [f for f in audited.report.findings if f.id not in decided]
+    if silent:
+        console.print(f"\nnot decided by any of these runs: {labels(silent)}", style="dim")

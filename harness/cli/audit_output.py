@@ -7,16 +7,16 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from kd.errors import InputError
+from kdbench.kd.errors import InputError
 
 if TYPE_CHECKING:
-    from audits.report.policy import Policy
-    from audits.report.render import Audited
+    from kdbench.audits.report.policy import Policy
+    from kdbench.audits.report.render import Audited
 
 
 def read_policy(options: Mapping[str, Any]) -> "Policy":
     """Return the user's choices; PolicyError for one that cannot be honoured."""
-    from audits.report.policy import Policy
+    from kdbench.audits.report.policy import Policy
 
     return Policy.parse(options["waive"], options["select"], options["ignore"], options["strict"])
 
@@ -24,8 +24,8 @@ def read_policy(options: Mapping[str, Any]) -> "Policy":
 @contextlib.contextmanager
 def policy_errors() -> Iterator[None]:
     """Make a choice that cannot be honoured the user's error, as any other bad input."""
-    from audits.report.policy import PolicyError
-    from harness.declarations import REMEDIES
+    from kdbench.audits.report.policy import PolicyError
+    from kdbench.harness.declarations import REMEDIES
 
     try:
         yield
@@ -62,7 +62,7 @@ def stdout_apart() -> Iterator[Callable[[str], None]]:
 
 def renderer(format_: str) -> "Callable[[Audited], str]":
     """Return what writes a report in a machine's format."""
-    from audits.report import render
+    from kdbench.audits.report import render
 
     forms = {"json": render.to_json, "junit": render.to_junit, "sarif": render.to_sarif, "github": render.to_github}
     return forms.get(format_, render.to_json)

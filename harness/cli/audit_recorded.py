@@ -5,21 +5,21 @@ from typing import TYPE_CHECKING
 
 import click
 
-from harness.cli.audit_output import renderer
-from harness.cli.common import stdout
-from kd.errors import InputError
+from kdbench.harness.cli.audit_output import renderer
+from kdbench.harness.cli.common import stdout
+from kdbench.kd.errors import InputError
 
 if TYPE_CHECKING:
-    from audits.report.policy import Policy
+    from kdbench.audits.report.policy import Policy
 
 
 def show_recorded(path: Path, policy: "Policy", format_: str) -> int:
     """Show the findings of a recorded trial; return the exit code that its audit had."""
-    from audits.finding import Finding, sorted_report
-    from audits.report.policy import EXIT_CODES
-    from audits.report.render import Audited
-    from harness.cli.audit_text import coverage, show_findings
-    from harness.record import Folder
+    from kdbench.audits.finding import Finding, sorted_report
+    from kdbench.audits.report.policy import EXIT_CODES
+    from kdbench.audits.report.render import Audited
+    from kdbench.harness.publish.audit_text import coverage, show_findings
+    from kdbench.harness.records.record import Folder
 
     folder = Folder(path.resolve())
     spec, result = folder.spec(), folder.result()

@@ -13,18 +13,18 @@ import click
 from click.core import ParameterSource
 
 # Whatever is needed while the script runs is imported before: its own modules may be called as ours are.
-from audits import script as engine
-from audits.checks.all import run
-from audits.report.policy import EXIT_CODES, Baseline, Policy
-from audits.report.render import Audited
-from audits.script import Observation
-from audits.trace import KD, Clip
-from harness.cli import audit_text
-from harness.cli.audit_output import renderer, stdout_apart
-from harness.cli.common import stderr, stdout
-from harness.contract import FILE, Contract, contract_text, read_contract
-from harness.declarations import spelled
-from kd.errors import InputError
+from kdbench.audits import script as engine
+from kdbench.audits.checks.all import run
+from kdbench.audits.report.policy import EXIT_CODES, Baseline, Policy
+from kdbench.audits.report.render import Audited
+from kdbench.audits.script import Observation
+from kdbench.audits.trace import KD, Clip
+from kdbench.harness.cli.audit_output import renderer, stdout_apart
+from kdbench.harness.cli.common import stderr, stdout
+from kdbench.harness.contract import FILE, Contract, contract_text, read_contract
+from kdbench.harness.declarations import spelled
+from kdbench.harness.publish import audit_text
+from kdbench.kd.errors import InputError
 
 _NOBODY_ELSES = ("--format", "--waive", "--select", "--ignore", "--strict", "--baseline", "--contract", "--guard")
 "Options of ours that a training script hardly has."

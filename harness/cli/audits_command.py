@@ -5,8 +5,8 @@ from typing import Any
 
 import click
 
-from harness.cli.audit_output import policy_errors, read_policy
-from harness.cli.common import FAULTS_OPTION, METHOD_OPTION, MODEL_OPTION
+from kdbench.harness.cli.audit_output import policy_errors, read_policy
+from kdbench.harness.cli.common import FAULTS_OPTION, METHOD_OPTION, MODEL_OPTION
 
 
 @click.group("audits")
@@ -20,7 +20,7 @@ def command() -> None:
 @MODEL_OPTION
 def list_() -> int:
     """List the audits, one a line."""
-    from harness.cli.audit_catalogue import list_audits
+    from kdbench.harness.cli.audit_catalogue import list_audits
 
     return list_audits()
 
@@ -32,7 +32,7 @@ def list_() -> int:
 @MODEL_OPTION
 def explain(audit: str) -> int:
     """Tell an audit's story, where its fault was seen, and the mend."""
-    from harness.cli.audit_catalogue import explain
+    from kdbench.harness.cli.audit_catalogue import explain
 
     return explain(audit)
 
@@ -53,7 +53,7 @@ def matrix(**options: Any) -> int:
 
     Exit 0 if each fault is caught by exactly the audits that it names and no correct training raises an alarm, else 1.
     """
-    from harness.cli.audit_matrix import run_matrix
+    from kdbench.harness.cli.audit_matrix import run_matrix
 
     return run_matrix(**options)
 
@@ -74,6 +74,6 @@ def matrix(**options: Any) -> int:
 def show(trial: Path, format_: str, **choices: Any) -> int:
     """Show the findings of a recorded trial (runs/STUDY/trials/KEY); exit as its audit did."""
     with policy_errors():
-        from harness.cli.audit_recorded import show_recorded
+        from kdbench.harness.cli.audit_recorded import show_recorded
 
         return show_recorded(trial, read_policy(choices), format_)

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 from rich.markup import escape
 
-from harness.cli.common import (
+from kdbench.harness.cli.common import (
     FAULTS_OPTION,
     METHOD_OPTION,
     MODEL_OPTION,
@@ -36,7 +36,7 @@ def command(runs: Path, study: str | None, output: Path | None, weights: bool) -
     The archive holds the records, exact versions, the digest of the data, and a page in plain words. It holds no image,
     no absolute path, and weights only if asked to. An unchanged study gives the same bytes.
     """
-    from harness.bundle import pack
+    from kdbench.harness.archive.bundle import pack
 
     folder = find_study(runs, study)
     written = pack(folder, output if output is not None else Path(f"{folder.path.name}.zip"), weights)

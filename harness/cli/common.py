@@ -15,11 +15,11 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
-from kd.errors import InputError, unknown
+from kdbench.kd.errors import InputError, unknown
 
 if TYPE_CHECKING:
-    from harness.mirror import Mirror
-    from harness.record import StudyFolder
+    from kdbench.harness.publish.mirror import Mirror
+    from kdbench.harness.records.record import StudyFolder
 
 RUNS_OPTION = click.option(
     "--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of the records."
@@ -31,7 +31,7 @@ def _own_files(option: str, parameter: str, what: str) -> Callable[..., Any]:
 
     def load(ctx: click.Context, param: click.Parameter, files: tuple[Path, ...]) -> tuple[Path, ...]:
         if files:
-            from harness import faults, loading  # noqa: F401  (faults enters its kind)
+            from kdbench.harness import faults, loading  # noqa: F401  (faults enters its kind)
 
             for file in files:
                 loading.load(what, file)
@@ -122,7 +122,7 @@ def studies(runs: Path) -> list[str]:
 
 def find_study(runs: Path, name: str | None) -> "StudyFolder":
     """Return the study of this name, or the only one there is."""
-    from harness.record import StudyFolder
+    from kdbench.harness.records.record import StudyFolder
 
     names = studies(runs)
     if name is None:
@@ -161,15 +161,15 @@ class LiveMirror:
 
     def _work(self) -> None:
         with suppress(Exception):  # here, while trials run, rather than when all wait for it; trouble is told of later
-            import harness.mirror  # noqa: F401
+            from kdbench.harness.publish import mirror  # noqa: F401
         while True:
             self._news.wait()
             self._news.clear()
             if self._over:
                 return
             with suppress(Exception):  # MLflow's, of many kinds; a server that was down may be up at the next trial
-                from harness.mirror import mirror_study
-                from harness.study_table import read_study
+                from kdbench.harness.analysis.study_table import read_study
+                from kdbench.harness.publish.mirror import mirror_study
 
                 mirror_study(self._runs, read_study(self._study))
 
@@ -177,8 +177,8 @@ class LiveMirror:
 def mirror_or_remark(runs: Path, study: "StudyFolder", notes: Console) -> "Mirror | None":
     """Mirror the study; MLflow in trouble costs a remark, never a result."""
     try:
-        from harness.mirror import mirror_study
-        from harness.study_table import read_study
+        from kdbench.harness.analysis.study_table import read_study
+        from kdbench.harness.publish.mirror import mirror_study
 
         return mirror_study(runs, read_study(study))
     except Exception as error:  # MLflow's, of many kinds

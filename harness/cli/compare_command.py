@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from harness.cli.common import (
+from kdbench.harness.cli.common import (
     ALLOW_OPTION,
     FAULTS_OPTION,
     JSON_OPTION,
@@ -19,7 +19,7 @@ from harness.cli.common import (
     print_json,
     stdout,
 )
-from kd.errors import InputError
+from kdbench.kd.errors import InputError
 
 
 @click.command("compare")
@@ -88,15 +88,15 @@ def command(
         )
     if a is None or b is None:
         raise InputError("name two arms (kdbench compare corrected bugged), or a table of runs with --csv")
-    from harness import compare
-    from harness.study_table import read_study
+    from kdbench.harness.analysis import compare
+    from kdbench.harness.analysis.study_table import read_study
 
     trials = read_study(find_study(runs, study))
     entries, family = compare.compare_within_family(trials, compare.pairs_of_arms(trials, a, b), allowed)
     if as_json:
         print_json(compare.as_object(trials.decision, entries, family))
         return
-    from harness.cli.show import show_comparisons
+    from kdbench.harness.cli.show import show_comparisons
 
     title = f"{b} against {a}, {trials.folder.path.name}"
     show_comparisons(stdout(), entries, trials.decision.margin_pp, title, family)
@@ -118,7 +118,7 @@ def _compare_table(
     alpha: float,
     conditions: tuple[str, ...],
 ) -> None:
-    from harness import table
+    from kdbench.harness.analysis import external_runs as table
 
     if csv is not None and uri is not None:
         raise InputError("--csv and --mlflow are two tables; name one")
@@ -152,7 +152,7 @@ def _compare_table(
             }
         )
         return
-    from harness.cli.show import show_comparisons
+    from kdbench.harness.cli.show import show_comparisons
 
     where = csv.name if csv is not None else experiment
     show_comparisons(stdout(), entries, margin, f"{metric} of every {group} against {entries[0].a}, {where}", unit="")

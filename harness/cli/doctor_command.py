@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from harness.cli.common import JSON_OPTION, RUNS_OPTION, print_json, stdout
+from kdbench.harness.cli.common import JSON_OPTION, RUNS_OPTION, print_json, stdout
 
 
 @click.command("doctor")
@@ -13,7 +13,7 @@ from harness.cli.common import JSON_OPTION, RUNS_OPTION, print_json, stdout
 @JSON_OPTION
 def command(runs: Path, no_timing: bool, as_json: bool) -> int:
     """Show versions, devices (and whether a convolution runs there), cores, folders, and how fast a step is."""
-    from harness.doctor import examine
+    from kdbench.harness.doctor import examine
 
     found = examine(runs, timing=not no_timing)
     if as_json:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from harness.cli.common import FAULTS_OPTION, JSON_OPTION, print_json, stderr, stdout
+from kdbench.harness.cli.common import FAULTS_OPTION, JSON_OPTION, print_json, stderr, stdout
 
 
 @click.group("faults")
@@ -17,7 +17,7 @@ def command() -> None:
 @JSON_OPTION
 def list_faults(as_json: bool) -> None:
     """List every fault, the decision that it replaces, and the audits that must catch it."""
-    from harness.faults import FAULTS, audit_ids
+    from kdbench.harness.faults import FAULTS, audit_ids
 
     if as_json:
         print_json(
@@ -53,7 +53,7 @@ def list_faults(as_json: bool) -> None:
 @FAULTS_OPTION
 def show(name: str) -> None:
     """Show a fault: its story, its difference to the canonical decision, and the audits that must tell."""
-    from harness.faults import get
+    from kdbench.harness.faults import get
 
     fault = get(name)
     console = stdout()
@@ -74,8 +74,8 @@ def show(name: str) -> None:
 @FAULTS_OPTION
 def gallery(names: tuple[str, ...], output: Path | None) -> None:
     """Train every fault for a few steps and make the page that shows them: story, difference, numbers, who told."""
-    from harness.faults import FAULTS, get
-    from harness.gallery import page
+    from kdbench.harness.faults import FAULTS, get
+    from kdbench.harness.zoo.gallery import page
 
     text = page([get(name).name for name in names] or list(FAULTS), lambda word: stderr().print(word, style="dim"))
     if output is None:

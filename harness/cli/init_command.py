@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 from rich.markup import escape
 
-from harness.cli.common import program, stdout
-from kd.errors import InputError
+from kdbench.harness.cli.common import program, stdout
+from kdbench.kd.errors import InputError
 
 
 @click.command("init")
@@ -21,7 +21,7 @@ def command(file: Path) -> None:
         raise InputError(f"{file}: a study's file ends in .toml")
     if not file.parent.is_dir():
         raise InputError(f"{file}: there is no folder {file.parent}")
-    with resources.as_file(resources.files("harness.presets") / "template.toml") as template:
+    with resources.as_file(resources.files("kdbench.harness.presets") / "template.toml") as template:
         shutil.copyfile(template, file)
     call = f"{program()} run {file} --dry-run"
     stdout().print(f"{escape(str(file))} is written; {escape(call)} shows its trials and their cost", soft_wrap=True)

@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from harness.cli.common import JSON_OPTION, METHOD_OPTION, MODEL_OPTION, print_json, stdout
+from kdbench.harness.cli.common import JSON_OPTION, METHOD_OPTION, MODEL_OPTION, print_json, stdout
 
 
 @click.command("methods")
@@ -13,8 +13,8 @@ from harness.cli.common import JSON_OPTION, METHOD_OPTION, MODEL_OPTION, print_j
 @JSON_OPTION
 def command(as_json: bool) -> None:
     """List the methods with their settings, and the networks that a pair is made of."""
-    from kd.methods import METHODS
-    from kd.models import MODELS
+    from kdbench.kd.methods import METHODS
+    from kdbench.kd.models import MODELS
 
     if as_json:
         methods = [

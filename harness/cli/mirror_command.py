@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 from rich.markup import escape
 
-from harness.cli.common import (
+from kdbench.harness.cli.common import (
     METHOD_OPTION,
     RUNS_OPTION,
     STUDY_OPTION,

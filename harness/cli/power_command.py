@@ -2,8 +2,8 @@
 
 import click
 
-from harness.cli.common import JSON_OPTION, alpha_option, finite, print_json, stdout
-from kd.errors import InputError
+from kdbench.harness.cli.common import JSON_OPTION, alpha_option, finite, print_json, stdout
+from kdbench.kd.errors import InputError
 
 _FEW = 6
 "Seeds per arm below which that is said: of 80% promised, Welch's test has 69% at three seeds and 78% at five."
@@ -32,7 +32,7 @@ def command(
     Of a pooled two-sided t test. Welch's, which decides here, finds a little less where seeds are few. In a family
     alpha is divided by its size, as for the smallest p of Holm's procedure.
     """
-    from harness import stats
+    from kdbench.harness.analysis import stats
 
     if sd <= 0 or (effect is not None and effect == 0):
         raise InputError("--sd must be positive, and --effect not 0")

@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 
-from harness.plan import Plan
-from harness.record import FINAL, Result
+from kdbench.harness.plan.plan import Plan
+from kdbench.harness.records.record import FINAL, Result
 
 
 class Progress:
@@ -38,7 +38,7 @@ class Progress:
             self.bar.stop()
 
     def on_trial(self, key: str, result: Result | None, epochs: int) -> None:
-        """Take in what :func:`harness.execute.execute` tells of a trial."""
+        """Take in what :func:`harness.run.scheduler.execute` tells of a trial."""
         if key not in self.todo:
             return
         self.epochs[key] = self.plan.trials[key].recipe.epochs if result is not None else epochs

@@ -5,8 +5,8 @@ from pathlib import Path
 import click
 from rich.markup import escape
 
-from harness.cli.common import FAULTS_OPTION, METHOD_OPTION, RUNS_OPTION, STUDY_OPTION, find_study, stdout
-from kd.errors import InputError
+from kdbench.harness.cli.common import FAULTS_OPTION, METHOD_OPTION, RUNS_OPTION, STUDY_OPTION, find_study, stdout
+from kdbench.kd.errors import InputError
 
 
 @click.command("report")
@@ -18,7 +18,7 @@ from kd.errors import InputError
 @click.option("--output", type=click.Path(path_type=Path), metavar="FOLDER", help="Default: the study's own folder.")
 def command(name: str | None, runs: Path, study: str | None, output: Path | None) -> None:
     """Write report.html (one file, works offline) and report.md of a study, from its records."""
-    from harness.report import write
+    from kdbench.harness.publish.report import write
 
     if name is not None and study not in (None, name):
         raise InputError(f"STUDY {name} and --study {study} name two studies; leave one out")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.markup import escape
 
-from harness.cli.common import (
+from kdbench.harness.cli.common import (
     FAULTS_OPTION,
     JSON_OPTION,
     METHOD_OPTION,
@@ -21,11 +21,11 @@ from harness.cli.common import (
     stderr,
     stdout,
 )
-from harness.cli.study_options import typed
-from kd.errors import InputError
+from kdbench.harness.cli.study_options import typed
+from kdbench.kd.errors import InputError
 
 if TYPE_CHECKING:
-    from harness.loading import Loaded
+    from kdbench.harness.loading import Loaded
 
 
 @click.command("reproduce")
@@ -60,10 +60,10 @@ def command(
     changed said. Exit 1 if something differs that should be the same, 2 for bad input (an archive that was changed,
     other images), 3 if a trial could not run. The same command again keeps what is done.
     """
-    from harness.bundle import unpack
-    from harness.cli.progress import Progress
-    from harness.reproduce import compared, exit_code, prepare
-    from harness.study import carry_out, writable
+    from kdbench.harness.archive.bundle import unpack
+    from kdbench.harness.archive.reproduce import compared, exit_code, prepare
+    from kdbench.harness.cli.progress import Progress
+    from kdbench.harness.study import carry_out, writable
 
     if only and count is not None:
         raise InputError("--only names trials and --trials counts them; say one of the two")
@@ -90,7 +90,7 @@ def command(
 
 def _load(archive: Path, trusted: bool, files: "Sequence[Loaded]") -> None:
     """Run the archive's code if it is trusted; a file that was named here, and is the same, needs no trust."""
-    from harness.loading import is_loaded, load_all
+    from kdbench.harness.loading import is_loaded, load_all
 
     new = [loaded for loaded in files if not is_loaded(*loaded)]
     if new and not trusted:

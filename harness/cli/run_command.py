@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.markup import escape
 
-from harness.cli.common import (
+from kdbench.harness.cli.common import (
     ALLOW_OPTION,
     JSON_OPTION,
     LiveMirror,
@@ -16,15 +16,15 @@ from harness.cli.common import (
     stderr,
     stdout,
 )
-from harness.cli.study_options import requested, study_options
-from harness.processes import start_server
-from kd.errors import InputError, unknown
+from kdbench.harness.cli.study_options import requested, study_options
+from kdbench.harness.run.processes import start_server
+from kdbench.kd.errors import InputError, unknown
 
 if TYPE_CHECKING:
-    from harness.execute import Outcome
-    from harness.record import Result
-    from harness.rows import GridRow
-    from harness.study import Ready
+    from kdbench.harness.analysis.rows import GridRow
+    from kdbench.harness.records.record import Result
+    from kdbench.harness.run.scheduler import Outcome
+    from kdbench.harness.study import Ready
 
 
 @click.command("run")
@@ -69,8 +69,8 @@ def command(
     """
     if not dry_run and scheduler is None:
         start_server({asked["threads"]})
-    from harness.cli.progress import Progress
-    from harness.study import carry_out, exit_code, prepare, summary
+    from kdbench.harness.cli.progress import Progress
+    from kdbench.harness.study import carry_out, exit_code, prepare, summary
 
     if study_file is not None:
         if not study_file.endswith(".toml"):
@@ -113,7 +113,7 @@ def command(
         print_json(found.as_json())
         mirror_or_remark(runs, ready.folder, notes)
         return exit_code(found)
-    from harness.cli.show import show_study
+    from kdbench.harness.cli.show import show_study
 
     console = stdout()
     show_study(console, found, request.preset.decision)
@@ -136,7 +136,7 @@ def _slice(shard: str | None) -> tuple[int, int] | None:
 
 def _grid_is_short(ready: "Ready", rows: "list[GridRow]", failed: list[str]) -> int:
     """Say that no settings could be chosen, since trials of the grid could not run."""
-    from harness.cli.show import show_grid
+    from kdbench.harness.cli.show import show_grid
 
     console = stdout()
     show_grid(console, rows)
@@ -166,8 +166,8 @@ def _show_failed(ready: "Ready", failed: list[str], console: Any) -> None:
 
 
 def _arms(variant: str | None, fault_names: tuple[str, ...]) -> list[str | None]:
-    from harness import faults
-    from harness.variants import VARIANTS
+    from kdbench.harness import faults
+    from kdbench.harness.plan.variants import VARIANTS
 
     variant = variant or "both"
     if variant not in VARIANTS:
@@ -181,7 +181,7 @@ def _arms(variant: str | None, fault_names: tuple[str, ...]) -> list[str | None]
 
 
 def _announce(ready: "Ready", notes: Any) -> None:
-    from harness.plan import unused
+    from kdbench.harness.plan.plan import unused
 
     plan, todo = ready.plan, len(ready.todo)
     where = f"on the cluster at {ready.scheduler}" if ready.scheduler else f"{ready.workers} at a time"

@@ -7,13 +7,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from harness.faults import audit_ids
-from harness.plan import Decision
-from harness.rows import ArmRow, ComparisonRow, ControlsRow, GridRow, TeacherRow
-from kd.methods import METHODS
+from kdbench.harness.analysis.rows import ArmRow, ComparisonRow, ControlsRow, GridRow, TeacherRow
+from kdbench.harness.faults import audit_ids
+from kdbench.harness.plan.plan import Decision
+from kdbench.kd.methods import METHODS
 
 if TYPE_CHECKING:
-    from harness.study import StudySummary
+    from kdbench.harness.study import StudySummary
 
 _NAMES = {id: name for name, id in audit_ids().items()}
 

@@ -5,17 +5,17 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.markup import escape
 
-from harness.cli.common import JSON_OPTION, finite, mirror_or_remark, print_json, stderr, stdout
-from harness.cli.study_options import requested, study_options
-from harness.processes import start_server
-from kd.errors import InputError
+from kdbench.harness.cli.common import JSON_OPTION, finite, mirror_or_remark, print_json, stderr, stdout
+from kdbench.harness.cli.study_options import requested, study_options
+from kdbench.harness.run.processes import start_server
+from kdbench.kd.errors import InputError
 
 if TYPE_CHECKING:
-    from harness.record import Result
-    from harness.rows import Again
-    from harness.signature import Design, Outcome
-    from harness.study import Request
-    from harness.study_table import Trials
+    from kdbench.harness.analysis.rows import Again
+    from kdbench.harness.analysis.study_table import Trials
+    from kdbench.harness.records.record import Result
+    from kdbench.harness.signature import Design, Outcome
+    from kdbench.harness.study import Request
 
 
 @click.command("signature")
@@ -47,10 +47,10 @@ def command(fault_names: tuple[str, ...], margin: float, simulate: float | None,
     """
     if simulate is None and fault_names:
         start_server({asked["threads"]})
-    from harness import faults
-    from harness.plan import POSITIVE_CONTROL
-    from harness.signature import Design
-    from harness.signature import simulate as simulated
+    from kdbench.harness import faults
+    from kdbench.harness.plan.plan import POSITIVE_CONTROL
+    from kdbench.harness.signature import Design
+    from kdbench.harness.signature import simulate as simulated
 
     design = Design(margin_pp=margin)
     if simulate is not None:
@@ -74,11 +74,11 @@ def command(fault_names: tuple[str, ...], margin: float, simulate: float | None,
 
 
 def _run(request: "Request", design: "Design", as_json: bool) -> int:
-    from harness.cli.progress import Progress
-    from harness.controls import controls
-    from harness.signature import run
-    from harness.study import carry_out, prepare
-    from harness.study_table import read_study
+    from kdbench.harness.analysis.controls import controls
+    from kdbench.harness.analysis.study_table import read_study
+    from kdbench.harness.cli.progress import Progress
+    from kdbench.harness.signature import run
+    from kdbench.harness.study import carry_out, prepare
 
     notes = stderr()
     failed: list[str] = []
@@ -139,7 +139,7 @@ _MEANING = {
 def _show(design: "Design", entries: list[dict[str, Any]], again: "Again | None", sound: bool) -> None:
     from rich.table import Table
 
-    from kd.methods import METHODS
+    from kdbench.kd.methods import METHODS
 
     titles = ("pair", "method", "fault", "state", "seeds", "drop, pp", "at most", "p by look", "revealed by")
     table = Table(*titles, box=None, pad_edge=False, header_style="bold")

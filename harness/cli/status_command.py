@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 from rich.markup import escape
 
-from harness.cli.common import (
+from kdbench.harness.cli.common import (
     JSON_OPTION,
     METHOD_OPTION,
     RUNS_OPTION,
@@ -24,7 +24,7 @@ from harness.cli.common import (
 @JSON_OPTION
 def command(runs: Path, study: str | None, as_json: bool) -> None:
     """Show each arm's trials: finished, running (with their epochs), waiting, failed and why."""
-    from harness.progress import progress
+    from kdbench.harness.analysis.status import progress
 
     found = [progress(find_study(runs, name)) for name in ([study] if study is not None else studies(runs))]
     if as_json:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.cli.common import FAULTS_OPTION, METHOD_OPTION, MODEL_OPTION, RUNS_OPTION, finite
+from kdbench.harness.cli.common import FAULTS_OPTION, METHOD_OPTION, MODEL_OPTION, RUNS_OPTION, finite
 
 if TYPE_CHECKING:
-    from harness.plan import Preset
-    from harness.study import Request
+    from kdbench.harness.plan.plan import Preset
+    from kdbench.harness.study import Request
 
 _OPTIONS = (
     click.option(
@@ -61,8 +61,8 @@ def requested(
     asked: dict[str, Any], arms: Sequence[str | None], *, named_fault: bool, controls: bool = True
 ) -> "Request":
     """Return the study that the options of :func:`study_options` ask for, with these faults as arms."""
-    from harness.plan import load_preset
-    from harness.study import Request
+    from kdbench.harness.plan.plan import load_preset
+    from kdbench.harness.study import Request
 
     asked = dict(asked)
     taken = {name: asked.pop(name) for name in ("dataset", "data_root", "device", "workers", "threads", "runs")}
@@ -97,7 +97,7 @@ def _change(
     **recipe: Any,
 ) -> "Preset":
     """Apply the options to the preset."""
-    from harness.plan import check_method, parse_seeds, split_pair
+    from kdbench.harness.plan.plan import check_method, parse_seeds, split_pair
 
     for pair in pairs:
         split_pair(pair)

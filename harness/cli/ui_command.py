@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 from rich.markup import escape
 
-from harness.cli.common import RUNS_OPTION, STUDY_OPTION, find_study, mirror_or_remark, stderr, stdout
+from kdbench.harness.cli.common import RUNS_OPTION, STUDY_OPTION, find_study, mirror_or_remark, stderr, stdout
 
 _QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 "The server's jobs are eight processes for the evaluation of language models."
@@ -26,7 +26,7 @@ def command(runs: Path, study: str | None, port: int) -> int:
     mirror = mirror_or_remark(runs, find_study(runs, study), stderr())
     if mirror is None:
         return 3
-    from harness.mlflow_view import links
+    from kdbench.harness.publish.mlflow_view import links
 
     remote = mirror.uri.startswith(("http://", "https://"))
     base = mirror.uri.rstrip("/") if remote else f"http://127.0.0.1:{port}"

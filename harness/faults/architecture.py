@@ -1,7 +1,7 @@
 """Faults in the networks themselves."""
 
-from harness.faults import fault
-from kd.models import Stem
+from kdbench.harness.faults.registry import fault
+from kdbench.kd.models import Stem
 
 
 @fault("stem", caught_by=["stem-resolution"], scope="both")

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from harness.faults import fault
-from kd.procedure import Params
+from kdbench.harness.faults.registry import fault
+from kdbench.kd.procedure import Params
 
 
 @fault("clipped", caught_by=["clip-coverage"], follows=["norm-bound"], needs="projectors")

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from harness.faults import fault
-from kd.data import Crops, Pool
-from kd.procedure import Split, Views
-from kd.recipe import Recipe
+from kdbench.harness.faults.registry import fault
+from kdbench.kd.data import Crops, Pool
+from kdbench.kd.procedure import Split, Views
+from kdbench.kd.recipe import Recipe
 
 
 @fault("split", caught_by=["split-hygiene", "test-held-out"], scope="both")

@@ -3,8 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.faults import fault
-from kd.models import Answer
+from kdbench.harness.faults.registry import fault
+from kdbench.kd.models import Answer
 
 # --- what each row is held against
 

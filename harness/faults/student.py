@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from harness.faults import fault
+from kdbench.harness.faults.registry import fault
 
 
 @fault("set_modes", caught_by=["student-mode"], needs="distillation")

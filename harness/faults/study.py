@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import torch
 
-from harness.faults import fault
-from kd.recipe import Recipe
-from kd.streams import stream as named_stream
+from kdbench.harness.faults.registry import fault
+from kdbench.kd.recipe import Recipe
+from kdbench.kd.streams import stream as named_stream
 
 
 @fault("learning_rate", caught_by=["schedule-endpoints"])

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from harness.faults import fault
-from kd.models import Answer
-from kd.teacher import Provenance, read_checkpoint
+from kdbench.harness.faults.registry import fault
+from kdbench.kd.models import Answer
+from kdbench.kd.teacher import Provenance, read_checkpoint
 
 
 @fault("load_teacher", caught_by=["teacher-provenance"], follows=["teacher-above-chance"], needs="teacher")

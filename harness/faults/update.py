@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from harness.faults import fault
-from kd.procedure import Group, Params
+from kdbench.harness.faults.registry import fault
+from kdbench.kd.procedure import Group, Params
 
 
 @fault("order", caught_by=["gradients-zeroed"])

@@ -7,7 +7,7 @@ the others by name.
 import importlib
 import pkgutil
 
-from kd.methods.registry import (
+from kdbench.kd.methods.registry import (
     METHODS,
     Batch,
     Method,
@@ -18,7 +18,7 @@ from kd.methods.registry import (
     method,
     read_settings,
 )
-from kd.models.registry import Answer
+from kdbench.kd.models.registry import Answer
 
 __all__ = [
     "METHODS",

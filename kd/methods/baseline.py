@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from kd.methods.registry import Method, MethodSettings, Soft, method
+from kdbench.kd.methods.registry import Method, MethodSettings, Soft, method
 
 
 @method("baseline", title="Baseline", paper="none: no teacher", soft=Soft.NONE, teacher=False)

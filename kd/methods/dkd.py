@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kd.methods.registry import Batch, Method, MethodSettings, Soft, Terms, method
-from kd.models.registry import Answer
+from kdbench.kd.methods.registry import Batch, Method, MethodSettings, Soft, Terms, method
+from kdbench.kd.models.registry import Answer
 
 _NOTHING = -1000.0
 "A logit at which a probability is 0 and a logarithm still a number, as in the official code."

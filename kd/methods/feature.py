@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd.methods.registry import Batch, Method, MethodSettings, Soft, Terms, method
-from kd.models.registry import Answer
+from kdbench.kd.methods.registry import Batch, Method, MethodSettings, Soft, Terms, method
+from kdbench.kd.models.registry import Answer
 
 
 @method("feature", title="Feature-KD", paper="the paper, eq. 3", soft=Soft.NONE, projectors=True, seams=("features",))

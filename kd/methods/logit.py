@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from kd.methods.registry import Batch, Method, MethodSettings, Soft, Terms, method
-from kd.models.registry import Answer
+from kdbench.kd.methods.registry import Batch, Method, MethodSettings, Soft, Terms, method
+from kdbench.kd.models.registry import Answer
 
 
 @method("logit", title="Logit-KD", paper="Hinton et al. 2015; the paper, eq. 2", soft=Soft.HINTON, seams=("soft_loss",))

@@ -12,11 +12,11 @@ from typing import Any, ClassVar, Literal, TypeVar, get_args
 import torch
 from torch import Tensor, nn
 
-from kd.errors import InputError, unknown
-from kd.models.registry import Answer
-from kd.procedure import Procedure, Views
-from kd.settings import check_types
-from kd.streams import global_stream
+from kdbench.kd.errors import InputError, unknown
+from kdbench.kd.models.registry import Answer
+from kdbench.kd.procedure import Procedure, Views
+from kdbench.kd.settings import check_types
+from kdbench.kd.streams import global_stream
 
 Terms = Mapping[str, Tensor]
 "Losses (scalars) by name, before they are weighed."

@@ -8,9 +8,9 @@ from typing import Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from kd.data import SIZE
-from kd.errors import InputError, unknown
-from kd.streams import global_stream
+from kdbench.kd.data import SIZE
+from kdbench.kd.errors import InputError, unknown
+from kdbench.kd.streams import global_stream
 
 Stem = Literal["cifar", "imagenet"]
 Make = TypeVar("Make", bound=Callable[..., nn.Module])

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from kd.errors import unknown
-from kd.models.registry import Answer, Stem, model
+from kdbench.kd.errors import unknown
+from kdbench.kd.models.registry import Answer, Stem, model
 
 if TYPE_CHECKING:
     from torchvision.models.resnet import BasicBlock, Bottleneck

@@ -21,7 +21,7 @@ from specimens import (
     undecided,
 )
 
-from audits.trace import Spatial
+from kdbench.audits.trace import Spatial
 
 CASES: Cases = {}
 

@@ -40,10 +40,10 @@ from specimens import (
     trace,
 )
 
-from audits.checks.all import CATALOGUE, run
-from audits.checks.catalogue import Audit, Verdict, audit, passed, some
-from audits.finding import Finding
-from audits.trace import KD, Clip, Inputs, Loaded, Trace
+from kdbench.audits.checks.all import CATALOGUE, run
+from kdbench.audits.checks.catalogue import Audit, Verdict, audit, passed, some
+from kdbench.audits.finding import Finding
+from kdbench.audits.trace import KD, Clip, Inputs, Loaded, Trace
 
 SUBJECTS = (
     test_check_architecture,
@@ -96,8 +96,8 @@ def test_without_a_distillation_each_says_so(id: str, script: bool) -> None:
 def test_what_decides_it_is_named_in_the_way_of_the_user() -> None:
     """A script has options, a loop has arguments."""
     for id, parts, option in (
-        ("KD312", [explained(label_weight=1.0)], "kd=audits.KD(alpha=) or KD(kd_weight=)"),
-        ("KD341", [explained()], "kd=audits.KD(alpha=), or audits.check_weighting(combine)"),
+        ("KD312", [explained(label_weight=1.0)], "kd=kdbench.KD(alpha=) or KD(kd_weight=)"),
+        ("KD341", [explained()], "kd=kdbench.KD(alpha=), or kdbench.check_weighting(combine)"),
     ):
         assert finding(id, trace(sights=[sight(*parts)])).decide_with == option
 

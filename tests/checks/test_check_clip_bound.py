@@ -31,7 +31,7 @@ from specimens import (
     undecided,
 )
 
-from audits.trace import Clip, Trace
+from kdbench.audits.trace import Clip, Trace
 
 CASES: Cases = {}
 

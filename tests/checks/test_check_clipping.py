@@ -37,7 +37,7 @@ from specimens import (
 )
 from torch import nn
 
-from audits.trace import Clip, ClipCall, Step, Trace
+from kdbench.audits.trace import Clip, ClipCall, Step, Trace
 
 CASES: Cases = {}
 

@@ -21,8 +21,8 @@ from specimens import (
     undecided,
 )
 
-from audits.infer.explain import Explanation
-from audits.trace import Inputs, Term, Trace
+from kdbench.audits.infer.explain import Explanation
+from kdbench.audits.trace import Inputs, Term, Trace
 
 CASES: Cases = {}
 
@@ -244,7 +244,7 @@ CASES["KD305"] = {
     **{f"{form}, in order": (seen(explained(form)), passes("each row is taught")) for form in READ},
 }
 CASES["KD332"] = {
-    "not seen": (trace(), undecided("out-of-scope", "no evaluation loader", "audits.check_split(train, evaluation)")),
+    "not seen": (trace(), undecided("out-of-scope", "no evaluation loader", "kdbench.check_split(train, evaluation)")),
     "disjoint": (
         trace(split_overlap=(100, 0, "by index", True)),
         passes(

@@ -28,7 +28,7 @@ from specimens import (
     undecided,
 )
 
-from audits.trace import KD, Trace
+from kdbench.audits.trace import KD, Trace
 
 CASES: Cases = {}
 
@@ -372,7 +372,7 @@ CASES["KD314"] = {
     ),
     "not declared in a loop": (
         put(balanced(1.0), script=False),
-        undecided("intent-unknown", "makes up about 50% of", "kd=audits.KD(share=(low, high))", share=0.5),
+        undecided("intent-unknown", "makes up about 50% of", "kd=kdbench.KD(share=(low, high))", share=0.5),
     ),
     "within": (balanced(1.0, limits=(0.4, 0.6)), passes("makes up 50% of", share=0.5)),
     "at the lower end": (balanced(1.0, limits=(0.5, 0.6)), passes("makes up 50% of", share=0.5)),

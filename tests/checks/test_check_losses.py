@@ -25,7 +25,7 @@ from specimens import (
     undecided,
 )
 
-from audits.trace import KD, Trace
+from kdbench.audits.trace import KD, Trace
 
 CASES: Cases = {}
 

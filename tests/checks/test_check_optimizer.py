@@ -22,7 +22,7 @@ from specimens import (
     undecided,
 )
 
-from audits.trace import Leaf, Trace
+from kdbench.audits.trace import Leaf, Trace
 
 CASES: Cases = {}
 

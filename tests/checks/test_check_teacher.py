@@ -26,8 +26,8 @@ from specimens import (
     undecided,
 )
 
-from audits.checks.teacher import at_least, at_most
-from audits.trace import Hits, Provenance, Trace
+from kdbench.audits.checks.teacher import at_least, at_most
+from kdbench.audits.trace import Hits, Provenance, Trace
 
 CASES: Cases = {}
 

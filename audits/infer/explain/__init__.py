@@ -6,7 +6,7 @@ For T^2 KL(teacher || student) averaged over N rows that is T (softmax(z/T) - so
 coefficient is the weight in force, and a wrong form leaves a residual that a right one does not.
 """
 
-from audits.infer.explain.fit import Explanation
-from audits.infer.explain.gradient import explain
+from kdbench.audits.infer.explain.fit import Explanation
+from kdbench.audits.infer.explain.gradient import explain
 
 __all__ = ["Explanation", "explain"]

@@ -7,8 +7,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from audits.infer.explain.forms import GRID, Kind, Softening, flat, gradients_of_forms
-from audits.infer.explain.heads import Gradients, Head, label_gradient
+from kdbench.audits.infer.explain.forms import GRID, Kind, Softening, flat, gradients_of_forms
+from kdbench.audits.infer.explain.heads import Gradients, Head, label_gradient
 
 Try = tuple[Kind, Tensor, tuple[float, float]]
 "The teacher's answer (N, C), and the temperatures of student and teacher."

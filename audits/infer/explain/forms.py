@@ -8,8 +8,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from audits.infer.roles import Cast
-from audits.observe.windows import RawWindow
+from kdbench.audits.infer.roles import Cast
+from kdbench.audits.observe.windows import RawWindow
 
 Kind = Literal["logits", "argument", "probabilities"]
 

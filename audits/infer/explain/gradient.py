@@ -2,12 +2,12 @@
 
 from dataclasses import replace
 
-from audits.infer.explain.fit import Explanation, best_fit, rest_of, shifted_fit
-from audits.infer.explain.forms import Answer, softening
-from audits.infer.explain.heads import Head, gradients_at, heads, teacher_answers
-from audits.infer.explain.permutation import permutation_of
-from audits.infer.roles import Cast
-from audits.observe.windows import RawWindow
+from kdbench.audits.infer.explain.fit import Explanation, best_fit, rest_of, shifted_fit
+from kdbench.audits.infer.explain.forms import Answer, softening
+from kdbench.audits.infer.explain.heads import Head, gradients_at, heads, teacher_answers
+from kdbench.audits.infer.explain.permutation import permutation_of
+from kdbench.audits.infer.roles import Cast
+from kdbench.audits.observe.windows import RawWindow
 
 
 def explain(raw: RawWindow, cast: Cast) -> list[Explanation]:

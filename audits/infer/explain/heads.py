@@ -6,10 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from audits.infer.explain.forms import Answer, flat
-from audits.infer.roles import Cast, Label
-from audits.observe import torch_internals
-from audits.observe.windows import SOFTMAXES, FunctionCall, RawWindow
+from kdbench.audits.infer.explain.forms import Answer, flat
+from kdbench.audits.infer.roles import Cast, Label
+from kdbench.audits.observe import torch_internals
+from kdbench.audits.observe.windows import SOFTMAXES, FunctionCall, RawWindow
 
 _MOST = 6
 "Heads looked at in a window: each costs a backward of its own, and self-distilling networks have about four."

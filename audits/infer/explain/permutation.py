@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from audits.infer.explain.forms import Softening
+from kdbench.audits.infer.explain.forms import Softening
 
 _MOST_ROWS = 1024
 "Rows compared with each other: the time grows with their square."

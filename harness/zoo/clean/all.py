@@ -1,9 +1,9 @@
 """All members of the clean zoo: imports the themes, in the order in which their members are listed."""
 
 # isort: off
-from harness.zoo.clean import optimizers, gradients, students, teachers, losses  # noqa: F401 (each registers its own)
+from kdbench.harness.zoo.clean import optimizers, gradients, students, teachers, losses  # noqa: F401 (each registers its own)
 
 # isort: on
-from harness.zoo.clean.registry import MEMBERS
+from kdbench.harness.zoo.clean.registry import MEMBERS
 
 __all__ = ["MEMBERS"]

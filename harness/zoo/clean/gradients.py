@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-import audits
-from harness.zoo.clean.material import STEPS, ConvNet, distil, images, kl, loaded, mlp, normed, rows
-from harness.zoo.clean.registry import Open, member
+from kdbench import audits
+from kdbench.harness.zoo.clean.material import STEPS, ConvNet, distil, images, kl, loaded, mlp, normed, rows
+from kdbench.harness.zoo.clean.registry import Open, member
 
 
 @member()

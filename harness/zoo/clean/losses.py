@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import audits
-from harness.zoo.clean.material import CLASSES, STEPS, WIDTH, ConvNet, T, images, kl, loaded, mlp, normed, rows
-from harness.zoo.clean.registry import Open, member
+from kdbench import audits
+from kdbench.harness.zoo.clean.material import CLASSES, STEPS, WIDTH, ConvNet, T, images, kl, loaded, mlp, normed, rows
+from kdbench.harness.zoo.clean.registry import Open, member
 
 
 @contextmanager

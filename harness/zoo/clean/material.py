@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import audits
-from harness.zoo.clean.registry import Open
+from kdbench import audits
+from kdbench.harness.zoo.clean.registry import Open
 
 CLASSES, WIDTH, STEPS, T = 5, 12, 12, 4.0
 _drawn = torch.Generator().manual_seed(7)

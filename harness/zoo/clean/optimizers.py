@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.zoo.clean.material import (
+from kdbench.harness.zoo.clean.material import (
     STEPS,
     ConvNet,
     checkpoint,
@@ -19,7 +19,7 @@ from harness.zoo.clean.material import (
     rows,
     trained,
 )
-from harness.zoo.clean.registry import Open, member
+from kdbench.harness.zoo.clean.registry import Open, member
 
 
 @member()

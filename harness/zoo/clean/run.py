@@ -8,13 +8,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-import audits
-from audits.checks.all import run
-from audits.finding import Report
-from audits.script import Options, ScriptWatch
-from audits.trace import Trace
-from harness.zoo.clean.material import KINDS, checkpoint
-from harness.zoo.clean.registry import Open
+from kdbench import audits
+from kdbench.audits.checks.all import run
+from kdbench.audits.finding import Report
+from kdbench.audits.script import Options, ScriptWatch
+from kdbench.audits.trace import Trace
+from kdbench.harness.zoo.clean.material import KINDS, checkpoint
+from kdbench.harness.zoo.clean.registry import Open
 
 How = Literal["foreign", "declared", "unwatched"]
 

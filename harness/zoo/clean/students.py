@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint as recompute
 
-from harness.zoo.clean.material import (
+from kdbench.harness.zoo.clean.material import (
     CLASSES,
     STEPS,
     WIDTH,
@@ -27,7 +27,7 @@ from harness.zoo.clean.material import (
     tokens,
     trained,
 )
-from harness.zoo.clean.registry import Open, member
+from kdbench.harness.zoo.clean.registry import Open, member
 
 
 @member()

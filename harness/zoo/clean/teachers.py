@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from harness.zoo.clean.material import (
+from kdbench.harness.zoo.clean.material import (
     CENTRES,
     CLASSES,
     STEPS,
@@ -25,7 +25,7 @@ from harness.zoo.clean.material import (
     rows,
     trained,
 )
-from harness.zoo.clean.registry import Open, member
+from kdbench.harness.zoo.clean.registry import Open, member
 
 
 @member()

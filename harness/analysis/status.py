@@ -1,0 +1,66 @@
+"""How far a study is, from its records alone."""
+
+from collections import Counter
+from typing import Any
+
+from kdbench.harness.analysis.study_table import order, read_study
+from kdbench.harness.records.lease import is_held
+from kdbench.harness.records.record import FINAL, Folder, Result, StudyFolder
+from kdbench.harness.records.spec import Spec
+
+
+def state_of(folder: Folder, result: Result | None) -> str:
+    """Return finished, diverged, failed, interrupted, running or waiting."""
+    if result is not None:
+        return result.status
+    return "running" if is_held(folder) else "waiting"
+
+
+def progress(study: StudyFolder) -> dict[str, Any]:
+    """Return the states of a study's trials, by arm and in all; teachers are an arm of their own."""
+    trials = read_study(study)
+    groups: dict[tuple[str, str, str], dict[str, tuple[Spec, Result | None]]] = {}
+    ours = set()
+    for arm in sorted(trials.arms, key=order):
+        by_seed = trials.arms[arm]
+        groups[arm.pair, arm.method, arm.label] = {spec.key: (spec, result) for spec, result in by_seed.values()}
+        ours |= {spec.key for spec, _ in by_seed.values()}
+    for arm, points in trials.grid.items():
+        tried = {spec.key: (spec, result) for one in points for spec, result in one.trials.values()}
+        groups[arm.pair, f"{arm.method} (grid)", arm.label] = tried
+        ours |= tried.keys()
+    for folder in study.trials():  # what belongs to no arm: teachers, and controls
+        if folder.key not in ours:
+            spec = folder.spec()
+            kind = "teacher" if spec.teacher is None else "control"
+            groups.setdefault((spec.arch, kind, spec.fault or "corrected"), {})[spec.key] = (spec, folder.result())
+    counts: Counter[str] = Counter()
+    arms, failures, counted = [], [], set()
+    for (pair, method, label), members in groups.items():
+        states: Counter[str] = Counter()
+        running = []
+        for key, (spec, result) in members.items():
+            folder = study.trial(key)
+            state = state_of(folder, result)
+            states[state] += 1
+            if state == "running":
+                running.append({"seed": spec.seed, "epochs": folder.epochs(), "of": spec.recipe.epochs})
+            if key in counted:  # a training that several arms share
+                continue
+            counted.add(key)
+            counts[state] += 1
+            if result is not None and result.status != "finished":
+                failures.append({"key": key, "status": result.status, "reason": result.reason})
+        arms.append(
+            {
+                "pair": pair,
+                "method": method,
+                "arm": label,
+                "trials": len(members),
+                "finished": sum(states[state] for state in FINAL),
+                "running": running,
+                "waiting": states["waiting"],
+                "failed": states["failed"] + states["interrupted"],
+            }
+        )
+    return {"study": study.path.name, "counts": dict(counts), "arms": arms, "failures": failures}

@@ -1,0 +1,503 @@
+"""A study in one archive: packed without this machine's places, unpacked only if it is whole and harmless.
+
+STUDY/REPRODUCE.md       what this is, and the command
+STUDY/MANIFEST.json      SHA-256 of every other file; data, faults
+STUDY/environment.json   the lock: exact versions here, and what the trials ran on
+STUDY/requirements.txt   the same versions, for pip
+STUDY/study.json, study.toml, results.csv, trials/, again/, weights/   as in a study's folder (harness.records.record)
+STUDY/faults/, methods/, models/   files of the user's, as they are
+
+Equal studies give equal bytes: members are sorted and bear no time, owner or file mode.
+"""
+
+import contextlib
+import csv
+import gzip
+import hashlib
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+import sys
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+import torch
+
+from kdbench.harness import faults, loading
+from kdbench.harness.analysis.study_table import Trials, commands, read_study, table
+from kdbench.harness.loading import KINDS, Loaded, digest_of, files_of
+from kdbench.harness.records.environment import ROOT, environment, installed
+from kdbench.harness.records.record import FINAL, StudyFolder, repeat_of
+from kdbench.harness.records.spec import Spec
+from kdbench.kd.data import cache_folder
+from kdbench.kd.errors import InputError
+from kdbench.kd.teacher import file_sha256
+
+SUFFIXES = (".zip", ".tar.gz")
+RECORDS = ("spec.json", "result.json", "curve.jsonl", "norms.csv", "test_curve.jsonl", "log.txt")
+WEIGHTS = ("student.safetensors", "method.safetensors")
+Member = bytes | Path
+"Content, or a large file that is read when it is written."
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was packed."""
+
+    path: Path
+    sha256: str
+    files: int
+    trials: int
+    remarks: list[str]
+    "What a reader of the archive should know, a sentence each."
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An archive that was unpacked and found whole."""
+
+    study: Trials
+    environment: dict[str, Any]
+    "The lock: `here` is the machine that packed, `trials` what the trials ran on."
+    files: list[Loaded]
+    "Of the author's: code that is run only where somebody trusts it."
+    data: tuple[str, str]
+    "Name of the data set, and its digest."
+
+    @property
+    def name(self) -> str:
+        """The study's."""
+        return self.study.folder.path.name
+
+
+def counted(study: Trials) -> dict[str, Spec]:
+    """Return the trials that the study's tables and controls stand on, by the key that names their folder."""
+    found: dict[str, Spec] = {}
+    tried = [one.trials for points in study.grid.values() for one in points]
+    for by_seed in (*study.arms.values(), *study.controls.values(), *tried):
+        for spec, _ in by_seed.values():
+            found[spec.key] = spec
+            if spec.teacher is not None and not spec.teacher.key.startswith("sha256:"):
+                found[spec.teacher.key] = study.folder.trial(spec.teacher.key).spec()
+    if study.again is not None:
+        found[study.again[0].key] = study.again[0].spec()
+        if (study.again[1].path / "spec.json").is_file():
+            found[repeat_of(study.again[1].key)] = study.again[1].spec()
+    return found
+
+
+def noted(lock: Mapping[str, Any], name: str) -> str:
+    """Return what the trials ran on, of one name of :func:`harness.records.environment.environment`, in words."""
+    return ", ".join(str(value) for value in lock["trials"].get(name, ()) if value is not None) or "not known"
+
+
+# -- packing
+
+
+def pack(study: StudyFolder, output: Path, weights: bool = False) -> Written:
+    """Write a study as one archive, .zip or .tar.gz; with `weights`, those of every trial go with it.
+
+    A study that is being run, or whose faults, data or teacher could not be found again, is an InputError.
+    """
+    if not output.name.endswith(SUFFIXES):
+        raise InputError(f"--output {output}: an archive ends in {' or '.join(SUFFIXES)}")
+    if not output.parent.is_dir():
+        raise InputError(f"--output {output}: there is no folder {output.parent}")
+    with study.lock() if os.access(study.path, os.W_OK) else contextlib.nullcontext():
+        trials = read_study(study)
+        specs = counted(trials)
+        final = {key for key in specs if _final(study, key)}
+        if not final:
+            raise InputError(f"{study.path.name} has no finished trial yet; kdbench status shows how far it is")
+        name, digest = _data(specs.values())
+        remarks = [f"{len(specs) - len(final)} trials have no final result"] if len(final) < len(specs) else []
+        files = [*_fault_files(specs.values(), remarks), *_method_files(specs.values()), *_model_files(specs.values())]
+        brought = _places(files)
+        lock = _lock(study, specs)
+        if any(lock["trials"].get("git_dirty", ())):
+            remarks.append("trials ran on code that no commit holds; its digest tells whether other code is the same")
+        members: dict[str, Member] = dict(_records(study, specs, weights))
+        members["study.json"] = _study_json(study)
+        members["results.csv"] = table(trials).encode()
+        members.update({place: loaded.path for place, loaded in brought.items()})
+        members["environment.json"] = _json(lock)
+        members["requirements.txt"] = _requirements(lock["here"]["packages"]).encode()
+        page = _page(study, specs, lock, data=name, files=[*brought], weights=weights, remarks=remarks)
+        members["REPRODUCE.md"] = page.encode()
+        manifest = {
+            "schema": "kdbench.bundle/1",
+            "study": study.path.name,
+            "data": {"name": name, "digest": digest},
+            "faults": [],
+            **{kind: [place for place in brought if brought[place].kind == kind] for kind, _ in brought.values()},
+            "files": {place: _sha256(member) for place, member in sorted(members.items())},
+        }
+        members["MANIFEST.json"] = _json(manifest)
+        _write(output, study.path.name, members)
+    return Written(output, file_sha256(output), len(members), len(specs), remarks)
+
+
+def _final(study: StudyFolder, key: str) -> bool:
+    result = study.trial(key).result()
+    return result is not None and result.status in FINAL
+
+
+def _data(specs: Iterable[Spec]) -> tuple[str, str]:
+    found = sorted({(spec.dataset, spec.data_digest) for spec in specs})
+    if len(found) > 1:
+        listed = ", ".join(f"{name} {digest[:16]}" for name, digest in found)
+        raise InputError(f"the study's trials stand on several data sets ({listed}); run it again on one of them")
+    return found[0]
+
+
+def _fault_files(specs: Iterable[Spec], remarks: list[str]) -> list[Loaded]:
+    """Return the user's files if a trial needs one of them; a fault that is not there, or not as it was, is refused."""
+    needed = {str(spec.fault): spec.fault_digest for spec in specs if spec.fault}
+    own = False
+    for name, digest in sorted(needed.items()):
+        parts = name.split("+")
+        if not all(part in faults.FAULTS for part in parts):
+            raise InputError(f"the study has the fault {name}, of a file of yours; name that file: --faults FILE")
+        theirs = {Path(faults.FAULTS[part].function.__code__.co_filename).resolve() for part in parts}
+        mine = theirs & set(files_of("faults"))
+        own |= bool(mine)
+        if faults.get(name).digest != digest:
+            if mine:
+                raise InputError(f"the fault {name} has changed since the study was run; name the file as it was then")
+            remarks.append(f"the fault {name} has changed since the study was run: only the code of then reproduces it")
+    return [loaded for loaded in loading.LOADED if loaded.kind == "faults"] if own else []
+
+
+def _method_files(specs: Iterable[Spec]) -> list[Loaded]:
+    return _own("methods", "method", {spec.method: spec.method_digest for spec in specs})
+
+
+def _model_files(specs: Iterable[Spec]) -> list[Loaded]:
+    needed: dict[str, str | None] = {}
+    for spec in specs:
+        needed[spec.arch] = spec.arch_digest
+        if spec.teacher is not None:
+            needed[spec.teacher.arch] = spec.teacher_digest
+    return _own("models", "network", needed)
+
+
+def _own(kind: str, word: str, needed: Mapping[str, str | None]) -> list[Loaded]:
+    """Return the user's files that these names need by digest; one that is not loaded, or changed, is refused."""
+    here = {digest_of(loaded.path): loaded for loaded in loading.LOADED if loaded.kind == kind}
+    for name, digest in sorted(needed.items()):
+        if digest is not None and digest not in here:
+            option = KINDS[kind].option
+            raise InputError(f"the study has the {word} {name}, of a file of yours; name it as it was: {option} FILE")
+    return [here[digest] for digest in sorted({digest for digest in needed.values() if digest is not None})]
+
+
+def _places(files: Sequence[Loaded]) -> dict[str, Loaded]:
+    """Return the user's files by their place in the archive."""
+    found = {f"{loaded.kind}/{loaded.path.name}": loaded for loaded in files}
+    if len(found) < len(files):
+        raise InputError("two files of yours have one name; rename one of them")
+    return found
+
+
+def _records(study: StudyFolder, specs: Mapping[str, Spec], weights: bool) -> Iterator[tuple[str, Member]]:
+    for key, spec in specs.items():
+        folder = study.trial(key)
+        for name in RECORDS + (WEIGHTS if weights else ()):
+            path = folder.path / name
+            if path.is_file():
+                yield path.relative_to(study.path).as_posix(), path if name in WEIGHTS else _without_places(path)
+        if spec.teacher is not None and spec.teacher.key.startswith("sha256:"):
+            digest = spec.teacher.key.partition(":")[2]
+            paths = [study.weights(digest, suffix) for suffix in (".safetensors", ".pt")]
+            place = next((path for path in paths if path.is_file()), None)
+            if place is None:
+                raise InputError(f"{paths[0]} is missing: the teacher that was brought along; run the study again")
+            yield place.relative_to(study.path).as_posix(), place
+    if (study.path / "study.toml").is_file():
+        yield "study.toml", _without_places(study.path / "study.toml")
+
+
+def _study_json(study: StudyFolder) -> bytes:
+    raw = json.loads((study.path / "study.json").read_text())
+    raw["commands"] = [_command(text) for text in raw.get("commands", [])]
+    return _json(raw)
+
+
+def _lock(study: StudyFolder, specs: Iterable[str]) -> dict[str, Any]:
+    """Return the exact versions here, and each thing that the trials' records say they ran on."""
+    here = {name: value for name, value in environment(torch.device("cpu")).items() if name != "threads"}
+    ran: dict[str, set[Any]] = {}
+    for key in specs:
+        result = study.trial(key).result()
+        for name, value in result.environment.items() if result is not None else ():
+            ran.setdefault(name, set()).add(value)
+    trials = {name: sorted(values, key=str) for name, values in sorted(ran.items())}
+    return {"here": {**here, "packages": installed()}, "trials": trials}
+
+
+def _requirements(packages: Mapping[str, str]) -> str:
+    """Return a file for pip; kdbench itself is in no index, and torch's own builds are in an index of theirs."""
+    local = packages.get("torch", "").partition("+")[2]
+    index = [f"--extra-index-url https://download.pytorch.org/whl/{local}"] if local else []
+    return (
+        "\n".join([*index, *(f"{name}=={version}" for name, version in packages.items() if name != "kdbench")]) + "\n"
+    )
+
+
+def _page(study: StudyFolder, specs: Mapping[str, Spec], lock: Mapping[str, Any], **known: Any) -> str:
+    from jinja2 import Environment, StrictUndefined
+
+    pages = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    pages.filters["noted"] = noted
+    results = [study.trial(key).result() for key in specs]
+    seconds = sum(float(result.times.get("seconds", 0)) for result in results if result is not None)
+    options = (" --data DIR" if known["data"].startswith("folder-") else "") + (
+        " --trust-faults" if known["files"] else ""
+    )
+    text = (resources.files("kdbench.harness.publish.pages") / "reproduce.md.j2").read_text(encoding="utf-8")
+    return pages.from_string(text).render(
+        study=study.path.name,
+        trials=len(specs),
+        minutes=max(1, round(seconds / 60)),
+        options=options,
+        here=lock["here"],
+        lock=lock,
+        commands=[_command(command) for command in commands(study)],
+        **known,
+    )
+
+
+# -- what a machine calls its places
+
+
+def _without_places(path: Path) -> bytes:
+    """Return a record's content without absolute paths."""
+    if path.name == "result.json":
+        text = json.dumps(plain(json.loads(path.read_text())), indent=2, sort_keys=True, allow_nan=False) + "\n"
+        return text.encode()
+    if path.name in ("log.txt", "study.toml"):
+        return _cut(path.read_text(encoding="utf-8", errors="replace")).encode()
+    return path.read_bytes()  # numbers, and names of kdbench's
+
+
+def plain(value: Any, name: str | None = None) -> Any:
+    """Return a JSON value with every absolute path in it, and every `file`, at any depth, cut to its last name."""
+    if isinstance(value, dict):
+        return {key: plain(item, key) for key, item in value.items()}
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    if isinstance(value, str):
+        whole = name == "file" and Path(value).name != value  # may hold blanks, or start where a command was typed
+        return f".../{Path(value).name}" if whole else _cut(value)
+    return value
+
+
+def _command(text: str) -> str:
+    """Return a command with absolute paths cut, each of its words by itself, since a path may hold blanks."""
+    words = []
+    for word in shlex.split(text):
+        option, sign, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        path = Path(value)
+        words.append(
+            option + sign + (f".../{path.name}" if path.is_absolute() and len(path.parts) > 2 else _cut(value))
+        )
+    return shlex.join(words)
+
+
+def _cut(text: str) -> str:
+    if "/" not in text and "\\" not in text:
+        return text
+    segment = r"""[\\/]+[^\s\\/:;,"'`()<>\[\]{}|*?]+"""
+    home = Path.home()
+    places = {home, Path.cwd(), ROOT, cache_folder().resolve(), Path(sys.prefix), Path(tempfile.gettempdir())}
+    known = sorted((re.escape(str(place)) for place in places if len(place.parts) > 1), key=len, reverse=True)
+    # A place that is known may hold blanks, and stand directly behind a letter, as in -I/home/me/include.
+    pattern = (
+        rf"(https?://\S*)|(?:(?:{'|'.join(known)})(?:{segment})*|(?<![\w.])(?:[A-Za-z]:)?(?:{segment}){{2,}})[\\/]?"
+    )
+
+    def shorter(match: re.Match[str]) -> str:
+        if match[1]:
+            return match[1]
+        found = match[0].rstrip("\\/")
+        return "..." if found == str(home) else ".../" + re.split(r"[\\/]", found)[-1]
+
+    return re.sub(pattern, shorter, text)
+
+
+# -- archives
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
+
+
+def _sha256(member: Member) -> str:
+    return file_sha256(member) if isinstance(member, Path) else hashlib.sha256(member).hexdigest()
+
+
+def _write(output: Path, name: str, members: Mapping[str, Member]) -> None:
+    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    write = _write_zip if output.suffix == ".zip" else _write_tar
+    packed = {f"{name}/{place}": member for place, member in sorted(members.items())}
+    try:
+        with temporary.open("wb") as file:
+            write(file, packed)
+        temporary.replace(output)
+    except OSError as error:
+        raise InputError(f"{output} cannot be written ({error.strerror}); name another file") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _open(member: Member) -> IO[bytes]:
+    return member.open("rb") if isinstance(member, Path) else io.BytesIO(member)
+
+
+def _size(member: Member) -> int:
+    return member.stat().st_size if isinstance(member, Path) else len(member)
+
+
+def _write_zip(file: IO[bytes], members: Mapping[str, Member]) -> None:
+    with zipfile.ZipFile(file, "w") as archive:
+        for place, member in members.items():
+            info = zipfile.ZipInfo(place, (1980, 1, 1, 0, 0, 0))
+            info.create_system, info.external_attr, info.file_size = 3, 0o644 << 16, _size(member)
+            info.compress_type = zipfile.ZIP_STORED if isinstance(member, Path) else zipfile.ZIP_DEFLATED
+            with _open(member) as source, archive.open(info, "w") as target:
+                shutil.copyfileobj(source, target)
+
+
+def _write_tar(file: IO[bytes], members: Mapping[str, Member]) -> None:
+    with (
+        gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive,
+    ):
+        for place, member in members.items():
+            info = tarfile.TarInfo(place)
+            info.size, info.mode = _size(member), 0o644
+            with _open(member) as source:
+                archive.addfile(info, source)
+
+
+def unpack(archive: Path, place: Path, load: Callable[[Sequence[Loaded]], None]) -> Bundle:
+    """Unpack an archive of :func:`pack` into an empty folder, and read it.
+
+    `load` is handed the methods that the archive brings before a spec is read, which needs them; it runs them or
+    raises InputError.
+
+    InputError for one that cannot be read, has a member that would land elsewhere or is no plain file, whose files are
+    not those of its manifest, or whose table is not that of its records.
+    """
+    if not archive.is_file():
+        raise InputError(f"{archive} does not exist; name an archive that kdbench bundle wrote")
+    try:
+        if zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as packed:
+                _check_names(((info.filename, True) for info in packed.infolist()), archive)
+                packed.extractall(place)
+        else:
+            with tarfile.open(archive) as tar:
+                extract(tar, archive, place)
+    except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, tarfile.TarError, zlib.error) as error:
+        said = " ".join(str(error).split())
+        raise InputError(f"{archive} cannot be unpacked ({said}); fetch it again") from error
+    roots = list(place.iterdir())
+    if len(roots) != 1 or not (roots[0] / "MANIFEST.json").is_file():
+        raise InputError(f"{archive} is no archive of kdbench bundle: it has no MANIFEST.json in its one folder")
+    with _forged(archive):
+        return _read(archive, roots[0], load)
+
+
+@contextlib.contextmanager
+def _forged(archive: Path) -> Iterator[None]:
+    """Turn what a file of an unexpected form raises into one sentence."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{archive}: {error}") from error
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise InputError(f"{archive} holds a file of another form ({type(error).__name__}: {error})") from error
+
+
+def extract(tar: tarfile.TarFile, archive: Path, place: Path) -> None:
+    """Extract plain files and folders, as on any Python of ours: before 3.11.4 tarfile has no filters (PEP 706)."""
+    _check_names(((info.name, info.isreg() or info.isdir()) for info in tar), archive)
+    tar.extraction_filter = getattr(tarfile, "data_filter", None)  # which an older one does not look at
+    tar.extractall(place)
+
+
+def _check_names(members: Iterable[tuple[str, bool]], archive: Path) -> None:
+    for name, plain_file in members:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or re.search(r"[\\:\0]", name):
+            raise InputError(f"{archive} holds {name!r}, which would land outside of its folder; nothing was unpacked")
+        if not plain_file:
+            raise InputError(f"{archive} holds {name!r}, which is no plain file; nothing was unpacked")
+
+
+def _read(archive: Path, root: Path, load: Callable[[Sequence[Loaded]], None]) -> Bundle:
+    manifest = json.loads((root / "MANIFEST.json").read_text())
+    if manifest["schema"] != "kdbench.bundle/1" or manifest["study"] != root.name:
+        raise InputError("its manifest is of another study, or of another kind")
+    files: dict[str, str] = manifest["files"]
+    found = {path.relative_to(root).as_posix(): path for path in root.rglob("*") if path.is_file()}
+    found.pop("MANIFEST.json")
+    wrong = {f"{name} is missing" for name in files.keys() - found.keys()}
+    wrong |= {f"{name} is not in the manifest" for name in found.keys() - files.keys()}
+    wrong |= {f"{name} was changed" for name in files.keys() & found.keys() if file_sha256(found[name]) != files[name]}
+    if wrong:
+        more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise InputError(f"not as it was packed: {', '.join(sorted(wrong)[:3])}{more}; fetch it again")
+    brought = [Loaded(kind, root / name) for kind in KINDS for name in manifest.get(kind, ()) if name in files]
+    load([loaded for loaded in brought if loaded.kind == "methods"])
+    lock = json.loads((root / "environment.json").read_text())
+    raw = json.loads((root / "study.json").read_text())
+    controls = raw.get("controls") or {"again": [], "arms": []}
+    entries = (*raw["arms"], *controls["arms"], *raw.get("grid", []))
+    keys = [key for entry in entries for key in entry["trials"].values()]
+    _check_keys([*keys, *(key.removeprefix("again-") for key in controls["again"])])
+    try:
+        study = read_study(StudyFolder(root))
+        tried = [one.trials for points in study.grid.values() for one in points]
+        arms = (*study.arms.values(), *study.controls.values(), *tried)
+        _check_keys(spec.teacher.key for by_seed in arms for spec, _ in by_seed.values() if spec.teacher)
+        specs = counted(study)
+    except InputError as error:
+        then = noted(lock, "git_commit")
+        raise InputError(f"{error}. Was it run by another kdbench than this one? Its commit: {then}") from error
+    data = _data(specs.values())
+    if data != (manifest["data"]["name"], manifest["data"]["digest"]):
+        raise InputError("its manifest names other data than its trials' specs")
+    _check_table((root / "results.csv").read_text(), table(study))
+    for key in specs:
+        study.folder.trial(key).curve()  # an epoch that is no JSON is said before anything is trained
+    return Bundle(study, lock, brought, data)
+
+
+def _check_keys(keys: Iterable[str]) -> None:
+    """Refuse names of trials and teachers that could be paths: they become folders and files here."""
+    for key in keys:
+        if not re.fullmatch("[0-9a-f]{16}|sha256:[0-9a-f]{64}", key):
+            raise InputError(f"{key!r} is no trial's name")
+
+
+def _check_table(packed: str, derived: str) -> None:
+    """Refuse a results.csv that is not what the records say; columns of another version are let be."""
+    theirs, ours = (list(csv.DictReader(io.StringIO(text))) for text in (packed, derived))
+    for a, b in zip(theirs, ours, strict=False):
+        for name in a.keys() & b.keys():
+            if a[name] != b[name]:
+                raise InputError(f"results.csv says {name} {a[name]} of trial {b['trial']}, its record {b[name]}")
+    if len(theirs) != len(ours):
+        raise InputError(f"results.csv has {len(theirs)} rows, the records {len(ours)}")

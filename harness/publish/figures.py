@@ -1,0 +1,277 @@
+"""The report's figures: SVG that follows the reader's light or dark page, as data addresses."""
+
+import base64
+import io
+from collections.abc import Callable, Sequence
+from statistics import fmean, stdev
+from typing import Any
+
+from kdbench.harness.analysis.rows import ComparisonRow, GridRow
+from kdbench.harness.analysis.study_table import Trials, grid_rows, order, scores
+from kdbench.harness.plan.plan import Arm
+from kdbench.kd.methods import METHODS
+
+# Each colour on a light page, and what takes its place on a dark one; matplotlib draws the first.
+_INK, _SOFT = "#24292f", "#8b949e"
+_DARK = {
+    _INK: "#e6edf3",
+    _SOFT: "#768390",
+    "#57606a": "#adbac7",
+    "#1d4ed8": "#79a8ff",
+    "#b45309": "#f0a35e",
+    "#6d28d9": "#b794f6",
+    "#0f766e": "#4fd1c5",
+    "#be185d": "#f687b3",
+    "#4d7c0f": "#a3d65c",
+    "#b91c1c": "#fc8181",
+}
+_LINES = tuple(light for light in _DARK if light not in (_INK, _SOFT))
+"Colours of lines, and of the methods in the order of their tables."
+FIGURES = ("gains", "accuracy", "curves", "norms", "grid")
+_FAR = 15.0
+"Percentage points below the best arm from which on an arm is told in words: the axis is for the others."
+
+
+def draw(study: Trials, gains: Sequence[ComparisonRow], claimed_norm: float | None) -> dict[str, str]:
+    """Return the figures by name; one that has nothing to show is left out."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    style = {
+        **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK),
+        "grid.color": _SOFT,
+        "grid.alpha": 0.3,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.facecolor": "none",
+        "legend.frameon": False,
+        "legend.fontsize": 9,
+        "svg.hashsalt": "kdbench",
+    }
+    pictures: dict[str, Callable[[], str]] = {
+        "gains": lambda: _gains(gains, study.decision.margin_pp),
+        "accuracy": lambda: _accuracy(study),
+        "curves": lambda: _curves(study),
+        "norms": lambda: _norms(study, claimed_norm),
+        "grid": lambda: _grid(study),
+    }
+    with matplotlib.rc_context(style):
+        drawn = {name: picture() for name, picture in pictures.items()}
+    return {name: picture for name, picture in drawn.items() if picture}
+
+
+def _colour(method: str) -> str:
+    return _LINES[list(METHODS).index(method) % len(_LINES)]
+
+
+def _svg(figure: Any) -> str:
+    """Close a figure and return it; its colours change with the page that it stands on."""
+    from matplotlib import pyplot as plt
+
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None})
+    plt.close(figure)
+    rules = "".join(
+        f'[style*="{part}: {light}"]{{{part}:{dark} !important}}'
+        for light, dark in _DARK.items()
+        for part in ("fill", "stroke")
+    )
+    style = f"<style>@media screen and (prefers-color-scheme: dark){{{rules}}}</style>"
+    head, defs, rest = buffer.getvalue().partition("<defs>")
+    return "data:image/svg+xml;base64," + base64.b64encode(f"{head}{style}{defs}{rest}".encode()).decode()
+
+
+def _rows(labels: Sequence[str], title: str) -> Any:
+    """Return axes with a line a label, the first on top."""
+    from matplotlib import pyplot as plt
+
+    _, axes = plt.subplots(figsize=(8.6, 0.8 + 0.36 * len(labels)))
+    axes.set_yticks(range(len(labels)), labels, fontsize=9)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.set_xlabel(title)
+    axes.grid(axis="x")
+    return axes
+
+
+def _gains(gains: Sequence[ComparisonRow], margin: float) -> str:
+    """Draw each method's seeds as differences from its baseline's mean, and the difference's 95% interval."""
+    shown = [g for g in gains if g.difference_pp is not None]
+    if not shown:
+        return ""
+    first: dict[str, ComparisonRow] = {g.pair: g for g in reversed(shown)}
+    lines: list[tuple[str, str, list[float], ComparisonRow | None]] = []
+    for pair in dict.fromkeys(g.pair for g in shown):
+        values, mean = first[pair].values[0], first[pair].mean[0]
+        assert mean is not None  # else there would be no difference from it
+        lines.append((f"{pair}  {METHODS['baseline'].title}", "baseline", [v - mean for v in values], None))
+        for g in (g for g in shown if g.pair == pair):
+            label = f"{pair}  {METHODS[g.method].title}"
+            lines.append((label, g.method, [v - mean for v in g.values[1]], g))
+    axes = _rows([line[0] for line in lines], "test accuracy less the baseline's mean, pp")
+    axes.axvspan(-margin, margin, color=_SOFT, alpha=0.18, lw=0)
+    axes.axvline(0, color=_INK, lw=0.8)
+    for y, (_, method, values, found) in enumerate(lines):
+        colour = _colour(method)
+        axes.plot(values, [y] * len(values), "o", color=colour, alpha=0.6, ms=6, mec="none")
+        if found is None:
+            continue
+        if found.ci95_pp is not None:
+            axes.plot(found.ci95_pp, [y + 0.25] * 2, color=colour, lw=1.8, solid_capstyle="butt")
+            axes.plot(found.difference_pp, y + 0.25, "|", color=colour, ms=10, mew=1.8)
+        place = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 9}
+        axes.annotate(found.verdict, (1.01, y), **place)
+    return _svg(axes.figure)
+
+
+def _accuracy(study: Trials) -> str:
+    """Draw every seed of every arm, and the mean with its 95% interval; one far below in words."""
+    from scipy import stats
+
+    found = {arm: scores(study.arms[arm]) for arm in sorted(study.arms, key=order)}
+    arms = {arm: values for arm, values in found.items() if values}
+    best = max(fmean(values) for values in arms.values())
+    near = [value for values in arms.values() if fmean(values) > best - _FAR for value in values]
+    room = max(0.5, 0.08 * (max(near) - min(near)))
+    left, right = max(0.0, min(near) - room), min(100.0 + room / 4, max(near) + room)
+    labels = [f"{arm.pair}  {METHODS[arm.method].title}  {arm.label}" for arm in arms]
+    axes = _rows(labels, "test accuracy, % (a dot a seed; bar: mean with its 95% interval)")
+    axes.set_xlim(left, right)
+    for y, (arm, values) in enumerate(arms.items()):
+        colour = _colour(arm.method)
+        if fmean(values) <= best - _FAR:
+            text = f"\N{LEFTWARDS ARROW} {fmean(values):.2f} (seeds {min(values):.2f} to {max(values):.2f})"
+            axes.annotate(text, (left, y), va="center", fontsize=9, color=colour)
+            continue
+        axes.plot(values, [y] * len(values), "o", color=colour, alpha=0.6, ms=6, mec="none")
+        if len(values) > 1:
+            half = stats.t.isf(0.025, len(values) - 1) * stdev(values) / len(values) ** 0.5
+            axes.plot([fmean(values) - half, fmean(values) + half], [y + 0.25] * 2, color=colour, lw=1.8)
+            axes.plot(fmean(values), y + 0.25, "|", color=colour, ms=10, mew=1.8)
+    return _svg(axes.figure)
+
+
+def _curves(study: Trials) -> str:
+    """Draw validation accuracy by epoch, the mean and the range over the seeds, of the corrected arms."""
+    pairs = list(dict.fromkeys(arm.pair for arm in sorted(study.arms, key=order) if not arm.fault))
+    if not pairs:
+        return ""
+    figure, panels = _panels(len(pairs))
+    for axes, pair in zip(panels, pairs, strict=True):
+        for arm in (a for a in sorted(study.arms, key=order) if a.pair == pair and not a.fault):
+            curves = _finished_curves(study, arm)
+            if not curves:
+                continue
+            by_epoch = list(zip(*curves, strict=True))
+            xs, colour = range(1, len(by_epoch) + 1), _colour(arm.method)
+            axes.plot(xs, [fmean(values) for values in by_epoch], color=colour, label=METHODS[arm.method].title)
+            axes.fill_between(
+                xs, [min(v) for v in by_epoch], [max(v) for v in by_epoch], color=colour, alpha=0.18, lw=0
+            )
+        axes.set_title(pair, fontsize=10)
+        axes.set_xlabel("epoch")
+        axes.grid()
+    panels[0].set_ylabel("validation accuracy, %")
+    panels[0].legend()
+    return _svg(figure)
+
+
+def _panels(count: int) -> tuple[Any, list[Any]]:
+    """Return a figure of so many panels, two in a line."""
+    from matplotlib import pyplot as plt
+
+    lines = -(-count // 2)
+    figure, grid = plt.subplots(lines, 2, figsize=(8.6, 3.1 * lines), squeeze=False, layout="constrained")
+    panels = list(grid.flat)
+    for axes in panels[count:]:
+        axes.remove()
+    return figure, panels[:count]
+
+
+def _finished_curves(study: Trials, arm: Arm) -> list[list[float]]:
+    """Return an arm's validation accuracies by epoch, of the seeds that came as far as any."""
+    curves = [
+        [epoch["val_accuracy"] for epoch in study.folder.trial(spec.key).curve()]
+        for spec, result in study.arms[arm].values()
+        if result is not None
+    ]
+    longest = max(map(len, curves), default=0)
+    return [curve for curve in curves if curve and len(curve) == longest]
+
+
+def _norms(study: Trials, claimed: float | None) -> str:
+    """Draw the gradient norms of the first steps before clipping, a line a seed, where there are projectors."""
+    import pandas as pd
+
+    lines: dict[str, list[Any]] = {}
+    for arm in sorted(study.arms, key=order):
+        for spec, _ in study.arms[arm].values() if METHODS[arm.method].has_projectors else ():
+            path = study.folder.trial(spec.key).path / "norms.csv"
+            table = pd.read_csv(path) if path.is_file() else pd.DataFrame()
+            if "projectors" in table and len(table):
+                lines.setdefault(f"{arm.pair}, {arm.label}", []).append(table)
+    if not lines:
+        return ""
+    figure, panels = _panels(2)
+    for axes, group in zip(panels, ("projectors", "student"), strict=True):
+        for i, (label, tables) in enumerate(lines.items()):
+            for j, table in enumerate(tables):
+                colour, name = _LINES[i % len(_LINES)], label if j == 0 else None
+                axes.plot(table["step"], table[group], color=colour, lw=0.9, alpha=0.7, label=name)
+        axes.set_title(f"{group}: gradient norm before clipping", fontsize=10)
+        axes.set_xlabel("step")
+        axes.set_yscale("log")
+        axes.grid()
+    if claimed is not None:
+        panels[0].axhline(claimed, color=_INK, lw=1, ls="--")
+        panels[0].annotate(f"the paper's {claimed:g}", (1, claimed), xycoords=("axes fraction", "data"), ha="right",
+                           va="bottom", fontsize=8)  # fmt: skip
+    legend = figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    for line in legend.get_lines():
+        line.set(linewidth=2, alpha=1)
+    return _svg(figure)
+
+
+def _grid(study: Trials) -> str:
+    """Draw each arm's grid of one or two settings: mean accuracy on validation, its spread, and what was chosen."""
+    from matplotlib import pyplot as plt
+
+    by_arm: dict[Arm, list[GridRow]] = {}
+    for row in grid_rows(study):
+        by_arm.setdefault(Arm(row.fault, row.pair, row.method), []).append(row)
+    shown = {arm: rows for arm, rows in by_arm.items() if len(rows[0].point) <= 2 and any(r.mean for r in rows)}
+    if not shown:
+        return ""
+    columns = min(3, len(shown))
+    lines = -(-len(shown) // columns)
+    figure, grid = plt.subplots(lines, columns, figsize=(2.9 * columns, 2.6 * lines), squeeze=False)
+    for axes in grid.flat[len(shown) :]:
+        axes.set_visible(False)
+    for axes, (arm, rows) in zip(grid.flat, shown.items(), strict=False):
+        across, *down = reversed(rows[0].point)
+        xs = list(dict.fromkeys(row.point[across] for row in rows))
+        ys: list[float | None] = list(dict.fromkeys(row.point[down[0]] for row in rows)) if down else [None]
+        at = {(row.point[across], row.point[down[0]] if down else None): row for row in rows}
+        means = [[at[x, y].mean if at[x, y].mean is not None else float("nan") for x in xs] for y in ys]
+        mesh = axes.pcolormesh(means, cmap="viridis", edgecolors="none")
+        for (x, y), row in at.items():
+            if row.mean is None:
+                text, light = "diverged", False
+            else:
+                text = f"{row.mean:.1f}" + (f"\n\u00b1 {row.std:.1f}" if row.std is not None else "")
+                light = mesh.norm(row.mean) > 0.6
+            place = xs.index(x) + 0.5, ys.index(y) + 0.5
+            colour = "#000000" if light else "#ffffff" if row.mean is not None else _INK
+            axes.text(*place, text, ha="center", va="center", fontsize=8, color=colour)
+            if row.chosen:
+                corner = xs.index(x) + 0.03, ys.index(y) + 0.03
+                axes.add_patch(plt.Rectangle(corner, 0.94, 0.94, fill=False, ec="#ffffff", lw=2.2))
+                axes.add_patch(plt.Rectangle(corner, 0.94, 0.94, fill=False, ec="#000000", lw=0.9))
+        axes.set_xticks([i + 0.5 for i in range(len(xs))], [f"{x:g}" for x in xs])
+        axes.set_yticks([i + 0.5 for i in range(len(ys))] if down else [], [f"{y:g}" for y in ys] if down else [])
+        axes.set_xlabel(across)
+        axes.set_ylabel(down[0] if down else "")
+        axes.set_title(f"{arm.pair}  {METHODS[arm.method].title}\n{arm.label}", fontsize=9)
+        axes.spines[["left", "bottom"]].set_visible(False)
+        axes.tick_params(length=0)
+    figure.tight_layout()
+    return _svg(figure)

@@ -1,0 +1,296 @@
+"""The typed record of a trial on disk, from which every table, report and mirror can be made again.
+
+spec.json            what decides the numbers
+curve.jsonl          one line an epoch
+norms.csv            gradient norms before clipping, a step a line, of the first 200 steps
+test_curve.jsonl     test accuracy by epoch, only where a rule that selects by it is tried
+result.json          written last and atomically: a folder without it is an unfinished trial
+student.safetensors  weights of the selected epoch
+method.safetensors   its projectors, where the method has any
+log.txt              what the process printed
+checkpoint/          where a long training was a minute ago, to go on from; gone once it is finished
+
+All of it lies in STUDY/trials/KEY; in STUDY/again/KEY a trial that was run a second time, as a control.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+from uuid import uuid4
+
+from kdbench.harness.records.spec import Spec
+from kdbench.kd.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None  # type: ignore[assignment]
+
+Status = Literal["finished", "failed", "diverged", "interrupted"]
+FINAL: tuple[Status, ...] = ("finished", "diverged")
+"What is not tried again: a failure may have been the machine's, a divergence is a result."
+OUT_OF_MEMORY = "out of memory"
+"How the reason begins of a trial that failed for want of memory: alone it may find enough."
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The selected epoch's scores; accuracies in percent."""
+
+    test_accuracy: float
+    val_accuracy: float
+    per_class: list[float | None]
+    "Test accuracy by class."
+    agreement: float | None = None
+    "Share of test images on which student and teacher name the same class."
+    kl_t1: float | None = None
+    "Mean KL(teacher || student) on test at temperature 1, in nats."
+    kl_t4: float | None = None
+
+
+@dataclass(frozen=True)
+class FaultStory:
+    """How far a fault got."""
+
+    name: str
+    seam: str
+    calls: int
+    "How often its seam was asked."
+    reached: bool
+    revealed: list[str]
+    "Ids of the audits that failed."
+    diverged_at: int | str | None = None
+    "First epoch whose weights differ from the corrected twin's; `undecidable` on a device without determinism."
+    dormant: bool | None = None
+    "Whether neither weights nor scores ever differed; null while no corrected twin is there to compare with."
+
+
+@dataclass(frozen=True)
+class TeacherRecord:
+    """Where the teacher came from, and what it is worth on the validation split."""
+
+    arch: str
+    file: str | None
+    sha256: str | None
+    loaded_fraction: float
+    val_accuracy: float
+    floor: float
+    "Accuracy that a trained teacher exceeds: the commonest label's share, and a margin."
+    above_floor: bool
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a trial."""
+
+    key: str
+    status: Status
+    reason: str | None = None
+    "Why it did not finish."
+    selected_epoch: int | None = None
+    metrics: Metrics | None = None
+    findings: list[dict[str, Any]] = field(default_factory=list)
+    fault: FaultStory | None = None
+    teacher: TeacherRecord | None = None
+    environment: dict[str, Any] = field(default_factory=dict)
+    times: dict[str, float | str] = field(default_factory=dict)
+    peak_memory_mb: float | None = None
+    attempts: list[str] = field(default_factory=list)
+    "Why earlier attempts at the trial ended, of those that were made anew at once."
+    schema: str = "kdbench.trial/1"
+
+    @property
+    def roots(self) -> list[str]:
+        """Ids of the failed audits of severity error that follow from no other."""
+        return sorted(f["id"] for f in self._failed() if f["consequence_of"] is None)
+
+    @property
+    def consequences(self) -> list[str]:
+        """Ids of the failed audits of severity error that follow from another's failure."""
+        return sorted(f["id"] for f in self._failed() if f["consequence_of"] is not None)
+
+    @property
+    def broken(self) -> list[str]:
+        """Ids of the audits that could not do their work."""
+        return sorted(f["id"] for f in self.findings if f["status"] == "error")
+
+    def _failed(self) -> list[dict[str, Any]]:
+        return [f for f in self.findings if f["status"] == "fail" and f["severity"] == "error"]
+
+
+def finite(value: Any) -> Any:
+    """Replace numbers that JSON cannot hold by None, at any depth."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    return value
+
+
+def sync(path: Path) -> None:
+    """Have a file's content on the disk before anything that says it is there."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a file so that a reader, or a crash at any moment, finds the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")  # a process number may be another machine's too
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A trial's folder."""
+
+    path: Path
+
+    @property
+    def key(self) -> str:
+        """The trial's name."""
+        return self.path.name
+
+    @property
+    def student(self) -> Path:
+        """The selected weights."""
+        return self.path / "student.safetensors"
+
+    def write_spec(self, spec: Spec) -> None:
+        """Make the folder and put the spec in it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.path / "spec.json", spec.to_json())
+
+    def spec(self) -> Spec:
+        """Read the spec; InputError if it is not one, or not this folder's."""
+        try:
+            spec = Spec.from_json((self.path / "spec.json").read_text())
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"{self.path}: no spec.json can be read ({error}); the study's command, run again, writes it anew"
+            ) from error
+        if spec.key != self.key:
+            raise InputError(f"{self.path}: spec.json belongs to trial {spec.key}; it was edited or moved")
+        return spec
+
+    def result(self) -> Result | None:
+        """Read the result; None for an unfinished trial."""
+        path = self.path / "result.json"
+        if not path.is_file():
+            return None
+        try:
+            raw = json.loads(path.read_text())
+            raw["metrics"] = Metrics(**raw["metrics"]) if raw["metrics"] else None
+            raw["fault"] = FaultStory(**raw["fault"]) if raw["fault"] else None
+            raw["teacher"] = TeacherRecord(**raw["teacher"]) if raw["teacher"] else None
+            return Result(**raw)
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{path} is not a trial's result ({error}); delete it and run again") from error
+
+    def write_result(self, result: Result) -> None:
+        """Commit the result."""
+        text = json.dumps(finite(asdict(result)), indent=2, sort_keys=True, allow_nan=False) + "\n"
+        write_atomic(self.path / "result.json", text)
+
+    def epochs(self) -> int:
+        """Return the number of epochs written so far."""
+        path = self.path / "curve.jsonl"
+        return path.read_bytes().count(b"\n") if path.is_file() else 0
+
+    def digests(self) -> list[str]:
+        """Return the digests of the weights, by epoch."""
+        return [epoch["digest"] for epoch in self.curve()]
+
+    def curve(self) -> list[dict[str, Any]]:
+        """Read the epochs so far; a line that is being written is left out."""
+        path = self.path / "curve.jsonl"
+        if not path.is_file():
+            return []
+        return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def same_machine(a: Result, b: Result) -> bool:
+    """Say whether two trials ran with the same torch on the same kind of device, so that equal seeds are equal bits."""
+    return all(a.environment.get(name) == b.environment.get(name) for name in ("torch", "device_name"))
+
+
+def first_difference(a: Sequence[str], b: Sequence[str]) -> int | None:
+    """Return the first epoch, counted from 1, whose digests of the weights differ; None where none of both does."""
+    return next((epoch for epoch, (x, y) in enumerate(zip(a, b, strict=False), 1) if x != y), None)
+
+
+_REPEAT = "again-"
+
+
+def repeat_of(key: str) -> str:
+    """Return the name under which a trial is run a second time, as a control."""
+    return _REPEAT + key
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    with path.open("a") as file:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """A study's folder under the runs folder."""
+
+    path: Path
+
+    def weights(self, digest: str, suffix: str) -> Path:
+        """Return where a teacher's file that was brought along lies."""
+        return self.path / "weights" / f"{digest}{suffix}"
+
+    @contextmanager
+    def lock(self, shared: bool = False) -> Iterator[None]:
+        """Keep a second coordinator out of the study, or raise InputError if there is one already.
+
+        Those that run a shard each (`shared`) keep out only the one that would run the whole.
+        """
+        with (self.path / ".lock").open("a") as file:
+            if fcntl is not None:
+                try:
+                    fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+                except OSError as error:
+                    raise InputError(
+                        f"{self.path} is being run by another kdbench; wait for it, or end it"
+                        " (several may run a study together, each with a --shard)"
+                    ) from error
+            yield
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Have the study's own files, those that belong to no trial, for oneself; waits for the others."""
+        with _alone(self.path / ".writing"):
+            yield
+
+    @contextmanager
+    def mirroring(self) -> Iterator[None]:
+        """Be the only one who mirrors, or wait: a run that another is writing would be taken for one cut off."""
+        with _alone(self.path / ".mirroring"):
+            yield
+
+    def trial(self, key: str) -> Folder:
+        """Return a trial's folder; that of a repeat (:func:`repeat_of`) lies apart, so that no table counts it."""
+        if key.startswith(_REPEAT):
+            return Folder(self.path / "again" / key.removeprefix(_REPEAT))
+        return Folder(self.path / "trials" / key)
+
+    def trials(self) -> Iterator[Folder]:
+        """Return the trials' folders, by key."""
+        for path in sorted((self.path / "trials").glob("*/spec.json")):
+            yield Folder(path.parent)

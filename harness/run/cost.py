@@ -1,0 +1,100 @@
+"""What a plan will cost, before it starts: floating-point operations counted, time guessed from the machine's speed."""
+
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from kdbench.harness import faults
+from kdbench.harness.plan.plan import Plan
+from kdbench.harness.records.spec import Spec
+from kdbench.kd.data import SIZE
+from kdbench.kd.models import Stem, make
+from kdbench.kd.procedure import CANONICAL
+
+# Share of the matrix-multiplication speed that a training step reaches on a CPU: vector units want 16 channels.
+_EFFICIENCY_NARROW, _EFFICIENCY = 0.5, 0.8
+# On a GPU memory binds; published trainings of such networks reach about a third of the peak.
+_EFFICIENCY_CUDA = 0.3
+_START_SECONDS = 0.7
+
+
+@dataclass(frozen=True)
+class Cost:
+    """An estimate for the trials that are still to run."""
+
+    pflop: float
+    seconds: float
+
+    def __str__(self) -> str:
+        if self.seconds < 90:
+            time = f"{max(1, round(self.seconds))} s"
+        elif self.seconds < 5400:
+            time = f"{round(self.seconds / 60)} min"
+        else:
+            time = f"{self.seconds / 3600:.1f} h"
+        return f"about {time}, {self.pflop:.3g} PFLOP"
+
+
+@cache
+def forward_flop(arch: str, stem: Stem, width: int, classes: int = 10) -> int:
+    """Return the floating-point operations of one image's forward, two a multiply-add, counted without running it."""
+    with torch.device("meta"):
+        net = make(arch, stem, classes, width).eval()
+        image = torch.empty(1, 3, SIZE, SIZE)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(image)
+    return counter.get_total_flops()
+
+
+def trial_flop(spec: Spec, test_images: int) -> int:
+    """Return the floating-point operations of a trial: a backward costs two forwards, scoring one."""
+    fault = faults.get(spec.fault) if spec.fault else None
+    stem = (fault.inject(CANONICAL, lambda: None) if fault else CANONICAL).stem(SIZE)
+    recipe = spec.recipe
+    student = forward_flop(spec.arch, stem, recipe.base_width)
+    teacher = forward_flop(spec.teacher.arch, stem, recipe.base_width) if spec.teacher else 0
+    trained = recipe.epochs * (recipe.train_size // recipe.batch_size) * recipe.batch_size
+    scored = recipe.epochs * recipe.val_size + test_images // recipe.test_stride
+    return trained * (3 * student + teacher) + scored * student + test_images // recipe.test_stride * teacher
+
+
+def machine_flops(device: torch.device, seconds: float = 0.3) -> float:
+    """Return the speed of a matrix multiplication on one thread (or the GPU) right now, in operations a second."""
+    n = 1024 if device.type == "cpu" else 8192
+    a = torch.randn(n, n, device=device)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    best = float("inf")
+    try:
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            clock = time.perf_counter()
+            a @ a
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            best = min(best, time.perf_counter() - clock)
+    finally:
+        torch.set_num_threads(threads)
+    return 2 * n**3 / best
+
+
+def estimate(plan: Plan, keys: Collection[str], test_images: int, workers: int, device: torch.device) -> Cost:
+    """Estimate the trials in `keys`: the work shared by the workers, but never less than a teacher and its student."""
+    if not keys:
+        return Cost(0.0, 0.0)
+    speed = machine_flops(device)
+    flop = {key: trial_flop(plan.trials[key], test_images) for key in keys}
+
+    def seconds(key: str) -> float:
+        efficiency = _EFFICIENCY if plan.trials[key].recipe.base_width >= 16 else _EFFICIENCY_NARROW
+        if device.type == "cuda":
+            efficiency = _EFFICIENCY_CUDA
+        return flop[key] / (speed * efficiency * plan.trials[key].threads) + _START_SECONDS
+
+    times = {key: seconds(key) for key in keys}
+    chains = [times[key] + times.get(plan.needs(key) or "", 0.0) for key in keys]
+    return Cost(sum(flop.values()) / 1e15, max(sum(times.values()) / workers, *chains))

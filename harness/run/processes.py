@@ -1,0 +1,38 @@
+"""Processes for trials: on Linux forked from a server in which only imports have run, elsewhere started anew.
+
+Light to import, so that a command can have the server import PyTorch while it does so itself.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Set
+from multiprocessing.context import BaseContext
+
+# The second is imported where a network is built, which every trial does.
+_IMPORTED = ["kdbench.harness.run.trial", "torchvision.models"]
+
+
+def start_server(threads: Set[int]) -> BaseContext:
+    """Return how processes for trials of so many threads are started; on Linux start the server, unless it runs.
+
+    What the server imports, it imports beside the caller. It inherits its environment now, so the size of its OpenMP
+    pools is set before. Ctrl-C is the coordinator's to hear: the server would end amid an import, with a traceback.
+    """
+    if len(threads) == 1:
+        count = str(next(iter(threads)))
+        os.environ.update(OMP_NUM_THREADS=count, MKL_NUM_THREADS=count)
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    from multiprocessing import forkserver, resource_tracker
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_IMPORTED)
+    resource_tracker.ensure_running()  # else the server starts it first, and that lets the signal through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return context

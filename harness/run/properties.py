@@ -1,0 +1,69 @@
+"""The decisions of a procedure that no gradient shows, each held to its law."""
+
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+
+from kdbench import audits
+from kdbench.audits.finding import Finding, Report, sorted_report
+from kdbench.harness.declarations import spelled
+from kdbench.kd.data import draw_crops
+from kdbench.kd.procedure import CANONICAL
+from kdbench.kd.train import Training
+
+
+def judge(training: Training) -> list[Finding]:
+    """Hold split, views, weighting, schedule, selection, aggregation and streams of a training to their laws."""
+    ask, recipe, split = training.procedure, training.recipe, training.split
+    steps, per_epoch = recipe.epochs * training.steps_per_epoch, training.steps_per_epoch
+    rates = [CANONICAL.learning_rate(recipe, at, per_epoch) for at in (0, steps // 2, steps - 1)]
+    draws = CANONICAL.stream(training.seed, "properties")
+    image = split.train[:1].to(training.pool.device)
+
+    def draw() -> torch.Tensor:
+        crops = draw_crops(1, recipe.crop_padding, recipe.flip, draws)
+        moved = type(crops)(*(value.to(training.pool.device) for value in crops))
+        return ask.views(training.pool, image, moved).student
+
+    def set_rates(optimizer: torch.optim.Optimizer, step: int) -> None:
+        for group in ask.scheduled(optimizer.param_groups):
+            group["lr"] = CANONICAL.learning_rate(recipe, step, per_epoch)
+
+    found = [
+        audits.check_split(split.train, torch.cat([split.val, split.test])),
+        audits.check_held_out(split.val, split.test),
+        audits.check_weighting(ask.combine),
+        audits.check_schedule(
+            lambda step: ask.learning_rate(recipe, step, per_epoch),
+            steps,
+            first=rates[0],
+            middle=rates[1],
+            last=rates[2],
+            steps_per_epoch=per_epoch,
+        ),
+        audits.check_group_schedule(set_rates, steps),
+        audits.check_selection(ask.select),
+        audits.check_spread(ask.aggregate),
+        audits.check_aggregation(cast(Any, ask.aggregate)),  # it is handed what no sum should swallow
+        audits.check_seeds(ask.stream),
+    ]
+    if recipe.crop_padding or recipe.flip:
+        found.append(audits.check_augmentation(draw))
+    return found
+
+
+def with_properties(report: Report, training: Training) -> Report:
+    """Return the report of a training with what the laws say, in the words of the command line.
+
+    Of an audit that both kinds know, the verdict decided.
+    """
+    findings = {f.id: f for f in spelled(report).findings}
+    for law in judge(training):
+        seen = findings.get(law.id)
+        if seen is None or seen.status == "not_triggered" or law.status == "fail":
+            findings[law.id] = law
+    failed = {f.id for f in findings.values() if f.status == "fail"}
+    return sorted_report(
+        [replace(f, consequence_of=f.consequence_of if f.consequence_of in failed else None) for f in findings.values()]
+    )
