@@ -2,7 +2,7 @@
 
 import json
 import random
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 
 import pytest
@@ -11,6 +11,7 @@ from test_cli import kdbench
 
 from harness.plan import Arm, load_preset
 from harness.record import FaultStory, Metrics, Result
+from harness.rows import ArmRow
 from harness.signature import Design, Look, decide, look, run, simulate
 from harness.study import Request
 from harness.study_table import Trials
@@ -144,13 +145,16 @@ def result(arm, score):
 
 def rows_of(study):
     return [
-        {
-            "fault": arm.fault,
-            "pair": arm.pair,
-            "method": arm.method,
-            "reached": arm.fault != "seed-ignored",
-            "failed_findings": ["KD105"] if arm.fault else [],
-        }
+        ArmRow(
+            **{
+                **dict.fromkeys(field.name for field in fields(ArmRow)),
+                "fault": arm.fault,
+                "pair": arm.pair,
+                "method": arm.method,
+                "reached": arm.fault != "seed-ignored",
+                "failed_findings": ["KD105"] if arm.fault else [],
+            }
+        )
         for arm in study.arms
     ]
 
