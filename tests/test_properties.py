@@ -69,3 +69,12 @@ def test_a_consequence_of_what_did_not_fail_stands_on_its_own(prepare):
     follows = replace(SEEN, id="KD204", name="norm-bound", status="fail", consequence_of="KD201")
     (found,) = with_properties(Report((follows,)), prepare("logit")).failed("error")
     assert found.consequence_of is None
+
+
+def test_what_follows_from_a_failure_that_a_law_alone_saw_is_marked_so(prepare):
+    """The weights that the loss was called with need not show which of them was applied twice."""
+    scale = replace(SEEN, id="KD312", name="kd-scale", status="fail")
+    twice = prepare("logit", faults.get("alpha-twice").inject(CANONICAL, lambda: None))
+    found = {f.id: f.consequence_of for f in with_properties(Report((scale,)), twice).failed("error")}
+    assert found == {"KD341": None, "KD312": "KD341"}
+    assert with_properties(Report((scale,)), prepare("logit")).failed("error")[0].consequence_of is None

@@ -2,7 +2,7 @@
 
 import json
 import random
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 
 import pytest
@@ -10,6 +10,7 @@ from scipy import stats
 from test_cli import kdbench
 
 from kdbench.harness.analysis.study_table import Trials
+from kdbench.harness.analysis.rows import ArmRow
 from kdbench.harness.plan.plan import Arm, load_preset
 from kdbench.harness.records.record import FaultStory, Metrics, Result
 from kdbench.harness.signature import Design, Look, decide, look, run, simulate
@@ -144,13 +145,16 @@ def result(arm, score):
 
 def rows_of(study):
     return [
-        {
-            "fault": arm.fault,
-            "pair": arm.pair,
-            "method": arm.method,
-            "reached": arm.fault != "seed-ignored",
-            "failed_findings": ["KD105"] if arm.fault else [],
-        }
+        ArmRow(
+            **{
+                **dict.fromkeys(field.name for field in fields(ArmRow)),
+                "fault": arm.fault,
+                "pair": arm.pair,
+                "method": arm.method,
+                "reached": arm.fault != "seed-ignored",
+                "failed_findings": ["KD105"] if arm.fault else [],
+            }
+        )
         for arm in study.arms
     ]
 

@@ -37,7 +37,7 @@ def projector_not_in_optimizer(student: nn.Module, method: nn.Module, teacher: n
     return [[*student.parameters()]]
 
 
-@fault("trainable", caught_by=["optimizer-coverage", "no-stale-parameters"], needs="projectors")
+@fault("trainable", caught_by=["no-stale-parameters"], follows=["optimizer-coverage"], needs="projectors")
 def optimizer_built_early(student: nn.Module, method: nn.Module, teacher: nn.Module | None) -> Sequence[Params]:
     """The optimizer holds the projection layers of before they were replaced.
 

@@ -6,6 +6,7 @@ from typing import Any, cast
 import torch
 
 from kdbench import audits
+from kdbench.audits.checks.all import CATALOGUE
 from kdbench.audits.finding import Finding, Report, sorted_report
 from kdbench.harness.declarations import spelled
 from kdbench.kd.data import draw_crops
@@ -56,7 +57,8 @@ def judge(training: Training) -> list[Finding]:
 def with_properties(report: Report, training: Training) -> Report:
     """Return the report of a training with what the laws say, in the words of the command line.
 
-    Of an audit that both kinds know, the verdict decided.
+    Of an audit that both kinds know, the verdict decided. A failure that the catalogue calls a consequence of another
+    is marked as one also where only a law saw that other.
     """
     findings = {f.id: f for f in spelled(report).findings}
     for law in judge(training):
@@ -64,6 +66,12 @@ def with_properties(report: Report, training: Training) -> Report:
         if seen is None or seen.status == "not_triggered" or law.status == "fail":
             findings[law.id] = law
     failed = {f.id for f in findings.values() if f.status == "fail"}
+    follows = {entry.id: entry.follows for entry in CATALOGUE.values()}
     return sorted_report(
-        [replace(f, consequence_of=f.consequence_of if f.consequence_of in failed else None) for f in findings.values()]
+        [
+            replace(f, consequence_of=next((id for id in follows.get(f.id, ()) if id in failed), None))
+            if f.status == "fail"
+            else f
+            for f in findings.values()
+        ]
     )
