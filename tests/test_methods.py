@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from test_cli import kdbench
 
 from kdbench.harness import faults
 from kdbench.harness.plan.plan import Ground, load_preset, make_plan, parse_preset
@@ -14,6 +15,7 @@ from kdbench.kd import train
 from kdbench.kd.errors import InputError
 from kdbench.kd.methods import METHODS, Batch, Method, MethodSettings, Soft, build, method, read_settings
 from kdbench.kd.methods.registry import get
+from kdbench.kd.models import MODELS
 from kdbench.kd.procedure import CANONICAL, Views
 from kdbench.kd.recipe import Recipe
 
@@ -288,3 +290,12 @@ def test_whether_a_fault_applies_is_what_the_method_declares(declared, fault, wh
 def test_an_unknown_method_names_the_nearest():
     with pytest.raises(InputError, match="unknown method 'featur'; did you mean 'feature'"):
         get("featur")
+
+
+def test_every_method_and_network_is_listed_with_what_it_reads():
+    code, out, _ = kdbench("methods", "--json")
+    found = json.loads(out)
+    assert code == 0 and [entry["name"] for entry in found["methods"]] == [*METHODS] and found["networks"] == [*MODELS]
+    logit = found["methods"][1]
+    assert logit["settings"] == {"ce_weight": 1.0, "kd_weight": None, "temperature": 4.0}
+    assert (logit["soft"], logit["projectors"], logit["teacher"]) == ("forward", False, True)

@@ -22,7 +22,7 @@ _OPTIONS = (
     click.option("--dataset", metavar="digits|cifar10|cifar100|folder", help="Instead of the preset's."),
     click.option("--data", "data_root", type=click.Path(path_type=Path), metavar="DIR", help="Where the images lie."),
     click.option("--pair", "pairs", multiple=True, metavar="TEACHER-STUDENT", help="e.g. r50-r18; may be repeated."),
-    click.option("--method", "methods", multiple=True, metavar="NAME", help="kdbench methods; may be repeated."),
+    click.option("--method", "methods", multiple=True, metavar="NAME", help="See kdbench methods; may be repeated."),
     click.option("--seeds", metavar="0-2", help="Numbers and ranges."),
     click.option("--epochs", type=click.IntRange(1), help="Of the students."),
     click.option("--teacher-epochs", type=click.IntRange(1), help="Of the teachers."),
