@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kdbench.harness.records.digests import digest as meant
 from kdbench.kd.errors import InputError
 from kdbench.kd.methods import METHODS
 from kdbench.kd.models import MODELS
@@ -63,7 +64,7 @@ def files_of(kind: str) -> list[Path]:
 
 
 def digest_of(path: Path) -> str:
-    """Return the digest of a file: a changed file is another experiment."""
+    """Return the digest of a file's bytes, by which it is told whether it was loaded or trusted before."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
@@ -113,9 +114,11 @@ def _run(path: Path, entry: Kind) -> None:
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
         line = getattr(error, "lineno", None) or (lines[-1] if lines else None)
         what = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+        if isinstance(error, ModuleNotFoundError) and str(error.name).partition(".")[0] in ("kd", "audits", "harness"):
+            what += f"; what is imported is kdbench.{error.name} now"
         raise InputError(f"{entry.option} {path}{f', line {line}' if line else ''}: {what}") from error
     _FOUND[path] = {kind for kind, known in KINDS.items() if len(known.registries()[0]) > len(before[kind][0])}
-    digest = digest_of(path)
+    digest = meant({"": path.read_text(encoding="utf-8")})
     for added in METHODS.keys() - before["methods"][0].keys():
         METHODS[added].digest = digest
     for added in MODELS.keys() - before["models"][0].keys():

@@ -92,6 +92,7 @@ def captured(module: nn.Module, images: Tensor, autocast: torch.autocast, *, tra
     backward if it is trained. Each answer overwrites the one before, and so do the gradients: an update must not add
     up those of several batches.
     """
+    # In one piece: what is captured, and what replays it, share every tensor by name.
     images, kind = images.clone(), images.device.type
     parameters = {name: p for name, p in module.named_parameters() if trained and p.requires_grad}
 

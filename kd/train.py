@@ -175,6 +175,7 @@ def prepare(
 
     Raises InputError when the recipe does not fit the data or the teacher's checkpoint does not fit its network.
     """
+    # Longer than a screen, as the loop below: both are read from top to bottom beside a method section.
     ask = procedure
     split = ask.split(dataset.train_ids, dataset.test_ids, recipe, ask.stream(recipe.split_seed, "split"))
     recipe.check_batches(len(split.train))

@@ -1,0 +1,1 @@
+"""Studies that were made once with the tools here; their results stand in reports/."""

@@ -17,7 +17,7 @@ FLOORS = {
     "kd": ("models", "methods", ""),
     "audits": ("finding", "trace", "observe", "infer", "checks", "laws", "report", "watch", ""),
     "harness": (
-        "options", "declarations", "loading", "records", "faults", "plan", "run", "analysis", "publish", "zoo", "study",
+        "options", "declarations", "records", "loading", "faults", "plan", "run", "analysis", "publish", "zoo", "study",
         "signature", "archive", "doctor", "contract", "cli",
     ),
 }  # fmt: skip

@@ -12,6 +12,7 @@ from test_cli import kdbench
 from kdbench.harness import faults, loading
 from kdbench.harness.archive.bundle import pack
 from kdbench.harness.plan.plan import Ground, load_preset, make_plan
+from kdbench.harness.records.digests import digest
 from kdbench.harness.records.record import StudyFolder
 from kdbench.harness.zoo import matrix
 from kdbench.kd.errors import InputError
@@ -55,7 +56,7 @@ def test_the_pages_commands_do_what_it_says(own):
     said = [out for _, _, out, _ in codes]
     assert "Logit-MSE" in said[0] and "KD211" in said[2] and "Logit-MSE" in said[3] and "Logit-MSE" in said[4]
     specs = [folder.spec() for path in (own / "runs").glob("study-*") for folder in StudyFolder(path).trials()]
-    digests = {name: loading.digest_of(own / name) for name in FILES}
+    digests = {name: digest({"": (own / name).read_text()}) for name in FILES if name.endswith(".py")}
     assert {(s.method, s.arch, s.method_digest, s.arch_digest) for s in specs} == {
         ("baseline", "r18", None, None),
         ("baseline", "plain", None, digests["plain.py"]),
@@ -209,6 +210,22 @@ def test_a_networks_answer_is_the_same_in_three_ways_of_giving_it(own):
         assert isinstance(found, Answer) and found.logits.shape == (2, 10) and found.features == ()
 
 
+def test_a_changed_formula_makes_another_experiment_and_a_changed_docstring_does_not(own):
+    text = FILES["logit_mse.py"]
+    versions = {
+        "as_it_is": text,
+        "retold": text.replace("Mean squared distance of the logits.", "Told in other words.") + "# and a comment\n",
+        "changed": text.replace("F.mse_loss(", "2 * F.mse_loss("),
+    }
+    found = {}
+    for name, version in versions.items():
+        (own / f"{name}.py").write_text(version.replace('"logit_mse"', f'"{name}"'))
+        loading.load("methods", own / f"{name}.py")
+        found[name] = digest({"": version}), METHODS[name].digest
+        assert METHODS[name].digest == digest({"": (own / f"{name}.py").read_text()})
+    assert found["as_it_is"][0] == found["retold"][0] != found["changed"][0]
+
+
 def test_one_file_may_hold_a_method_a_network_and_a_fault(own):
     fault = (
         "from kdbench.harness.faults import fault\n@fault('stem', caught_by=[], escapes='a story')\n"
@@ -221,7 +238,7 @@ def test_one_file_may_hold_a_method_a_network_and_a_fault(own):
         for kind in ("methods", "models", "faults", "methods"):
             loading.load(kind, path)
         assert [loaded.kind for loaded in loading.LOADED] == ["methods", "models", "faults"]
-        assert METHODS["logit_mse"].digest == MODELS["plain"].digest == loading.digest_of(path)
+        assert METHODS["logit_mse"].digest == MODELS["plain"].digest == digest({"": path.read_text()})
     finally:
         faults.FAULTS.clear()
         faults.FAULTS.update(known)

@@ -144,14 +144,21 @@ def _by_route(trace: Trace, found: Loaded) -> Verdict:
     )
 
 
+def over_chance(commonest: float) -> float:
+    """Return the accuracy that only a trained network exceeds, from the share of the commonest label; both in [0, 1].
+
+    Twice that share; or, where it is large already, a tenth of the way from it to all.
+    """
+    return commonest + min(commonest, (1 - commonest) / 10)
+
+
 def _knows_something(trace: Trace) -> str | None:
     """Return the teacher's accuracy in words if it is surely above chance."""
     hits = trace.teacher.hits
     if hits is None or not int(hits.by_class.sum()):
         return None
     right, n = int(hits.right), int(hits.by_class.sum())
-    chance = int(hits.by_class.max()) / n
-    threshold = chance + min(chance, (1 - chance) / 10)
+    threshold = over_chance(int(hits.by_class.max()) / n)
     if threshold < 1 and at_least(right, n, threshold) < DOUBT:
         return f"it is right on {right / n:.1%} of {n} labels"
     return None
@@ -216,7 +223,7 @@ def teacher_above_chance(trace: Trace) -> Verdict:
     if n == 0:
         return undecided("too-few-labels", "all labels shown were ones to ignore", "w.labels(y) in the loop")
     chance = int(trace.teacher.hits.by_class.max()) / n
-    threshold = chance + min(chance, (1 - chance) / 10)
+    threshold = over_chance(chance)
     observed = {"accuracy": right / n, "labels": n, "chance": chance, "threshold": threshold}
     if trace.script and chance > _ONE_CLASS and at_most(right, n, threshold) < DOUBT:
         return undecided(

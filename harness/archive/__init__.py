@@ -1,0 +1,1 @@
+"""A study in one archive, and trained anew elsewhere."""

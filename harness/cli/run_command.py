@@ -21,6 +21,10 @@ from kdbench.harness.run.processes import start_server
 from kdbench.kd.errors import InputError, unknown
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rich.console import Console
+
     from kdbench.harness.analysis.rows import GridRow
     from kdbench.harness.records.record import Result
     from kdbench.harness.run.scheduler import Outcome
@@ -69,8 +73,7 @@ def command(
     """
     if not dry_run and scheduler is None:
         start_server({asked["threads"]})
-    from kdbench.harness.cli.progress import Progress
-    from kdbench.harness.study import carry_out, exit_code, prepare, summary
+    from kdbench.harness.study import exit_code, prepare, summary
 
     if study_file is not None:
         if not study_file.endswith(".toml"):
@@ -83,26 +86,16 @@ def command(
         request = replace(request, faults=named, named_fault=True)
     notes, runs = stderr(), request.runs
 
-    def run(ready: "Ready") -> "Outcome":
-        with Progress(ready.plan, ready.todo, notes) as progress, LiveMirror(runs, ready.folder) as live:
-
-            def tell(key: str, result: "Result | None", epochs: int) -> None:
-                progress.on_trial(key, result, epochs)
-                if result is not None:
-                    live.trial_done()
-
-            return carry_out(ready, tell, lambda key: not (fail_fast and progress.failed))
-
     ready = prepare(request)
     _announce(ready, notes)
     if dry_run:
         _print_plan(ready, as_json)
         return 0
-    outcome = run(ready)
+    outcome = _carry_out(ready, runs, notes, fail_fast)
     while ready.plan.is_first_stage and not outcome.failed:
         ready, before = prepare(request), outcome
         _announce(ready, notes)
-        outcome = run(ready)
+        outcome = _carry_out(ready, runs, notes, fail_fast)
         outcome.trained.extend(before.trained)
     found = summary(ready, outcome, allowed)
     if ready.plan.is_first_stage and not as_json:
@@ -123,6 +116,21 @@ def command(
         call = f"{program()} ui --runs {runs} --study {ready.plan.study}"
         console.print(f"MLflow:  {escape(call)}", soft_wrap=True)
     return exit_code(found)
+
+
+def _carry_out(ready: "Ready", runs: "Path", notes: "Console", fail_fast: bool) -> "Outcome":
+    """Run a study's trials, with their progress on stderr and the mirror beside them."""
+    from kdbench.harness.cli.progress import Progress
+    from kdbench.harness.study import carry_out
+
+    with Progress(ready.plan, ready.todo, notes) as progress, LiveMirror(runs, ready.folder) as live:
+
+        def tell(key: str, result: "Result | None", epochs: int) -> None:
+            progress.on_trial(key, result, epochs)
+            if result is not None:
+                live.trial_done()
+
+        return carry_out(ready, tell, lambda key: not (fail_fast and progress.failed))
 
 
 def _slice(shard: str | None) -> tuple[int, int] | None:

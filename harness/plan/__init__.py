@@ -1,0 +1,1 @@
+"""From presets and study files to the list of trials."""

@@ -1,0 +1,1 @@
+"""What others read: reports, figures, MLflow, an audit in words."""

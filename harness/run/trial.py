@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from kdbench import audits
+from kdbench.audits.checks.teacher import over_chance
 from kdbench.harness import faults, loading
 from kdbench.harness.options import told
 from kdbench.harness.records.environment import audits_digest, code_digest, environment
@@ -42,7 +43,7 @@ from kdbench.harness.records.record import (
 from kdbench.harness.records.spec import Spec
 from kdbench.harness.run.properties import with_properties
 from kdbench.kd import checkpoint, evaluate, train
-from kdbench.kd.data import load_file
+from kdbench.kd.data import Dataset, load_file
 from kdbench.kd.errors import InputError
 from kdbench.kd.methods import METHODS, MethodSettings, Soft
 from kdbench.kd.models.registry import get as model
@@ -198,19 +199,31 @@ class _Curve:
         write_norms(self._folder.path / "norms.csv", self._training)
 
 
-def _run(folder: Folder, spec: Spec, data_file: Path) -> Result:
-    times: dict[str, float | str] = {}
-    clock = time.perf_counter()
+class _Clock:
+    """The seconds of a trial's parts."""
 
-    def lap(name: str) -> None:
-        nonlocal clock
+    def __init__(self) -> None:
+        self.times: dict[str, float | str] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Note the time since the lap before."""
         now = time.perf_counter()
-        times[name], clock = round(now - clock, 3), now
+        self.times[name], self._last = round(now - self._last, 3), now
 
-    device = prepare_device(spec.device, spec.threads)
+
+def _data_of(spec: Spec, data_file: Path) -> Dataset:
+    """Return the data set, or raise InputError if it is not the one that the trial is for."""
     dataset = load_file(data_file)
     if dataset.digest != spec.data_digest:
         raise InputError(f"{data_file} holds data {dataset.digest[:16]}, the trial is for {spec.data_digest[:16]}")
+    return dataset
+
+
+def _run(folder: Folder, spec: Spec, data_file: Path) -> Result:
+    clock = _Clock()
+    device = prepare_device(spec.device, spec.threads)
+    dataset = _data_of(spec, data_file)
     seam = _Seam(spec)
     _check_files(spec)
     teacher = teacher_checkpoint(folder, spec)
@@ -219,7 +232,7 @@ def _run(folder: Folder, spec: Spec, data_file: Path) -> Result:
     )
     training.scores_test = seam.fault is not None and seam.fault.needs_test_scores
     teacher_record = _teacher_record(training, spec)
-    lap("prepare_seconds")
+    clock.lap("prepare_seconds")
 
     kept = folder.path / "checkpoint" / "state.pt"
     training.resume = checkpoint.load(kept, device)
@@ -237,9 +250,9 @@ def _run(folder: Folder, spec: Spec, data_file: Path) -> Result:
                 checkpoint.save(training.state_dict(), kept)
                 saved = time.monotonic()
         curve.catch_up(training.resumed_after or 0)  # cut off after its last epoch, it trains none of the rest
-    lap("train_seconds")
+    clock.lap("train_seconds")
     if training.resumed_after is not None:
-        times["resumed_after_epoch"] = training.resumed_after
+        clock.times["resumed_after_epoch"] = training.resumed_after
 
     findings = with_properties(watch.report, training).to_dicts()
     selected, metrics = None, None
@@ -250,7 +263,7 @@ def _run(folder: Folder, spec: Spec, data_file: Path) -> Result:
         sync(folder.student)
         if any(True for _ in training.method.parameters()):
             save_checkpoint(training.method, folder.path / "method.safetensors")
-    lap("test_seconds")
+    clock.lap("test_seconds")
     return Result(
         key=folder.key,
         status="finished" if diverged is None else "diverged",
@@ -261,7 +274,7 @@ def _run(folder: Folder, spec: Spec, data_file: Path) -> Result:
         fault=seam.story(findings),
         teacher=teacher_record,
         environment=environment(device, spec.method),
-        times=times,
+        times=clock.times,
         peak_memory_mb=_peak_memory_mb(device),
     )
 
@@ -291,8 +304,7 @@ def _teacher_record(training: train.Training, spec: Spec) -> TeacherRecord | Non
     ids = training.split.val
     labels = training.pool.labels[ids.to(training.pool.device)]
     logits = evaluate.logits_of(training.teacher, training.batches(ids), training.pool.centre)
-    chance = (torch.bincount(labels).max() / len(labels)).item()
-    floor = 100 * (chance + min(chance, (1 - chance) / 10))  # as the audit teacher-above-chance has it
+    floor = 100 * over_chance((torch.bincount(labels).max() / len(labels)).item())
     value = evaluate.accuracy(logits, labels)
     p = training.provenance
     return TeacherRecord(spec.teacher.arch, p.file, p.sha256, p.loaded_fraction, value, floor, value > floor)
