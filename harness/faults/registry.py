@@ -6,7 +6,7 @@ import inspect
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, wraps
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -112,6 +112,7 @@ class Fault:
     def inject(self, procedure: Procedure, reached: Callable[[], None]) -> Procedure:
         """Return the procedure with this one decision replaced; `reached` is called whenever it is asked for."""
 
+        @wraps(self.function)  # whoever asks where the decision is made is shown the fault, not this
         def counted(*args: Any, **kwargs: Any) -> Any:
             reached()
             return self.function(*args, **kwargs)
