@@ -75,7 +75,7 @@ def _variable_of(module: nn.Module) -> str | None:
     places: list[dict[str, Any]] = []
     while frame is not None:
         if not frame.f_code.co_filename.startswith(sys.prefix) and not frame.f_globals.get("__name__", "").startswith(
-            "kdbench."
+            "kdbench.audits"
         ):
             places.append(frame.f_locals)
         frame = frame.f_back  # type: ignore[assignment]

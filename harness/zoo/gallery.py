@@ -123,7 +123,8 @@ def _functions(path: Path) -> list[tuple[int, int, str]]:
             name = outer
             if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
                 name = f"{outer}.{child.name}" if outer else child.name
-                found.append((child.lineno, child.end_lineno or child.lineno, name))
+                first = min([child.lineno, *(d.lineno for d in child.decorator_list)])
+                found.append((first, child.end_lineno or first, name))
             visit(child, name)
 
     visit(ast.parse(path.read_text(encoding="utf-8")), "")
