@@ -68,6 +68,11 @@ def digest_of(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
+def meaning_of(path: Path) -> str:
+    """Return the digest of what a file's code means: another one is another experiment; a comment changes nothing."""
+    return meant({"": path.read_text(encoding="utf-8")})
+
+
 def load_all(files: Iterable[tuple[str, str | Path]]) -> None:
     """Load files by kind, as :data:`LOADED` has them in another process."""
     for kind, path in files:
@@ -118,7 +123,7 @@ def _run(path: Path, entry: Kind) -> None:
             what += f"; what is imported is kdbench.{error.name} now"
         raise InputError(f"{entry.option} {path}{f', line {line}' if line else ''}: {what}") from error
     _FOUND[path] = {kind for kind, known in KINDS.items() if len(known.registries()[0]) > len(before[kind][0])}
-    digest = meant({"": path.read_text(encoding="utf-8")})
+    digest = meaning_of(path)
     for added in METHODS.keys() - before["methods"][0].keys():
         METHODS[added].digest = digest
     for added in MODELS.keys() - before["models"][0].keys():

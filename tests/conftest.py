@@ -3,7 +3,8 @@
 import dataclasses
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -117,6 +118,18 @@ def recipe() -> Recipe:
         val_size=40,
         test_stride=8,
     )
+
+
+@contextmanager
+def put_back(*registries: dict) -> Iterator[None]:
+    """Undo in place what a block registers; others hold the registries, so none is replaced."""
+    known = [dict(registry) for registry in registries]
+    try:
+        yield
+    finally:
+        for registry, entries in zip(registries, known, strict=True):
+            registry.clear()
+            registry.update(entries)
 
 
 def halves(method: str) -> MethodSettings:

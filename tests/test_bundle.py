@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import write_images
+from conftest import put_back, write_images
 from test_cli import kdbench
 from test_own_faults import FILES
 from test_run import folder_of
@@ -446,15 +446,9 @@ def test_a_trial_that_cannot_run_here_is_exit_3(here, packed, elsewhere, tmp_pat
 
 def alone(*args):
     """Run a command in this process as in one of its own: what it loads of a user's is gone afterwards."""
-    known = dict(CATALOGUE)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(faults, "FAULTS", dict(faults.FAULTS))
+    with pytest.MonkeyPatch.context() as patch, put_back(faults.FAULTS, CATALOGUE):
         patch.setattr(loading, "LOADED", [])
-        try:
-            return kdbench(*args)
-        finally:
-            CATALOGUE.clear()
-            CATALOGUE.update(known)
+        return kdbench(*args)
 
 
 OWN = """

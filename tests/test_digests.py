@@ -4,8 +4,9 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+from conftest import put_back
 
-from kdbench.harness import faults
+from kdbench.harness import faults, loading
 from kdbench.harness.records import digests, environment
 
 CODE = '''
@@ -123,7 +124,7 @@ NOW = environment.code_digest(), *map(environment.method_digest, ("logit", "feat
 def test_a_checkout_with_other_words_has_the_same_digests(checkout):
     assert told(checkout) == NOW
     edit(checkout, "kd/train.py", '"""The ', '"""In other words, the ')
-    edit(checkout, "kd/methods/logit.py", "\n\nclass ", "\n\n# a comment\n\nclass ")
+    edit(checkout, "kd/methods/logit.py", "\n\n@method", "\n\n# a comment\n\n@method")
     edit(checkout, "audits/finding.py", '"""A ', '"""In other words, a ')
     assert told(checkout) == NOW
 
@@ -175,6 +176,15 @@ def other_stem(input_size):
 '''
 
 
+@pytest.fixture
+def no_faults(monkeypatch):
+    """An empty registry of faults, for as long as a test lasts."""
+    monkeypatch.setattr(loading, "LOADED", [])
+    with put_back(faults.FAULTS):
+        faults.FAULTS.clear()
+        yield
+
+
 @pytest.mark.parametrize(
     ("old", "new", "same"),
     [
@@ -183,9 +193,7 @@ def other_stem(input_size):
         ('"imagenet"', '"imagenet"[:]', False),
     ],
 )
-def test_a_fault_is_another_experiment_if_its_code_is_another(tmp_path, monkeypatch, old, new, same):
-    monkeypatch.setattr(faults, "FAULTS", {})
-    monkeypatch.setattr(faults, "LOADED", [])
+def test_a_fault_is_another_experiment_if_its_code_is_another(tmp_path, no_faults, old, new, same):
     found = []
     for name, text in (("one.py", FAULT), ("other.py", FAULT.replace(old, new))):
         (tmp_path / name).write_text(text)
@@ -195,9 +203,7 @@ def test_a_fault_is_another_experiment_if_its_code_is_another(tmp_path, monkeypa
     assert (found[0].digest == found[1].digest) is same
 
 
-def test_a_fault_is_read_when_it_is_registered(tmp_path, monkeypatch):
-    monkeypatch.setattr(faults, "FAULTS", {})
-    monkeypatch.setattr(faults, "LOADED", [])
+def test_a_fault_is_read_when_it_is_registered(tmp_path, no_faults):
     file = tmp_path / "own.py"
     file.write_text(FAULT)
     faults.load(file)

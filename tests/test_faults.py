@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import put_back
 from torch import nn
 
 from kdbench.audits.checks.all import CATALOGUE
@@ -67,8 +68,9 @@ def test_unknown_fault_names_the_nearest():
 
 
 @pytest.fixture
-def zoo(monkeypatch):
-    monkeypatch.setattr(faults, "FAULTS", dict(FAULTS))
+def zoo():
+    with put_back(FAULTS):
+        yield
 
 
 def test_registering_refuses_what_does_not_fit(zoo):

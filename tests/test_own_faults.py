@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import TINY
+from conftest import TINY, put_back
 from test_cli import kdbench
 
 from kdbench.audits.checks.all import CATALOGUE
@@ -28,12 +28,9 @@ def own(tmp_path):
 
 @pytest.fixture(autouse=True)
 def as_before(monkeypatch):
-    monkeypatch.setattr(faults, "FAULTS", dict(FAULTS))
     monkeypatch.setattr(loading, "LOADED", [])
-    known = dict(CATALOGUE)
-    yield
-    CATALOGUE.clear()
-    CATALOGUE.update(known)
+    with put_back(FAULTS, CATALOGUE):
+        yield
 
 
 def test_the_pages_own_test_passes(own):

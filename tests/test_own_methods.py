@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import put_back
 from test_cli import kdbench
 
 from kdbench.harness import faults, loading
@@ -37,11 +38,8 @@ def own(tmp_path, monkeypatch):
 def as_before(monkeypatch):
     monkeypatch.setattr(loading, "LOADED", [])
     monkeypatch.setattr(loading, "_FOUND", {})
-    known = [(registry, dict(registry)) for registry in (METHODS, MODELS)]
-    yield
-    for registry, content in known:
-        registry.clear()
-        registry.update(content)
+    with put_back(METHODS, MODELS, faults.FAULTS):
+        yield
 
 
 def test_the_method_is_short():
@@ -56,7 +54,7 @@ def test_the_pages_commands_do_what_it_says(own):
     said = [out for _, _, out, _ in codes]
     assert "Logit-MSE" in said[0] and "KD211" in said[2] and "Logit-MSE" in said[3] and "Logit-MSE" in said[4]
     specs = [folder.spec() for path in (own / "runs").glob("study-*") for folder in StudyFolder(path).trials()]
-    digests = {name: digest({"": (own / name).read_text()}) for name in FILES if name.endswith(".py")}
+    digests = {name: loading.meaning_of(own / name) for name in FILES if name.endswith(".py")}
     assert {(s.method, s.arch, s.method_digest, s.arch_digest) for s in specs} == {
         ("baseline", "r18", None, None),
         ("baseline", "plain", None, digests["plain.py"]),
@@ -222,7 +220,7 @@ def test_a_changed_formula_makes_another_experiment_and_a_changed_docstring_does
         (own / f"{name}.py").write_text(version.replace('"logit_mse"', f'"{name}"'))
         loading.load("methods", own / f"{name}.py")
         found[name] = digest({"": version}), METHODS[name].digest
-        assert METHODS[name].digest == digest({"": (own / f"{name}.py").read_text()})
+        assert METHODS[name].digest == loading.meaning_of(own / f"{name}.py")
     assert found["as_it_is"][0] == found["retold"][0] != found["changed"][0]
 
 
@@ -233,12 +231,7 @@ def test_one_file_may_hold_a_method_a_network_and_a_fault(own):
     )
     path = own / "all.py"
     path.write_text(FILES["logit_mse.py"] + FILES["plain.py"] + fault)
-    known = dict(faults.FAULTS)
-    try:
-        for kind in ("methods", "models", "faults", "methods"):
-            loading.load(kind, path)
-        assert [loaded.kind for loaded in loading.LOADED] == ["methods", "models", "faults"]
-        assert METHODS["logit_mse"].digest == MODELS["plain"].digest == digest({"": path.read_text()})
-    finally:
-        faults.FAULTS.clear()
-        faults.FAULTS.update(known)
+    for kind in ("methods", "models", "faults", "methods"):
+        loading.load(kind, path)
+    assert [loaded.kind for loaded in loading.LOADED] == ["methods", "models", "faults"]
+    assert METHODS["logit_mse"].digest == MODELS["plain"].digest == loading.meaning_of(path)

@@ -35,7 +35,7 @@ import torch
 
 from kdbench.harness import faults, loading
 from kdbench.harness.analysis.study_table import Trials, commands, read_study, table
-from kdbench.harness.loading import KINDS, Loaded, digest_of, files_of
+from kdbench.harness.loading import KINDS, Loaded, files_of, meaning_of
 from kdbench.harness.records.environment import ROOT, environment, installed
 from kdbench.harness.records.record import FINAL, StudyFolder, repeat_of
 from kdbench.harness.records.spec import Spec
@@ -193,7 +193,7 @@ def _model_files(specs: Iterable[Spec]) -> list[Loaded]:
 
 def _own(kind: str, word: str, needed: Mapping[str, str | None]) -> list[Loaded]:
     """Return the user's files that these names need by digest; one that is not loaded, or changed, is refused."""
-    here = {digest_of(loaded.path): loaded for loaded in loading.LOADED if loaded.kind == kind}
+    here = {meaning_of(loaded.path): loaded for loaded in loading.LOADED if loaded.kind == kind}
     for name, digest in sorted(needed.items()):
         if digest is not None and digest not in here:
             option = KINDS[kind].option
