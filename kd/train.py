@@ -215,6 +215,11 @@ def prepare(
         fused=True,
     )
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
+    if scaler.is_enabled() and recipe.momentum > 0:
+        # torch's fused SGD leaves these uninitialised if the first step of all is skipped. From zeros the first step
+        # has the same bits as from nothing: momentum times zero, plus the gradient.
+        for group in optimizer.param_groups:
+            optimizer.state.update({p: {"momentum_buffer": torch.zeros_like(p)} for p in group["params"]})
     return Training(
         recipe,
         procedure,

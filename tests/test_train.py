@@ -226,6 +226,20 @@ def test_fp16_gradients_are_unscaled_before_they_are_clipped(prepare):
     assert scaled.grad_norms["all"]["max"] > 1000 * full.grad_norms["all"]["max"]
 
 
+def test_a_first_fp16_step_that_is_skipped_leaves_no_garbage_behind(prepare):
+    """Memory that nobody has written to is filled with NaN here; torch's fused SGD took its momentum from there."""
+    training = prepare(precision="fp16", train_size=64, epochs=1)
+    training.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**100)  # so large that the first steps overflow
+    torch.use_deterministic_algorithms(True)
+    try:
+        (epoch,) = run(training)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert epoch.overflowed_steps > 0
+    momenta = [state["momentum_buffer"] for state in training.optimizer.state.values()]
+    assert momenta and all(m.isfinite().all() for m in momenta)
+
+
 def test_overflowed_fp16_steps_are_skipped_counted_and_in_no_norm(prepare):
     huge = dataclasses.replace(CANONICAL, combine=lambda ce, kd, a, b: ce * 1e3)
     (epoch,) = run(prepare(procedure=huge, precision="fp16", train_size=160, epochs=1))
