@@ -7,6 +7,8 @@ _NEVER = 8
 "Calls of a scaler, all of them skipped, after which it finds no scale: it halves at each, from 65536 to 256."
 _CALLS, _SKIPPED = 20, 0.05
 "Calls that a share needs to be one, and the share of skipped ones above which updates are lost."
+_TAIL = 10
+"Steps from the first that held on among which one more skip still belongs to the search: the scale is halved again."
 
 
 @audit(
@@ -226,7 +228,8 @@ def skipped_steps(trace: Trace) -> Verdict:
         return failed(f"all {calls} steps were skipped: the gradients are never finite", observed, None, "error")
     after, lost = calls - updates.scaler_search, skips - updates.scaler_search
     if skips == calls or after < _CALLS:
-        if lost <= _SKIPPED * max(after, 1) and skips < calls:
+        once = lost == 1 and after >= _TAIL
+        if (once or lost <= _SKIPPED * max(after, 1)) and skips < calls:
             return passed(f"{calls - skips} of {calls} steps were taken", observed)
         return undecided(
             "not-in-these-steps", f"{calls - skips} of {calls} steps were taken: too few to judge", "steps"

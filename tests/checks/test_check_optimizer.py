@@ -216,11 +216,21 @@ CASES["KD214"] = {
         undecided("not-in-these-steps", "0 of 1 steps were taken", "--steps"),
     ),
     "7 of 8 skipped in search": (scaler(8, 7, 7), passes("1 of 8 steps were taken", **counted(8, 7, 7))),
+    "1 of 18 skipped after the search": (scaler(19, 2, 1), passes("17 of 19 steps were taken", **counted(19, 2, 1))),
+    "1 of 10 skipped after the search": (scaler(11, 2, 1), passes("9 of 11 steps were taken", **counted(11, 2, 1))),
+    "1 of 9 skipped after the search": (
+        scaler(10, 2, 1),
+        undecided("not-in-these-steps", "8 of 10 steps were taken: too few to judge", "--steps"),
+    ),
+    "2 of 18 skipped after the search": (
+        scaler(19, 3, 1),
+        undecided("not-in-these-steps", "16 of 19 steps were taken: too few to judge", "--steps"),
+    ),
     "7 of 8 skipped": (
         scaler(8, 7),
         undecided("not-in-these-steps", "1 of 8 steps were taken: too few to judge", "--steps"),
     ),
-    "1 of 19": (scaler(19, 1), undecided("not-in-these-steps", "18 of 19 steps were taken", "--steps")),
+    "1 of 19": (scaler(19, 1), passes("18 of 19 steps were taken", **counted(19, 1))),
     "none of 19": (scaler(19, 0), passes("19 of 19 steps were taken", **counted(19, 0))),
     "1 of 20": (scaler(20, 1), passes("19 of 20 steps were taken", **counted(20, 1))),
     "2 of 20": (scaler(20, 2), fails("2 of 20 steps after the search", None, **counted(20, 2))),
@@ -228,10 +238,7 @@ CASES["KD214"] = {
     "2 of 20 after the search": (scaler(25, 7, 5), fails("2 of 20 steps after the search", None, **counted(25, 7, 5))),
     "4 of 60": (scaler(60, 4), fails("4 of 60 steps after the search", None, **counted(60, 4))),
     "3 of 60": (scaler(60, 3), passes("57 of 60 steps were taken", **counted(60, 3))),
-    "1 of 19 after the search": (
-        scaler(24, 6, 5),
-        undecided("not-in-these-steps", "18 of 24 steps were taken", "--steps"),
-    ),
+    "1 of 19 after the search": (scaler(24, 6, 5), passes("18 of 24 steps were taken", **counted(24, 6, 5))),
 }
 
 
