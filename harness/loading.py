@@ -88,6 +88,8 @@ def is_loaded(kind: str, path: Path) -> bool:
 def load(kind: str, path: Path) -> None:
     """Register what a file of the user's holds, once; a file without anything of the kind is an InputError."""
     entry, path = KINDS[kind], path.resolve()
+    if path.is_dir():
+        raise InputError(f"{entry.option} {path} is a folder; name a Python file in it")
     if not path.is_file():
         raise InputError(f"{entry.option} {path} does not exist; name a Python file with a {entry.what}: {entry.mend}")
     if is_loaded(kind, path):

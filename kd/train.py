@@ -96,6 +96,8 @@ class Training:
     best_epoch: int = -1
     digests: list[str] = field(default_factory=list)
     "Of the weights after each epoch."
+    detached: set[str] = field(default_factory=set)
+    "Names of the method's terms that came without a graph: they are added to the loss and train nothing."
     resume: State | None = None
     "Where an earlier attempt was when it was cut off."
     resumed_after: int | None = None
@@ -314,6 +316,7 @@ def _named_terms(t: Training, found: Terms) -> Terms:
             f"method {t.method.name} returned the terms {', '.join(found) or 'none'}, and its settings weigh "
             f"{', '.join(names)}; a term x has the setting x_weight"
         )
+    t.detached |= {name for name in names if not found[name].requires_grad}
     return {name: found[name] for name in names}
 
 

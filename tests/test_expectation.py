@@ -72,6 +72,17 @@ def test_each_clause_of_a_corrected_training_alone():
     assert judge(None, findings(passed=needed, warned=["KD999"])) == []
 
 
+def test_an_audit_of_modes_need_not_pass_where_the_network_has_none():
+    """A student without dropout and batch norm is proven clean; one of whom nothing was seen is not."""
+    needed = needed_passes("feature", RECIPE)
+    rest = findings(passed=needed - {"KD321"})
+    assert "KD321" in needed
+    assert judge(None, [*rest, finding("KD321", "not_triggered") | {"reason": "mode-independent"}]) == []
+    assert judge(None, [*rest, finding("KD321", "not_triggered") | {"reason": "out-of-scope"}]) == [
+        "KD321 did not say that it passed"
+    ]
+
+
 def test_what_must_pass_is_what_the_faults_of_that_method_and_recipe_are_caught_by():
     ids = faults.audit_ids()
     logit, feature, baseline = (needed_passes(method, RECIPE) for method in ("logit", "feature", "baseline"))

@@ -88,6 +88,8 @@ def test_registering_refuses_what_does_not_fit(zoo):
     with pytest.raises(InputError, match="or says why it escapes them all"):
         fault("stem", caught_by=["stem-resolution"], escapes="no")(stemm)
     fault("stem", caught_by=[], escapes="it is a story")(stemm)
+    with pytest.raises(InputError, match="has no docstring"):
+        fault("stem", caught_by=["stem-resolution"])(lambda input_size: "cifar")
     with pytest.raises(InputError, match="registered already"):
         fault("stem", caught_by=["stem-resolution"])(stemm)
 

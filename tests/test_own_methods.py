@@ -11,6 +11,7 @@ from conftest import put_back
 from test_cli import kdbench
 
 from kdbench.harness import faults, loading
+from kdbench.harness.analysis import expectation
 from kdbench.harness.archive.bundle import pack
 from kdbench.harness.plan.plan import Ground, load_preset, make_plan
 from kdbench.harness.records.digests import digest
@@ -145,6 +146,41 @@ class Mine(nn.Module):
 """
 
 
+def test_a_folder_is_no_file(own):
+    with pytest.raises(InputError, match="is a folder; name a Python file in it"):
+        loading.load("methods", own)
+
+
+def test_a_term_that_is_cut_off_is_named_beside_one_that_trains(own):
+    """What is seen of the loss does not tell: the other term reaches the student."""
+    text = FILES["logit_mse.py"].replace(
+        "kd_weight: float = 0.1", "kd_weight: float = 0.1\n        cut_weight: float = 1.0"
+    )
+    text = text.replace("return {", 'return {"cut": F.mse_loss(student.logits, teacher.logits).detach(), ')
+    (own / "cut.py").write_text(text)
+    code, out, _ = kdbench("audit", "--method-file", "cut.py", "--method", "logit_mse")
+    assert code == 1 and "FAIL KD311" in out and "the terms cut of method logit_mse have no gradient" in out
+    assert "not as declared: logit_mse: KD311 failed" in out
+
+
+def test_the_self_check_of_what_is_not_proven_clean_is_no_success(own, monkeypatch):
+    """An audit that a bug would trip did not pass, and none failed: undecided, and the reason is printed."""
+    monkeypatch.setattr(expectation, "needed_passes", lambda method, recipe: frozenset({"KD347", "KD999"}))
+    code, out, _ = kdbench("audit", "--method-file", "logit_mse.py", "--method", "logit_mse")
+    assert code == 4 and "not as declared: logit_mse: KD999 did not say that it passed" in out
+
+
+def test_the_self_check_asks_for_a_weight_before_it_trains_anything(own):
+    (own / "mine.py").write_text(FILES["logit_mse.py"].replace("float = 0.1", "float"))
+    code, _, err = kdbench("audit", "--method-file", "mine.py")
+    assert code == 2 and "kd_weight is missing" in err and "give the weight a default" in err and "epochs of" not in err
+
+
+def test_the_findings_of_a_trial_of_ones_own_are_shown(own):
+    code, _, err = kdbench("audits", "show", "nowhere", *METHOD, *NETWORK)
+    assert code == 2 and "No such option" not in err
+
+
 @pytest.mark.parametrize(
     ("kind", "text", "says"),
     [
@@ -153,6 +189,14 @@ class Mine(nn.Module):
         ("methods", "def f(:\n", "line 1: SyntaxError"),
         ("methods", FILES["logit_mse.py"].replace("logit_mse", "logit"), "method logit is registered already"),
         ("methods", FILES["logit_mse.py"].replace("0.1", "0.0"), "kd_weight has the default 0"),
+        (
+            "methods",
+            FILES["logit_mse.py"].replace("0.1", "-0.5"),
+            "has the default -0.5, and a weight must not be negative",
+        ),
+        ("methods", FILES["logit_mse.py"].replace("Soft.OTHER", "'other'"), "soft is one of Soft.NONE, "),
+        ("methods", FILES["logit_mse.py"].replace('"logit_mse"', '"a+b"'), "a name is of small letters"),
+        ("methods", FILES["logit_mse.py"].replace("(Method)", ""), "must be a class of Method"),
         ("models", FILES["plain.py"].replace('"plain"', '"a-b"'), "network 'a-b': a name is made of letters"),
         ("models", FILES["plain.py"].replace('"plain"', '"r18"'), "network r18 is registered already"),
         (

@@ -76,6 +76,8 @@ def audit(
         name = check.__name__.replace("_", "-")
         if name in CATALOGUE or any(a.id == id for a in CATALOGUE.values()):
             raise ValueError(f"audit {id} {name} is in the catalogue already")
+        if not (check.__doc__ or "").strip():
+            raise ValueError(f"audit {id} {name} has no docstring; write in its first line what must hold")
         CATALOGUE[name] = Audit(id, name, severity, phase, mend, follows, check)
         return check
 

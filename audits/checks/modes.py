@@ -119,7 +119,7 @@ def student_mode(trace: Trace) -> Verdict:
         return no_distillation(trace)
     moody = [s for s in trace.losses.sights if s.student_is_moody]
     if not moody:
-        return undecided("out-of-scope", "the student has no layer that answers otherwise in training mode")
+        return undecided("mode-independent", "the student has no layer that answers otherwise in training mode")
     wrong = [s for s in moody if s.student_eval]
     if wrong or trace.losses.eval_steps:
         where = wrong[0].where if wrong else trace.losses.eval_where

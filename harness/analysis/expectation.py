@@ -25,6 +25,8 @@ class Said:
     passed: frozenset[str]
     broken: frozenset[str]
     "Could not do their work."
+    idle: frozenset[str] = frozenset()
+    "Had nothing that could be wrong: the network answers alike in both modes."
 
     @classmethod
     def of(cls, findings: Iterable[Mapping[str, Any]]) -> "Said":
@@ -36,6 +38,7 @@ class Said:
             frozenset(f["id"] for f in errors if f["consequence_of"] is not None),
             frozenset(f["id"] for f in found if f["status"] == "pass"),
             frozenset(f["id"] for f in found if f["status"] == "error"),
+            frozenset(f["id"] for f in found if f.get("reason") == "mode-independent"),
         )
 
 
@@ -49,7 +52,7 @@ def departures(fault: Fault | None, said: Said, *, reached: bool, method: str, r
     found = [f"{id} could not do its work" for id in sorted(said.broken)]
     if fault is None:
         found += [f"{id} failed" for id in sorted(said.roots | said.consequences)]
-        silent = needed_passes(method, recipe) - said.passed - said.roots - said.consequences - said.broken
+        silent = needed_passes(method, recipe) - said.passed - said.idle - said.roots - said.consequences - said.broken
         return found + [f"{id} did not say that it passed" for id in sorted(silent)]
     caught, follows = frozenset(fault.ids(fault.caught_by)), frozenset(fault.ids(fault.follows))
     failed = said.roots | said.consequences

@@ -33,7 +33,7 @@ def audit_ourselves(
     from kdbench.audits.report.policy import EXIT_CODES
     from kdbench.audits.report.render import Audited
     from kdbench.harness.faults import get
-    from kdbench.harness.plan.plan import check_method, load_preset, split_pair
+    from kdbench.harness.plan.plan import load_preset, split_pair
     from kdbench.harness.plan.variants import VARIANTS
     from kdbench.harness.zoo import selfcheck as canonical
     from kdbench.kd.methods import METHODS
@@ -42,8 +42,7 @@ def audit_ourselves(
         raise unknown("variant", variant, ["corrected", "bugged"])
     names = [get(name).name for name in dict.fromkeys(faults)] or VARIANTS[variant]
     methods = list(dict.fromkeys(methods)) or list(METHODS)
-    for method in methods:
-        check_method(method)
+    _check(methods)
     pair = pair or load_preset("quick").pairs[0]
     teacher, student = split_pair(pair)
     notes = stderr()
@@ -59,10 +58,13 @@ def audit_ourselves(
     report = sorted_report(findings)
     distils = [METHODS[method].needs_teacher for method in dict.fromkeys(run.method for run in runs)]
     distilled = any(distils) or not any(METHODS[method].needs_teacher for method in methods)
+    verdict = policy.verdict(report, ran=True, distilled=distilled)
+    if verdict == "clean" and any(run.fault is None and not run.as_declared for run in runs):
+        verdict = "undecided"  # nothing failed, and an audit that a bug would trip has not said that it passed
     audited = Audited(
         target=", ".join(name or "canonical" for name in names),
         report=report,
-        verdict=policy.verdict(report, ran=True, distilled=distilled),
+        verdict=verdict,
         threshold=policy.threshold,
         steps=max(run.steps for run in runs),
         student=student,
@@ -73,6 +75,21 @@ def audit_ourselves(
     else:
         click.echo(renderer(format_)(audited))
     return EXIT_CODES[audited.verdict]
+
+
+def _check(methods: Sequence[str]) -> None:
+    """Raise InputError, before anything is trained, for a method that is unknown or lacks a weight."""
+    from kdbench.harness.plan.plan import check_method, load_preset
+
+    preset = load_preset("quick")
+    for method in methods:
+        check_method(method)
+        try:
+            preset.settings(preset.pairs[0], method)
+        except InputError as error:
+            raise InputError(
+                f"{error}; the self-check has no study file: give the weight a default in the method's Settings"
+            ) from error
 
 
 def _show(console: "Console", runs: Sequence["Run"], audited: "Audited") -> None:
@@ -100,6 +117,10 @@ def _show(console: "Console", runs: Sequence["Run"], audited: "Audited") -> None
             "yes" if run.as_declared else "[bold red]NO[/]",
         )
     console.print(table)
+    for run in runs:
+        if not run.as_declared:
+            what = f"{run.method} with {run.fault.name}" if run.fault else run.method
+            console.print(f"not as declared: {what}: {'; '.join(run.departures)}", markup=False, soft_wrap=True)
     show_failures(console, audited.report)
     decided = {f.id for f in audited.report.findings if f.status != "not_triggered"}
     silent = [f for f in audited.report.findings if f.id not in decided]

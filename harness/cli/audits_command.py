@@ -71,6 +71,9 @@ def matrix(**options: Any) -> int:
     default="text",
     show_default=True,
 )
+@FAULTS_OPTION
+@METHOD_OPTION
+@MODEL_OPTION
 def show(trial: Path, format_: str, **choices: Any) -> int:
     """Show the findings of a recorded trial (runs/STUDY/trials/KEY); exit as its audit did."""
     with policy_errors():

@@ -232,6 +232,8 @@ def fault(
         for audit in [*caught_by, *(follows or [])]:
             if audit not in audit_ids():
                 raise unknown("audit", audit, audit_ids(), f"fault {name}")
+        if not (function.__doc__ or "").strip():
+            raise InputError(f"fault {name} has no docstring; write in its first line what goes wrong")
         if (not caught_by) != (escapes is not None):
             raise InputError(f"fault {name}: it is caught by an audit, or says why it escapes them all (escapes=)")
         if name in FAULTS:

@@ -31,7 +31,7 @@ def _kind(f: Finding) -> str:
         return _OPTION
     if decide:
         return _CODE
-    return _SCOPE if f.reason in ("out-of-scope", "no-clip-call") else _FORM
+    return _SCOPE if f.reason in ("out-of-scope", "no-clip-call", "mode-independent") else _FORM
 
 
 def coverage(report: Report) -> str:

@@ -54,6 +54,20 @@ def judge(training: Training) -> list[Finding]:
     return found
 
 
+def _detached(provenance: Finding, training: Training) -> Finding:
+    """Return the finding on terms that train nothing; beside other terms, what is seen of a loss may not tell."""
+    code, names = type(training.method).forward.__code__, sorted(training.detached)
+    return replace(
+        provenance,
+        status="fail",
+        message=f"the terms {', '.join(names)} of method {training.method.name} have no gradient: they train nothing",
+        observed={"terms": names},
+        where={"file": code.co_filename, "line": code.co_firstlineno},
+        reason=None,
+        decide_with=None,
+    )
+
+
 def with_properties(report: Report, training: Training) -> Report:
     """Return the report of a training with what the laws say, in the words of the command line.
 
@@ -61,6 +75,9 @@ def with_properties(report: Report, training: Training) -> Report:
     is marked as one also where only a law saw that other.
     """
     findings = {f.id: f for f in spelled(report).findings}
+    provenance = findings.get("KD311")
+    if training.detached and provenance is not None and provenance.status != "fail":
+        findings["KD311"] = _detached(provenance, training)
     for law in judge(training):
         seen = findings.get(law.id)
         if seen is None or seen.status == "not_triggered" or law.status == "fail":

@@ -4,6 +4,7 @@ A method is one file: a class that says what it is, its own settings, and a `for
 and teacher into named loss terms. Each term is weighed by the setting of its name: the term `kd` by `kd_weight`.
 """
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from enum import Enum
@@ -173,6 +174,12 @@ def method(
         where = f"method {name}"
         if name in METHODS:
             raise InputError(f"{where} is registered already")
+        if not (isinstance(kind, type) and issubclass(kind, Method)):
+            raise InputError(f"{where}: what is decorated must be a class of Method, as class Mine(Method)")
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
+            raise InputError(f"{where}: a name is of small letters, digits, - and _, as attention_transfer")
+        if not isinstance(soft, Soft):
+            raise InputError(f"{where}: soft is one of {', '.join(f'Soft.{form.name}' for form in Soft)}, not {soft!r}")
         for part in needs:
             if part not in get_args(Part):
                 raise unknown("part of a batch", part, get_args(Part), where)
@@ -184,7 +191,9 @@ def method(
             raise InputError(f"{where}: the class needs a Settings of its own, a frozen dataclass of MethodSettings")
         for term in settings.terms():
             if settings.defaults().get(f"{term}_weight", 1.0) <= 0:
-                raise InputError(f"{where}: {term}_weight has the default 0, which turns the term off in silence")
+                given = settings.defaults()[f"{term}_weight"]
+                why = "which turns the term off in silence" if given == 0 else "and a weight must not be negative"
+                raise InputError(f"{where}: {term}_weight has the default {given:g}, {why}")
         if teacher and not settings.terms():
             raise InputError(f"{where}: it has no term; name its weight in Settings, as kd_weight: float")
         if soft is Soft.HINTON and not {"kd_weight", "temperature"} <= {*settings.names()}:

@@ -289,6 +289,8 @@ def test_an_audit_enters_the_catalogue_under_the_name_of_its_property(monkeypatc
     found = finding("KD999", trace())
     assert (found.status, found.severity, found.phase, found.mend) == ("pass", "info", "end", "nothing")
     assert (found.message, found.observed) == ("it is so", {"so": True})
+    with pytest.raises(ValueError, match="KD997 <lambda> has no docstring"):
+        audit("KD997", severity="info", phase="end", mend="")(lambda of_trace: passed(""))
     with pytest.raises(ValueError, match="KD999 finding is in the catalogue already"):
         audit("KD999", severity="info", phase="end", mend="")(finding)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="KD998 always-so is in the catalogue already"):

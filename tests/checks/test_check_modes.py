@@ -116,7 +116,7 @@ CASES["KD302"] = {
 CASES["KD321"] = {
     "no layer that minds": (
         trace(sights=[sight(student_is_moody=False, student_eval=True)], eval_steps=[3]),
-        undecided("out-of-scope", "no layer that answers otherwise"),
+        undecided("mode-independent", "no layer that answers otherwise"),
     ),
     "in training": (
         trace(sights=[sight(), sight(student_is_moody=False, student_eval=True)]),
