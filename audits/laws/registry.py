@@ -52,7 +52,7 @@ def law(
             where = None
             try:
                 with same_random_state():
-                    where = _place(next(filter(callable, (*args, *kwargs.values())), None))
+                    where = place_of(next(filter(callable, (*args, *kwargs.values())), None))
                     verdict = check(*args, **kwargs)
             except OddAnswerError as odd:
                 verdict = Verdict("error", str(odd))
@@ -94,7 +94,7 @@ def same_random_state() -> Iterator[None]:
             numpy.random.set_state(of_numpy)
 
 
-def _place(function: Any) -> Where | None:
+def place_of(function: Any) -> Where | None:
     """Return file and line of a function of the user's; None for what is not written as a function."""
     while isinstance(function, functools.partial):
         function = function.func

@@ -8,6 +8,7 @@ import torch
 from kdbench import audits
 from kdbench.audits.checks.all import CATALOGUE
 from kdbench.audits.finding import Finding, Report, sorted_report
+from kdbench.audits.laws.registry import place_of
 from kdbench.harness.declarations import spelled
 from kdbench.kd.data import draw_crops
 from kdbench.kd.procedure import CANONICAL
@@ -56,13 +57,13 @@ def judge(training: Training) -> list[Finding]:
 
 def _detached(provenance: Finding, training: Training) -> Finding:
     """Return the finding on terms that train nothing; beside other terms, what is seen of a loss may not tell."""
-    code, names = type(training.method).forward.__code__, sorted(training.detached)
+    names = sorted(training.detached)
     return replace(
         provenance,
         status="fail",
         message=f"the terms {', '.join(names)} of method {training.method.name} have no gradient: they train nothing",
         observed={"terms": names},
-        where={"file": code.co_filename, "line": code.co_firstlineno},
+        where=place_of(type(training.method).forward),
         reason=None,
         decide_with=None,
     )
