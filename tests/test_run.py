@@ -74,6 +74,12 @@ def test_run_prints_one_object_as_specified(study):
     assert "trials" in done.stderr and "\x1b" not in done.stderr, "no bar without a terminal"
 
 
+def test_quiet_prints_the_results_and_nothing_else(copy):
+    loud, quiet = kdbench("run", TINY, cwd=copy), kdbench("run", TINY, "-q", cwd=copy)
+    assert "loading PyTorch" in loud.stderr and "nothing to run" in loud.stderr
+    assert quiet.stderr == "" and quiet.stdout == loud.stdout and quiet.returncode == loud.returncode == 0
+
+
 def test_each_bug_is_caught_by_exactly_its_audits_and_corrected_is_clean(study):
     _, found, _ = study
     caught = {None: [], "projector-unclipped": ["KD201"], "imagenet-stem": ["KD105"], "random-teacher": ["KD104"]}

@@ -35,7 +35,7 @@ def progress(study: StudyFolder) -> dict[str, Any]:
     controls = {spec.key for by_seed in trials.controls.values() for spec, _ in by_seed.values()}
     controls |= {folder.key for folder in trials.again or ()}
     specs = {folder.key: folder.spec() for folder in study.trials()}
-    teachers = {specs[key].teacher.key for key in (ours | controls) & specs.keys() if specs[key].teacher is not None}
+    teachers = {t.key for key in (ours | controls) & specs.keys() if (t := specs[key].teacher) is not None}
     for folder in study.trials():  # what belongs to no arm
         if folder.key not in ours:
             spec = specs[folder.key]

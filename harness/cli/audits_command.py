@@ -69,7 +69,7 @@ def explain(audit: str) -> int:
         ("try one fault with one method", "kdbench audits matrix --fault missing-t-squared --method logit"),
         (
             "try it beside the clean trainings, and write the page",
-            "kdbench audits matrix --fault missing-t-squared --zoo-seeds 0-2 --output matrix",
+            "kdbench audits matrix --fault missing-t-squared --zoo-seeds 0-2 --output out",
         ),
     ],
 )

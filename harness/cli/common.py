@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
+from click.core import ParameterSource
 from rich.console import Console
 from rich.markup import escape
 
@@ -122,7 +123,7 @@ def alpha_option(meaning: str, panel: str) -> Callable[..., Any]:
 
 def named_options(ctx: click.Context) -> dict[str, str]:
     """Return the options that stand on the command line, as they are written, by parameter."""
-    typed = click.core.ParameterSource.COMMANDLINE
+    typed = ParameterSource.COMMANDLINE
     return {
         str(param.name): param.opts[0]
         for param in ctx.command.params

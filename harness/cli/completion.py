@@ -27,19 +27,20 @@ def _decorated(files: Iterable[Any], decorator: str) -> Iterator[tuple[ast.Funct
                         yield node, call
 
 
-def _sources(package: str) -> list[Any]:
-    return [file for file in resources.files(package).iterdir() if file.name.endswith(".py")]
+def _sources(package: str, folder: str) -> list[Any]:
+    files = (resources.files(package) / folder).iterdir()  # naming the folder as a package would import it
+    return [file for file in files if file.name.endswith(".py")]
 
 
 def fault_names() -> list[str]:
     """Return the names of the catalogue's faults, which are their functions' in kebab case."""
-    files = _sources("kdbench.harness.faults")
+    files = _sources("kdbench.harness", "faults")
     return sorted(node.name.replace("_", "-") for node, _ in _decorated(files, "fault"))
 
 
 def method_names() -> list[str]:
     """Return the names of the methods that come with kdbench."""
-    calls = [call for _, call in _decorated(_sources("kdbench.kd.methods"), "method")]
+    calls = [call for _, call in _decorated(_sources("kdbench.kd", "methods"), "method")]
     return sorted(str(arg.value) for call in calls if isinstance(arg := call.args[0], ast.Constant))
 
 

@@ -67,13 +67,13 @@ class Command(_Explained, rich_click.RichCommand):
         self.examples = [Example(*example) for example in examples]
 
 
-class Group(_Explained, rich_click.RichGroup):
+class Group(_Explained, rich_click.RichGroup):  # type: ignore[misc]  # rich-click has it so too
     """A group that explains itself when no command is named, and names the nearest one for a slip."""
 
     command_class = Command
 
     def __init__(self, *args: Any, examples: Sequence[tuple[str, str]] = (), **kwargs: Any) -> None:
-        super().__init__(*args, no_args_is_help=False, **kwargs)
+        super().__init__(*args, **{**kwargs, "no_args_is_help": False})
         self.examples = [Example(*example) for example in examples]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

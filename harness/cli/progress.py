@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from kdbench.harness.records.record import Result
     from kdbench.harness.study import Ready
 
-_BETWEEN = 30.0
-"Seconds between two plain lines, so that a log is not flooded."
+_FIRST, _BETWEEN = 10.0, 30.0
+"Seconds before the first plain line, and between two, so that a log is neither silent nor flooded."
 _ENOUGH = 0.02
 "Share of the work by which its speed is known well enough to say what is left."
 
@@ -40,7 +40,8 @@ class Meter:
         self.pieces, self.what, self.total, self.guess = pieces, what, total, guess
         self.done = 0
         self.work = 0.0
-        self.start = self.said = clock()
+        self.start = clock()
+        self.due = self.start + _FIRST
         self.bar: RichProgress | None = None
         if console.is_terminal and not console.quiet:
             words = (
@@ -77,8 +78,8 @@ class Meter:
         self.done, self.work = done, work
         if self.bar is not None:
             self.bar.update(self.task, completed=work, description=self._count(), left=self.left())
-        elif self.clock() - self.said >= _BETWEEN and done < self.pieces:
-            self.said = self.clock()
+        elif self.clock() >= self.due and done < self.pieces:
+            self.due = self.clock() + _BETWEEN
             self.console.print(", ".join(filter(None, [f"{self._count()} done", self.left()])))
 
     def _count(self) -> str:

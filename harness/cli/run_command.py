@@ -277,7 +277,8 @@ def _announce(ready: "Ready", notes: Any) -> None:
     work = f"{todo} to run, {where} on {ready.device}: {cost}" if todo else "nothing to run"
     if ready.mine is not None:
         work = f"this shard's {len(ready.mine)}: {work}"
-    notes.print(f"[bold]{escape(plan.study)}[/]: {len(plan.trials)} trials ({len(plan.teachers)} teachers), {work}")
+    teachers = f"{len(plan.teachers)} teacher{'s' * (len(plan.teachers) != 1)}"
+    notes.print(f"[bold]{escape(plan.study)}[/]: {len(plan.trials)} trials ({teachers}), {work}", soft_wrap=True)
     for fault, method, why in plan.skipped:
         notes.print(f"  not run: {fault} with {method} ({why})", style="dim")
     for table in unused(plan.preset):

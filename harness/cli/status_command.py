@@ -53,5 +53,11 @@ def command(runs: Path, study: str | None, as_json: bool) -> None:
                 str(arm["waiting"] or ""), str(arm["failed"] or ""),
             )  # fmt: skip
         console.print(table)
+        if one["counts"].get("superseded"):
+            console.print(
+                "  superseded: of an earlier version of a method, network or fault; no arm uses them any more",
+                style="dim",
+                soft_wrap=True,
+            )
         for trial in one["failures"]:
             console.print(f"  {trial['status']} {trial['key']}: {escape(str(trial['reason']))}", soft_wrap=True)

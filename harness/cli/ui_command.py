@@ -105,7 +105,7 @@ def _serve(uri: str, port: int, said: list[str]) -> int:
     def end(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, end)
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
     # A session of its own: what a terminal says with Ctrl-C reaches this process alone, which ends the server quietly.
     process = subprocess.Popen(server, env={**os.environ, **_QUIET}, start_new_session=True)
     try:
@@ -120,7 +120,8 @@ def _serve(uri: str, port: int, said: list[str]) -> int:
         return 130
     finally:
         _end(process)
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _answers(port: int) -> bool:

@@ -66,6 +66,6 @@ def outline(
 
 def in_words(seconds: float) -> str:
     """Return a stretch of time, rounded: 40 s, 12 min, 3.5 h."""
-    if seconds < 90:
+    if seconds < 120:
         return f"{max(1, round(seconds))} s"
     return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
