@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -117,6 +118,43 @@ def test_the_matrix_counts_detection_alarms_and_what_lay_dormant():
     assert '<td class="n wrong">1/4</td>' in page, "the false alarm, in the row of the correct trainings"
 
 
+@pytest.mark.parametrize(
+    ("words", "seeds"),
+    [
+        ([], [0, 1, 2]),
+        (["--seeds", "4-8"], [4, 5, 6]),
+        (["--fault", "kl-reversed"], []),
+        (["--fault", "kl-reversed", "--zoo-seeds", "7-7"], [7]),
+    ],
+)
+def test_the_clean_zoo_is_left_out_where_faults_are_named_and_that_is_said(words, seeds, monkeypatch):
+    asked = []
+
+    def run(tasks, workers, told):
+        asked.extend(tasks)
+        return iter([cell(t.kind, t.name, t.method, t.seed, failed=["KD313"]) for t in tasks if t.kind == "fault"])
+
+    monkeypatch.setattr(matrix, "run", run)
+    words = ["audits", "matrix", "--method", "logit", *words]
+    _, out, err = kdbench(*words)
+    assert sorted({t.seed for t in asked if t.kind == "zoo"}) == seeds
+    assert ("The clean zoo was left out" in out) is (seeds == [])
+    assert f"{len(asked)} short trainings" in err and "loading PyTorch" in err
+    _, out, err = kdbench(*words, "-q", "--format", "json")
+    assert err == "" and json.loads(out)["zoo_seeds"] == seeds
+    _, _, err = kdbench(*words, "-v")
+    assert "fault kl-reversed, logit, seed" in err
+    assert kdbench(*words, "-q", "-v")[0] == 2
+
+
+def test_warnings_that_the_zoo_provokes_stay_out_of_the_terminal():
+    with warnings.catch_warnings(record=True) as heard:
+        matrix._begin([])
+        warnings.warn("Using `torch.compile(module)` when there are global hooks", UserWarning, stacklevel=1)
+        warnings.warn("something else", UserWarning, stacklevel=1)
+    assert [str(warning.message) for warning in heard] == ["something else"]
+
+
 def test_a_bound_is_one_sided_and_exact():
     assert matrix.bound(0, 300, "upper") == pytest.approx(1 - 0.05 ** (1 / 300))
     assert matrix.bound(10, 10, "lower") == pytest.approx(0.05 ** (1 / 10))
@@ -149,6 +187,7 @@ def test_a_fault_that_is_not_declared_so_is_painted_red(tmp_path):
         (["--matrix", "--fault", "kl-revered"], "did you mean 'kl-reversed'"),
         (["--format", "html"], "is of --matrix"),
         (["--seeds", "0-1"], "--seeds does nothing without --matrix"),
+        (["--matrix", "--seeds", "5"], "write 0-4 for 5 seeds"),
     ],
 )
 def test_what_the_matrix_refuses(words, says):
