@@ -103,7 +103,7 @@ def test_a_bound_that_is_not_kept_is_a_failure():
 def test_a_declared_weight_is_held_to():
     loop = Loop()
     assert_kd_scale(loop.step, kd=audits.KD(alpha=0.5), **loop.roles)
-    with pytest.raises(audits.AuditFailure, match=r"declared 0\.9"):
+    with pytest.raises(audits.AuditFailure, match=r"0\.9 is declared"):
         assert_kd_scale(loop.step, kd=audits.KD(alpha=0.9), **loop.roles)
 
 

@@ -7,11 +7,11 @@ import click
 from click.core import ParameterSource
 
 from kdbench.harness.cli.audit_config import ConfiguredCommand
-from kdbench.harness.cli.audit_output import policy_errors, read_policy
+from kdbench.harness.cli.audit_output import detail, policy_errors, read_policy
 from kdbench.harness.cli.common import FAULTS_OPTION, METHOD_OPTION, MODEL_OPTION, finite
 from kdbench.kd.errors import InputError
 
-_POLICY = {"waive", "select", "ignore", "strict", "format"}
+_POLICY = {"waive", "select", "ignore", "strict", "format", "quiet", "verbose"}
 _FILES = {"fault_files", "method_files", "model_files"}
 _OURS = _POLICY | _FILES | {"variant", "fault", "method", "pair", "seed"}
 _MATRIX = _FILES | {"fault", "method", "seeds", "zoo_seeds", "output", "format", "workers"}
@@ -27,118 +27,148 @@ _MODES = {"--list": _FILES, "--explain": _FILES, "--run": _POLICY | _FILES, "--m
 )
 @click.argument("script", required=False)
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
-@click.option("-m", "--module", is_flag=True, help="SCRIPT is the name of a module, as in python -m.")
+@click.option("-m", "--module", is_flag=True, help="Take SCRIPT as the name of a module, as in python -m.")
 @click.option(
     "--steps",
     type=click.IntRange(0),
     default=50,
     show_default=True,
-    help="Optimizer steps to see, counted from the first distillation step; 0: to the end.",
+    help="Number of optimizer steps to watch, counted from the first distillation step; 0 watches to the end.",
 )
 @click.option(
     "--max-seconds",
     type=click.FloatRange(0, min_open=True),
     default=600,
     show_default=True,
-    help="End a script in which that step never comes.",
+    help="Stop the script after so many seconds.",
 )
-@click.option("--max-norm", type=float, callback=finite, help="Gradients are meant to be clipped to this norm.")
+@click.option("--max-norm", type=float, callback=finite, help="The norm to which gradients are meant to be clipped.")
 @click.option(
     "--clip-scope",
     metavar="global|per_group",
-    help="Over all parameters at once (the default), or group by group; with --max-norm.",
+    help="With --max-norm: whether the norm is that of all parameters together (the default) or of each group.",
 )
 @click.option(
-    "--temperature", type=float, callback=finite, help="The soft targets are meant to be of this temperature."
+    "--temperature", type=float, callback=finite, help="The temperature that the soft targets are meant to have."
 )
 @click.option(
-    "--alpha", type=float, callback=finite, help="Meant weight of the distillation term where the labels' is 1 - alpha."
+    "--alpha",
+    type=float,
+    callback=finite,
+    help="The weight that the distillation term is meant to have, if the labels have 1 - alpha.",
 )
-@click.option("--kd-weight", type=float, callback=finite, help="Meant weight of the distillation term by itself.")
-@click.option("--student", metavar="NAME", help="Variable or class of the network that is trained.")
+@click.option(
+    "--kd-weight",
+    type=float,
+    callback=finite,
+    help="The weight that the distillation term is meant to have, whatever the labels have.",
+)
+@click.option("--student", metavar="NAME", help="Variable or class of the network that learns.")
 @click.option("--teacher", metavar="NAME", help="Variable or class of the network that teaches.")
-@click.option("--waive", multiple=True, metavar="ID=REASON", help="Accept a failure, and say why.")
-@click.option("--select", multiple=True, metavar="ID,...", help="Report these audits only, by id or name.")
-@click.option("--ignore", multiple=True, metavar="ID,...", help="Leave these audits out.")
-@click.option("--strict", is_flag=True, help="Warnings count as failures.")
+@click.option(
+    "--waive",
+    multiple=True,
+    metavar="ID=REASON",
+    help="Accept a failure and give the reason; in the script: # kdbench: ignore[ID] REASON.",
+)
+@click.option(
+    "--select",
+    multiple=True,
+    metavar="ID,...",
+    help="Report only these audits: ids, names, or the beginning of ids (KD3).",
+)
+@click.option(
+    "--ignore", multiple=True, metavar="ID,...", help="Leave these audits out; ids, names, or the beginning of ids."
+)
+@click.option("--strict", is_flag=True, help="Count warnings as failures.")
+@click.option("-q", "--quiet", is_flag=True, help="Print failures and the verdict only.")
+@click.option("-v", "--verbose", is_flag=True, help="Print every audit: also those that passed or are undecided.")
 @click.option(
     "--format",
     "format_",
     type=click.Choice(["text", "json", "junit", "sarif", "github", "html"]),
     default="text",
     show_default=True,
-    help="Of the report. All but text: alone on stdout, the script's own output goes to stderr. html: of --matrix.",
+    help="Format of the report. Other than as text, it is alone on stdout, and the script's output goes to stderr. "
+    "html works with --matrix only.",
 )
-@click.option("--baseline", type=click.Path(path_type=Path), help="Accept the failures that stand in this file.")
-@click.option("--update-baseline", is_flag=True, help="Write this script's failures into the baseline.")
+@click.option("--baseline", type=click.Path(path_type=Path), help="Accept the failures that this file lists.")
+@click.option("--update-baseline", is_flag=True, help="Write the failures of this script into the baseline file.")
 @click.option(
     "--write-contract",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Write what was inferred, to be corrected and committed (kdbench.lock).",
+    help="Write what was inferred to FILE (kdbench.lock), for you to correct and commit.",
 )
 @click.option(
     "--contract",
     type=click.Path(path_type=Path),
-    help="Hold the script to a contract  [default: kdbench.lock beside the script, if it is there]",
+    help="Hold the script to this contract  [default: kdbench.lock beside the script, if it exists]",
 )
 @click.option(
     "--guard",
     type=click.Choice(["warn", "stop"]),
-    help="The script is a real job: report to stderr after --steps and let it run on, or stop it if an audit failed.",
+    help="For a real job: report to stderr after --steps, then let the job run on, or stop it if an audit failed.",
 )
-@click.option("--list", "list_", is_flag=True, help="As kdbench audits list.")
-@click.option("--explain", metavar="ID|NAME", help="As kdbench audits explain.")
+@click.option("--list", "list_", is_flag=True, help="Do what kdbench audits list does.")
+@click.option("--explain", metavar="ID|NAME", help="Do what kdbench audits explain does.")
 @click.option(
     "--run",
     "run_folder",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="As kdbench audits show.",
+    help="Do what kdbench audits show does.",
 )
 @click.option(
     "--variant",
     default="corrected",
     metavar="corrected|bugged",
-    help="Without SCRIPT: our own training, right or with each bug of the study.",
+    help="Without SCRIPT: audit our own training as it is, or with each bug of the study.",
 )
 @click.option(
     "--fault",
     multiple=True,
     metavar="NAME",
-    help="Without SCRIPT: our own training with this fault (kdbench faults list).",
+    help="Without SCRIPT: audit our own training with this fault (kdbench faults list).",
 )
 @FAULTS_OPTION
 @METHOD_OPTION
 @MODEL_OPTION
-@click.option("--method", multiple=True, metavar="NAME", help="Without SCRIPT: these methods only.")
-@click.option("--pair", metavar="TEACHER-STUDENT", help="Without SCRIPT: these networks  [default: the demo's]")
-@click.option("--seed", type=int, default=0, help="Without SCRIPT: of our own training.")
-@click.option("--matrix", is_flag=True, help="As kdbench audits matrix.")
-@click.option("--seeds", metavar="RANGE", default="0-2", show_default=True, help="Of --matrix, as in 0-9.")
-@click.option("--zoo-seeds", metavar="RANGE", help="Of --matrix: of the clean zoo  [default: the first three seeds]")
-@click.option("--workers", type=click.IntRange(1), help="Of --matrix: processes at a time  [default: usable cores]")
+@click.option("--method", multiple=True, metavar="NAME", help="Without SCRIPT: train these methods only.")
+@click.option(
+    "--pair", metavar="TEACHER-STUDENT", help="Without SCRIPT: train these networks  [default: those of the demo]"
+)
+@click.option("--seed", type=int, default=0, help="Without SCRIPT: seed of our own training.")
+@click.option("--matrix", is_flag=True, help="Do what kdbench audits matrix does.")
+@click.option("--seeds", metavar="RANGE", default="0-2", show_default=True, help="With --matrix: seeds, as in 0-9.")
+@click.option(
+    "--zoo-seeds", metavar="RANGE", help="With --matrix: seeds of the correct trainings  [default: the first three]"
+)
+@click.option("--workers", type=click.IntRange(1), help="With --matrix: number of processes  [default: usable cores]")
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Of --matrix: matrix.json, .html and .png go there.",
+    help="With --matrix: folder for matrix.json, .html and .png.",
 )
 @click.pass_context
 def command(
     ctx: click.Context, script: str | None, args: tuple[str, ...], list_: bool, matrix: bool, **options: Any
 ) -> int:
-    """Audit a distillation script as it is, nothing declared: options stand before SCRIPT, its own arguments after it.
+    """Run a distillation script and audit it. The script needs no change, and nothing has to be declared.
 
-    Without SCRIPT our own training is audited, each method for a few steps. Choices for a project stand in
-    [tool.kdbench] of its pyproject.toml, by the same names with underscores.
+    Options of kdbench stand before SCRIPT, the script's own arguments after it. Without SCRIPT, kdbench audits its own
+    training: each method, for a few steps. A project can set options in [tool.kdbench] of its pyproject.toml, under the
+    same names with underscores.
 
-    Exit 0 clean, 1 an audit failed, 2 bad input, 3 could not run, 4 nothing was decided.
+    Exit codes: 0 clean, 1 an audit failed, 2 wrong input, 3 could not run, 4 undecided.
     """
     modes = {"--list": list_, "--explain": options["explain"], "--run": options["run_folder"], "--matrix": matrix}
     asked = [mode for mode, value in modes.items() if value]
     if len(asked) > 1 or (asked and script):
-        raise InputError(f"{' and '.join([*asked, *([script] if script else [])])} do not go together; ask for one")
+        raise InputError(
+            f"{' and '.join([*asked, *([script] if script else [])])} do not go together; give one of them"
+        )
     _refuse_others(ctx, asked[0] if asked else None, script)
     if list_ or options["explain"]:
         from kdbench.harness.cli import audit_catalogue
@@ -150,18 +180,21 @@ def command(
         of_matrix = {name: options[name] for name in ("seeds", "zoo_seeds", "workers", "output", "format_")}
         return run_matrix(faults=options["fault"], methods=options["method"], **of_matrix)
     if options["format_"] == "html":
-        raise InputError("--format html is of --matrix; an audit is reported as text, json, junit, sarif or github")
+        raise InputError(
+            "--format html works with --matrix only; an audit is written as text, json, junit, sarif or github"
+        )
     with policy_errors():
         policy = read_policy(options)
         if options["run_folder"]:
             from kdbench.harness.cli.audit_recorded import show_recorded
 
-            return show_recorded(options["run_folder"], policy, options["format_"])
+            return show_recorded(options["run_folder"], policy, options["format_"], detail(options))
         if script is None:
             from kdbench.harness.cli.audit_ourselves import audit_ourselves
 
             own = {"variant": options["variant"], "faults": options["fault"], "methods": options["method"]}
-            return audit_ourselves(policy, options["format_"], **own, seed=options["seed"], pair=options["pair"])
+            more = {"seed": options["seed"], "pair": options["pair"], "detail": detail(options)}
+            return audit_ourselves(policy, options["format_"], **own, **more)
         from kdbench.harness.cli.audit_script import audit_script
 
         return audit_script(ctx, script, args, policy, options)
