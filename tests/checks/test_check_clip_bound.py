@@ -257,7 +257,7 @@ CASES["KD205"] = {
     ),
     "19 of 20": (
         clipped(*[2.0] * 19, 1.0),
-        passes("was active in 19 of 20 calls", clips=20, share=0.95, largest_norm=2.0),
+        passes("in 19 of 20 calls", clips=20, share=0.95, largest_norm=2.0),
     ),
     "24 of 25": (
         clipped(*[2.0] * 24, 1.0),
