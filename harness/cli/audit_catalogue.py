@@ -1,11 +1,20 @@
 """The catalogue of audits: each in a line, or the story of one."""
 
+import textwrap
 from dataclasses import dataclass
+from typing import Any
 
 from kdbench.harness.cli.common import print_json, stdout
 from kdbench.kd.errors import unknown
 
 SCHEMA = "kdbench.audits/1"
+_NARROW = 100
+"Columns below which an audit is printed in two lines: a table would leave no room for the sentence."
+_KINDS = (
+    "\ntrace: decided by watching a training, for example a script."
+    "\nproperty: decided by calling your function on made-up inputs (kdbench.check_...)."
+    "\nAn audit of both kinds is decided either way."
+)
 
 
 @dataclass(frozen=True)
@@ -49,23 +58,27 @@ def list_audits(format_: str = "text") -> int:
     if format_ == "json":
         print_json({"schema": SCHEMA, "audits": [_row(same) for same in _by_id()]})
         return 0
+    console = stdout()
+    if console.width < _NARROW:
+        for same in _by_id():
+            row = _row(same)
+            console.print(f"{row['id']} {row['name']}  ({row['severity']}; {', '.join(row['kinds'])})", markup=False)
+            said = textwrap.fill(row["holds"], console.width, initial_indent="  ", subsequent_indent="  ")
+            console.print(said, markup=False)
+        console.print(_KINDS)
+        return 0
     table = Table("id", "name", "severity", "kind", "holds that", box=None, pad_edge=False, header_style="bold")
     for column in table.columns[:4]:
         column.no_wrap = True
     for same in _by_id():
         row = _row(same)
         table.add_row(row["id"], row["name"], row["severity"], ", ".join(row["kinds"]), row["holds"])
-    console = stdout()
     console.print(table)
-    console.print(
-        "\ntrace: decided by watching a training, for example a script."
-        "\nproperty: decided by calling a function of yours on made-up inputs (kdbench.check_...)."
-        "\nAn audit of both kinds is decided either way."
-    )
+    console.print(_KINDS)
     return 0
 
 
-def _row(same: list[_Entry]) -> dict[str, object]:
+def _row(same: list[_Entry]) -> dict[str, Any]:
     first = same[0]
     return {
         "id": first.id,
