@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdbench.audits.finding import AuditFailure, Finding, Report, Severity
+from kdbench.audits.finding import AuditFailure, Finding, Report, Severity, is_ours
 from kdbench.audits.trace import KD, Clip
 from kdbench.audits.watch import Modules, Watch, watch
 
@@ -94,7 +94,8 @@ def heard(w: Watch) -> Report:
     """Return a watch's report; raise AuditFailure where it says nothing of what was declared, or an audit broke."""
     report = w.report
     mode = finding(report, "teacher-mode")
-    silence = next((f.message for f in report.findings if f.status == "error"), None)
+    broken = (f"{f.id} broke, which is an error of kdbench: {f.message}" for f in report.findings if is_ours(f))
+    silence = next(broken, None)
     if silence is None and not w.trace.updates.steps:
         silence = "no step of the declared optimizer was seen"
     elif silence is None and w.trace.declared.teacher is not None and mode.reason == "no-teacher-seen":

@@ -17,7 +17,7 @@ _SEVERITY_ORDER: tuple[Severity, ...] = ("error", "warn", "info")
 
 @dataclass(frozen=True)
 class Finding:
-    """What one audit says. `not_triggered` means that nothing was decided, and is never to be read as a pass."""
+    """What one audit says. `not_triggered` means undecided, and is never to be read as a pass."""
 
     id: str
     "Stable, e.g. KD201."
@@ -31,13 +31,13 @@ class Finding:
     observed: dict[str, Any] = field(default_factory=dict)
     "Numbers, names and lines seen; nothing inferred."
     mend: str = ""
-    "What to write instead."
+    "What to write instead: the fix."
     where: dict[str, Any] | None = None
     "File and line of the user's code."
     consequence_of: str | None = None
     "The id of the failed audit that explains this failure."
     reason: str | None = None
-    "Code from a closed list, for not_triggered."
+    "Code from a closed list, for not_triggered and for error; for waived, the user's reason."
     decide_with: str | None = None
     "The declaration that would decide it, for not_triggered: its name, or code where there is code."
 
@@ -86,27 +86,76 @@ class Report:
         return json.dumps(self.to_dicts(), indent=2, allow_nan=False)
 
     def __str__(self) -> str:
-        counts = self.counts()
-        head = f"failed {counts['fail']}, passed {counts['pass']}, not decided {counts['not_triggered']}"
-        if counts["error"]:
-            head += f", broken {counts['error']}"
-        if counts["waived"]:
-            head += f", waived {counts['waived']}"
-        lines = [head]
+        parts = []
         for f in self.findings:
-            if f.status == "pass":
-                continue
-            place = f" ({f.where['file']}:{f.where['line']})" if f.where and f.status == "fail" else ""
-            tail = f"; follows from {f.consequence_of}" if f.consequence_of else ""
-            lines.append(f"{f.status.upper().replace('_', ' ')} {f.id} {f.name}{place}{tail}: {f.message}")
-            if f.status == "fail" and f.mend:
-                lines.append(f"    mend: {f.mend}")
-            if f.decide_with:
-                lines.append(f"    decided by: {f.decide_with}")
+            if f.status in ("fail", "error", "waived"):
+                parts.append("\n".join([heading(f), *(f"  {line}" for line in body(f))]))
+            elif f.status == "not_triggered":
+                parts.append(
+                    f"{heading(f)}: {f.message}" + (f"; decided with {f.decide_with}" if f.decide_with else "")
+                )
         passed = [f"{f.id} {f.name}" for f in self.findings if f.status == "pass"]
-        if passed:
-            lines.append("passed: " + ", ".join(passed))
-        return "\n".join(lines)
+        parts += ["passed: " + ", ".join(passed)] if passed else []
+        return "\n".join([tally(self), *parts])
+
+
+_TALLY: dict[Severity, str] = {"error": "failed", "warn": "warnings", "info": "notes"}
+_MARKS: dict[Severity, str] = {"error": "", "warn": "warning", "info": "note"}
+FUNCTION_BROKE = "function-broke"
+"The `reason` of a status `error` that a checked function of the user's caused; every other one is ours."
+SEND = (
+    "this is an error of kdbench, not of your code, and it decides nothing; please send the maintainers this message, "
+    "the output of `kdbench doctor`, and the traceback that the environment variable KDBENCH_DEBUG=1 prints"
+)
+"What a user should know and do where an audit broke."
+
+
+def is_ours(f: Finding) -> bool:
+    """Say whether an audit broke by an error of kdbench, which is no finding on the user's code."""
+    return f.status == "error" and f.reason != FUNCTION_BROKE
+
+
+def tally(report: Report) -> str:
+    """Return the counts in words; warnings and notes stand apart from failures."""
+    counts = report.counts()
+    failed = {severity: sum(f.severity == severity for f in report.failed("info")) for severity in _TALLY}
+    parts = [f"{_TALLY[s]} {failed[s]}" for s in _SEVERITY_ORDER if failed[s] or s == "error"]
+    parts.append(f"passed {counts['pass']}")
+    parts += [f"waived {counts['waived']}"] if counts["waived"] else []
+    ours = sum(map(is_ours, report.findings))
+    parts += [f"errors of kdbench {ours}"] if ours else []
+    parts += [f"checks that could not run {counts['error'] - ours}"] if counts["error"] > ours else []
+    return ", ".join([*parts, f"undecided {counts['not_triggered']}"])
+
+
+def standing(f: Finding) -> str:
+    """Return what kind of finding it is in a word or two; nothing for a failure of severity error, the plain case."""
+    if f.status == "error":
+        return "error of kdbench" if is_ours(f) else "could not run"
+    if f.status == "fail":
+        return _MARKS[f.severity]
+    return {"not_triggered": "undecided", "waived": "waived"}.get(f.status, f.status)
+
+
+def heading(f: Finding) -> str:
+    """Return the first line of a finding: id, name, location, and its kind where it is no plain failure."""
+    place = f"{f.where['file']}:{f.where['line']}" if f.where and f.status in ("fail", "waived") else ""
+    kind = standing(f)
+    return "  ".join(part for part in (f"{f.id} {f.name}", place, f"({kind})" if kind else "") if part)
+
+
+def body(f: Finding) -> list[str]:
+    """Return the lines below the first: what is wrong with its evidence, what it follows from, and the fix."""
+    lines = [f.message]
+    if f.status == "waived":
+        return [*lines, f"reason: {f.reason}"]
+    if f.consequence_of:
+        lines.append(f"follows from {f.consequence_of}; fix that first")
+    if f.status == "fail" and f.mend:
+        lines.append(f"fix: {f.mend}")
+    if is_ours(f):
+        lines.append(SEND)
+    return lines
 
 
 def _finite(value: Any) -> Any:

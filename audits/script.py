@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from kdbench.audits.finding import Report
+from kdbench.audits.infer.names import held_networks, named_module
 from kdbench.audits.infer.roles import Declared
 from kdbench.audits.observe import hooks
 from kdbench.audits.observe.rows import row_keys
@@ -75,6 +76,10 @@ class Observation:
     stopped: str = "the script ended"
     steps: int = 0
     unobserved: list[str] = field(default_factory=list)
+    lost: dict[str, str] = field(default_factory=dict)
+    "By role, the declared name of a network that the script never had."
+    held: list[str] = field(default_factory=list)
+    "Names by which the script could have been asked for one, where a declared name was not found."
 
 
 class ScriptWatch(Watch):
@@ -87,6 +92,9 @@ class ScriptWatch(Watch):
         self._counted: int | None = None
         self.done: str | None = None
         self._raised = 0
+        named = {"student": options.student, "teacher": options.teacher}
+        self.lost = {role: name for role, name in named.items() if name is not None}
+        self.held: set[str] = set()
         self.loaders = Loaders()
         self._windows.heeds_answers = True
 
@@ -106,6 +114,7 @@ class ScriptWatch(Watch):
     def _on_window(self, raw: RawWindow) -> None:
         if self._options.student or self._options.teacher:
             self._inference.players.declare(self._options.student, self._options.teacher)
+            self._look_for_names()
         before = len(self._trace.losses.sights)
         super()._on_window(raw)
         if len(self._trace.losses.sights) > before:
@@ -115,6 +124,14 @@ class ScriptWatch(Watch):
             self._windows.heeds_answers = False
         if self._inference.known.started and self._counted is None:
             self._counted = sum(self._steps.counts.values())
+
+    def _look_for_names(self) -> None:
+        """Look for the declared networks that were not found yet, and note which ones there are."""
+        for role, name in list(self.lost.items()):
+            if name in self._trace.networks or named_module(name, by_class=False) is not None:
+                del self.lost[role]
+        if self.lost:
+            self.held |= held_networks() | set(self._trace.networks)
 
     def _on_shown(self, module: nn.Module, args: Any) -> None:
         first = next(iter(tensors_in(args, 2)), None)
@@ -224,6 +241,8 @@ def run(
             watch.done or "the script ended",
             watch.seen,
             unobserved,
+            watch.lost,
+            sorted(watch.held),
         )
 
     def finish_early(watch: ScriptWatch) -> None:

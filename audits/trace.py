@@ -81,6 +81,9 @@ class Step:
     "Clips since this optimizer's step before of parameters that are none of `stepped`."
     distils: bool = False
     "Whether it came after the first distillation backward."
+    touched: bool | None = None
+    """Whether a gradient was read between the backward and the step, so that a clip by hand may have looked and had
+    nothing to do. None: not known, as where a class of somebody's steps and may clip within."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,8 @@ class Spatial:
     stride: int
     input_size: tuple[int, int]
     output_size: tuple[int, int]
+    where: Where | None = None
+    "File and line of the call of the network, or of the layer."
 
 
 @dataclass(frozen=True)
@@ -185,6 +190,9 @@ class Sight:
     where: Where | None
     student: str = ""
     teacher: str = ""
+    teacher_where: Where | None = None
+    "File and line of the teacher's call."
+    student_where: Where | None = None
     teacher_training: list[str] = field(default_factory=list)
     "Modules of the teacher that answered in training mode and answer otherwise in it."
     teacher_leaves: list[str] = field(default_factory=list)

@@ -107,7 +107,9 @@ class Watch:
             self._guarded(self._on_modes),
             self._guarded(self._steps.written_to),
             self._guarded(self._on_shown),
+            self._guarded(self._steps.read_from) if trace.declared.clip is not None else None,
         )
+        self._steps.follows = lambda: self._windows.armed
         self._inference = Inference(trace, self._windows.taint, self._loads, declared, windows)
         self._answers = Answers(trace)
         self.let_go = False

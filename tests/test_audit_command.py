@@ -117,13 +117,54 @@ def test_a_wrong_script_fails_and_the_text_says_where_and_how_to_mend_it(monkeyp
     code, out, _ = audit("wrong.py")
     assert code == 1
     lines = out.splitlines()
-    assert lines[0].startswith("failed 1, ") and ", not decided " in lines[0]
-    assert "student Sequential (student), teacher Sequential (teacher), temperature 4" in lines[1]
+    assert lines[0] == "wrong.py: student Sequential (student), teacher Sequential (teacher), temperature 4"
+    assert lines[-1].startswith("Not clean: 1 of ") and "audits failed: KD312" in lines[-1]
     line = WRONG.splitlines().index(
         '    soft = F.kl_div(F.log_softmax(logits / 4, 1), F.softmax(answer / 4, 1), reduction="batchmean")'
     )
-    assert f"wrong.py:{line + 1}" in out and "is missing)" in out and "mend:" in out
-    assert out.index("FAIL KD312") < out.index("not decided, and what would decide it") < out.index("\npassed KD101")
+    assert f"KD312 kd-scale  wrong.py:{line + 1}" in lines and "is missing)" in out and "  fix: reduction=" in out
+    assert out.index("KD312 kd-scale") < out.index("undecided, and what decides it") < out.index("Not clean")
+
+
+def test_quiet_and_verbose_print_less_and_more(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    plain, quiet, verbose = (audit(*options, "wrong.py")[1] for options in ([], ["-q"], ["-v"]))
+    assert all(len(line) <= 80 for line in (plain + quiet + verbose).splitlines())
+    assert plain.splitlines()[-1] == quiet.splitlines()[-1] == verbose.splitlines()[-1]
+    assert "KD312 kd-scale" in quiet and "undecided" not in quiet and "student" not in quiet.splitlines()[0]
+    assert "no GradScaler took part" in verbose and "no GradScaler" not in plain
+    assert "\npassed\n  KD101 optimizer-coverage: " in verbose and "KD101" not in plain
+    assert audit("-q", "right.py")[1].strip().startswith("Clean: ") and audit("-q", "right.py")[1].count("\n") <= 3
+
+
+IGNORED = "    # kdbench: ignore[{}] {}\n    soft = "
+
+
+@pytest.mark.parametrize(
+    ("audits", "reason", "code", "says"),
+    [
+        ("KD312", "the weight is tuned", 0, "reason: the weight is tuned"),
+        ("kd-scale, KD201", "the weight is tuned", 0, "ignore[KD201] waives nothing: KD201 passed"),
+        ("KD312", "", 1, "ignore[KD312] gives no reason, so the finding stays"),
+        ("KD3122", "why", 1, "unknown audit 'KD3122'; did you mean 'KD312'?"),
+    ],
+)
+def test_a_comment_waives_a_finding_with_its_reason(folder, monkeypatch, audits, reason, code, says):
+    monkeypatch.setenv("COLUMNS", "140")
+    (folder / "wrong.py").write_text(WRONG.replace("    soft = ", IGNORED.format(audits, reason)))
+    got, out, _ = audit("wrong.py")
+    assert got == code and says in out and ("1 waived: KD312" in out.splitlines()[-1]) == (code == 0)
+
+
+def test_where_a_comment_stands_says_what_it_speaks_of(folder):
+    top = "# kdbench: ignore[KD312] the whole file\n"
+    text = WRONG.replace("optimizer.step()", "optimizer.step()  # kdbench: ignore[KD312] another line")
+    (folder / "wrong.py").write_text(top + WRONG)
+    code, found = audit_json("wrong.py")
+    assert code == 0 and found["waived_in_source"] == {"KD312": "wrong.py:1"}
+    (folder / "wrong.py").write_text(text)
+    code, out, _ = audit("wrong.py")
+    assert code == 1 and "ignore[KD312] waives nothing: KD312 failed at wrong.py:" in out
 
 
 CLIP = "    nn.utils.clip_grad_norm_(student.parameters(), 5.0)\n"
@@ -233,7 +274,7 @@ def test_modules_called_as_ours_are_the_users(folder):
         "import kd, audits, harness\nprint(kd.SAYS, audits.SAYS, harness.SAYS, sep='; ')\n" + WRONG
     )
     code, out, _ = audit("--steps", "5", "named.py")
-    assert code == 1 and "FAIL KD312" in out
+    assert code == 1 and "KD312 kd-scale  " in out
     assert "the kd of the user; the audits of the user; the harness of the user" in out
 
 
@@ -249,7 +290,7 @@ def test_an_option_behind_the_script_is_the_scripts_and_that_is_said(folder):
     (folder / "says.py").write_text("import sys\nprint(sys.argv[1:])\n")
     _, out, _ = audit("says.py", "--format", "json", "--alpha=1")
     assert "['--format', 'json', '--alpha=1']" in out
-    assert "--format behind says.py was handed to it" in out and "--alpha behind" not in out
+    assert "--format stands behind says.py" in out and "--alpha stands" not in out
 
 
 @pytest.mark.parametrize(("ending", "exit_code"), [("sys.exit(7)", 7), ("sys.exit(0)", 0), ("sys.exit('no')", 1)])
@@ -280,20 +321,20 @@ def test_a_crash_after_a_failure_is_a_failure(folder):
     [
         ("import no_such_package\n", "-m pip install no_such_package"),
         ("print 'x'\n", "this is not valid Python 3"),
-        ("\x00", "could not run"),
+        ("\x00", "Could not run"),
     ],
 )
 def test_a_script_that_cannot_start_says_what_to_do(folder, text, says):
     (folder / "bad.py").write_text(text)
     code, out, err = audit("bad.py")
-    assert code == 3 and says in out + err and "not decided, and what" not in out
+    assert code == 3 and says in out + err and "undecided" not in out
 
 
 @pytest.mark.parametrize("text", ["print('nothing')\n", LABELS_ONLY], ids=["never steps", "no distillation"])
 def test_silence_is_undecided(folder, text):
     (folder / "silent.py").write_text(text)
     code, out, _ = audit("silent.py")
-    assert code == 4 and "undecided: no distillation was seen" in out and "--teacher NAME" in out
+    assert code == 4 and "Undecided: no distillation was seen" in out and "--teacher NAME" in out
     assert ElementTree.fromstring(audit("--format", "junit", "silent.py")[1]).get("errors") == "1"
 
 
@@ -329,6 +370,10 @@ BAD = {
     "contract": (["--contract", "c.lock", "right.py"], "c.lock does not exist; write it with --write-contract"),
     "contract there": (["--write-contract", "right.py", "right.py"], "right.py exists"),
     "no trial": (["--run", "."], "no spec.json can be read"),
+    "an audit for a trial": (["--run", "KD201"], "kdbench audits explain KD201"),
+    "property check of a script": (["--select", "KD333", "right.py"], "a property check judges a function"),
+    "quiet and verbose": (["-q", "-v", "right.py"], "do not go together"),
+    "quiet JSON": (["-q", "--format", "json", "right.py"], "-q does nothing with --format json"),
 }
 
 
@@ -385,7 +430,7 @@ def test_a_wrong_table_is_refused(folder, text, says):
 def test_baseline_round_trip(folder):
     path = folder / "old.json"
     code, out, _ = audit("--baseline", path, "--update-baseline", "wrong.py")
-    assert code == 0 and "1 failures of wrong.py written" in out and path.is_file()
+    assert code == 0 and "1 failures of wrong.py were written" in out and path.is_file()
     (folder / "wrong.py").write_text("\n\n" + WRONG)  # another line, the same finding
     assert audit("--baseline", path, "wrong.py")[0] == 0
 
@@ -396,20 +441,20 @@ def test_baseline_round_trip(folder):
 
     (folder / "wrong.py").write_text(RIGHT)
     code, out, _ = audit("--baseline", path, "wrong.py")
-    assert code == 0 and "no longer there: KD312 kd-scale" in out
+    assert code == 0 and "KD312 kd-scale stands in the baseline and is fixed" in out
 
 
 def test_no_baseline_is_written_of_what_did_not_run(folder):
     (folder / "crash.py").write_text("raise RuntimeError\n")
     code, out, _ = audit("--baseline", "old.json", "--update-baseline", "crash.py")
-    assert code == 3 and "baseline not written" in out and not (folder / "old.json").exists()
+    assert code == 3 and "the baseline was not written" in out and not (folder / "old.json").exists()
 
 
 def test_contract_round_trip(folder):
     code, out, _ = audit("--write-contract", "kdbench.lock", "right.py")
     lock = folder / "kdbench.lock"
     text, contract = lock.read_text(), read_contract(lock)
-    assert code == 0 and "contract written to kdbench.lock" in out
+    assert code == 0 and "the contract was written to kdbench.lock" in out
     assert (contract.student, contract.teacher) == ("student", "teacher")
     assert (contract.temperature, contract.alpha, contract.kd_weight) == (4.0, 0.7, None)
     assert (contract.max_norm, contract.clip_scope) == (5.0, "global")
@@ -442,8 +487,44 @@ def test_no_contract_is_written_where_no_distillation_was_seen(folder):
     assert code == 4 and "no contract was written" in out and not (folder / "kdbench.lock").exists()
 
 
-def test_a_declared_name_that_nobody_has_is_told():
-    assert "no network called 'pupil' was seen as student" in audit("--student", "pupil", "right.py")[1]
+@pytest.mark.parametrize(("option", "near"), [("--student", "studnet"), ("--teacher", "teachr")])
+def test_a_declared_name_that_nobody_has_is_refused(option, near):
+    code, out, err = audit(option, near, "right.py")
+    name = option.removeprefix("--")
+    assert code == 2 and out == "" and f"{option} {near}: no variable or class of this name" in err
+    assert f"did you mean {name!r}? There are: {name}, " in err
+    assert audit(option, name, "right.py")[0] == 0
+
+
+def test_a_name_is_not_doubted_in_a_script_that_crashed_before_it(folder):
+    (folder / "crash.py").write_text(LABELS_ONLY + "\nraise RuntimeError('early')\n")
+    assert audit("--student", "pupil", "crash.py")[0] == 3
+
+
+def test_a_declared_clip_that_is_not_there_fails(folder):
+    (folder / "none.py").write_text(RIGHT.replace(CLIP, ""))
+    code, found = audit_json("--max-norm", "5", "none.py")
+    assert code == 1 and failed(found) == ["KD201"]
+    (idle,) = [f for f in found["findings"] if f["id"] == "KD201"]
+    assert "no gradient is clipped in 12 steps, and a clip to norm 5 is declared" in idle["message"] and idle["where"]
+
+
+@pytest.mark.parametrize(
+    "hand",
+    [
+        "total = torch.stack([p.grad.norm() for p in student.parameters()]).norm()\n"
+        "    if total > 5.0:\n        for p in student.parameters():\n            p.grad.data.mul_(5.0 / total)\n",
+        "total = sum(float((p.grad.data ** 2).sum()) for p in student.parameters()) ** 0.5\n"
+        "    for p in student.parameters():\n        p.grad.data.mul_(min(1.0, 5.0 / total))\n",
+        "optimizer.register_step_pre_hook(lambda *a: nn.utils.clip_grad_norm_(student.parameters(), 5.0) and None)\n",
+        "for p in student.parameters():\n        p.grad.data.copy_(p.grad.data.clamp(-5.0, 5.0))\n",
+    ],
+    ids=["only where it binds", "through data", "in a hook of the optimizer", "by value"],
+)
+def test_a_declared_clip_by_hand_is_not_taken_for_none(folder, hand):
+    (folder / "hand.py").write_text(RIGHT.replace(CLIP, f"    {hand}"))
+    code, found = audit_json("--max-norm", "5", "hand.py")
+    assert code == 0 and failed(found) == [], [f["message"] for f in found["findings"] if f["status"] == "fail"]
 
 
 @pytest.mark.parametrize(
@@ -472,7 +553,7 @@ JOB = "\nprint('the job went on')\nsys.exit(5)\n"
 def test_guard_looks_lets_go_and_leaves_the_job_its_end(folder):
     (folder / "job.py").write_text(WRONG + JOB)
     code, out, err = process("--guard", "warn", "--steps", "6", "job.py")
-    assert code == 5 and out == "the job went on\n" and "FAIL KD312" in err and "6 steps" in err
+    assert code == 5 and out == "the job went on\n" and "KD312 kd-scale  " in err and "6 steps" in err
 
 
 def test_guard_leaves_no_hook_behind_and_those_of_the_job_in_place(folder):
@@ -486,19 +567,19 @@ def test_guard_leaves_no_hook_behind_and_those_of_the_job_in_place(folder):
     text += "\nprint(len(mine), len(O._global_optimizer_post_hooks), len(M._global_forward_hooks))\n"
     (folder / "job.py").write_text(text)
     code, out, err = process("--guard", "warn", "--steps", "6", "job.py")
-    assert (code, out.split()[-2:]) == (0, ["1", "0"]) and int(out.split()[-3]) >= 12 and "failed 0" in err
+    assert (code, out.split()[-2:]) == (0, ["1", "0"]) and int(out.split()[-3]) >= 12 and "Clean: " in err
 
 
 def test_guard_stops_a_wrong_job_at_once(folder):
     (folder / "job.py").write_text(WRONG + JOB)
     code, out, err = process("--guard", "stop", "--steps", "6", "job.py")
-    assert code == 1 and out == "" and "FAIL KD312" in err
+    assert code == 1 and out == "" and "KD312 kd-scale  " in err
 
 
 def test_guard_lets_a_right_job_crash_as_it_would(folder):
     (folder / "job.py").write_text(RIGHT + "\nraise RuntimeError('its own')\n")
     code, out, err = process("--guard", "stop", "--steps", "6", "job.py")
-    assert (code, out) == (1, "") and "RuntimeError: its own" in err and "failed 0" in err
+    assert (code, out) == (1, "") and "RuntimeError: its own" in err and "Clean: " in err
 
 
 def test_an_error_of_ours_does_not_stop_the_job(folder, monkeypatch):
@@ -523,15 +604,21 @@ def test_list_holds_audits_and_laws():
 
     code, out, _ = audit("--list")
     rows = [line.split()[:4] for line in out.splitlines() if line.startswith("KD")]
-    assert code == 0 and len(rows) == len(CATALOGUE) + len(LAWS)
+    ids = {entry.id for entry in (*CATALOGUE.values(), *LAWS.values())}
+    assert code == 0 and sorted(row[0] for row in rows) == sorted(ids), "each once"
     assert ["KD312", "kd-scale", "error", "trace"] in rows
     assert ["KD333", "selection-ignores-test", "error", "property"] in rows
+    assert ["KD332", "split-hygiene", "error", "trace,"] in rows, "trace, property"
+    code, out, _ = audit("list", "--format", "json", group="audits")
+    listed = json.loads(out)
+    assert code == 0 and listed["schema"] == "kdbench.audits/1" and [a["id"] for a in listed["audits"]] == sorted(ids)
+    assert {"trace", "property"} == {kind for a in listed["audits"] for kind in a["kinds"]}
 
 
 def test_explain_tells_story_sighting_and_mend():
     for word in ("KD201", "clip-coverage"):
         code, out, _ = audit("--explain", word)
-        assert code == 0 and "Whatever is stepped is clipped" in out and "mend: clip one list" in out
+        assert code == 0 and "Whatever is stepped is clipped" in out and "fix: clip one list" in out
         assert "seen as the fault projector-unclipped" in out and "umutonuryasar/kd-capacity-gap" in out
 
 
@@ -604,7 +691,11 @@ def test_a_recorded_trial_is_read_again(folder, monkeypatch):
     assert code == 2 and "unfinished trial" in err
     trial.write_result(Result(spec.key, "finished", findings=[asdict(f) for f in (SCALE, BOUND, MODE)]))
     code, out, _ = audit("--run", trial.path)
-    assert code == 1 and out.startswith("failed 2, passed 1") and "imagenet-stem, r18, seed 0: finished" in out
+    assert (
+        code == 1
+        and "Not clean: 2 of 3 audits failed: KD312, KD204" in out
+        and "imagenet-stem, r18, seed 0: finished" in out
+    )
     code, out, _ = audit("--format", "json", "--ignore", "KD312,KD204", "--run", trial.path)
     assert code == 0 and json.loads(out)["student"] == "r18"
     words = ["--format", "json", "--ignore", "KD312,KD204"]

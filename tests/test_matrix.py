@@ -53,7 +53,7 @@ def test_a_place_is_named_by_its_function(tmp_path):
 
 
 def test_a_gallery_that_drifted_is_noticed():
-    text = "## a\n\nReplaces `b`.\n\nAfter 20 steps: loss 1.5\n\nFAIL KD201 clip-coverage  norm 1.882\n  train.py:step"
+    text = "## a\n\nReplaces `b`.\n\nAfter 20 steps: loss 1.5\n\nKD201 clip-coverage  train.py:step\n  norm 1.882"
     assert gallery.agree(text, text.replace("1.882", "2.1")) and gallery.agree(text, text.replace("  ", "\n"))
     for old, new in (
         ("1.882", "18.82"),
@@ -68,9 +68,7 @@ def test_a_gallery_that_drifted_is_noticed():
 
 
 def test_in_a_gallery_the_largest_norm_may_be_that_of_another_step():
-    text = (
-        "## a\n\nAfter 20 steps: loss 1.5\n\nFAIL KD204 norm-bound     at step 2 norm 1.9\n  train.py:276  mend: it\n"
-    )
+    text = "## a\n\nAfter 20 steps: loss 1.5\n\nKD204 norm-bound  train.py:276\n  at step 2 norm 1.9\n  fix: it\n"
     assert gallery.agree(text, text.replace("step 2", "step 8").replace("276", "280"))
     assert not gallery.agree(text, text.replace("norm 1.9", "norm 19"))
     other = text.replace("KD204 norm-bound", "KD211 gradients-zeroed")

@@ -85,12 +85,21 @@ def test_a_waiver_needs_a_reason(text):
 
 
 @pytest.mark.parametrize(
-    ("word", "near"), [("KD31", "KD31"), ("kd-scal", "kd-scale"), ("KD999", "KD"), ("selection-ignores-test", "")]
+    ("word", "near"),
+    [("kd-scal", "kd-scale"), ("KD999", "KD"), ("KD", "KD"), ("selection-ignores-tests", "selection-ignores-test")],
 )
 def test_an_unknown_audit_is_refused_with_the_nearest(word, near):
     with pytest.raises(PolicyError, match=f"unknown audit '{word}'.*{near}"):
         Policy.parse(ignore=[word])
+    with pytest.raises(PolicyError, match="unknown audit 'KD31'"):
+        Policy.parse(["KD31=a waiver is of one audit"])
     assert audit_id("KD312") == audit_id("kd312") == audit_id("kd-scale") == "KD312"
+
+
+def test_the_beginning_of_ids_selects_and_ignores_them_all():
+    assert Policy.parse(select=["KD31, clip-order"]).select == {"KD202", "KD311", "KD312", "KD313", "KD314"}
+    assert Policy.parse(ignore=["kd30"]).apply(report(MODE, SCALE)) == report(SCALE)
+    assert "KD343" in Policy.parse(select=["KD3"]).select, "property checks are audits too"
 
 
 def test_a_fingerprint_leaves_out_what_changes_from_run_to_run():

@@ -8,11 +8,13 @@ from xml.etree import ElementTree
 import pytest
 from test_policy import ACTIVE, BOUND, BROKEN, INPUT, MODE, SCALE, SILENT
 
-from kdbench.audits.finding import sorted_report
+from kdbench.audits.finding import FUNCTION_BROKE, sorted_report
 from kdbench.audits.report.render import Audited, to_github, to_json, to_junit, to_sarif
 
 FORMATS = (to_json, to_junit, to_sarif, to_github)
 WAIVED = replace(INPUT, status="waived", reason="own preprocessing")
+OPEN = replace(SILENT, id="KD341", decide_with="--alpha", reason="intent-unknown")
+LONGER = replace(SILENT, decide_with="--steps 0", reason="not-in-these-steps")
 ODD = replace(SCALE, message="100% wrong: a, b <&>\x1b[31m", where={"file": "my train,v1.py", "line": 7})
 
 
@@ -29,7 +31,7 @@ def test_json_is_the_object_that_is_promised():
     found = json.loads(to_json(ALL))
     assert list(found) == [
         "schema", "target", "verdict", "steps", "student", "teacher", "projectors", "findings", "counts",
-        "script_error", "script_exit", "unobserved",
+        "script_error", "script_exit", "unobserved", "summary", "waived_in_source",
     ]  # fmt: skip
     assert found["schema"] == "kdbench.audit/1" and found["target"] == "train.py" and found["teacher"] is None
     assert found["counts"] == {"pass": 1, "fail": 3, "not_triggered": 1, "error": 1, "waived": 1}
@@ -58,7 +60,7 @@ def test_junit_fails_what_failed_and_skips_what_was_silent():
     suite = ElementTree.fromstring(to_junit(ALL))
     cases = {case.get("name").split()[0]: case for case in suite.iter("testcase")}
     assert suite.attrib | {"name": ""} == {"name": "", "tests": "7", "failures": "2", "errors": "1", "skipped": "2"}
-    assert cases["KD312"].get("line") == "7" and "mend: mend it" in cases["KD312"].find("failure").text
+    assert cases["KD312"].get("line") == "7" and "fix: mend it" in cases["KD312"].find("failure").text
     assert "follows from KD201" in cases["KD204"].find("failure").text
     assert cases["KD205"].find("failure") is None and "binds always" in cases["KD205"].find("system-out").text
     assert "own preprocessing" in cases["KD304"].find("skipped").get("message")
@@ -115,15 +117,68 @@ def test_sarif_writes_paths_as_uris():
 def test_github_escapes_what_it_would_misread():
     line = to_github(audited(ODD)).splitlines()[0]
     assert line.startswith("::error file=my train%2Cv1.py,line=7,title=KD312 kd-scale::100%25 wrong: a, b <&>")
-    assert line.endswith("%0Amend: mend it")
+    assert line.endswith("%0Afix: mend it")
 
 
 def test_github_says_one_line_a_failure_at_its_level():
     lines = to_github(ALL).splitlines()
-    assert [line.split(" ")[0] for line in lines] == ["::error", "::notice", "::error", "::notice"]
-    assert lines[-1] == "::notice title=kdbench audit%3A failed::train.py: failed 2, passed 1, not decided 1"
+    assert [line.split(" ")[0] for line in lines] == ["::error", "::notice", "::error", "::error", "::notice"]
+    assert lines[-2].startswith("::error title=KD101 optimizer-coverage%3A error of kdbench%3A the audit itself broke")
+    assert lines[-1] == f"::notice title=kdbench audit%3A failed::train.py: {ALL.summary}"
     assert to_github(audited(INPUT)).startswith("::warning ")
     assert to_github(audited(INPUT, threshold="warn")).startswith("::error ")
+
+
+@pytest.mark.parametrize(
+    ("case", "says"),
+    [
+        (
+            ALL,
+            "Not clean: 2 of 5 audits failed: KD312, KD204. 1 note: KD205. 1 waived: KD304. "
+            "1 audit broke, which is an error of kdbench: KD101",
+        ),
+        (audited(MODE, INPUT, verdict="clean"), "Clean: 1 audit passed. 1 warning: KD304"),
+        (audited(MODE, OPEN, verdict="clean"), "Clean: 1 audit passed, 1 more is decided with --alpha"),
+        (audited(MODE, LONGER, verdict="clean"), "Clean: 1 audit passed"),
+        (audited(MODE, OPEN, verdict="clean", declarable=False), "Clean: 1 audit passed"),
+        (audited(MODE, BROKEN, verdict="could-not-run"), "Error of kdbench: 1 audit broke and decided nothing: KD101"),
+        (CRASH, "Could not run: \x1b[31mValueError: no"),
+        (SILENCE, "Undecided: no scaler"),
+        (audited(verdict="undecided"), "Undecided: none of the audits asked for passed or failed"),
+        (audited(MODE, verdict="undecided", undecided_because="a bug would pass"), "Undecided: a bug would pass"),
+    ],
+)
+def test_the_verdict_in_words(case, says):
+    assert case.summary == says
+
+
+def test_warnings_notes_and_errors_of_ours_are_told_from_failures():
+    text = str(ALL.report)
+    assert text.startswith("failed 2, notes 1, passed 1, waived 1, errors of kdbench 1, undecided 1\n")
+    lines = text.splitlines()
+    assert "KD312 kd-scale  train.py:7" in lines and "  fix: mend it" in lines and "FAIL" not in text
+    assert "KD205 clip-active  (note)" in lines and "KD101 optimizer-coverage  (error of kdbench)" in lines
+    assert "KD304 same-input  (waived)" in lines and "  reason: own preprocessing" in lines
+    assert "kdbench doctor" in text and "KDBENCH_DEBUG=1" in text
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_an_audit_that_broke_is_an_error_of_ours_in_every_format(form):
+    case = audited(MODE, SILENT, BROKEN, verdict="could-not-run")
+    text = form(case)
+    assert "rror of kdbench" in text and ("kdbench doctor" in text or form is to_json)
+    users = audited(MODE, replace(BROKEN, reason=FUNCTION_BROKE), verdict="could-not-run")
+    assert "rror of kdbench" not in form(users), "a function of the user's"
+
+
+def test_sarif_says_where_a_failure_is_accepted():
+    inside = audited(replace(SCALE, status="waived", reason="meant"), waived_in_source={"KD312": "train.py:6"})
+    kinds = [
+        json.loads(to_sarif(case))["runs"][0]["results"][0]["suppressions"][0]["kind"]
+        for case in (inside, replace(inside, waived_in_source={}))
+    ]
+    assert kinds == ["inSource", "external"]
+    assert json.loads(to_json(inside))["waived_in_source"] == {"KD312": "train.py:6"}
 
 
 @pytest.mark.parametrize("form", FORMATS)

@@ -40,7 +40,7 @@ def test_a_stranger_who_forgets_a_projector_is_told_by_name_and_line():
     assert first.observed["missed"] == ["hint.weight"] and "hint.weight" in first.message
     assert first.where["line"] == line and Path(first.where["file"]).name == "stranger.py"
     assert first.observed["step"] == 1
-    assert "hint.weight" in str(report) and f"stranger.py:{line}" in str(report) and "mend:" in str(report)
+    assert "hint.weight" in str(report) and f"stranger.py:{line}" in str(report) and "fix:" in str(report)
     bound = finding(report, "norm-bound")
     assert bound.status == "fail" and bound.consequence_of == "KD201" and bound.observed["largest_norm"] > 0.05
 

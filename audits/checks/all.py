@@ -1,5 +1,8 @@
 """Every audit in the catalogue, and what holds a trace to all of them."""
 
+import os
+import traceback
+
 from kdbench.audits.checks import architecture, clipping, inputs, losses, modes, optimizer, teacher, weights
 from kdbench.audits.checks.catalogue import CATALOGUE, Verdict, undecided
 from kdbench.audits.finding import Finding, Report, sorted_report
@@ -20,6 +23,8 @@ def run(trace: Trace) -> Report:
         try:
             verdicts[name] = undecided("torch-version", lacks) if lacks else entry.check(trace)
         except Exception as error:  # ours, and no reason to stop the user's training
+            if os.environ.get("KDBENCH_DEBUG"):
+                traceback.print_exception(error)
             verdicts[name] = Verdict("error", f"the audit itself broke: {type(error).__name__}: {error}")
         if trace.broken is not None and verdicts[name].status != "fail":
             verdicts[name] = Verdict("error", f"watching itself broke and stopped: {trace.broken}")

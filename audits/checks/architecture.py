@@ -39,7 +39,10 @@ def stem_resolution(trace: Trace) -> Verdict:
     """
     seen = {role: calls for role, calls in trace.data.spatial.items() if len(calls) >= 2}
     if not seen:
-        return undecided("out-of-scope", "no forward of a convolutional network on images was seen")
+        return undecided(
+            "out-of-scope",
+            "no student or teacher with two layers of convolution or pooling was seen: a stem is told by two",
+        )
     small = {role: calls for role, calls in seen.items() if max(calls[0].input_size) <= SMALL}
     if not small:
         return undecided("out-of-scope", f"the first convolution's input is larger than {SMALL} pixels a side")
@@ -47,6 +50,7 @@ def stem_resolution(trace: Trace) -> Verdict:
     if slips:
         parts = []
         observed = {}
+        place = next((small[role][0].where for role in slips), None) or trace.declared.at
         for role, (call, what) in slips.items():
             height, width = small[role][0].input_size
             parts.append(f"the {role} reads {height}x{width} images through {what} ({call.name})")
@@ -57,6 +61,6 @@ def stem_resolution(trace: Trace) -> Verdict:
                 "kernel": call.kernel,
                 "stride": call.stride,
             }
-        return failed(f"an ImageNet stem on small images: {'; '.join(parts)}", observed, trace.declared.at)
+        return failed(f"an ImageNet stem on small images: {'; '.join(parts)}", observed, place)
     sizes = {role: {"input": list(calls[0].input_size), "first": calls[0].name} for role, calls in small.items()}
     return passed("no ImageNet stem within the first two spatial modules", sizes)

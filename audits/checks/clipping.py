@@ -130,6 +130,12 @@ def _is_judged(trace: Trace, step: Step) -> bool:
     return by_hand and float(step.norm) >= trace.declared.clip.max_norm * _CLEAR
 
 
+def _surely_none(steps: list[Step]) -> bool:
+    """Say whether nothing clipped: no call of torch's, no write to a gradient, and no look at one before its step."""
+    clipped = any(s.clips or s.clipped_elsewhere or s.strays or s.written != frozenset() or s.touched for s in steps)
+    return not clipped and sum(s.touched is False for s in steps) >= _FEW
+
+
 def _shared_with_hand(step: Step) -> bool:
     """Say whether gradients that no torch clip reached were written to."""
     reached = frozenset().union(*(clip.ids for clip in step.clips))
@@ -149,7 +155,8 @@ def clip_coverage(trace: Trace) -> Verdict:
 
     Fails when, in a step in which something was clipped, a stepped gradient was in no torch clip call and was not
     written to between its accumulation and the step (a write to ``grad.data`` is invisible). Decidable at the first
-    step, whatever the size of the norms.
+    step, whatever the size of the norms. Fails, too, when a clip is declared and nothing is clipped, nor any gradient
+    looked at before its step.
     """
     if not trace.updates.steps:
         return undecided("not-in-these-steps", "no step of a watched optimizer was seen")
@@ -182,6 +189,13 @@ def clip_coverage(trace: Trace) -> Verdict:
         verdict = _by_hand(trace)
         if verdict is not None:
             return verdict
+    if not judged and _surely_none(steps) and trace.declared.clip is not None:
+        bound = trace.declared.clip.max_norm
+        return failed(
+            f"no gradient is clipped in {len(steps)} steps, and a clip to norm {bound:g} is declared",
+            {"steps": len(steps), "bound": bound},
+            steps[0].where,
+        )
     if not judged:
         return undecided(
             "no-clip-call",
@@ -194,7 +208,7 @@ def clip_coverage(trace: Trace) -> Verdict:
             names = [trace.name(step.stepped[i]) for i in missed]
             calls = [{"bound": c.bound, "parameters": len(c.ids), "where": c.where} for c in step.clips]
             return failed(
-                f"{len(names)} of {len(step.stepped)} parameters that the optimizer steps are left out of the clip: "
+                f"{len(names)} of {len(step.stepped)} parameters that the optimizer steps are not clipped: "
                 f"{some(names)}",
                 {"step": step.number, "missed": names, "stepped": len(step.stepped), "clip_calls": calls},
                 step.clips[0].where if step.clips else step.where,
@@ -394,6 +408,9 @@ def clip_active(trace: Trace) -> Verdict:
     observed = {"clips": len(norms), "share": share, "largest_norm": max(n for n, _ in norms)}
     if len(norms) < _CLIPS:
         return undecided("not-in-these-steps", f"{len(norms)} clips are too few to tell", "steps", observed)
+    active = sum(norm > bound for norm, bound in norms)
     if share == 0 or share > _ALWAYS:
-        return failed(f"the clip bound in {share:.0%} of {len(norms)} calls", observed, clips[0][0].where)
-    return passed(f"the clip bound in {share:.0%} of {len(norms)} calls", observed)
+        often = "never" if share == 0 else "nearly always" if share < 1 else "always"
+        said = f"gradient clipping was {often} active ({active} of {len(norms)} calls)"
+        return failed(said, observed, clips[0][0].where)
+    return passed(f"gradient clipping was active in {active} of {len(norms)} calls", observed)

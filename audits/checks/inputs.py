@@ -85,7 +85,7 @@ def same_input(trace: Trace) -> Verdict:
             return failed(
                 f"the teacher is shown {words[sight.inputs.relation]} inputs: {sight.inputs.detail}",
                 {"relation": sight.inputs.relation, "detail": sight.inputs.detail},
-                sight.where,
+                sight.teacher_where or sight.where,
                 # What is unfamiliar to the teacher may still be one batch for both.
                 "error" if trace.declared.same_input and sight.inputs.relation != "untrained" else None,
             )
@@ -155,7 +155,9 @@ def alignment(trace: Trace) -> Verdict:
                 )
         if turned is not None and not sight.explanations and not sight.terms:
             return failed(
-                "the teacher is shown the batch's rows in another order", {"permutation": turned[:32]}, sight.where
+                "the teacher is shown the batch's rows in another order",
+                {"permutation": turned[:32]},
+                sight.teacher_where or sight.where,
             )
         if sight.cached_rows is not None:
             rows_seen, differ = sight.cached_rows

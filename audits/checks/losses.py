@@ -69,7 +69,10 @@ def term_provenance(trace: Trace) -> Verdict:
         return passed("the distillation's gradient reaches the student")
     if any(t.reaches_student for t in terms):
         return undecided(
-            "not-in-these-steps", "the distillation term is off in the steps seen: its weight is 0", "steps"
+            "not-in-these-steps",
+            "the distillation term gave the student's logits no gradient in the steps seen: its weight is 0, or it is "
+            "detached on its way to the loss",
+            "steps",
         )
     return undecided("form-not-recognised", "no distance between student and teacher was recognised")
 

@@ -32,7 +32,7 @@ def teacher_mode(trace: Trace) -> Verdict:
                 f"{len(sight.teacher_training)} layers of the teacher answered in training mode: "
                 f"{some(sight.teacher_training, 4)}",
                 {"layers": sight.teacher_training[:20], "teacher": sight.teacher},
-                sight.where,
+                sight.teacher_where or sight.where,
             )
     for sight in live:
         if sight.teacher_leaves:
@@ -40,14 +40,14 @@ def teacher_mode(trace: Trace) -> Verdict:
                 f"the loss gives a gradient to {len(sight.teacher_leaves)} parameters of the teacher: "
                 f"{some(sight.teacher_leaves, 3)}",
                 {"parameters": sight.teacher_leaves[:20], "teacher": sight.teacher},
-                sight.where,
+                sight.teacher_where or sight.where,
             )
     for sight in live:
         if sight.teacher_grad:
             return failed(
                 "the teacher's answer carries a gradient that no parameter of it gets: memory for nothing",
                 {"teacher": sight.teacher},
-                sight.where,
+                sight.teacher_where or sight.where,
                 "warn",
             )
     if not live:
@@ -122,7 +122,7 @@ def student_mode(trace: Trace) -> Verdict:
         return undecided("mode-independent", "the student has no layer that answers otherwise in training mode")
     wrong = [s for s in moody if s.student_eval]
     if wrong or trace.losses.eval_steps:
-        where = wrong[0].where if wrong else trace.losses.eval_where
+        where = wrong[0].student_where or wrong[0].where if wrong else trace.losses.eval_where
         first = f"backward {wrong[0].number + 1}" if wrong else f"step {trace.losses.eval_steps[0]}"
         return failed(
             f"the student learned in evaluation mode, first at {first}",

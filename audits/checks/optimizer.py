@@ -225,7 +225,8 @@ def skipped_steps(trace: Trace) -> Verdict:
         return undecided("out-of-scope", "no GradScaler stepped in the distillation")
     observed = {"calls": calls, "skipped": skips, "search": updates.scaler_search}
     if skips == calls and calls >= _NEVER:
-        return failed(f"all {calls} steps were skipped: the gradients are never finite", observed, None, "error")
+        said = f"all {calls} steps were skipped: the gradients are never finite"
+        return failed(said, observed, _first_where(trace), "error")
     after, lost = calls - updates.scaler_search, skips - updates.scaler_search
     if skips == calls or after < _CALLS:
         once = lost == 1 and after >= _TAIL
@@ -235,7 +236,8 @@ def skipped_steps(trace: Trace) -> Verdict:
             "not-in-these-steps", f"{calls - skips} of {calls} steps were taken: too few to judge", "steps"
         )
     if lost > after * _SKIPPED:
-        return failed(f"{lost} of {after} steps after the search for a scale were skipped", observed)
+        said = f"{lost} of {after} steps after the search for a scale were skipped"
+        return failed(said, observed, _first_where(trace))
     return passed(f"{calls - skips} of {calls} steps were taken", observed)
 
 

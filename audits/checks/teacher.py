@@ -235,7 +235,7 @@ def teacher_above_chance(trace: Trace) -> Verdict:
         return failed(
             f"the teacher is right on {right / n:.1%} of {n} labels, and the commonest label alone on {chance:.1%}",
             observed,
-            trace.declared.at,
+            next((s.teacher_where for s in trace.losses.sights if s.teacher_where), trace.declared.at),
         )
     if at_least(right, n, threshold) < DOUBT:
         return passed(f"the teacher is right on {right / n:.1%} of {n} labels, chance {chance:.1%}", observed)

@@ -77,7 +77,11 @@ def kd_scale(trace: Trace) -> Verdict:
     read = [(s, e) for s, e in explained(trace) if e.form == "forward" and e.weight is not None and e.temperature]
     if not read:
         if any(e.form in ("mse-logits", "mse-probabilities", "hard-labels") for _, e in explained(trace)):
-            return undecided("out-of-scope", "the term is no KL divergence, and of others no scale is canonical")
+            return undecided(
+                "out-of-scope",
+                "the gradient shows a squared distance or hard labels (alone or beside another term), and only for "
+                "KL(teacher || student) by itself is one scale canonical",
+            )
         mean = _mean_reduction(trace)
         if mean is not None:
             return mean
@@ -98,7 +102,7 @@ def kd_scale(trace: Trace) -> Verdict:
         return verdict
     slip = _slip_on_the_way(e)
     if slip is not None:
-        said = f"the term acts with weight {k:.4g} at temperature {t:g}, as if by a factor {slip}"
+        said = f"the effective KD weight is {k:.4g} at temperature {t:g}: off by a factor {slip}"
         return failed(said, reading.observed, reading.place, "warn")
     written = f"{k * t * t:.4g} with T * T missing" if t != 1 else f"{k:.4g}"
     return undecided(
@@ -155,10 +159,10 @@ def _against_declared(reading: _Reading, kd: KD) -> Verdict:
     assert intended is not None
     for n in ways:
         if abs(k * n - intended) <= reading.loose * intended:
-            return passed(f"the term acts with weight {k * n:.4g}, as declared", reading.observed)
+            return passed(f"the effective KD weight is {k * n:.4g}, as declared", reading.observed)
     named = [name for n in ways if intended and (name := _names(k * n / intended, reading.slips))]
-    factor = named[0] if named else f"{k / intended:.4g}" if intended else "without end"
-    said = f"the term acts with weight {k:.4g}, declared {intended:g}: a factor {factor}"
+    said = f"the effective KD weight is {k:.4g}; {intended:g} is declared"
+    said += f". The ratio is {named[0] if named else f'{k / intended:.4g}'}" if intended else ""
     return failed(said, reading.observed, reading.place)
 
 
@@ -184,15 +188,15 @@ def _beside_labels(reading: _Reading) -> Verdict | None:
             if fit and max(f for _, f in fit) <= _ONE_FACTOR * min(f for _, f in fit):
                 slip_factor = fit[0][1]
                 return failed(
-                    f"the term acts with weight {n * k:.4g} where {n * k / slip_factor:.4g} belongs beside the labels' "
-                    f"{n * a:.4g}: a factor {', or '.join(name for name, _ in fit)}",
+                    f"the effective KD weight is {n * k:.4g}; {n * k / slip_factor:.4g} is expected beside the labels' "
+                    f"weight {n * a:.4g}. The ratio is {', or '.join(name for name, _ in fit)}",
                     {**reading.observed, "factor": slip_factor},
                     reading.place,
                 )
     if _is_twice(1 - a, e.factors, reading.temperature):
         return failed(
-            f"the term acts with weight {k:.4g} where {1 - a:.4g} belongs beside the labels' {a:.4g}: "
-            f"it is multiplied by {1 - a:.4g} twice on its way",
+            f"the effective KD weight is {k:.4g}; {1 - a:.4g} is expected beside the labels' weight {a:.4g}. "
+            f"The term is multiplied by {1 - a:.4g} twice",
             {**reading.observed, "factors": e.factors},
             reading.place,
             "warn",
@@ -279,7 +283,8 @@ def term_balance(trace: Trace) -> Verdict:
     low, high = trace.declared.kd.share
     if low <= share <= high:
         return passed(f"the soft term makes up {share:.0%} of the gradient at the logits", {"share": share})
-    return failed(f"the soft term makes up {share:.0%} of the gradient at the logits", {"share": share})
+    said = f"the soft term makes up {share:.0%} of the gradient at the logits; declared {low:.0%} to {high:.0%}"
+    return failed(said, {"share": share}, term_place(trace))
 
 
 @audit("KD341", severity="error", phase="first", mend="loss = (1 - alpha) * ce + alpha * kd")

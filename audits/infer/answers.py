@@ -4,6 +4,7 @@ Where a script declared nothing, :mod:`audits.infer.stems` and :mod:`audits.infe
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from kdbench.audits.infer.observer import Observer
 from kdbench.audits.infer.stems import FIRST, spatial_call
+from kdbench.audits.observe import hooks
 from kdbench.audits.trace import Hits, Trace
 
 
@@ -34,7 +36,7 @@ class Answers(Observer):
             image = args[0] if args else kwargs.get("input")
             shapes = [tuple(t.shape) if isinstance(t, Tensor) else None for t in (image, output)]
             if len(calls) < FIRST and (call := spatial_call(name, module, *shapes)) is not None:
-                calls.append(call)
+                calls.append(replace(call, where=hooks.call_site()))
             if name == "":
                 logits = _logits(output)
                 if role == "teacher":

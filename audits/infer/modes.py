@@ -6,7 +6,7 @@ from kdbench.audits.infer.roles import Cast
 from kdbench.audits.infer.stored import may_be_stored
 from kdbench.audits.observe import hooks
 from kdbench.audits.observe.windows import MOODY, ModuleCall, RawWindow
-from kdbench.audits.trace import Sight, Trace
+from kdbench.audits.trace import Sight, Trace, Where
 
 
 class Modes(Observer):
@@ -14,19 +14,24 @@ class Modes(Observer):
 
     def __init__(self, trace: Trace) -> None:
         self._trace = trace
-        self._when_stored: dict[int, list[str]] = {}
-        "By network, the layers that answered in training mode when its answers may have been stored."
+        self._when_stored: dict[int, tuple[list[str], Where | None]] = {}
+        "By network, the layers that answered in training mode when its answers may have been stored, and its call."
 
     def answered(self, raw: RawWindow, call: ModuleCall) -> None:
         """Note the mode of a network whose answers may be stored."""
         if may_be_stored(call):
-            self._when_stored[id(call.module)] = _in_training(raw, [call])
+            self._when_stored[id(call.module)] = _in_training(raw, [call]), call.where
 
     def window(self, raw: RawWindow, cast: Cast, sight: Sight) -> None:
         """Note the modes of both."""
-        sight.teacher_training = _in_training(raw, [c for g in (*cast.teachers, *cast.idle) for c in g.calls])
+        asked = [c for g in (*cast.teachers, *cast.idle) for c in g.calls]
+        sight.teacher_training = _in_training(raw, asked)
+        sight.teacher_where = next((c.where for c in asked if c.where is not None), None)
+        sight.student_where = next((c.where for g in cast.students for c in g.calls if c.where is not None), None)
         if cast.cached:
-            sight.teacher_training += [m for g in cast.teachers for m in self._when_stored.get(id(g.module), [])]
+            stored = [self._when_stored[id(g.module)] for g in cast.teachers if id(g.module) in self._when_stored]
+            sight.teacher_training += [m for layers, _ in stored for m in layers]
+            sight.teacher_where = sight.teacher_where or next((where for _, where in stored), None)
         calls = [c for g in cast.students for c in g.calls if c.grad and raw.root.calls >> c.index & 1]
         held = [m for g in cast.students if g.module is not None for m in g.module.modules() if isinstance(m, MOODY)]
         below = [c for c in descendants(raw, calls) if isinstance(c.module, MOODY) and depends_on_mode(c.module)]

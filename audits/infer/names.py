@@ -1,6 +1,7 @@
 """What things are called: networks by the user's variable and their class, parameters by their path."""
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -38,6 +39,11 @@ class Names(Observer):
             self._kept.append(module)
         return self._names[id(module)]
 
+    def _short(self, group: Group) -> str:
+        """Return the variable that holds a group's module, or else its class: the head of a parameter's path."""
+        name = self.group(group)
+        return name.rpartition(" (")[2].removesuffix(")")
+
     def groups(self, groups: list[Group]) -> str:
         """Return how a report calls several groups together."""
         return ", ".join(self.group(g) for g in groups)
@@ -54,7 +60,7 @@ class Names(Observer):
         for group in (*known.students, *known.teachers, *known.projectors):
             for name, own in group.module.named_parameters() if group.module is not None else ():
                 if own is param:
-                    return f"{self.group(group)}.{name}"
+                    return f"{self._short(group)}.{name}"
         return _owner_of(param) or f"unnamed parameter of shape {tuple(param.shape)}"
 
     def finish(self, optimizers: list[torch.optim.Optimizer]) -> None:
@@ -65,7 +71,7 @@ class Names(Observer):
         names: dict[int, str] = {}
         for group in (*known.projectors, *known.teachers, *known.students):
             if group.module is not None:
-                names.update((id(p), f"{self.group(group)}.{n}") for n, p in group.module.named_parameters())
+                names.update((id(p), f"{self._short(group)}.{n}") for n, p in group.module.named_parameters())
         self._trace.names = {**self._trace.names, **names}
 
 
@@ -119,6 +125,25 @@ def named_module(name: str, by_class: bool) -> nn.Module | None:
         return None
     of_class = [m for m in living(nn.Module) if type(m).__name__ == name]
     return of_class[0] if len(of_class) == 1 else None
+
+
+def held_networks() -> set[str]:
+    """Return the names under which the user's code holds modules: variables of the frames on the stack, attributes."""
+    found: set[str] = set()
+    frame = sys._getframe(1)
+    places: list[Mapping[str, Any]] = [vars(sys.modules["__main__"])] if "__main__" in sys.modules else []
+    while frame is not None:
+        package = frame.f_globals.get("__name__", "").partition(".")[0]
+        if package not in ("torch", "kdbench", "runpy"):
+            places.append(frame.f_locals)
+            own = getattr(frame.f_locals.get("self"), "__dict__", {})
+            if isinstance(own, dict):
+                parts = own.get(torch_internals.SUBMODULES)
+                places += [own, parts if isinstance(parts, dict) else {}]
+        frame = frame.f_back  # type: ignore[assignment]
+    for place in places:
+        found |= {n for n, value in list(place.items()) if isinstance(value, nn.Module) and not n.startswith("_")}
+    return found - {"self"}
 
 
 def _owner_of(param: Tensor) -> str | None:

@@ -1,5 +1,6 @@
 """At which size do the first layers of a network see an image?"""
 
+from dataclasses import replace
 from typing import Literal
 
 from torch import nn
@@ -48,7 +49,8 @@ class Stems(Observer):
                 for number, within, kernel, stride, before, after in raw.pools
                 if within in inside
             ]
-            first = [s for _, s in sorted(found, key=lambda item: item[0])][:FIRST]
+            place = next((c.where for c in under if c.where is not None), None)
+            first = [replace(s, where=place) for _, s in sorted(found, key=lambda item: item[0])][:FIRST]
             if first:
                 spatial[role] = first
 

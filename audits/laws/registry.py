@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import inspect
+import os
 import random
 import sys
 import traceback
@@ -14,11 +15,12 @@ from typing import Any, ParamSpec
 import torch
 
 from kdbench.audits.checks.catalogue import Verdict
-from kdbench.audits.finding import Finding, Severity
+from kdbench.audits.finding import FUNCTION_BROKE, Finding, Severity
 from kdbench.audits.laws.answers import OddAnswerError
 from kdbench.audits.trace import Where
 
 Parameters = ParamSpec("Parameters")
+_AUDITS = Path(__file__).parent.parent
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,11 @@ def law(
                     where = place_of(next(filter(callable, (*args, *kwargs.values())), None))
                     verdict = check(*args, **kwargs)
             except OddAnswerError as odd:
-                verdict = Verdict("error", str(odd))
+                verdict = Verdict("error", str(odd), reason=FUNCTION_BROKE)
             except Exception as error:  # the user's, or of a form that nobody thought of: nothing was decided
-                verdict = Verdict("error", _ended_in(error))
+                if os.environ.get("KDBENCH_DEBUG"):
+                    traceback.print_exception(error)
+                verdict = Verdict("error", _ended_in(error), reason=None if _is_ours(error) else FUNCTION_BROKE)
             return Finding(
                 id=id,
                 name=name,
@@ -106,6 +110,13 @@ def place_of(function: Any) -> Where | None:
         "file": str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path),
         "line": code.co_firstlineno,
     }
+
+
+def _is_ours(error: Exception) -> bool:
+    """Say whether a property check itself broke: nothing of the user's was running, and no argument was refused."""
+    files = [Path(frame.f_code.co_filename) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    of_others = any(not file.is_relative_to(_AUDITS) and not str(file).startswith("<") for file in files)
+    return not of_others and not isinstance(error, ValueError)
 
 
 def _ended_in(error: Exception) -> str:

@@ -57,8 +57,12 @@ def check_schedule(
     nothing. Fails when a rate is off by more than `tolerance` times the largest declared one, and names the likely
     slip; `steps_per_epoch` lets it name those that mix up steps and epochs.
     """
-    if steps < 2:
-        raise ValueError(f"steps is {steps}; it must be at least 2")
+    if steps < 1:
+        raise ValueError(f"steps is {steps}; it must be at least 1")
+    if steps == 1:
+        return undecided(
+            "not-in-these-steps", "the schedule has one step, and so no course from first to last", "steps="
+        )
     points = (("first", 0, first), ("middle", steps // 2, middle), ("last", steps - 1, last))
     declared = {name: (step, rate) for name, step, rate in points if rate is not None}
     if not declared:

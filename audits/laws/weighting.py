@@ -38,7 +38,7 @@ def check_weighting(combine: Callable[..., Any], alpha: bool = False) -> Verdict
         # The weights that are in force, read off the losses.
         a, b = loss(3, 3, weights) - start, loss(2, 4, weights) - start
         rest = start - 2 * a - 3 * b
-        at = f"alpha {weights[0]:g}" if alpha else f"ce_weight {weights[0]:g} and kd_weight {weights[1]:g}"
+        at = f"alpha {weights[0]:g}" if alpha else f"label weight {weights[0]:g} and distillation weight {weights[1]:g}"
         observed = {"weights": list(weights), "expected": [of_ce, of_kd], "found": [a, b], "constant": rest}
         if not close(loss(5, 7, weights), 5 * a + 7 * b + rest):
             return failed(f"with {at} the loss is no weighted sum of the two terms", observed)

@@ -50,10 +50,11 @@ class Recorder:
         on_modes: Callable[[list[bool]], None] = lambda modes: None,
         on_write: Callable[[list[Tensor]], None] = lambda tensors: None,
         on_shown: Callable[[nn.Module, Any], None] = lambda module, args: None,
+        on_read: Callable[[str, list[Tensor]], None] | None = None,
     ) -> None:
         self.taint = Taint()
         self._on_window, self._on_answer, self._on_error, self._wants = on_window, on_answer, on_error, wants
-        self._on_modes, self._on_write, self._on_shown = on_modes, on_write, on_shown
+        self._on_modes, self._on_write, self._on_shown, self._on_read = on_modes, on_write, on_shown, on_read
         self._mode = Mode(self._on_function)
         self._home = (os.getpid(), threading.get_ident())
         self._stack: list[ModuleCall | None] = []
@@ -149,6 +150,8 @@ class Recorder:
         if name in _SHAPE_ONLY or (name == "__get__" and is_getter_to_skip(func)):
             return
         given = [*tensors_in(args, 2), *tensors_in(list(kwargs.values()), 2)] if args or kwargs else []
+        if given and self._on_read is not None and name != "__get__":
+            self._on_read(name, given)
         if name in ("one_hot", "scatter", "scatter_") and isinstance(out, Tensor) and not self.taint.of(out).params:
             self.raw.one_hot.append(out)
         outs = [given[0]] if name == "__setitem__" else list(tensors_in(out, 2))
@@ -294,6 +297,7 @@ class Recorder:
                 _training(module),
                 torch.is_grad_enabled(),
                 given[:4],
+                hooks.call_site() if parent is None else None,
             )
             self.raw.calls.append(call)
             self._stack.append(call)

@@ -69,6 +69,10 @@ class Steps:
         self._busy = 0
         "How deep in a function of torch's that may write to gradients, and is no clip by hand."
         self._kept: dict[int, Tensor] = {}
+        self._read = False
+        "Whether a gradient was read since the backward, as a clip by hand does even where it has nothing to do."
+        self.follows: Callable[[], bool] = lambda: False
+        "Says whether the function mode tells of what is read and written."
         self.distils = False
 
     def open(self, stack: ExitStack, guard: Guard) -> None:
@@ -161,6 +165,13 @@ class Steps:
         elif hit:
             self._written_after |= {k for k, g in self._gradients() if k in hit and bool(g.any())}
 
+    def read_from(self, name: str, tensors: list[Tensor]) -> None:
+        """Take in that a function of torch's was handed these tensors: some may be gradients on their way to a step."""
+        if self._read or self._busy or self._depth or not self._backward_since or name.startswith("_amp_"):
+            return
+        places = {stamp[0] for stamp in (self._versions or {}).values()}
+        self._read = any(t.data_ptr() in places for t in tensors if not t.is_sparse)
+
     def before_backward(self) -> None:
         """Take in the writes so far, and which used gradients are still there to be added to."""
         self._note_writes()
@@ -176,6 +187,7 @@ class Steps:
 
     def after_backward(self) -> None:
         """Forget, for the gradients that grew, what was done to them before: it did not reach what was added."""
+        self._read = self._read and self._backward_since
         self._backward_since = True
         self._backwards += 1
         self._root_is_scaled, self._scale_called = self._scale_called, False
@@ -210,6 +222,7 @@ class Steps:
 
     def _on_clip(self, kind: Literal["norm", "value"], params: list[nn.Parameter], bound: float, total: Any) -> None:
         self._busy += 1
+        self._read = self._read or bound >= _NO_BOUND
         if not self.active or bound >= _NO_BOUND:
             return
         self._note_writes()
@@ -313,12 +326,13 @@ class Steps:
             result = closure()
             if not seen:
                 seen = True
-                self._guard(self._record)(optimizer)
+                self._guard(self._record)(optimizer, False)
             return result
 
         return ((args[0], observed, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": observed})
 
-    def _record(self, optimizer: torch.optim.Optimizer) -> None:
+    def _record(self, optimizer: torch.optim.Optimizer, whole: bool = True) -> None:
+        """Take down what a step is given; `whole` says that the gradients were there before it was called."""
         # A gradient that was zeroed and that no backward reached is there, and needs no clip.
         params = [p for p in with_gradient(optimizer) if id(p) not in self._zeroed]
         if not params:
@@ -365,6 +379,7 @@ class Steps:
                 hand_norms=_norms(dense) if by_hand else None,
                 hand_factors=factors,
                 strays=[c for c in since if c.handed_ids and not c.grown and not c.handed_ids & stepped],
+                touched=self._read if self.follows() and whole and _steps_plainly(optimizer) else None,
             )
         )
 
@@ -430,6 +445,11 @@ class Steps:
 def with_gradient(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     """Return the parameters that a step would move; a frozen one may keep a gradient from before."""
     return [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None and p.requires_grad]
+
+
+def _steps_plainly(optimizer: torch.optim.Optimizer) -> bool:
+    """Say whether a step does nothing to gradients before it uses them: a class of torch's, with nothing hooked."""
+    return type(optimizer).__module__.startswith("torch.optim") and not torch_internals.step_hooks_of(optimizer)
 
 
 def _norms(grads: list[Tensor]) -> Tensor:

@@ -103,6 +103,13 @@ def _has_hook(hooks: Callable[[Tensor], Any]) -> bool:
     return not before and bool(hooks(tensor))
 
 
+def _has_step_hook(hooks: Callable[[torch.optim.Optimizer], Any]) -> bool:
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    before = bool(hooks(optimizer))
+    optimizer.register_step_pre_hook(lambda *args: None)
+    return not before and bool(hooks(optimizer))
+
+
 def _is_the_leaf(name: str) -> bool:
     leaf = torch.ones(1, requires_grad=True)
     grad_fn: Any = (leaf + 1).grad_fn
@@ -130,6 +137,15 @@ hooks_of: Callable[[Tensor], Any] = _tried(
     _has_hook,
     stand_in=lambda tensor: True,
     audits=frozenset(("KD201", "KD202", "KD204", "KD303", "KD305", "KD311", "KD312", "KD313", "KD314", "KD341")),
+)
+step_hooks_of: Callable[[torch.optim.Optimizer], Any] = _tried(
+    "step_hooks_of",
+    "Optimizer._optimizer_step_pre_hooks",
+    "seeing that a hook may change gradients at the step",
+    lambda: attrgetter("_optimizer_step_pre_hooks"),
+    _has_step_hook,
+    stand_in=lambda optimizer: True,
+    audits=frozenset(),
 )
 foreach_norm: Callable[[list[Tensor]], list[Tensor]] = _tried(
     "foreach_norm",

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from kdbench.audits.checks.all import CATALOGUE
 from kdbench.audits.finding import Finding, Report, Severity, sorted_report
+from kdbench.audits.laws import LAWS
 
 Verdict = Literal["clean", "failed", "undecided", "could-not-run"]
 
@@ -29,17 +30,34 @@ class PolicyError(ValueError):
         self.remedy = remedy
 
 
+_SHORTEST = 3
+"Letters and digits of a prefix: `KD` alone says nothing."
+
+
+def _names() -> dict[str, str]:
+    """Return ids by name, of the audits of a training and of the property checks."""
+    return {name: law.id for name, law in LAWS.items()} | {name: audit.id for name, audit in CATALOGUE.items()}
+
+
 def audit_id(word: str) -> str:
     """Return the id of an audit that is given by id or name; PolicyError with the nearest one if there is none."""
-    ids = {audit.id: audit.id for audit in CATALOGUE.values()}
-    names = {name: audit.id for name, audit in CATALOGUE.items()}
-    found = ids.get(word.upper()) or names.get(word.lower())
+    names = _names()
+    ids = set(names.values())
+    found = word.upper() if word.upper() in ids else names.get(word.lower())
     if found is not None:
         return found
     near = difflib.get_close_matches(word.upper(), ids, n=1, cutoff=0.5)
     near = difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.5) or near
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise PolicyError(f"unknown audit {word!r}; {hint}There are: {', '.join(sorted(ids))}", "list-audits")
+
+
+def audit_ids(word: str) -> list[str]:
+    """Return the ids that a word stands for: one by id or name, or all that begin with it, as KD3."""
+    ids = sorted(set(_names().values()))
+    if word.upper() not in ids and len(word) >= _SHORTEST and (found := [i for i in ids if i.startswith(word.upper())]):
+        return found
+    return [audit_id(word)]
 
 
 @dataclass(frozen=True)
@@ -63,7 +81,7 @@ class Policy:
         ignore: Iterable[str] = (),
         strict: bool = False,
     ) -> "Policy":
-        """Read choices as they are typed: ID=REASON, and ids or names in lists with commas.
+        """Read choices as they are typed: ID=REASON, and ids, names or beginnings of ids in lists with commas.
 
         Raises PolicyError for an unknown audit and for a waiver without a reason.
         """
@@ -74,7 +92,9 @@ class Policy:
                 raise PolicyError(f"waiver {text!r} gives no reason; write it as {word.strip() or 'ID'}=REASON")
             waived[audit_id(word.strip())] = reason.strip()
         selected, ignored = (
-            frozenset(audit_id(word.strip()) for text in texts for word in text.split(",") if word.strip())
+            frozenset(
+                id for text in texts for word in text.split(",") if word.strip() for id in audit_ids(word.strip())
+            )
             for texts in (select, ignore)
         )
         return cls(waived, selected, ignored, strict)

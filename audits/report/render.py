@@ -2,15 +2,17 @@
 
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 from xml.etree import ElementTree
 
 from kdbench.audits.checks.all import CATALOGUE
-from kdbench.audits.finding import Finding, Report, Severity
+from kdbench.audits.finding import Finding, Report, Severity, body, is_ours
 from kdbench.audits.report.policy import Verdict, fingerprint
+from kdbench.audits.report.verdict import sentence
 
 _LEVELS: dict[Severity, str] = {"error": "error", "warn": "warning", "info": "note"}
 _COMMANDS: dict[Severity, str] = {"error": "error", "warn": "warning", "info": "notice"}
@@ -34,16 +36,30 @@ class Audited:
     script_exit: int | None = None
     unobserved: tuple[str, ...] = ()
     "Child processes that were not seen."
+    waived_in_source: Mapping[str, str] = field(default_factory=dict)
+    "By id, file and line of the comment in the audited code that waives it."
+    declarable: bool = True
+    "Whether a user can declare what is undecided; not where it was our own training, or is over."
+    undecided_because: str | None = None
+    "Where no single audit says it."
+
+    @property
+    def summary(self) -> str:
+        """The verdict in one sentence."""
+        return sentence(self.report, self.verdict, self.threshold, self.trouble, self.declarable)
 
     @property
     def trouble(self) -> str | None:
         """One sentence on why nothing was decided, or what could not run; None for `clean` and `failed`."""
         if self.verdict == "could-not-run":
-            broken = next((f.message for f in self.report.findings if f.status == "error"), None)
+            broken = next((f"{f.id} {f.name}: {f.message}" for f in self.report.findings if f.status == "error"), None)
             last = self.script_error.splitlines()[-1] if self.script_error else None
             return last or broken or f"the script ended with exit code {self.script_exit}"
         if self.verdict == "undecided":
-            return next((f.message for f in self.report.findings if f.status == "not_triggered"), "no audit decided")
+            silent = [f for f in self.report.findings if f.status == "not_triggered"]
+            unseen = [f.message for f in silent if f.reason == "no-teacher-seen"]
+            nothing = "none of the audits asked for passed or failed"
+            return self.undecided_because or next(iter(unseen or [f.message for f in silent]), nothing)
         return None
 
 
@@ -63,6 +79,8 @@ def to_json(audited: Audited) -> str:
             "script_error": audited.script_error,
             "script_exit": audited.script_exit,
             "unobserved": list(audited.unobserved),
+            "summary": audited.summary,
+            "waived_in_source": dict(sorted(audited.waived_in_source.items())),
         },
         indent=2,
         allow_nan=False,
@@ -86,7 +104,7 @@ def to_junit(audited: Audited) -> str:
         elif f.status == "fail":
             ElementTree.SubElement(case, "system-out").text = _xml(_long(f))
         elif f.status == "error":
-            ElementTree.SubElement(case, "error", message=_xml(f.message))
+            ElementTree.SubElement(case, "error", message=_xml(_broken(f))).text = _xml(_long(f))
         elif f.status in ("not_triggered", "waived"):
             ElementTree.SubElement(case, "skipped", message=_xml(_short(f)))
     if audited.trouble or audited.script_error:
@@ -103,7 +121,7 @@ def to_junit(audited: Audited) -> str:
 
 
 def to_sarif(audited: Audited) -> str:
-    """Return a SARIF 2.1.0 log: failures are results (waived ones suppressed), what was not decided is notified."""
+    """Return a SARIF 2.1.0 log: failures are results (waived ones suppressed), undecided audits are notified."""
     audits_by_id = {audit.id: audit for audit in CATALOGUE.values()}
     listed = [f for f in audited.report.findings if f.status in ("fail", "waived")]
     told = [f for f in audited.report.findings if f.status in ("not_triggered", "error")]
@@ -123,7 +141,7 @@ def to_sarif(audited: Audited) -> str:
     notes: list[dict[str, Any]] = [
         {
             "level": "error" if f.status == "error" else "note",
-            "message": {"text": _short(f)},
+            "message": {"text": _long(f) if f.status == "error" else _short(f)},
             "associatedRule": {"id": f.id, "index": ids.index(f.id)},
         }
         for f in told
@@ -139,13 +157,13 @@ def to_sarif(audited: Audited) -> str:
                 "toolExecutionNotifications": notes,
             }
         ],
-        "results": [_result(f, ids.index(f.id), audited.target) for f in listed],
+        "results": [_result(f, ids.index(f.id), audited) for f in listed],
     }
     schema = "https://json.schemastore.org/sarif-2.1.0.json"
     return json.dumps({"$schema": schema, "version": "2.1.0", "runs": [run]}, indent=2, allow_nan=False)
 
 
-def _result(f: Finding, index: int, target: str) -> dict[str, Any]:
+def _result(f: Finding, index: int, audited: Audited) -> dict[str, Any]:
     result: dict[str, Any] = {
         "ruleId": f.id,
         "ruleIndex": index,
@@ -158,10 +176,11 @@ def _result(f: Finding, index: int, target: str) -> dict[str, Any]:
         result["locations"] = [
             {"physicalLocation": {"artifactLocation": _place(str(f.where["file"])), "region": region}}
         ]
-    elif target.endswith(".py"):
-        result["locations"] = [{"physicalLocation": {"artifactLocation": _place(target)}}]
+    elif audited.target.endswith(".py"):
+        result["locations"] = [{"physicalLocation": {"artifactLocation": _place(audited.target)}}]
     if f.status == "waived":
-        result["suppressions"] = [{"kind": "external", "justification": f.reason or ""}]
+        kind = "inSource" if f.id in audited.waived_in_source else "external"
+        result["suppressions"] = [{"kind": kind, "justification": f.reason or ""}]
     return result
 
 
@@ -181,12 +200,17 @@ def to_github(audited: Audited) -> str:
         for f in audited.report.findings
         if f.status == "fail"
     ]
+    lines += [
+        _command("error", {"title": f"{f.id} {f.name}: {_broken(f)}"}, _long(f))
+        for f in audited.report.findings
+        if f.status == "error"
+    ]
     if audited.trouble or audited.script_error:
         text = audited.script_error or audited.trouble or ""
         lines.append(_command("error", {"title": f"kdbench audit: {audited.verdict}"}, text))
-    counts, failed = audited.report.counts(), len(audited.report.failed(audited.threshold))
-    told = f"failed {failed}, passed {counts['pass']}, not decided {counts['not_triggered']}"
-    lines.append(_command("notice", {"title": f"kdbench audit: {audited.verdict}"}, f"{audited.target}: {told}"))
+    lines.append(
+        _command("notice", {"title": f"kdbench audit: {audited.verdict}"}, f"{audited.target}: {audited.summary}")
+    )
     return "\n".join(lines)
 
 
@@ -201,18 +225,17 @@ def _command(name: str, properties: dict[str, Any], message: str) -> str:
 
 
 def _long(f: Finding) -> str:
-    parts = [f.message]
-    if f.consequence_of:
-        parts.append(f"follows from {f.consequence_of}")
-    if f.mend:
-        parts.append(f"mend: {f.mend}")
-    return "\n".join(parts)
+    return "\n".join(body(f))
+
+
+def _broken(f: Finding) -> str:
+    return f"error of kdbench: {f.message}" if is_ours(f) else f"could not run: {f.message}"
 
 
 def _short(f: Finding) -> str:
     if f.status == "waived":
         return f"waived ({f.reason}): {f.message}"
-    return f.message + (f"; decided by {f.decide_with}" if f.decide_with else "")
+    return f.message + (f"; decided with {f.decide_with}" if f.decide_with else "")
 
 
 def _xml(text: str) -> str:

@@ -1,34 +1,93 @@
 """The catalogue of audits: each in a line, or the story of one."""
 
-from kdbench.harness.cli.common import stdout
+import textwrap
+from dataclasses import dataclass
+from typing import Any
+
+from kdbench.harness.cli.common import print_json, stdout
 from kdbench.kd.errors import unknown
 
+SCHEMA = "kdbench.audits/1"
+_NARROW = 100
+"Columns below which an audit is printed in two lines: a table would leave no room for the sentence."
+_KINDS = (
+    "\ntrace: decided by watching a training, for example a script."
+    "\nproperty: decided by calling your function on made-up inputs (kdbench.check_...)."
+    "\nAn audit of both kinds is decided either way."
+)
 
-def _entries() -> list[tuple[str, str, str, str, str, str]]:
-    """Return id, name, severity, kind, story and mend of every audit and law, by id."""
+
+@dataclass(frozen=True)
+class _Entry:
+    """One audit, of one kind."""
+
+    id: str
+    name: str
+    severity: str
+    kind: str
+    "trace or property."
+    story: str
+    fix: str
+
+
+def _entries() -> list[_Entry]:
+    """Return every audit and property check, by id; an id that is both has two entries."""
     from kdbench.audits.checks.all import CATALOGUE
     from kdbench.audits.laws import LAWS
     from kdbench.harness.declarations import spelled_mend
 
-    entries = [(a.id, a.name, a.severity, "trace", a.story, spelled_mend(a.id, a.mend)) for a in CATALOGUE.values()]
-    entries += [(w.id, w.name, w.severity, "property", w.story, w.mend) for w in LAWS.values()]
-    return sorted(entries)
+    entries = [
+        _Entry(a.id, a.name, a.severity, "trace", a.story, spelled_mend(a.id, a.mend)) for a in CATALOGUE.values()
+    ]
+    entries += [_Entry(w.id, w.name, w.severity, "property", w.story, w.mend) for w in LAWS.values()]
+    return sorted(entries, key=lambda e: (e.id, e.kind != "trace"))
 
 
-def list_audits() -> int:
-    """Print every audit in a line."""
+def _by_id() -> list[list[_Entry]]:
+    """Return the entries of each id together: what a training shows and what a function is held to are one audit."""
+    groups: dict[str, list[_Entry]] = {}
+    for entry in _entries():
+        groups.setdefault(entry.id, []).append(entry)
+    return list(groups.values())
+
+
+def list_audits(format_: str = "text") -> int:
+    """Print every audit in a line, or all as one JSON object."""
     from rich.table import Table
 
-    table = Table("id", "name", "severity", "kind", "holds that", box=None, pad_edge=False, header_style="bold")
-    for id, name, severity, kind, story, _ in _entries():
-        table.add_row(id, name, severity, kind, story.splitlines()[0])
+    if format_ == "json":
+        print_json({"schema": SCHEMA, "audits": [_row(same) for same in _by_id()]})
+        return 0
     console = stdout()
+    if console.width < _NARROW:
+        for same in _by_id():
+            row = _row(same)
+            console.print(f"{row['id']} {row['name']}  ({row['severity']}; {', '.join(row['kinds'])})", markup=False)
+            said = textwrap.fill(row["holds"], console.width, initial_indent="  ", subsequent_indent="  ")
+            console.print(said, markup=False)
+        console.print(_KINDS)
+        return 0
+    table = Table("id", "name", "severity", "kind", "holds that", box=None, pad_edge=False, header_style="bold")
+    for column in table.columns[:4]:
+        column.no_wrap = True
+    for same in _by_id():
+        row = _row(same)
+        table.add_row(row["id"], row["name"], row["severity"], ", ".join(row["kinds"]), row["holds"])
     console.print(table)
-    console.print(
-        "\ntrace: read off a training, also a script's."
-        " property: a function of yours held to a law (kdbench.audits.laws)"
-    )
+    console.print(_KINDS)
     return 0
+
+
+def _row(same: list[_Entry]) -> dict[str, Any]:
+    first = same[0]
+    return {
+        "id": first.id,
+        "name": first.name,
+        "severity": first.severity,
+        "kinds": [entry.kind for entry in same],
+        "holds": first.story.splitlines()[0],
+        "fix": first.fix,
+    }
 
 
 def _flowing(docstring: str) -> str:
@@ -37,20 +96,20 @@ def _flowing(docstring: str) -> str:
 
 
 def explain(word: str) -> int:
-    """Print the story of an audit, given by id or name, where its fault was seen, and the mend."""
+    """Print the story of an audit, given by id or name, where its fault was seen, and the fix."""
     from kdbench.harness.faults import FAULTS
 
     entries = _entries()
-    found = [entry for entry in entries if word.lower() in (entry[0].lower(), entry[1])]
+    found = [entry for entry in entries if word.lower() in (entry.id.lower(), entry.name)]
     if not found:
-        raise unknown("audit", word, {part for entry in entries for part in entry[:2]})
+        raise unknown("audit", word, {part for entry in entries for part in (entry.id, entry.name)})
     console = stdout()
-    for id, name, severity, kind, story, mend in found:
-        console.print(f"[bold]{id} {name}[/] ({severity}, {kind})\n")
-        console.print(_flowing(story), markup=False)
-        console.print(f"\nmend: {mend}", markup=False)
-        seen = [fault for _, fault in sorted(FAULTS.items()) if name in fault.caught_by]
-        for fault in seen if kind == "trace" else []:
+    for entry in found:
+        console.print(f"[bold]{entry.id} {entry.name}[/] ({entry.severity}, {entry.kind})\n")
+        console.print(_flowing(entry.story), markup=False)
+        console.print(f"\nfix: {entry.fix}", markup=False)
+        seen = [fault for _, fault in sorted(FAULTS.items()) if entry.name in fault.caught_by]
+        for fault in seen if entry.kind == "trace" else []:
             console.print(f"\nseen as the fault {fault.name}: {_flowing(fault.story)}", markup=False)
         console.print()
     return 0

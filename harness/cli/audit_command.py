@@ -7,7 +7,7 @@ import rich_click as click
 from click.core import ParameterSource
 
 from kdbench.harness.cli.audit_config import ConfiguredCommand
-from kdbench.harness.cli.audit_output import policy_errors, read_policy
+from kdbench.harness.cli.audit_output import detail, policy_errors, read_policy
 from kdbench.harness.cli.common import FAULTS_OPTION, METHOD_OPTION, MODEL_OPTION, finite
 from kdbench.harness.cli.completion import complete_fault, complete_method, one_of
 from kdbench.harness.cli.help import OUTPUT, explained
@@ -17,7 +17,7 @@ SCRIPT, MEANT = "How the script is run", "What the training is meant to be"
 FINDINGS, OURS, SHORT = "Which findings count", "Without SCRIPT: our own training", "Short for kdbench audits"
 "Groups of options."
 
-_POLICY = {"waive", "select", "ignore", "strict", "format"}
+_POLICY = {"waive", "select", "ignore", "strict", "format", "quiet", "verbose"}
 _FILES = {"fault_files", "method_files", "model_files"}
 _OURS = _POLICY | _FILES | {"variant", "fault", "method", "pair", "seed"}
 _MATRIX = _FILES | {"fault", "method", "seeds", "zoo_seeds", "output", "format", "workers"}
@@ -110,10 +110,18 @@ _MODES = {"--list": _FILES, "--explain": _FILES, "--run": _POLICY | _FILES, "--m
 @click.option("--student", metavar="NAME", panel=MEANT, help="Variable or class of the network that is trained.")
 @click.option("--teacher", metavar="NAME", panel=MEANT, help="Variable or class of the network that teaches.")
 @click.option(
-    "--waive", multiple=True, metavar="ID=REASON", panel=FINDINGS, help="Accept a failure of this audit, with a reason."
+    "--waive",
+    multiple=True,
+    metavar="ID=REASON",
+    panel=FINDINGS,
+    help="Accept a failure of this audit, with a reason; in the script: # kdbench: ignore[ID] REASON.",
 )
 @click.option(
-    "--select", multiple=True, metavar="ID,...", panel=FINDINGS, help="Report these audits only, by id or name."
+    "--select",
+    multiple=True,
+    metavar="ID,...",
+    panel=FINDINGS,
+    help="Report these audits only: ids, names, or the beginning of ids (KD3).",
 )
 @click.option("--ignore", multiple=True, metavar="ID,...", panel=FINDINGS, help="Leave out these audits.")
 @click.option("--strict", is_flag=True, panel=FINDINGS, help="Count warnings as failures.")
@@ -140,6 +148,10 @@ _MODES = {"--list": _FILES, "--explain": _FILES, "--run": _POLICY | _FILES, "--m
     metavar="FILE",
     panel=FINDINGS,
     help="Write what was inferred to a file (kdbench.lock), to correct and commit.",
+)
+@click.option("-q", "--quiet", is_flag=True, panel=OUTPUT, help="Print failures and the verdict only.")
+@click.option(
+    "-v", "--verbose", is_flag=True, panel=OUTPUT, help="Print every audit: also those that passed or are undecided."
 )
 @click.option(
     "--format",
@@ -226,7 +238,9 @@ def command(
     modes = {"--list": list_, "--explain": options["explain"], "--run": options["run_folder"], "--matrix": matrix}
     asked = [mode for mode, value in modes.items() if value]
     if len(asked) > 1 or (asked and script):
-        raise InputError(f"{' and '.join([*asked, *([script] if script else [])])} do not go together; ask for one")
+        raise InputError(
+            f"{' and '.join([*asked, *([script] if script else [])])} do not go together; give one of them"
+        )
     _refuse_others(ctx, asked[0] if asked else None, script)
     if list_ or options["explain"]:
         from kdbench.harness.cli import audit_catalogue
@@ -238,18 +252,21 @@ def command(
         of_matrix = {name: options[name] for name in ("seeds", "zoo_seeds", "workers", "output", "format_")}
         return run_matrix(faults=options["fault"], methods=options["method"], **of_matrix)
     if options["format_"] == "html":
-        raise InputError("--format html is of --matrix; an audit is reported as text, json, junit, sarif or github")
+        raise InputError(
+            "--format html works with --matrix only; an audit is written as text, json, junit, sarif or github"
+        )
     with policy_errors():
         policy = read_policy(options)
         if options["run_folder"]:
             from kdbench.harness.cli.audit_recorded import show_recorded
 
-            return show_recorded(options["run_folder"], policy, options["format_"])
+            return show_recorded(options["run_folder"], policy, options["format_"], detail(options))
         if script is None:
             from kdbench.harness.cli.audit_ourselves import audit_ourselves
 
             own = {"variant": options["variant"], "faults": options["fault"], "methods": options["method"]}
-            return audit_ourselves(policy, options["format_"], **own, seed=options["seed"], pair=options["pair"])
+            more = {"seed": options["seed"], "pair": options["pair"], "detail": detail(options)}
+            return audit_ourselves(policy, options["format_"], **own, **more)
         from kdbench.harness.cli.audit_script import audit_script
 
         return audit_script(ctx, script, args, policy, options)

@@ -12,9 +12,11 @@ from kdbench.kd.errors import InputError, unknown
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from kdbench.audits.report.policy import Policy
     from kdbench.audits.report.render import Audited
+    from kdbench.harness.publish.audit_text import Detail
     from kdbench.harness.zoo.selfcheck import Run
 
 
@@ -27,6 +29,7 @@ def audit_ourselves(
     methods: Sequence[str],
     seed: int,
     pair: str | None,
+    detail: "Detail",
 ) -> int:
     """Train each method, with the faults asked for or right, for a few steps under all audits; return the exit code."""
     from kdbench.audits.finding import sorted_report
@@ -58,9 +61,10 @@ def audit_ourselves(
     report = sorted_report(findings)
     distils = [METHODS[method].needs_teacher for method in dict.fromkeys(run.method for run in runs)]
     distilled = any(distils) or not any(METHODS[method].needs_teacher for method in methods)
-    verdict = policy.verdict(report, ran=True, distilled=distilled)
+    verdict, because = policy.verdict(report, ran=True, distilled=distilled), None
     if verdict == "clean" and any(run.fault is None and not run.as_declared for run in runs):
-        verdict = "undecided"  # nothing failed, and an audit that a bug would trip has not said that it passed
+        verdict = "undecided"
+        because = "no audit failed, and an audit that a bug would trip has not passed"
     audited = Audited(
         target=", ".join(name or "canonical" for name in names),
         report=report,
@@ -69,9 +73,11 @@ def audit_ourselves(
         steps=max(run.steps for run in runs),
         student=student,
         teacher=teacher if any(distils) else None,
+        declarable=False,
+        undecided_because=because,
     )
     if format_ == "text":
-        _show(stdout(), runs, audited)
+        _show(stdout(), runs, audited, detail)
     else:
         click.echo(renderer(format_)(audited))
     return EXIT_CODES[audited.verdict]
@@ -92,37 +98,41 @@ def _check(methods: Sequence[str]) -> None:
             ) from error
 
 
-def _show(console: "Console", runs: Sequence["Run"], audited: "Audited") -> None:
-    """Print what the audits say of our own training, a run a line, and then the findings."""
+def _show(console: "Console", runs: Sequence["Run"], audited: "Audited", detail: "Detail") -> None:
+    """Print what the audits say of our own training, a run a line, then the findings and the verdict."""
+    from kdbench.harness.publish.audit_text import labels, show_findings, show_verdict
+
+    if detail != "quiet":
+        console.print(_table(runs))
+    for run in runs:
+        if not run.as_declared:
+            what = f"{run.method} with {run.fault.name}" if run.fault else run.method
+            console.print(f"not as declared: {what}: {'; '.join(run.departures)}", markup=False)
+    show_findings(console, audited, detail)
+    decided = {f.id for f in audited.report.findings if f.status != "not_triggered"}
+    silent = [f for f in audited.report.findings if f.id not in decided]
+    if silent and detail == "verbose":
+        console.print(f"\nundecided in all of these runs: {labels(silent)}", markup=False)
+    show_verdict(console, audited)
+
+
+def _table(runs: Sequence["Run"]) -> "Table":
+    """Return a table of the runs; failures by id, since the findings below it name them."""
     from rich.table import Table
 
-    from kdbench.harness.publish.audit_text import coverage, labels, show_failures
-
-    console.print(coverage(audited.report), soft_wrap=True)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("method", "fault", "audits that failed", "passed", "not decided", "as declared"):
-        table.add_column(column)
+    for column in ("method", "fault", "failed", "passed", "undecided", "as declared"):
+        table.add_column(column, no_wrap=column != "failed", overflow="fold")
     for run in runs:
         counts = run.report.counts()
-        failed = [
-            f"{f.id} {f.name}" + (f" (follows from {f.consequence_of})" if f.consequence_of else "")
-            for f in run.report.failed("error")
-        ]
+        failed = run.report.failed("error")
+        causes, others = ([f.id for f in failed if bool(f.consequence_of) == behind] for behind in (False, True))
         table.add_row(
             run.method,
             run.fault.name if run.fault else "none",
-            ", ".join(failed) or "none",
+            ", then ".join(", ".join(ids) for ids in (causes, others) if ids) or "none",
             str(counts["pass"]),
             str(counts["not_triggered"]),
             "yes" if run.as_declared else "[bold red]NO[/]",
         )
-    console.print(table)
-    for run in runs:
-        if not run.as_declared:
-            what = f"{run.method} with {run.fault.name}" if run.fault else run.method
-            console.print(f"not as declared: {what}: {'; '.join(run.departures)}", markup=False, soft_wrap=True)
-    show_failures(console, audited.report)
-    decided = {f.id for f in audited.report.findings if f.status != "not_triggered"}
-    silent = [f for f in audited.report.findings if f.id not in decided]
-    if silent:
-        console.print(f"\nnot decided by any of these runs: {labels(silent)}", style="dim")
+    return table

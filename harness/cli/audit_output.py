@@ -12,6 +12,7 @@ from kdbench.kd.errors import InputError
 if TYPE_CHECKING:
     from kdbench.audits.report.policy import Policy
     from kdbench.audits.report.render import Audited
+    from kdbench.harness.publish.audit_text import Detail
 
 
 def read_policy(options: Mapping[str, Any]) -> "Policy":
@@ -19,6 +20,15 @@ def read_policy(options: Mapping[str, Any]) -> "Policy":
     from kdbench.audits.report.policy import Policy
 
     return Policy.parse(options["waive"], options["select"], options["ignore"], options["strict"])
+
+
+def detail(options: Mapping[str, Any]) -> "Detail":
+    """Return how much of a report is printed as text; InputError where both less and more are asked for."""
+    if options["quiet"] and options["verbose"]:
+        raise InputError("-q and -v do not go together; give one of them")
+    if (options["quiet"] or options["verbose"]) and options["format_"] != "text":
+        raise InputError(f"{'-q' if options['quiet'] else '-v'} does nothing with --format {options['format_']}")
+    return "quiet" if options["quiet"] else "verbose" if options["verbose"] else "normal"
 
 
 @contextlib.contextmanager

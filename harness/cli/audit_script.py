@@ -3,7 +3,9 @@
 import contextlib
 import difflib
 import importlib.machinery
+import importlib.util
 import sys
+import sysconfig
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -14,12 +16,14 @@ from click.core import ParameterSource
 
 # Whatever is needed while the script runs is imported before: its own modules may be called as ours are.
 from kdbench.audits import script as engine
-from kdbench.audits.checks.all import run
+from kdbench.audits.checks.all import CATALOGUE, run
+from kdbench.audits.finding import Report
+from kdbench.audits.report import inline
 from kdbench.audits.report.policy import EXIT_CODES, Baseline, Policy
 from kdbench.audits.report.render import Audited
 from kdbench.audits.script import Observation
 from kdbench.audits.trace import KD, Clip
-from kdbench.harness.cli.audit_output import renderer, stdout_apart
+from kdbench.harness.cli.audit_output import detail, renderer, stdout_apart
 from kdbench.harness.cli.common import stderr, stdout
 from kdbench.harness.contract import FILE, Contract, contract_text, read_contract
 from kdbench.harness.declarations import spelled
@@ -43,10 +47,13 @@ class _Judge:
     update_baseline: bool
     contract_file: Path | None
     "To be written, as it was named."
+    module: bool = False
+    "Whether the target is a module's name."
     remarks: list[str] = field(default_factory=list)
     "What else is to be said, in sentences."
 
     def __post_init__(self) -> None:
+        self._home = Path.cwd()
         self._baseline_path = self.baseline_file.absolute() if self.baseline_file is not None else None
         self._contract_path = self.contract_file.absolute() if self.contract_file is not None else None
 
@@ -54,25 +61,25 @@ class _Judge:
         """Return the report."""
         roles = {role: ", ".join(seen.trace.roles.get(role, [])) or None for role in ("student", "teacher")}
         ran, distilled = seen.error is None and not seen.exit_code, bool(seen.trace.losses.sights)
-        raw = self.policy.apply(seen.report)
+        raw, in_source = self._waived_in_source(self.policy.apply(seen.report))
         report = self.baseline.apply(raw, self.target)
         verdict = self.policy.verdict(report, ran=ran, distilled=distilled)
         if self._baseline_path is not None:
             gone = self.baseline.gone(raw, self.target) if verdict in ("clean", "failed") else []
             self.remarks.extend(
-                f"no longer there: {name} of the baseline; --update-baseline takes it out" for name in gone
+                f"{name} stands in the baseline and is fixed; --update-baseline takes it out" for name in gone
             )
         if self.update_baseline and self._baseline_path is not None:
             if verdict in ("could-not-run", "undecided"):
-                self.remarks.append(f"baseline not written: {verdict}")
+                self.remarks.append(f"the baseline was not written: {verdict}")
             else:
                 updated = self.baseline.updated(raw, self.target)
                 updated.write(self._baseline_path)
                 report = updated.apply(raw, self.target)
                 verdict = self.policy.verdict(report, ran=ran, distilled=distilled)
                 count = len(raw.failed("warn"))
-                self.remarks.append(f"{count} failures of {self.target} written to {self.baseline_file}")
-        self.remarks.extend(f"waiver of {id} is not needed: it passes" for id in self.policy.needless(raw))
+                self.remarks.append(f"{count} failures of {self.target} were written to {self.baseline_file}")
+        self.remarks.extend(f"the waiver of {id} is not needed: the audit passes" for id in self.policy.needless(raw))
         self.remarks.extend(_lost_names(self.contract, seen))
         if self._contract_path is not None:
             self._write_contract(self._contract_path, seen)
@@ -88,12 +95,22 @@ class _Judge:
             script_error=seen.error,
             script_exit=seen.exit_code,
             unobserved=tuple(seen.unobserved),
+            waived_in_source=in_source,
         )
+
+    def _waived_in_source(self, report: Report) -> tuple[Report, dict[str, str]]:
+        """Apply the comments in the audited code; return the report, and the place of the comment by id."""
+        files = _sources(self.target, self.module, self._home, report)
+        ignores, told = inline.read(files, self._home)
+        script = None if self.module else self.target
+        applied, places, idle = inline.apply(report, ignores, script, self._home)
+        self.remarks.extend([*told, *idle])
+        return applied, places
 
     def _write_contract(self, path: Path, seen: Observation) -> None:
         if seen.trace.losses.sights:
             path.write_text(contract_text(seen.trace, self.target), encoding="utf-8")
-            self.remarks.append(f"contract written to {self.contract_file}: correct it and commit it")
+            self.remarks.append(f"the contract was written to {self.contract_file}: correct it and commit it")
         else:
             self.remarks.append("no contract was written: no distillation was seen")
 
@@ -101,8 +118,8 @@ class _Judge:
 class _Reporter:
     """Prints a report, once; what goes wrong in that is ours, and no reason to stop the user's job."""
 
-    def __init__(self, judge: _Judge, format_: str, guard: bool) -> None:
-        self.judge, self.format = judge, format_
+    def __init__(self, judge: _Judge, format_: str, guard: bool, detail: audit_text.Detail) -> None:
+        self.judge, self.format, self.detail = judge, format_, detail
         self.rendered = renderer(format_)
         self.console, self.notes = stderr() if guard else stdout(), stderr()
         for console in (self.console, self.notes):
@@ -115,11 +132,16 @@ class _Reporter:
         """Report, and return the exit code of it."""
         try:
             return self._tell(seen)
+        except InputError as error:
+            self.notes.print(f"error: {error}", markup=False, soft_wrap=True)
+            self.code = 2
+            return self.code
         except Exception as error:
             self.notes.print(f"the audit could not be reported: {type(error).__name__}: {error}", markup=False)
             return EXIT_CODES["could-not-run"]
 
     def _tell(self, seen: Observation) -> int:
+        _refuse_unknown_names(seen)
         audited = self.judge(seen)
         self.code = EXIT_CODES[audited.verdict]
         if seen.error:
@@ -127,7 +149,7 @@ class _Reporter:
             if hint := _hint(seen.error):
                 self.notes.print(hint, markup=False, soft_wrap=True)
         if self.format == "text":
-            audit_text.show_script(self.console, audited, seen, self.judge.remarks)
+            audit_text.show_script(self.console, audited, seen, self.judge.remarks, self.detail)
         else:
             self.write(self.rendered(audited))
             for remark in self.judge.remarks:
@@ -139,6 +161,7 @@ def audit_script(ctx: click.Context, script: str, args: Sequence[str], policy: P
     """Run a script under observation and report; return the exit code, which is the script's own under a guard."""
     module, guard, format_ = options["module"], options["guard"], options["format_"]
     _check_target(script, module)
+    _check_selection(policy)
     baseline = _read_baseline(options["baseline"], options["update_baseline"])
     written: Path | None = options["write_contract"]
     if written is not None and written.exists():
@@ -148,12 +171,12 @@ def audit_script(ctx: click.Context, script: str, args: Sequence[str], policy: P
     contract, remarks = _intent(ctx, script, module, written is None, options)
     for given in dict.fromkeys(arg.partition("=")[0] for arg in args):
         if given in _NOBODY_ELSES:
-            remarks.append(f"{given} behind {script} was handed to it; an option of kdbench's own stands before it")
+            remarks.append(f"{given} stands behind {script} and was handed to it; options of kdbench stand before it")
     target = script if module else Path(script).as_posix()
     judge = _Judge(
-        target, policy, contract, baseline, options["baseline"], options["update_baseline"], written, remarks
+        target, policy, contract, baseline, options["baseline"], options["update_baseline"], written, module, remarks
     )
-    reporter = _Reporter(judge, format_, bool(guard))
+    reporter = _Reporter(judge, format_, bool(guard), detail(options))
     intent = _options(contract, options)
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(sys.stdout))  # puts back what the script may replace
@@ -225,7 +248,7 @@ def _intent(
         path = beside
     found = read_contract(path) if path is not None else Contract()
     if path is not None:
-        remarks.append(f"held to the contract {path}")
+        remarks.append(f"the script was held to the contract {path}")
     merged: dict[str, Any] = {}
     for layer in (table, {n: getattr(found, n) for n in names if getattr(found, n) is not None}, typed):
         for one, other in (("alpha", "kd_weight"), ("kd_weight", "alpha")):
@@ -236,6 +259,55 @@ def _intent(
     if contract.clip_scope is not None and contract.max_norm is None:
         raise InputError("--clip-scope says of what --max-norm is the bound; give --max-norm too")
     return contract, remarks
+
+
+def _check_selection(policy: Policy) -> None:
+    """Raise InputError where only property checks are selected: no script gives a finding of theirs."""
+    if policy.select and not policy.select & {audit.id for audit in CATALOGUE.values()}:
+        raise InputError(
+            f"--select {','.join(sorted(policy.select))}: a property check judges a function that you hand to it "
+            "(kdbench audits explain ID), and the audit of a script has none; select an audit of kind trace "
+            "(kdbench audits list)"
+        )
+
+
+def _sources(target: str, module: bool, folder: Path, report: Report) -> list[str]:
+    """Return the files whose comments count: the script, what it imported from its own folders, and what is accused."""
+    files = [str(f.where["file"]) for f in report.findings if f.where]
+    if module:
+        with contextlib.suppress(ImportError, ValueError):
+            spec = importlib.util.find_spec(target)
+            files += [spec.origin] if spec is not None and spec.origin else []
+        homes = [folder]
+    else:
+        files.insert(0, target)
+        homes = [folder, (folder / target).parent.resolve()]
+    libraries = tuple({sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")} | {sys.prefix})
+    for loaded in list(sys.modules.values()):
+        file = getattr(loaded, "__file__", None)
+        if isinstance(file, str) and not file.startswith(libraries):
+            files += [file] if any(Path(file).is_relative_to(home) for home in homes) else []
+    names: dict[Path, str] = {}
+    for file in files:
+        path = (folder / file).resolve()
+        names.setdefault(path, str(path.relative_to(folder)) if path.is_relative_to(folder) else file)
+    if not module:
+        names[(folder / target).resolve()] = target
+    return list(names.values())
+
+
+def _refuse_unknown_names(seen: Observation) -> None:
+    """Raise InputError for a declared network that the script never had; what crashed may not have come to it."""
+    if seen.error is not None or not seen.held:
+        return
+    for role, name in seen.lost.items():
+        near = difflib.get_close_matches(name, seen.held, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        others = ", ".join([*near, *(n for n in seen.held if n not in near)])
+        raise InputError(
+            f"--{role} {name}: no variable or class of this name holds a network in the script; "
+            f"{hint}There are: {others}"
+        )
 
 
 def _lost_names(contract: Contract, seen: Observation) -> list[str]:

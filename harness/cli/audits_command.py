@@ -5,7 +5,7 @@ from typing import Any
 
 import rich_click as click
 
-from kdbench.harness.cli.audit_output import policy_errors, read_policy
+from kdbench.harness.cli.audit_output import detail, policy_errors, read_policy
 from kdbench.harness.cli.common import FAULTS_OPTION, METHOD_OPTION, MODEL_OPTION, loudness_options
 from kdbench.harness.cli.completion import complete_fault, complete_method
 from kdbench.harness.cli.help import OUTPUT, Group
@@ -34,14 +34,24 @@ def command() -> None:
         ("list them together with your own", "kdbench audits list --faults my_faults.py"),
     ],
 )
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    metavar="FORMAT",
+    panel=OUTPUT,
+    help="Print text or json.",
+)
 @FAULTS_OPTION
 @METHOD_OPTION
 @MODEL_OPTION
-def list_() -> int:
+def list_(format_: str) -> int:
     """List the audits, one a line."""
     from kdbench.harness.cli.audit_catalogue import list_audits
 
-    return list_audits()
+    return list_audits(format_)
 
 
 @command.command(
@@ -153,10 +163,18 @@ def matrix(**options: Any) -> int:
     "--waive", multiple=True, metavar="ID=REASON", panel=FINDINGS, help="Accept a failure of this audit, with a reason."
 )
 @click.option(
-    "--select", multiple=True, metavar="ID,...", panel=FINDINGS, help="Show these audits only, by id or name."
+    "--select",
+    multiple=True,
+    metavar="ID,...",
+    panel=FINDINGS,
+    help="Show these audits only: ids, names, or the beginning of ids (KD3).",
 )
 @click.option("--ignore", multiple=True, metavar="ID,...", panel=FINDINGS, help="Leave out these audits.")
 @click.option("--strict", is_flag=True, panel=FINDINGS, help="Count warnings as failures.")
+@click.option("-q", "--quiet", is_flag=True, panel=OUTPUT, help="Print failures and the verdict only.")
+@click.option(
+    "-v", "--verbose", is_flag=True, panel=OUTPUT, help="Print every audit: also those that passed or are undecided."
+)
 @click.option(
     "--format",
     "format_",
@@ -178,4 +196,4 @@ def show(trial: Path, format_: str, **choices: Any) -> int:
     with policy_errors():
         from kdbench.harness.cli.audit_recorded import show_recorded
 
-        return show_recorded(trial, read_policy(choices), format_)
+        return show_recorded(trial, read_policy(choices), format_, detail({**choices, "format_": format_}))

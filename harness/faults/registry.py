@@ -220,7 +220,10 @@ def fault(
     needs: Needs | None = None,
     escapes: str | None = None,
 ) -> Callable[[Function], Function]:
-    """Register a function as the fault that replaces `seam`; its name is the function's in kebab case."""
+    """Register a function as the fault that replaces `seam`; its name is the function's in kebab case.
+
+    `caught_by` and `follows` name audits or property checks by name or id.
+    """
 
     def register(function: Function) -> Function:
         name = function.__name__.replace("_", "-")
@@ -229,9 +232,14 @@ def fault(
         expected, found = (list(inspect.signature(f).parameters) for f in (getattr(CANONICAL, seam), function))
         if expected != found:
             raise InputError(f"fault {name}: the seam {seam} takes ({', '.join(expected)}), not ({', '.join(found)})")
-        for audit in [*caught_by, *(follows or [])]:
-            if audit not in audit_ids():
-                raise unknown("audit", audit, audit_ids(), f"fault {name}")
+        known = audit_ids()
+        by_id = {id: word for word, id in known.items()}
+        caught, behind = (tuple(by_id.get(audit, audit) for audit in audits) for audits in (caught_by, follows or ()))
+        for audit in [*caught, *behind]:
+            if audit not in known:
+                raise unknown(
+                    "audit", audit, [*known, *by_id] if audit.upper().startswith("KD") else known, f"fault {name}"
+                )
         if not (function.__doc__ or "").strip():
             raise InputError(f"fault {name} has no docstring; write in its first line what goes wrong")
         if (not caught_by) != (escapes is not None):
@@ -239,7 +247,7 @@ def fault(
         if name in FAULTS:
             raise InputError(f"fault {name} is registered already")
         _body(function)  # read now: what is edited later is not what acts here
-        FAULTS[name] = Fault(name, seam, function, tuple(caught_by), tuple(follows or ()), scope, needs, escapes)
+        FAULTS[name] = Fault(name, seam, function, caught, behind, scope, needs, escapes)
         return function
 
     return register

@@ -27,7 +27,7 @@ from kdbench.kd.recipe import Precision
 COMMAND = "kdbench faults gallery --output reports/faults.md"
 _ROOT = Path(__file__).resolve().parents[2]
 _PLACE = re.compile(r"\S+\.py:\S+")
-_LARGEST = re.compile(r"(norm-bound +at step) \d+(.*\n +)\S+\.py:\S+")
+_LARGEST = re.compile(r"(norm-bound +)\S+\.py:\S+(.*\n +at step) \d+")
 "The step of the largest norm, and its place: of norms that are nearly equal, last bits decide which is largest."
 _NUMBER = re.compile(r"(?<![A-Z\d])-?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 
@@ -163,7 +163,7 @@ def agree(one: str, other: str) -> bool:
     by half, since other processors sum in another order, and the largest norm may be that of another step; and words
     may stand in another order, since a number of another length breaks a line elsewhere.
     """
-    one, other = (_LARGEST.sub(r"\1 #\2#", text) for text in (one, other))
+    one, other = (_LARGEST.sub(r"\1#\2 #", text) for text in (one, other))
     halves = [text.partition("\nAfter ") for text in (one, other)]
     if halves[0][0].strip() != halves[1][0].strip():
         return False

@@ -248,17 +248,20 @@ CASES["KD205"] = {
     ),
     "never": (
         clipped(*[1.0] * 10),
-        fails("bound in 0% of 10 calls", CLIP, clips=10, share=0.0, largest_norm=1.0),
+        fails("was never active (0 of 10 calls)", CLIP, clips=10, share=0.0, largest_norm=1.0),
     ),
-    "once": (clipped(*[0.5] * 9, 1.1), passes("bound in 10% of 10 calls", clips=10, share=0.1, largest_norm=1.1)),
+    "once": (clipped(*[0.5] * 9, 1.1), passes("was active in 1 of 10 calls", clips=10, share=0.1, largest_norm=1.1)),
     "by another norm": (
         trace(steps=steps(10, replace(BOTH, norms=(number(0.5), number(2.0))))),
-        fails("bound in 0% of 10 calls", CLIP, clips=10, share=0.0, largest_norm=0.5),
+        fails("was never active (0 of 10 calls)", CLIP, clips=10, share=0.0, largest_norm=0.5),
     ),
-    "19 of 20": (clipped(*[2.0] * 19, 1.0), passes("bound in 95% of 20 calls", clips=20, share=0.95, largest_norm=2.0)),
+    "19 of 20": (
+        clipped(*[2.0] * 19, 1.0),
+        passes("in 19 of 20 calls", clips=20, share=0.95, largest_norm=2.0),
+    ),
     "24 of 25": (
         clipped(*[2.0] * 24, 1.0),
-        fails("bound in 96% of 25 calls", CLIP, clips=25, share=0.96, largest_norm=2.0),
+        fails("was nearly always active (24 of 25 calls)", CLIP, clips=25, share=0.96, largest_norm=2.0),
     ),
 }
 

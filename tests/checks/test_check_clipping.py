@@ -76,6 +76,27 @@ CASES["KD201"] = {
         trace(steps=steps(3), clip=Clip(1.0)),
         undecided("no-clip-call", "no clip was seen in the 3 steps"),
     ),
+    "no clip, one declared, and nothing looked at a gradient": (
+        trace(steps=steps(3, touched=False), clip=Clip(5.0)),
+        fails(
+            "no gradient is clipped in 3 steps, and a clip to norm 5 is declared",
+            {**STEP, "step": 1},
+            steps=3,
+            bound=5.0,
+        ),
+    ),
+    "no clip, one declared, too few steps": (
+        trace(steps=steps(2, touched=False), clip=Clip(5.0)),
+        undecided("no-clip-call", "no clip was seen in the 2 steps"),
+    ),
+    "no clip, one declared, and a gradient was looked at": (
+        trace(steps=[*steps(3, touched=False), step(4, touched=True)], clip=Clip(5.0)),
+        undecided("no-clip-call", "no clip was seen in the 4 steps"),
+    ),
+    "no clip, none declared, and nothing looked at a gradient": (
+        trace(steps=steps(3, touched=False)),
+        undecided("no-clip-call", "no clip was seen in the 3 steps", NO_CLIP),
+    ),
     "no clip, one declared, and beyond its bound": (
         trace(steps=steps(3, norm=2.0), clip=Clip(1.0)),
         undecided("no-clip-call", "no clip was seen in the 3 steps"),
@@ -89,7 +110,7 @@ CASES["KD201"] = {
     "half": (
         trace(steps=[step(1), step(2, clip(A, bound=0.5)), step(3, HALF)]),
         fails(
-            "1 of 2 parameters that the optimizer steps are left out of the clip: body.bias",
+            "1 of 2 parameters that the optimizer steps are not clipped: body.bias",
             CLIP,
             step=2,
             missed=["body.bias"],
@@ -100,7 +121,7 @@ CASES["KD201"] = {
     "two calls, and a third part": (
         trace(steps=[step(1, HALF, clip(B, where=OTHER), stepped=[A, B, C])]),
         fails(
-            "1 of 3 parameters that the optimizer steps are left out of the clip: hint.weight",
+            "1 of 3 parameters that the optimizer steps are not clipped: hint.weight",
             CLIP,
             step=1,
             missed=["hint.weight"],

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from specimens import (
+    BACKWARD,
     BY_B,
     BY_BB,
     BY_C,
@@ -76,7 +77,7 @@ def factor(name: str, value: float) -> dict[str, Any]:
     return {
         "wanted": (
             "fail",
-            f"acts with weight {0.9 * value:.4g} where 0.9 belongs beside the labels' 0.1: a factor {name}",
+            f"weight is {0.9 * value:.4g}; 0.9 is expected beside the labels' weight 0.1. The ratio is {name}",
         ),
         "kd": 0.9 * value,
         "extra": {"factor": value},
@@ -103,11 +104,13 @@ CASES["KD312"] = {
         **factor("rows/B (divided by the sequences, not by their tokens)", 4.0), rows=32, batch=8, classes=100
     ),
     "the factor itself a little off": scaled(
-        ("fail", f"where 0.9018 belongs beside the labels' 0.1: a factor {T2}"), 0.9018 / 16, extra={"factor": 1 / 16}
+        ("fail", f"0.9018 is expected beside the labels' weight 0.1. The ratio is {T2}"),
+        0.9018 / 16,
+        extra={"factor": 1 / 16},
     ),
     "a factor that is none": scaled(FREE, 0.903 / 16),
     "T^2 over four backwards": scaled(
-        ("fail", f"acts with weight 0.05625 where 0.9 belongs beside the labels' 0.1: a factor {T2}"),
+        ("fail", f"weight is 0.05625; 0.9 is expected beside the labels' weight 0.1. The ratio is {T2}"),
         0.225 / 16,
         0.025,
         extra={"factor": 1 / 16},
@@ -120,7 +123,7 @@ CASES["KD312"] = {
     "a weight too small to tell": scaled(FREE, 0.019 / 16, 0.981),
     "a weight that just cannot tell": scaled(FREE, 0.02 / 16, 0.98),
     "two numbers that are almost one": scaled(
-        ("fail", f"where 0.8983 belongs beside the labels' 0.1: a factor {BY_C}, or {BY_BB}"),
+        ("fail", f"0.8983 is expected beside the labels' weight 0.1. The ratio is {BY_C}, or {BY_BB}"),
         0.8983 / 250,
         extra={"factor": 1 / 250},
         classes=250,
@@ -128,13 +131,13 @@ CASES["KD312"] = {
         batch=251,
     ),
     "T^2 in each of four backwards": scaled(
-        ("fail", f"acts with weight 0.05625 where 0.9 belongs beside the labels' 0.1: a factor {T2}"),
+        ("fail", f"weight is 0.05625; 0.9 is expected beside the labels' weight 0.1. The ratio is {T2}"),
         0.9 / 16,
         extra={"factor": 1 / 16},
         micro=4,
     ),
     "a small weight": scaled(
-        ("fail", "where 0.023 belongs beside the labels' 0.977"), 0.023 / 16, 0.977, extra={"factor": 1 / 16}
+        ("fail", "0.023 is expected beside the labels' weight 0.977"), 0.023 / 16, 0.977, extra={"factor": 1 / 16}
     ),
     "tokens of sequences decide nothing": scaled(FREE, 0.9 / 16, sequence=True),
     "labels at almost 1": scaled(FREE, 0.0015, 0.9985),
@@ -159,22 +162,26 @@ CASES["KD312"] = {
         1.0,
         temperature=(1.0, 1.0),
     ),
-    "as alpha says": scaled(("pass", "acts with weight 0.9, as declared"), 0.9, 1.0, meant=ALPHA),
+    "as alpha says": scaled(("pass", "the effective KD weight is 0.9, as declared"), 0.9, 1.0, meant=ALPHA),
     "as alpha says, within two in a thousand": scaled(("pass", "0.9017, as declared"), 0.9017, 1.0, meant=ALPHA),
     "beyond two in a thousand": scaled(
-        ("fail", "acts with weight 0.902, declared 0.9: a factor 1.002"), 0.902, meant=ALPHA
+        ("fail", "weight is 0.902; 0.9 is declared. The ratio is 1.002"), 0.902, meant=ALPHA
     ),
     "without T^2, over two backwards": scaled(
-        ("fail", f"weight 0.02813, declared 0.9: a factor {T2}"), 0.9 / 32, meant=ALPHA, micro=2
+        ("fail", f"weight is 0.02813; 0.9 is declared. The ratio is {T2}"), 0.9 / 32, meant=ALPHA, micro=2
     ),
-    "declared off, and on": scaled(("fail", "weight 0.9, declared 0: a factor without end"), 0.9, meant=KD(alpha=0.0)),
-    "as alpha says, over four backwards": scaled(("pass", "weight 0.9, as declared"), 0.225, meant=ALPHA, micro=4),
+    "declared off, and on": scaled(("fail", "weight is 0.9; 0 is declared"), 0.9, meant=KD(alpha=0.0)),
+    "as alpha says, over four backwards": scaled(("pass", "weight is 0.9, as declared"), 0.225, meant=ALPHA, micro=4),
     "as alpha says, in each of four backwards": scaled(("pass", "0.9, as declared"), 0.9, meant=ALPHA, micro=4),
     "in half precision, within twice the residual": scaled(
         ("pass", "as declared"), 0.9 * 1.009, meant=ALPHA, residual=5e-3, extra={"residual": 5e-3}
     ),
     "in half precision, beyond": scaled(
-        ("fail", "declared 0.9: a factor 1.011"), 0.9 * 1.011, meant=ALPHA, residual=5e-3, extra={"residual": 5e-3}
+        ("fail", "declared. The ratio is 1.011"),
+        0.9 * 1.011,
+        meant=ALPHA,
+        residual=5e-3,
+        extra={"residual": 5e-3},
     ),
     "in half precision, by just twice the residual": scaled(
         ("pass", "as declared"), 1 + 2**-8, meant=KD(kd_weight=1.0), residual=2**-9, extra={"residual": 2**-9}
@@ -184,29 +191,29 @@ CASES["KD312"] = {
     ),
     "in half precision, sum to one": scaled(("pass", "sum to one"), 0.909, residual=5e-3, extra={"residual": 5e-3}),
     "in half precision, sum to more": scaled(FREE, 0.911, residual=5e-3, extra={"residual": 5e-3}),
-    "as the weight says": scaled(("pass", "weight 0.9, as declared"), 0.9, 1.0, meant=WEIGHT),
+    "as the weight says": scaled(("pass", "weight is 0.9, as declared"), 0.9, 1.0, meant=WEIGHT),
     "alpha before the weight": scaled(("pass", "0.9, as declared"), 0.9, meant=KD(alpha=0.9, kd_weight=0.5)),
-    "not as alpha says, by T^2": scaled(("fail", f"0.05625, declared 0.9: a factor {T2}"), 0.9 / 16, meant=ALPHA),
-    "not as the weight says, by C": scaled(("fail", f"0.09, declared 0.9: a factor {BY_C}"), 0.09, 1.0, meant=WEIGHT),
+    "not as alpha says, by T^2": scaled(("fail", f"0.9 is declared. The ratio is {T2}"), 0.9 / 16, meant=ALPHA),
+    "not as the weight says, by C": scaled(("fail", f"0.9 is declared. The ratio is {BY_C}"), 0.09, 1.0, meant=WEIGHT),
     "not as alpha says, by two that are one": scaled(
-        ("fail", f"declared 0.9: a factor {T2}, or {BY_C}"), 0.9 / 16, meant=ALPHA, classes=16
+        ("fail", f"0.9 is declared. The ratio is {T2}, or {BY_C}"), 0.9 / 16, meant=ALPHA, classes=16
     ),
-    "a named factor within four in a thousand": scaled(("fail", f"a factor {T2}"), 0.9 / 16 * 1.0035, meant=ALPHA),
-    "a factor beyond four in a thousand": scaled(("fail", "a factor 0.06283"), 0.9 / 16 * 1.0052, meant=ALPHA),
+    "a named factor within four in a thousand": scaled(("fail", f"The ratio is {T2}"), 0.9 / 16 * 1.0035, meant=ALPHA),
+    "a factor beyond four in a thousand": scaled(("fail", "The ratio is 0.06283"), 0.9 / 16 * 1.0052, meant=ALPHA),
     "some rows alone, as declared": scaled(("pass", "as declared"), 0.9, meant=ALPHA, partial=True),
     "some rows alone": scaled(("form-not-recognised", "only some rows are distilled", "--alpha"), 0.9, partial=True),
-    "squared distance": (seen(explained("mse-logits")), undecided("out-of-scope", "the term is no KL divergence")),
+    "squared distance": (seen(explained("mse-logits")), undecided("out-of-scope", "a squared distance or hard labels")),
     "squared distance of probabilities": (
         seen(explained("mse-probabilities"), term(reduction="mean")),
-        undecided("out-of-scope", "the term is no KL divergence"),
+        undecided("out-of-scope", "a squared distance or hard labels"),
     ),
     "labels of the teacher's": (
         seen(explained("hard-labels")),
-        undecided("out-of-scope", "the term is no KL divergence"),
+        undecided("out-of-scope", "a squared distance or hard labels"),
     ),
     "squared distance, and a form not known": (
         seen(explained("mse-logits"), explained("unknown")),
-        undecided("out-of-scope", "the term is no KL divergence"),
+        undecided("out-of-scope", "a squared distance or hard labels"),
     ),
     "rows permuted, and a form not known": (
         seen(explained("permuted"), explained("unknown")),
@@ -214,7 +221,7 @@ CASES["KD312"] = {
     ),
     "not as declared, in the second backward": (
         trace(sights=[sight(), sight(explained(weight=0.5), where=OTHER)], kd=ALPHA),
-        fails("a factor 0.5556", OTHER, **weighed(0.5)),
+        fails("The ratio is 0.5556", OTHER, **weighed(0.5)),
     ),
     "of two that were read the first": (
         seen(explained(), explained(weight=0.5)),
@@ -282,7 +289,7 @@ def written(slip: str | None, kd: float, *factors: float, known: bool = True, **
     t = fields.get("temperature", (4.0,))[0]
     wanted: tuple[str, ...] = FREE
     if slip is not None:
-        wanted = ("fail", f"acts with weight {kd:.4g} at temperature {t:g}, as if by a factor {slip}", "warn")
+        wanted = ("fail", f"weight is {kd:.4g} at temperature {t:g}: off by a factor {slip}", "warn")
     return scaled(wanted, kd, 1.0, factors=list(factors), factors_known=known, **fields)
 
 
@@ -305,7 +312,7 @@ CASES["KD312"] |= {
         f"alpha twice, {name}": scaled(
             (
                 "fail",
-                "acts with weight 0.09 where 0.3 belongs beside the labels' 0.7: it is multiplied by 0.3 twice",
+                "weight is 0.09; 0.3 is expected beside the labels' weight 0.7. The term is multiplied by 0.3 twice",
                 "warn",
             ),
             0.09,
@@ -381,8 +388,14 @@ CASES["KD314"] = {
         put(seen(explained(share=0.02, label_weight=0.0)), script=True),
         undecided("intent-unknown", "makes up about 100% of", share=1.0),
     ),
-    "below": (balanced(1.0, limits=(0.51, 0.6)), fails("makes up 50% of", None, share=0.5)),
-    "above": (balanced(3.0, limits=(0.4, 0.7)), fails("makes up 75% of", None, share=0.75)),
+    "below": (
+        balanced(1.0, limits=(0.51, 0.6)),
+        fails("50% of the gradient at the logits; declared 51% to", BACKWARD, share=0.5),
+    ),
+    "above": (
+        balanced(3.0, limits=(0.4, 0.7)),
+        fails("75% of the gradient at the logits; declared 40% to", BACKWARD, share=0.75),
+    ),
 }
 
 

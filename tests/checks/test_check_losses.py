@@ -207,7 +207,7 @@ CASES["KD311"] = {
     ),
     "a weight of 0": (
         seen(term(), NOTHING),
-        undecided("not-in-these-steps", "the distillation term is off in the steps seen: its weight is 0", "--steps"),
+        undecided("not-in-these-steps", "no gradient in the steps seen: its weight is 0, or it is detached", "--steps"),
     ),
     "nothing recognised": (seen(NOTHING), undecided("form-not-recognised", "no distance between student and teacher")),
     **{
