@@ -387,6 +387,7 @@ def test_the_study_is_named_by_an_argument_and_its_page_is_the_same_again(study,
     code, out, err = kdbench("report", name, "--runs", runs, "--output", tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert code == 0 and "report.html" in out and f"kdbench report {name}<" in page, err
+    assert " ".join(out.split()).startswith(found(study)["headline"].text), "the page's headline, in the terminal too"
     assert all(drawing in page for picture in pictures.values() for drawing in picture)
     for output in (tmp_path / "report.md", tmp_path / "report.md" / "deeper"):
         code, _, err = kdbench("report", name, "--runs", runs, "--output", output)
