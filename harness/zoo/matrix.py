@@ -193,6 +193,7 @@ def summary(cells: Sequence[Cell], methods: Sequence[str], seeds: Sequence[int])
     return {
         "schema": "kdbench.matrix/1",
         "seeds": list(seeds),
+        "zoo_seeds": sorted({c.task.seed for c in cells if c.task.kind == "zoo"}),
         "methods": list(methods),
         "faults": rows,
         "clean": {
