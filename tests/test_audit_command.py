@@ -443,7 +443,8 @@ def test_no_contract_is_written_where_no_distillation_was_seen(folder):
 
 
 def test_a_declared_name_that_nobody_has_is_told():
-    assert "no network called 'pupil' was seen as student" in audit("--student", "pupil", "right.py")[1]
+    code, _, err = audit("--student", "pupil", "right.py")
+    assert code == 2 and "unknown name of the student 'pupil'" in err and "There are: student, teacher" in err
 
 
 @pytest.mark.parametrize(

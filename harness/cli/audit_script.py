@@ -24,7 +24,7 @@ from kdbench.harness.cli.common import stderr, stdout
 from kdbench.harness.contract import FILE, Contract, contract_text, read_contract
 from kdbench.harness.declarations import spelled
 from kdbench.harness.publish import audit_text
-from kdbench.kd.errors import InputError
+from kdbench.kd.errors import InputError, unknown
 
 _NOBODY_ELSES = ("--format", "--waive", "--select", "--ignore", "--strict", "--baseline", "--contract", "--guard")
 "Options of ours that a training script hardly has."
@@ -173,6 +173,8 @@ def audit_script(ctx: click.Context, script: str, args: Sequence[str], policy: P
             click.echo("interrupted", err=True)
             return 130
         early = reporter.code is not None
+        if not early and seen.error is None:
+            _check_names(seen)
         code = reporter.code if reporter.code is not None else reporter.finish(seen)
         if early and seen.error:  # the job crashed after it had been looked at
             reporter.notes.print(seen.error, markup=False, soft_wrap=True)
@@ -236,6 +238,12 @@ def _intent(
     if contract.clip_scope is not None and contract.max_norm is None:
         raise InputError("--clip-scope says of what --max-norm is the bound; give --max-norm too")
     return contract, remarks
+
+
+def _check_names(seen: Observation) -> None:
+    """Refuse a declared name that no network of the whole script had: to go on without it would judge another."""
+    for role, name in seen.trace.not_found.items():
+        raise unknown(f"name of the {role}", name, seen.trace.names_there)
 
 
 def _lost_names(contract: Contract, seen: Observation) -> list[str]:
