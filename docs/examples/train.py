@@ -1,6 +1,6 @@
 """Distil a convolutional network into a smaller one, on real handwritten digits. Two mistakes are planted in here.
 
-    kdbench audit docs/examples/train.py
+kdbench audit docs/examples/train.py
 """
 
 import torch
@@ -22,8 +22,12 @@ class Net(nn.Module):
     def __init__(self, width):
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(1, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(),
-            nn.Conv2d(width, 2 * width, 3, padding=1), nn.BatchNorm2d(2 * width), nn.ReLU(),
+            nn.Conv2d(1, width, 3, padding=1),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, 2 * width, 3, padding=1),
+            nn.BatchNorm2d(2 * width),
+            nn.ReLU(),
         )
         self.head = nn.Linear(2 * width, 10)
 
@@ -62,9 +66,7 @@ def distil(teacher):
             with torch.no_grad():
                 teacher_logits, teacher_features = teacher(x)
             logits, features = student(x)
-            soft = F.kl_div(
-                F.log_softmax(logits / T, 1), F.softmax(teacher_logits / T, 1), reduction="batchmean"
-            )
+            soft = F.kl_div(F.log_softmax(logits / T, 1), F.softmax(teacher_logits / T, 1), reduction="batchmean")
             hint = F.mse_loss(projector(features), teacher_features)
             loss = (1 - alpha) * F.cross_entropy(logits, y) + alpha * soft + hint
             optimizer.zero_grad()

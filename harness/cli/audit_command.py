@@ -20,9 +20,10 @@ FINDINGS, OURS, SHORT = "Which findings count", "Without SCRIPT: our own trainin
 _POLICY = {"waive", "select", "ignore", "strict", "format", "quiet", "verbose"}
 _FILES = {"fault_files", "method_files", "model_files"}
 _OURS = _POLICY | _FILES | {"variant", "fault", "method", "pair", "seed"}
-_MATRIX = _FILES | {"fault", "method", "seeds", "zoo_seeds", "output", "format", "workers"}
+_MATRIX = _FILES | {"fault", "method", "seeds", "zoo_seeds", "output", "format", "workers", "quiet", "verbose"}
 _MODES = {"--list": _FILES, "--explain": _FILES, "--run": _POLICY | _FILES, "--matrix": _MATRIX}
 "Options that go with what is not the audit of a script."
+_OF_MATRIX = ("seeds", "zoo_seeds", "workers", "output", "format_", "quiet", "verbose")
 
 
 @explained(
@@ -249,7 +250,7 @@ def command(
     if matrix:
         from kdbench.harness.cli.audit_matrix import run_matrix
 
-        of_matrix = {name: options[name] for name in ("seeds", "zoo_seeds", "workers", "output", "format_")}
+        of_matrix = {name: options[name] for name in _OF_MATRIX}
         return run_matrix(faults=options["fault"], methods=options["method"], **of_matrix)
     if options["format_"] == "html":
         raise InputError(
