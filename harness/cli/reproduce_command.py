@@ -23,6 +23,7 @@ from kdbench.harness.cli.common import (
     stdout,
 )
 from kdbench.harness.cli.help import YOUR_CODE, explained
+from kdbench.harness.cli.own_files import load_own_files
 from kdbench.harness.cli.study_options import typed
 from kdbench.kd.errors import InputError
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 @explained(
     "reproduce",
+    loads_late=True,
     examples=[
         ("train a packed study again and compare", "kdbench reproduce quick-digits.zip"),
         ("try two of its trials first", "kdbench reproduce quick-digits.zip --trials 2"),
@@ -79,7 +81,9 @@ if TYPE_CHECKING:
 @RUNS_OPTION
 @JSON_OPTION
 @loudness_options
+@click.pass_context
 def command(
+    ctx: click.Context,
     archive: Path,
     data_root: Path | None,
     runs: Path,
@@ -105,6 +109,7 @@ def command(
     if not archive.exists():
         raise InputError(f"{archive} does not exist; name an archive that kdbench bundle wrote")
     notes.print(escape(f"{archive}: loading PyTorch and checking the archive"), style="dim", soft_wrap=True)
+    load_own_files(ctx)
     from kdbench.harness.archive.bundle import unpack
     from kdbench.harness.archive.reproduce import compared, exit_code, prepare
     from kdbench.harness.cli.progress import Progress

@@ -21,6 +21,7 @@ from kdbench.harness.cli.common import (
 )
 from kdbench.harness.cli.completion import complete_fault, one_of
 from kdbench.harness.cli.help import OUTPUT, explained
+from kdbench.harness.cli.own_files import load_own_files
 from kdbench.harness.cli.study_options import MACHINE, STUDY, requested, study_options
 from kdbench.harness.plan.outline import outline
 from kdbench.harness.plan.variants import VARIANTS
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 @explained(
     "run",
+    loads_late=True,
     examples=[
         (
             "write a study file, see its trials and their cost, run it",
@@ -119,6 +121,7 @@ def command(
     if study_file is not None:
         asked["preset_name"] = _named(study_file, named_options(ctx).get("preset_name"))
     _say_outline(asked, notes)
+    load_own_files(ctx)
     if not dry_run and asked["scheduler"] is None:
         start_server({asked["threads"]})
     from kdbench.harness.study import prepare

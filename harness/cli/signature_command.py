@@ -18,7 +18,9 @@ from kdbench.harness.cli.common import (
 )
 from kdbench.harness.cli.completion import complete_fault
 from kdbench.harness.cli.help import DECISION, explained
+from kdbench.harness.cli.own_files import load_own_files
 from kdbench.harness.cli.study_options import STUDY, requested, study_options
+from kdbench.harness.plan.outline import outline
 from kdbench.harness.run.processes import start_server
 from kdbench.kd.errors import InputError
 
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 @explained(
     "signature",
+    loads_late=True,
     examples=[
         (
             "does a random teacher lower the accuracy of Logit-KD?",
@@ -100,8 +103,8 @@ def command(
     elif asked["seeds"] is not None:
         raise InputError("--seeds does nothing here: the seeds are 0 to 2, 4, 7 or 11, as many as it takes")
     else:
-        faults_asked = ", ".join(fault_names)
-        notes.print(escape(f"signature of {faults_asked}: 3 to 12 seeds an arm; loading PyTorch"), style="dim")
+        _say_outline(fault_names, asked, notes)
+        load_own_files(ctx)
         start_server({asked["threads"]})
     from kdbench.harness import faults
     from kdbench.harness.plan.plan import POSITIVE_CONTROL
@@ -128,6 +131,16 @@ def command(
 for _param in command.params:  # asked for, it is refused with the reason
     if isinstance(_param, click.Option) and _param.name == "seeds":
         _param.hidden = True
+
+
+def _say_outline(fault_names: tuple[str, ...], asked: dict[str, Any], notes: "Console") -> None:
+    """Say what the first look will train before PyTorch is imported, which takes seconds."""
+    names = ("dataset", "pairs", "methods")
+    said = outline(
+        asked["preset_name"], **{name: asked[name] for name in names}, seeds="0-2", arms=1 + len({*fault_names})
+    )
+    first = f"first look: {said}; " if said is not None else ""
+    notes.print(escape(f"signature of {', '.join(fault_names)}, {first}loading PyTorch"), style="dim", soft_wrap=True)
 
 
 def _refuse_beside_simulate(given: dict[str, str]) -> None:
