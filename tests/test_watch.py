@@ -206,7 +206,7 @@ DECLARED = {"clip": audits.Clip(1.0)}
         (by_group, DECLARED, "pass", "fail"),
         (by_group, {}, "pass", "not_triggered"),
         (nothing, {}, "not_triggered", "not_triggered"),
-        (nothing, DECLARED, "not_triggered", "fail"),
+        (nothing, DECLARED, "fail", "fail"),
     ],
 )
 @pytest.mark.parametrize("seed", range(3))
