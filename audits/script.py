@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from kdbench.audits.finding import Report
-from kdbench.audits.infer.names import held_networks, named_module
+from kdbench.audits.infer.players import STORED
 from kdbench.audits.infer.roles import Declared
 from kdbench.audits.observe import hooks
 from kdbench.audits.observe.rows import row_keys
@@ -76,10 +76,6 @@ class Observation:
     stopped: str = "the script ended"
     steps: int = 0
     unobserved: list[str] = field(default_factory=list)
-    lost: dict[str, str] = field(default_factory=dict)
-    "By role, the declared name of a network that the script never had."
-    held: list[str] = field(default_factory=list)
-    "Names by which the script could have been asked for one, where a declared name was not found."
 
 
 class ScriptWatch(Watch):
@@ -93,8 +89,7 @@ class ScriptWatch(Watch):
         self.done: str | None = None
         self._raised = 0
         named = {"student": options.student, "teacher": options.teacher}
-        self.lost = {role: name for role, name in named.items() if name is not None}
-        self.held: set[str] = set()
+        trace.not_found = {role: name for role, name in named.items() if name not in (None, STORED)}
         self.loaders = Loaders()
         self._windows.heeds_answers = True
 
@@ -107,31 +102,25 @@ class ScriptWatch(Watch):
         if self._trace.broken is not None or self.done is not None or self.let_go:
             return False
         seen, kd = self._trace.losses.windows_seen, len(self._trace.losses.sights)
-        if kd:
+        if kd and (self._inference.known.settled or kd < self._inference.windows):
             return kd < self._inference.windows or self._windows.taint.window % _LATER == 0
         return seen < _BEFORE or self._windows.taint.window % _SEARCHED == 0
 
     def _on_window(self, raw: RawWindow) -> None:
         if self._options.student or self._options.teacher:
             self._inference.players.declare(self._options.student, self._options.teacher)
-            self._look_for_names()
-        before = len(self._trace.losses.sights)
+        known = self._inference.known
+        before, restarts = len(self._trace.losses.sights), known.restarts
         super()._on_window(raw)
-        if len(self._trace.losses.sights) > before:
-            self.loaders.trained_on(self._trace.losses.sights[-1].student)
-            self._windows.students |= {id(g.module) for g in self._inference.known.students if g.module is not None}
-        if self._inference.known.started:
+        if len(self._trace.losses.sights) > before or known.restarts > restarts:
+            sight = self._trace.losses.sights[-1]
+            self.loaders.trained_on(sight.student)
+            self.loaders.asks_itself |= sight.asked_twice or any(g.is_base for g in known.teachers)
+            self._windows.students |= {id(g.module) for g in known.students if g.module is not None}
+        if known.settled:
             self._windows.heeds_answers = False
-        if self._inference.known.started and self._counted is None:
+        if known.started and (self._counted is None or known.restarts > restarts):
             self._counted = sum(self._steps.counts.values())
-
-    def _look_for_names(self) -> None:
-        """Look for the declared networks that were not found yet, and note which ones there are."""
-        for role, name in list(self.lost.items()):
-            if name in self._trace.networks or named_module(name, by_class=False) is not None:
-                del self.lost[role]
-        if self.lost:
-            self.held |= held_networks() | set(self._trace.networks)
 
     def _on_shown(self, module: nn.Module, args: Any) -> None:
         first = next(iter(tensors_in(args, 2)), None)
@@ -142,9 +131,10 @@ class ScriptWatch(Watch):
     def _after_step(self, optimizer: torch.optim.Optimizer, params: list[nn.Parameter]) -> None:
         self._windows.keep_up()
         self._inference.step(optimizer, params)
-        if not self._windows.armed and not self._inference.known.started and self._steps.counts[id(optimizer)] == 1:
+        settled = self._inference.known.settled
+        if not self._windows.armed and not settled and self._steps.counts[id(optimizer)] == 1:
             self._windows.arm()  # a new optimizer: perhaps a new phase
-        if self._options.steps and self.seen >= self._options.steps:
+        if self._options.steps and self.seen >= self._options.steps and settled:
             self._end(f"{self._options.steps} steps of distillation were seen")
 
     def _end(self, why: str) -> None:
@@ -241,8 +231,6 @@ def run(
             watch.done or "the script ended",
             watch.seen,
             unobserved,
-            watch.lost,
-            sorted(watch.held),
         )
 
     def finish_early(watch: ScriptWatch) -> None:

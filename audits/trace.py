@@ -373,6 +373,19 @@ class Trace:
     data: Data = field(default_factory=Data)
     broken: str | None = None
     "What went wrong in watching itself; from then on nothing was seen."
+    not_found: dict[str, str] = field(default_factory=dict)
+    "Names that were declared, by role, under which no network was found."
+    names_there: list[str] = field(default_factory=list)
+    "Names of networks that there are, where a declared one was not found."
+
+    def restart(self) -> None:
+        """Forget a training that was taken for the distillation: the true one begins."""
+        old, steps = self.losses, self.updates.steps
+        for step in steps:
+            step.distils = False
+        self.losses = Losses(windows_seen=old.windows_seen, functions=old.functions)
+        self.updates = Updates(steps=steps, movable=self.updates.movable, optimizers=self.updates.optimizers)
+        self.teacher, self.data = Teacher(), Data()
 
     def name(self, param: nn.Parameter) -> str:
         """Return a parameter's dotted name, or its shape if it belongs to no declared module."""

@@ -199,8 +199,11 @@ class Watch:
         return in_burn_in and self._trace.broken is None and (first or last)
 
     def _on_window(self, raw: RawWindow) -> None:
+        known = self._inference.known
+        restarts = known.restarts
         self._inference.window(raw)
-        self._steps.distils = self._steps.distils or self._inference.known.started
+        if known.started and (not self._steps.distils or known.restarts > restarts):
+            self._steps.begin()
 
     def _on_answer(self, call: ModuleCall) -> None:
         self._inference.answered(self._windows.raw, call)

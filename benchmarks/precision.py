@@ -36,7 +36,7 @@ def scores(stack: str, request: Request) -> list[float]:
     teacher = {**request.preset.teacher, "precision": "fp32", "fold_teacher": False}
     ready = prepare(replace(request, preset=replace(request.preset, recipe=recipe, teacher=teacher)))
     stderr().print(f"{stack}: {len(ready.todo)} trials to run, {ready.cost}")
-    with Progress(ready.plan, ready.todo, stderr()) as progress:
+    with Progress(ready, stderr(), verbose=True) as progress:
         carry_out(ready, progress.on_trial)
     (method,) = request.preset.methods
     found = study_table.only(study_table.read_study(ready.folder), ready.plan.arms)

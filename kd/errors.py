@@ -1,13 +1,16 @@
-"""The one exception for what a user can mend, and its commonest wording."""
+"""The one exception for what a user can fix, and its commonest wording."""
 
 import difflib
 from collections.abc import Iterable
 
+_FEW = 12
+"Names that are listed whole where none is near."
+
 
 class InputError(ValueError):
-    """Raised for input that cannot be used; the message says what, where and how to mend it.
+    """Raised for input that cannot be used; the message says what, where and how to fix it.
 
-    `about` names what would mend it in the library's own words, so that a program built on it can add how that is
+    `about` names what would fix it in the library's own words, so that a program built on it can add how that is
     said to it.
     """
 
@@ -17,8 +20,16 @@ class InputError(ValueError):
 
 
 def unknown(kind: str, word: str, choices: Iterable[str], where: str = "") -> InputError:
-    """Return the error for a name that does not exist, with the nearest one that does and all the others."""
+    """Return the error for a name that does not exist, with the nearest one that does.
+
+    Without a near one all are listed where they are few. Its `about` is "unknown" and the kind.
+    """
     names = sorted(choices)
     near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return InputError(f"{where}{': ' if where else ''}unknown {kind} {word!r}; {hint}There are: {', '.join(names)}")
+    if near:
+        hint = f"did you mean {near[0]!r}?"
+    elif len(names) <= _FEW:
+        hint = f"there are: {', '.join(names)}"
+    else:
+        hint = f"none of the {len(names)} that there are is near it"
+    return InputError(f"{where}{': ' if where else ''}unknown {kind} {word!r}; {hint}", f"unknown {kind}")

@@ -66,7 +66,7 @@ def sweep(
             arms = arms_of(teacher)
             ready = prepare(replace(request, preset=asked, faults=list(arms), named_fault=False))
             notes.print(f"bound {bound:g}, teacher {teacher}: {len(ready.todo)} trials to run, {ready.cost}")
-            with Progress(ready.plan, ready.todo, notes) as progress:
+            with Progress(ready, notes, verbose=True) as progress:
                 carry_out(ready, progress.on_trial)
             study = read_study(ready.folder)
             curves: dict[tuple[str | None, int], list[str]] = {}

@@ -104,6 +104,8 @@ BAD = {
     ),
     "data that is not there": (["run", "--dataset", "folder", "--data", "none"], "none does not exist"),
     "seeds": (["run", "--seeds", "2-0"], "seeds '2-0' are no range"),
+    "one number as seeds": (["run", "--seeds", "5"], "--seeds 5 might mean 5 seeds or the seed 5; write 0-4 for 5"),
+    "one number as seeds of the zoo": (["audits", "matrix", "--zoo-seeds", "2"], "--zoo-seeds 2 might mean 2 seeds"),
     "epochs": (["run", "--epochs", "0"], "0 is not in the range"),
     "projector fault without projectors": (
         ["run", "--fault", "projector-unclipped", "--method", "logit"],
@@ -127,8 +129,84 @@ def test_a_slip_is_one_sentence_exit_2_and_nothing_written(name, quiet_folder):
     code, out, err = kdbench(*args)
     assert code == 2 and says in err, err
     assert out == "" and "Traceback" not in err
-    assert len(err.strip().splitlines()) == 1 and err.startswith("error: ")
+    *before, last = err.strip().splitlines()
+    assert last.startswith("error: ") and all(line.endswith("loading PyTorch") for line in before), err
     assert list(quiet_folder.rglob("*")) == []
+
+
+NOTHING = {
+    "preset beside a file": (
+        ["run", "study.toml", "--preset", "quick"],
+        "--preset and the study file study.toml are two",
+    ),
+    "file of another kind": (["run", "quick"], "quick: a study file ends in .toml; name a preset with --preset"),
+    "weights without a teacher": (
+        ["run", "--method", "baseline", "--teacher-weights", "t.pt"],
+        "--teacher-weights does nothing here: no method of this study has a teacher",
+    ),
+    "teacher's epochs without a teacher": (
+        ["run", "--method", "baseline", "--teacher-epochs", "3"],
+        "--teacher-epochs does nothing here",
+    ),
+    "fold without a teacher": (["run", "--method", "baseline", "--fold-teacher"], "--fold-teacher does nothing here"),
+    "epochs of a trained teacher": (
+        ["run", "--teacher-weights", "t.pt", "--teacher-epochs", "3"],
+        "--teacher-epochs does nothing with --teacher-weights",
+    ),
+    "quiet and verbose": (["run", "-q", "-v"], "-q and -v contradict each other"),
+    "simulation of a fault": (
+        ["signature", "--simulate", "0.4", "--fault", "kl-reversed"],
+        "--fault does nothing with --simulate",
+    ),
+    "simulation of a study": (["signature", "--simulate", "0.4", "--epochs", "3"], "--epochs does nothing with --sim"),
+    "seeds of a signature": (
+        ["signature", "--fault", "kl-reversed", "--seeds", "0-2"],
+        "--seeds does nothing here: the seeds are 0 to 2, 4, 7 or 11",
+    ),
+    "two parts of an archive": (["reproduce", "a.zip", "--only", "a", "--trials", "1"], "say one of the two"),
+    "margin of a study": (["compare", "corrected", "bugged", "--margin", "1"], "--margin goes with --csv or --mlflow"),
+    "study of a table": (["compare", "--csv", "a.csv", "--study", "a"], "--study goes with arms of a study"),
+    "output of an audit": (["audit", "--output", "x", "train.py"], "--output does nothing without --matrix"),
+    "pair of a script": (["audit", "--pair", "r18-r18", "train.py"], "--pair is for our own training"),
+    "norm without a script": (["audit", "--max-norm", "1"], "--max-norm is for a script, and none was named"),
+    "steps of a list": (["audit", "--list", "--steps", "3"], "--steps does nothing with --list"),
+}
+
+
+@pytest.mark.parametrize("name", NOTHING)
+def test_an_option_that_would_do_nothing_is_refused(name, quiet_folder):
+    args, says = NOTHING[name]
+    code, out, err = kdbench(*args)
+    assert code == 2 and says in err and out == "", err
+    assert list(quiet_folder.rglob("*")) == []
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["rnu"], "unknown command 'rnu'; did you mean 'run'? (kdbench --help lists them)"),
+        (["audits", "lst"], "unknown command of kdbench audits 'lst'; did you mean 'list'?"),
+        (["faults", "xyzzy"], "unknown command of kdbench faults 'xyzzy'; there are: gallery, list, show"),
+        (["run", "--method", "logits"], "did you mean 'logit'? (kdbench methods lists them; --method-file FILE loads"),
+        (
+            ["run", "--fault", "kl-revered"],
+            "did you mean 'kl-reversed'? (kdbench faults list shows them; --faults FILE",
+        ),
+        (["run", "--fault", "xyzzy"], "that there are is near it (kdbench faults list shows them; --faults FILE loads"),
+        (["run", "--preset", "quik"], "did you mean 'quick'? (a file of your own is named in its place: kdbench run"),
+        (["run", "--pair", "r50-r17"], "did you mean 'r50-r18'? (kdbench methods lists the networks; --model-file"),
+        (["run", "mine.toml"], "mine.toml does not exist; kdbench init writes a study to start from"),
+    ],
+)
+def test_an_unknown_name_names_the_nearest_and_how_to_bring_ones_own(args, says, quiet_folder):
+    code, out, err = kdbench(*args)
+    assert (code, out) == (2, "") and says in err
+    assert len(err.splitlines()[-1]) < 250, "and not all that there are"
+
+
+def test_what_is_wrong_with_an_option_points_to_its_commands_help():
+    code, _, err = kdbench("audits", "matrix", "--format", "xml")
+    assert code == 2 and err.endswith("(kdbench audits matrix --help shows the options)\n")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")

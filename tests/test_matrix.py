@@ -1,11 +1,15 @@
 """Each fault is caught by exactly the audits that it names; and how the matrix counts."""
 
+import html
+import io
 import json
 import re
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from test_cli import kdbench
 
 from kdbench.harness.faults import FAULTS
@@ -14,7 +18,8 @@ from kdbench.harness.zoo.matrix import Cell, Task
 from kdbench.harness.zoo.selfcheck import audit_once
 from kdbench.kd.methods import METHODS
 
-PAGE = (Path(__file__).resolve().parent.parent / "reports" / "faults.md").read_text(encoding="utf-8")
+REPORTS = Path(__file__).resolve().parent.parent / "reports"
+PAGE = (REPORTS / "faults.md").read_text(encoding="utf-8")
 GALLERY = gallery.sections(PAGE)
 
 
@@ -26,7 +31,7 @@ def one_a_seam():
 
 @pytest.mark.parametrize("name", one_a_seam())
 def test_a_fault_is_caught_by_exactly_its_audits(name):
-    """One seed and one method; `kdbench audit --matrix --seeds 0-9` has ten seeds of every method."""
+    """One seed and one method; `kdbench audits matrix --seeds 0-9` has ten seeds of every method."""
     run = audit_once(gallery.method_for(FAULTS[name]), FAULTS[name], 0, lambda _: None)
     assert run.as_declared, run.departures
     now = gallery.section(run)
@@ -111,8 +116,45 @@ def test_the_matrix_counts_detection_alarms_and_what_lay_dormant():
     assert found["clean"]["alarmed"] == ["zoo plain_sgd foreign seed 0: KD301 failed"]
     assert found["clean"]["members"] == ["clean:logit", "zoo:plain_sgd"] and not found["exact"]
     page = matrix_page.page(found)
-    assert '<td class="n miss">1/2</td>' in page and "logit seed 1: KD312 did not fail" in page
-    assert '<td class="n wrong">1/4</td>' in page, "the false alarm, in the row of the correct trainings"
+    assert '<td class="n miss">1</td>' in page and "logit seed 1: KD312 did not fail" in page
+    assert '<td class="n wrong">1</td>' in page, "the false alarm, in the row of the correct trainings"
+
+
+@pytest.mark.parametrize(
+    ("words", "seeds"),
+    [
+        ([], [0, 1, 2]),
+        (["--seeds", "4-8"], [4, 5, 6]),
+        (["--fault", "kl-reversed"], []),
+        (["--fault", "kl-reversed", "--zoo-seeds", "7-7"], [7]),
+    ],
+)
+def test_the_clean_zoo_is_left_out_where_faults_are_named_and_that_is_said(words, seeds, monkeypatch):
+    asked = []
+
+    def run(tasks, workers, told):
+        asked.extend(tasks)
+        return iter([cell(t.kind, t.name, t.method, t.seed, failed=["KD313"]) for t in tasks if t.kind == "fault"])
+
+    monkeypatch.setattr(matrix, "run", run)
+    words = ["audits", "matrix", "--method", "logit", *words]
+    _, out, err = kdbench(*words)
+    assert sorted({t.seed for t in asked if t.kind == "zoo"}) == seeds
+    assert ("The clean zoo was left out" in out) is (seeds == [])
+    assert f"{len(asked)} short trainings" in err and "loading PyTorch" in err
+    _, out, err = kdbench(*words, "-q", "--format", "json")
+    assert err == "" and json.loads(out)["zoo_seeds"] == seeds
+    _, _, err = kdbench(*words, "-v")
+    assert "fault kl-reversed, logit, seed" in err
+    assert kdbench(*words, "-q", "-v")[0] == 2
+
+
+def test_warnings_that_the_zoo_provokes_stay_out_of_the_terminal():
+    with warnings.catch_warnings(record=True) as heard:
+        matrix._begin([])
+        warnings.warn("Using `torch.compile(module)` when there are global hooks", UserWarning, stacklevel=1)
+        warnings.warn("something else", UserWarning, stacklevel=1)
+    assert [str(warning.message) for warning in heard] == ["something else"]
 
 
 def test_a_bound_is_one_sided_and_exact():
@@ -134,9 +176,47 @@ def test_a_fault_that_is_not_declared_so_is_painted_red(tmp_path):
     )
     kinds = {id: matrix_page.kind_of(found["faults"][0], id) for id in matrix_page.ids_of(found)}
     assert kinds == {"KD201": "wrong", "KD313": "hit"}
+    assert '<span class="no">NO</span>: logit seed 0: KD201 failed' in matrix_page.page(found)
     matrix_page.draw(found, tmp_path / "matrix.png")
     assert (tmp_path / "matrix.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def printed(found, width):
+    console = Console(width=width, file=io.StringIO(), highlight=False)
+    matrix_page.show(console, found)
+    return console.file.getvalue()
+
+
+def test_a_fault_that_escapes_as_it_declares_is_told_from_a_miss():
+    name = "student-norms-frozen"
+    assert FAULTS[name].escapes and not FAULTS[name].caught_by
+    caught = cell("fault", "kl-reversed", failed=["KD313"], reached=True)
+    told = matrix.summary([cell("fault", name, reached=True), caught], ["logit"], [0])
+    page = matrix_page.page(told)
+    assert f"escapes, as declared: {html.escape(FAULTS[name].escapes)}" in page and 'class="n miss"' not in page
+    assert "escapes, as declared" in printed(told, 80) and "NO" not in printed(told, 80)
+    told = matrix.summary([cell("fault", name, failed=["KD321"], departures=["KD321 failed"])], ["logit"], [0])
+    assert {matrix_page.kind_of(told["faults"][0], id) for id in matrix_page.ids_of(told)} == {"wrong"}
+    assert "NO: student-norms-frozen with logit seed 0: KD321 failed" in printed(told, 80)
+    assert "escapes, as declared" not in printed(told, 80)
+
+
+def test_the_page_names_the_command_that_makes_it_again():
+    cells = [cell("fault", "kl-reversed", seed=n, failed=["KD313"], reached=True) for n in range(10)]
+    told = matrix.summary([*cells, cell("zoo", "plain_sgd", "declared", 2)], list(METHODS), range(10))
+    assert matrix_page.command_of(told) == "kdbench audits matrix --seeds 0-9 --zoo-seeds 2 --output DIR"
+    assert "kdbench audits matrix --seeds 0-9 --zoo-seeds 2 --output DIR" in matrix_page.page(told)
+    told = {**told, "methods": ["logit"], "seeds": [3, 7]}
+    del told["zoo_seeds"]  # of a matrix that was made before it was noted
+    assert matrix_page.command_of(told) == "kdbench audits matrix --seeds 3,7 --method logit --output DIR"
+
+
+def test_the_table_fits_a_terminal_of_80_columns_and_says_more_in_a_wide_one():
+    told = json.loads((REPORTS / "matrix" / "matrix.json").read_text())
+    narrow, wide = printed(told, 80).partition("\n\n")[0], printed(told, 150).partition("\n\n")[0]
+    assert max(map(len, narrow.splitlines())) <= 80 and all(row["name"] in narrow for row in told["faults"])
+    assert "followed by" in wide and "followed by" not in narrow
 
 
 @pytest.mark.parametrize(
@@ -147,6 +227,7 @@ def test_a_fault_that_is_not_declared_so_is_painted_red(tmp_path):
         (["--matrix", "--fault", "kl-revered"], "did you mean 'kl-reversed'"),
         (["--format", "html"], "is of --matrix"),
         (["--seeds", "0-1"], "--seeds does nothing without --matrix"),
+        (["--matrix", "--seeds", "5"], "write 0-4 for 5 seeds"),
     ],
 )
 def test_what_the_matrix_refuses(words, says):

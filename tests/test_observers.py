@@ -119,7 +119,7 @@ def distil(scene: Scene, rows: Tensor, others: Tensor | None = None, labels: Ten
 @pytest.mark.parametrize("used", [True, False])
 def test_players_tell_a_distillation_from_a_teacher_that_is_asked_in_vain(rows, labels, used):
     scene = Scene(body(), body())
-    players = Players(scene.trace, scene.taint, Known(), scene.names, scene.declared)
+    players = Players(scene.trace, scene.taint, Known(), scene.names, scene.declared, Stored(scene.trace, scene.taint))
     found = []
 
     def window(raw: RawWindow) -> None:
@@ -152,7 +152,7 @@ def test_players_say_whether_the_teacher_learns_from_labels_too(labelled):
     known.students.append(Group(scene.taint.mask(scene.student.parameters()), scene.student))
     known.teachers.append(Group(scene.taint.mask(scene.teacher.parameters()), scene.teacher))
     known.labelled = known.teachers[0].mask if labelled else known.students[0].mask
-    Players(scene.trace, scene.taint, known, scene.names, scene.declared).finish([])
+    Players(scene.trace, scene.taint, known, scene.names, scene.declared, Stored(scene.trace, scene.taint)).finish([])
     assert scene.trace.peers is labelled
     assert set(scene.trace.roles) == {"student", "teacher", "projectors"} and not scene.trace.roles["projectors"]
 

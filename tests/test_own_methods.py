@@ -88,6 +88,7 @@ def test_the_archive_brings_them_and_they_run_only_if_they_are_trusted(own):
     loading._FOUND.clear()
     code, _, err = kdbench("reproduce", "a.zip", "--runs", "again")
     assert code == 2 and "brings code of its author's (methods/logit_mse.py)" in " ".join(err.split())
+    assert err.count("a.zip") == 2, "the line that says what is loaded, and the error"
     assert "logit_mse" not in METHODS, "nothing of it was run"
     code, _, err = kdbench("reproduce", "a.zip", *METHOD, "--runs", "again")
     assert code == 2 and "brings code of its author's (models/plain.py)" in " ".join(err.split())

@@ -41,7 +41,9 @@ def run(*words, cwd, **environment):
 def test_the_door_is_free_and_leads_to_the_audits():
     code = "import sys, kdbench; assert 'torch' not in sys.modules and kdbench.__version__\n"
     code += "from kdbench import audits; assert kdbench.watch is audits.watch and kdbench.Clip and kdbench.KD\n"
-    code += "assert kdbench.check_split is audits.check_split and 'watch' in dir(kdbench)"
+    code += "assert kdbench.check_split is audits.check_split and 'watch' in dir(kdbench)\n"
+    code += "assert {*dir(kdbench)} == {'__version__', *audits.__all__} == {*kdbench.__all__}, dir(kdbench)\n"
+    code += "from kdbench import *; assert watch is audits.watch"
     assert run("-c", code, cwd=ROOT) == (0, "")
     with pytest.raises(AttributeError, match="no attribute 'wacth'"):
         _ = kdbench.wacth

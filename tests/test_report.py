@@ -8,11 +8,11 @@ import re
 import pytest
 from test_cli import kdbench
 
-from kdbench.harness.analysis import study_table
-from kdbench.harness.analysis.arms import arm_row
+from kdbench.harness.analysis import expectation, study_table
+from kdbench.harness.analysis.because import because
 from kdbench.harness.analysis.rows import ComparisonRow
 from kdbench.harness.plan.plan import Ground, load_preset, make_plan
-from kdbench.harness.publish import figures, report
+from kdbench.harness.publish import figures, first_screen, report
 from kdbench.harness.publish import paper as published
 from kdbench.harness.records.record import Metrics, Result, StudyFolder
 
@@ -60,8 +60,14 @@ def study(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def on_paper(tmp_path_factory):
+    """A study on the paper's scale, of one pair and three seeds, with the bugs that it writes of."""
+    return write(tmp_path_factory.mktemp("paper"), "paper", dataset="cifar10", pairs=("r34-r18",), seeds=(0, 1, 2))
+
+
+@pytest.fixture(scope="module")
 def pictures(study):
-    return figures.draw(study, found(study)["gains"], 4.65)
+    return figures.draw(study, found(study)["gains"], None)
 
 
 def found(study):
@@ -84,7 +90,8 @@ def test_each_published_gain_is_the_difference_of_its_published_means():
     assert checked == 6 + 8, "two methods on three pairs, then on four"
 
 
-def test_published_figures_stand_beside_the_arms_that_the_study_has(study):
+def test_published_figures_stand_beside_the_arms_that_the_study_has(on_paper):
+    study = on_paper
     rows = {(row["what"], row["pair"], row["arm"]): row for row in found(study)["published"]["rows"]}
     feature = rows["Feature-KD", "r34-r18", "corrected"]
     assert feature["ours"]["mean"] == pytest.approx(95.4) and feature["ours"]["seeds"] == 3
@@ -98,56 +105,78 @@ def test_published_figures_stand_beside_the_arms_that_the_study_has(study):
         assert said in page and said in text
 
 
-def test_a_study_of_other_pairs_has_nothing_published_beside_it(tmp_path):
-    study = write(tmp_path, faults=[None], pairs=("r18-r50",))
-    assert found(study)["published"] is None and "Published" not in report.html(found(study), {})
+OTHERWISE = {
+    "another data set": {"dataset": "folder-cats"},
+    "narrow networks": {"recipe": {"base_width": 16}},
+    "few epochs": {"recipe": {"epochs": 6}},
+    "teachers of few epochs": {"teacher": {"epochs": 12}},
+    "another pair": {"pairs": ("r18-r50",)},
+}
+
+
+@pytest.mark.parametrize("changes", OTHERWISE.values(), ids=OTHERWISE)
+def test_the_papers_results_stand_only_beside_a_study_on_its_scale(tmp_path, changes):
+    recipe = dataclasses.replace(load_preset("paper").recipe, **changes.get("recipe", {}))
+    rest = {name: value for name, value in changes.items() if name != "recipe"}
+    options = {"dataset": "cifar10", "pairs": ("r34-r18",), "seeds": (0, 1, 2), "recipe": recipe, **rest}
+    study = write(tmp_path, "paper", [None, "projector-unclipped"], **options)
+    told = found(study)
+    assert not published.follows_protocol(study) and told["published"] is None and told["norms"]["text"] == ""
+    for page in (report.html(told, {}), report.markdown(told)):
+        assert "Published" not in page and "4.65" not in page and "the paper" not in page.lower()
 
 
 def test_the_papers_protocol_has_no_departures_and_the_page_says_so(tmp_path):
     study = write(tmp_path, "paper", [None], dataset="cifar10")
     assert published.departures(study) == []
     page = report.html(found(study), {})
-    assert "no replication" not in page and "The recipe is that of the preset" in page
+    assert "not an exact replication" not in page and "The recipe is that of the preset" in page
 
 
 def test_each_point_in_which_a_recipe_departs_from_the_papers_is_said(tmp_path):
     paper = load_preset("paper")
     changes = {
-        "recipe": dataclasses.replace(paper.recipe, base_width=16, train_size=5000, flip=False),
-        "teacher": {"epochs": 12, "lr": 0.05},
+        "recipe": dataclasses.replace(paper.recipe, train_size=5000, flip=False),
+        "teacher": {"epochs": 200, "lr": 0.05},
         "method": {"logit": {"ce_weight": 0.3, "kd_weight": 0.7, "temperature": 4}, "feature": paper.method["feature"]},
         "seeds": (0, 1, 2),
         "pairs": ("r34-r18",),
     }
-    study = write(tmp_path, "paper", [None], dataset="folder-cats", **changes)
+    study = write(tmp_path, "paper", [None], dataset="cifar10", **changes)
     assert published.departures(study) == [
-        "data set: folder-cats instead of cifar10",
-        "channels of the first stage: 16 instead of 64",
         "mirrored images: no instead of yes",
         "training images: 5,000 instead of 45,000",
-        "the teacher's epochs: 12 instead of 200",
         "the teacher's learning rate: 0.05 instead of 0.1",
         "temperature of Logit-KD (r34-r18): 4 instead of 2",
         "seeds: 3 instead of 5",
     ]
     for page in (report.html(found(study), {}), report.markdown(found(study))):
-        assert "This is no replication of the paper." in page and "5,000 instead of 45,000" in page
-        assert "8 points" in page
+        assert "This is not an exact replication of the paper." in page and "5,000 instead of 45,000" in page
 
 
 # -- the claim of gradient norms
 
 
-def test_norms_are_read_from_the_first_steps_and_judged(study):
-    norms = found(study)["norms"]
-    rows = {row["arm"]: row for row in norms["rows"]}
-    assert set(rows) == {"corrected", "projector-unclipped", "random-teacher"}
+def test_norms_are_read_from_the_first_steps_and_judged(on_paper):
+    norms = found(on_paper)["norms"]
+    rows = {row["arm"]: row for row in norms["rows"] if row["method"] == "Feature-KD"}
+    assert set(rows) == {"corrected", "projector-unclipped", "random-teacher", "imagenet-stem"}
     assert rows["random-teacher"]["early"] == pytest.approx([20.0, 20.1, 20.2])
     assert rows["random-teacher"]["ever"] == pytest.approx(21.2) and rows["random-teacher"]["steps"] == 2
-    assert "1.70 to 1.90 with the projectors unclipped (below 4.65)" in norms["text"]
-    assert "20.00 to 20.20 with a teacher of random weights (past 4.65)" in norms["text"]
-    assert norms["text"].endswith("no proof of it; the missing clip alone did not come near it.")
-    assert norms["text"] in report.markdown(found(study))
+    assert "1.70 to 1.90 with unclipped projectors (below 4.65)" in norms["text"]
+    assert "20.00 to 20.20 with a random teacher (above 4.65)" in norms["text"]
+    assert norms["text"].endswith("It is no proof. The missing clip alone did not come near it.")
+    assert norms["text"] in report.markdown(found(on_paper))
+
+
+def test_every_arm_with_norms_has_its_row_with_projectors_and_without(study):
+    norms = found(study)["norms"]
+    rows = {(row["method"], row["arm"]): row for row in norms["rows"]}
+    assert len(rows) == len(study.arms) == 9 and norms["text"] == "", "judged on the paper's scale alone"
+    assert rows["Logit-KD", "random-teacher"]["early"] == [] and rows["Logit-KD", "random-teacher"]["ever"] is None
+    assert rows["Logit-KD", "random-teacher"]["student"] == pytest.approx(20.2)
+    assert rows["Baseline", "imagenet-stem"]["student_ever"] == pytest.approx(3.2)
+    assert report.html(found(study), {}).count("no projectors") == 5
 
 
 VERDICTS = {
@@ -155,10 +184,10 @@ VERDICTS = {
     "only the random teacher": (1.4, 1.5, 4.7, "consistent with a teacher that was not loaded"),
     "both": (1.4, 4.7, 4.7, "consistent with either bug"),
     "near is four fifths": (1.4, 3.73, 1.0, "consistent with the paper's reading"),
-    "less is not": (1.4, 3.71, 1.0, "no such norm was seen here"),
+    "less is not": (1.4, 3.71, 1.0, "No arm came near the paper's norm."),
     "the corrected arm as well": (4.7, 4.7, 4.7, "a sign of neither bug"),
-    "no arm with a random teacher": (1.4, 1.5, None, "no such norm was seen here"),
-    "no unclipped arm": (1.4, None, 9.0, "consistent with a teacher that was not loaded, no proof of it."),
+    "no arm with a random teacher": (1.4, 1.5, None, "No arm came near the paper's norm."),
+    "no unclipped arm": (1.4, None, 9.0, "consistent with a teacher that was not loaded. It is no proof."),
 }
 
 
@@ -177,13 +206,14 @@ def test_norms_that_are_no_numbers_do_not_count(study):
     path = study.folder.trial(trial.key).path / "odd.csv"
     path.write_text("step,student,projectors,all\n1,1.0,2.0,3.0\n2,inf,inf,inf\n3,nan,9.0,nan\n")
     assert published._early(path) == {"step": 1.0, "student": 1.0, "projectors": 2.0, "all": 3.0}
-    path.write_text("step,student,all\n1,1.0,1.0\n")
+    path.write_text("step,student,all\n1,inf,inf\n")
     assert published._early(path) == {} and published._early(path.with_name("none.csv")) == {}
 
 
-def test_nothing_is_said_of_norms_without_the_arms_that_could_tell(tmp_path):
-    study = write(tmp_path, faults=[None, "imagenet-stem"])
-    assert found(study)["norms"] is None and "4.65" not in report.html(found(study), {})
+def test_nothing_is_said_of_the_papers_norm_without_the_arms_that_could_tell(tmp_path):
+    study = write(tmp_path, "paper", [None, "imagenet-stem"], dataset="cifar10", pairs=("r34-r18",), seeds=(0, 1))
+    assert published.follows_protocol(study)
+    assert found(study)["norms"]["text"] == "" and "4.65" not in report.html(found(study), {})
 
 
 # -- by class
@@ -208,7 +238,7 @@ def test_of_many_classes_those_that_differ_most_are_shown(tmp_path):
     assert table["classes"] == [str(i) for i in range(8, 20)] and table["of"] == 20
     heat = [cell["heat"] for cell in table["rows"][-1]["cells"]]
     assert heat[:2] == ["up2", "down2"] and heat[-2:] == ["up3", "down3"]
-    assert "Of 20 classes" in report.html(found(study), {})
+    assert "Shown are the 12 of 20 classes" in report.html(found(study), {})
 
 
 def test_classes_of_cifar10_have_names(tmp_path):
@@ -234,28 +264,91 @@ def comparison(b, method, verdict, difference):
 def test_few_comparisons_have_a_line_each_and_many_a_line_for_each_bug():
     stem = [comparison("imagenet-stem", "logit", "different", -6.0 - i) for i in range(4)]
     clip = [comparison("projector-unclipped", "feature", "undecided", 0.1 * i) for i in range(4)]
-    few = report._claims(stem + clip)
+    few = first_screen.claims(stem + clip)
     assert len(few) == 8
-    assert few[0] == report.Claim("different, lower", False, "imagenet-stem in Logit-KD: -6.00 pp [-1.00, +1.00]")
-    assert (few[7].open, few[7].power) == (True, "under 0.8 pp easily missed")
-    many = report._claims([*stem, *clip, comparison("imagenet-stem", "feature", "undecided", -1.0)])
+    assert few[0] == first_screen.Claim("different, lower", False, "imagenet-stem in Logit-KD: -6.00 pp [-1.00, +1.00]")
+    assert (few[7].open, few[7].power) == (True, "differences under 0.8 pp are easily missed")
+    many = first_screen.claims([*stem, *clip, comparison("imagenet-stem", "feature", "undecided", -1.0)])
     assert [(row.verdict, row.open) for row in many] == [
         ("4 different, lower; 1 undecided", False),
         ("undecided", True),
     ]
     assert many[0].text == "imagenet-stem, 5 comparisons: -9.00 to -1.00 pp"
-    alone = report._claims([*stem, *clip, comparison("random-teacher", "logit", "different", -40.0)])
+    alone = first_screen.claims([*stem, *clip, comparison("random-teacher", "logit", "different", -40.0)])
     assert alone[2].text == "random-teacher in Logit-KD: -40.00 pp [-1.00, +1.00]", "of one there is no span"
 
 
+def test_an_interval_beside_an_undecided_verdict_is_explained_where_it_excludes_zero():
+    row = dataclasses.replace(comparison("feature", "feature", "undecided", 0.86), ci95_pp=[0.14, 1.58], holm_p=0.07)
+    (claim,) = first_screen.claims([row])
+    assert claim.power == "the interval excludes 0, but p is 0.07 when adjusted for all comparisons of its family"
+
+
+def finding(id_, name, status, message, severity="error"):
+    return {"id": id_, "name": name, "status": status, "severity": severity, "message": message, "consequence_of": None}
+
+
+def say(study, arm, *findings):
+    """Have the audits say this of each seed of an arm, and `pass` where a corrected arm needs it."""
+    for seed, (spec, result) in study.arms[arm].items():
+        needed = expectation.needed_passes(spec.method, spec.recipe) - {f["id"] for f in findings}
+        said = [*findings, *(finding(id_, "x", "pass", "") for id_ in sorted(needed))]
+        study.arms[arm][seed] = (spec, dataclasses.replace(result, findings=said))
+
+
+def test_each_no_has_its_reasons_with_the_audits_message_and_its_seeds(tmp_path):
+    study = write(tmp_path, faults=[None])
+    for arm in study.arms:
+        say(study, arm)
+    feature, logit = (next(arm for arm in study.arms if arm.method == name) for name in ("feature", "logit"))
+    say(study, feature, finding("KD201", "clip-coverage", "fail", "2 of 66 parameters are never clipped"))
+    say(study, logit, finding("KD343", "schedule-endpoints", "error", "ZeroDivisionError"))
+    reasons = {one.method: one.reasons for one in because(study) if one.method != "teacher"}
+    assert set(reasons) == {"feature", "logit"}
+    (of_feature,), (of_logit,) = reasons["feature"], reasons["logit"]
+    assert (of_feature.kind, of_feature.text, of_feature.seeds) == ("failed", "KD201 clip-coverage failed", (0, 1, 2))
+    assert of_feature.detail == "2 of 66 parameters are never clipped" and of_logit.kind == "broken"
+    told = report.read(study)
+    (teachers, corrected, no_controls) = told["code"]
+    assert (corrected.word, corrected.text) == ("NO", "1 of 3 corrected arms are proven clean")
+    for page in (report.html(told, {}), report.markdown(told)):
+        assert "2 of 66 parameters are never clipped" in page and "ZeroDivisionError" in page
+        assert f"kdbench audits show {tmp_path.name}/quick-digits/trials/{of_feature.trial}" in page
+    assert "Feature-KD r34-r18, corrected (seeds 0, 1, 2)" in report.markdown(told)
+    order = [report.markdown(told).index(text) for text in (teachers.text, corrected.text, no_controls.text)]
+    assert order == sorted(order), "arms before controls"
+
+
 def test_what_still_runs_is_not_called_wrong(tmp_path):
-    waiting = write(tmp_path, faults=[None])
-    (arm,) = (arm for arm in waiting.arms if arm.method == "logit")
-    rows = [dataclasses.replace(arm_row(a, trials), as_expected=a != arm) for a, trials in waiting.arms.items()]
-    spec, _ = waiting.arms[arm][1]
-    assert report._code(waiting, rows, None)[0] == {"word": "NO", "text": "2 of 3 corrected arms are proven clean"}
-    waiting.arms[arm][1] = (spec, None)
-    assert report._code(waiting, rows, None)[0]["word"] == "not yet"
+    study = write(tmp_path, faults=[None])
+    arm = next(arm for arm in study.arms if arm.method == "logit")
+    for other in study.arms:
+        say(study, other)
+
+    def corrected():
+        reasons = [one for one in because(study) if one.method != "teacher"]
+        return first_screen.code_lines(study, report.summary(study), [], reasons, None)[0]
+
+    assert (corrected().word, corrected().because) == ("yes", [])
+    study.arms[arm][1] = (study.arms[arm][1][0], None)
+    assert (corrected().word, corrected().text) == ("not yet", "2 of 3 corrected arms are proven clean")
+    say(study, next(arm for arm in study.arms if arm.method == "feature"), finding("KD201", "clip", "fail", "m"))
+    assert corrected().word == "NO"
+
+
+def test_the_head_says_when_and_with_what_the_trials_ran(tmp_path):
+    study = write(tmp_path, faults=[None])
+    for by_seed in study.arms.values():
+        for seed, (spec, result) in by_seed.items():
+            environment = {**result.environment, "kdbench": "0.1.0", "device_name": "AMD EPYC"}
+            times = {"started": f"2026-11-{28 + min(seed, 1)}T08:00:00+00:00", "seconds": 7.0}
+            by_seed[seed] = (spec, dataclasses.replace(result, environment=environment, times=times))
+    about = report.read(study)["about"]
+    assert about == {"run on": "28 November 2026 to 29 November 2026", "kdbench": "0.1.0", "device": "AMD EPYC"}
+    for page in (report.html(report.read(study), {}), report.markdown(report.read(study))):
+        assert (
+            "29 November 2026" in page and "320 training images" in page and report.read(study)["headline"].text in page
+        )
 
 
 def test_links_of_the_page_lead_somewhere_in_it(study, pictures):
@@ -268,11 +361,25 @@ def test_links_of_the_page_lead_somewhere_in_it(study, pictures):
 def test_every_colour_of_a_figure_has_one_for_dark_pages(pictures):
     assert set(pictures) == set(figures.FIGURES) - {"grid"}, "a heat map's colours are values, on any page"
     for name, picture in pictures.items():
-        svg = base64.b64decode(picture.partition("base64,")[2]).decode()
-        seen = re.sub(r"<style>.*?</style>|stroke: #000000; stroke-opacity: 0", "", svg, flags=re.S)
-        drawn = set(re.findall(r"(?:fill|stroke): (#[0-9a-f]{6})", seen))
-        assert drawn and drawn <= set(figures._DARK), name
-        assert all(f'[style*="stroke: {colour}"]' in svg for colour in drawn)
+        for drawing in picture:
+            svg = base64.b64decode(drawing.partition("base64,")[2]).decode()
+            check_colours(name, svg)
+
+
+def test_a_figure_for_a_telephone_is_no_wider_than_one_and_its_letters_are_not_small(pictures):
+    for name, picture in pictures.items():
+        svg = base64.b64decode(picture.narrow.partition("base64,")[2]).decode()
+        width = float(re.search(r'viewBox="0 0 ([\d.]+)', svg)[1]) * 96 / 72
+        assert width <= 390 - 2 * 16 + 2, f"{name}: beside the page's margins"
+        sizes = [float(size) * 96 / 72 for size in re.findall(r"font-size: ([\d.]+)px", svg)]
+        assert sizes and min(sizes) >= 8.8, f"{name}: {min(sizes)} pixels"  # exponents of a logarithmic axis
+
+
+def check_colours(name, svg):
+    seen = re.sub(r"<style>.*?</style>|stroke: #000000; stroke-opacity: 0", "", svg, flags=re.S)
+    drawn = set(re.findall(r"(?:fill|stroke): (#[0-9a-f]{6})", seen))
+    assert drawn and drawn <= set(figures._DARK), name
+    assert all(f'[style*="stroke: {colour}"]' in svg for colour in drawn)
 
 
 def test_the_study_is_named_by_an_argument_and_its_page_is_the_same_again(study, pictures, tmp_path):
@@ -280,7 +387,8 @@ def test_the_study_is_named_by_an_argument_and_its_page_is_the_same_again(study,
     code, out, err = kdbench("report", name, "--runs", runs, "--output", tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert code == 0 and "report.html" in out and f"kdbench report {name}<" in page, err
-    assert all(picture in page for picture in pictures.values())
+    assert " ".join(out.split()).startswith(found(study)["headline"].text), "the page's headline, in the terminal too"
+    assert all(drawing in page for picture in pictures.values() for drawing in picture)
     for output in (tmp_path / "report.md", tmp_path / "report.md" / "deeper"):
         code, _, err = kdbench("report", name, "--runs", runs, "--output", output)
         assert code == 2 and f"no page can be written into {output}" in err, err

@@ -74,6 +74,12 @@ def test_run_prints_one_object_as_specified(study):
     assert "trials" in done.stderr and "\x1b" not in done.stderr, "no bar without a terminal"
 
 
+def test_quiet_prints_the_results_and_nothing_else(copy):
+    loud, quiet = kdbench("run", TINY, cwd=copy), kdbench("run", TINY, "-q", cwd=copy)
+    assert "loading PyTorch" in loud.stderr and "nothing to run" in loud.stderr
+    assert quiet.stderr == "" and quiet.stdout == loud.stdout and quiet.returncode == loud.returncode == 0
+
+
 def test_each_bug_is_caught_by_exactly_its_audits_and_corrected_is_clean(study):
     _, found, _ = study
     caught = {None: [], "projector-unclipped": ["KD201"], "imagenet-stem": ["KD105"], "random-teacher": ["KD104"]}
@@ -226,7 +232,7 @@ def test_the_same_command_again_trains_nothing(study):
 
 def test_the_same_seed_in_a_process_of_another_run_gives_the_same_bits(study, tmp_path):
     place, _, _ = study
-    one = ["--variant", "corrected", "--method", "feature", "--seeds", "1", "--no-controls"]
+    one = ["--variant", "corrected", "--method", "feature", "--seeds", "1-1", "--no-controls"]
     done = kdbench("run", TINY, *one, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     mine, theirs = folder_of(tmp_path), folder_of(place)
@@ -474,7 +480,7 @@ def wait_for_trial(place, epochs=1):
 
 
 def test_a_killed_trial_is_tried_again_at_once(tmp_path, cache):
-    running = start(tmp_path)
+    running = start(tmp_path, "-v")
     os.kill(wait_for_trial(tmp_path), signal.SIGKILL)
     out, err = running.communicate(timeout=120)
     found = json.loads(out)
@@ -501,7 +507,7 @@ def test_a_killed_trial_is_recorded_and_tried_again_the_next_time(tmp_path, cach
 
 def test_a_trial_is_mirrored_while_others_still_run(tmp_path, cache):
     """The UI shows a long study as it grows: its teacher is there before its student is done."""
-    options = ["--method", "logit", "--width", "4", "--epochs", "20", "--teacher-epochs", "2", "--seeds", "7"]
+    options = ["--method", "logit", "--width", "4", "--epochs", "20", "--teacher-epochs", "2", "--seeds", "7-7"]
     options += ["--no-controls"]
     command = [sys.executable, "-m", "kdbench", "run", "--variant", "corrected", *options]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}

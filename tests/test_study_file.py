@@ -1,7 +1,9 @@
 """A study as a file: what init writes, what run takes from it, what status says of it."""
 
+import dataclasses
 import json
 import os
+import shutil
 
 import pytest
 from conftest import write_images
@@ -101,7 +103,7 @@ def test_what_is_no_study_file_is_said(here):
     code, _, err = kdbench("run", "mine.toml")
     assert code == 2 and "mine.toml does not exist; kdbench init writes a study" in err
     code, _, err = kdbench("run", "quick")
-    assert code == 2 and "a preset is named by --preset" in err
+    assert code == 2 and "name a preset with --preset" in err
     (here / "quick.toml").write_text(SMALL)
     with pytest.raises(InputError, match="quick is the name of a preset"):
         load_preset("quick.toml")
@@ -131,6 +133,14 @@ def test_status_says_how_far_a_study_is(here, cache):
         ("feature", "projector-unclipped", 2, 2), ("teacher", "corrected", 1, 1),
     ]  # fmt: skip
     study = StudyFolder(here / "runs" / found["study"])
+    earlier = next(dataclasses.replace(f.spec(), method_digest="0" * 16) for f in study.trials() if f.spec().teacher)
+    study.trial(earlier.key).write_spec(earlier)
+    (found,) = json.loads(kdbench("status", "--json")[1])["studies"]
+    assert found["counts"] == {"finished": 7, "superseded": 1}, "a method's file was changed: no control"
+    assert [a["trials"] for a in found["arms"] if a["method"] in ("superseded", "control")] == [1]
+    out = kdbench("status")[1]
+    assert "1 superseded" in out and "no arm uses them any more" in out
+    shutil.rmtree(study.trial(earlier.key).path)
     folders = {(f.spec().method, f.spec().fault, f.spec().seed): f for f in study.trials() if f.spec().arch == "r18"}
     failed, running, cut = (
         folders["feature", "projector-unclipped", 0],

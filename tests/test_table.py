@@ -290,7 +290,7 @@ def test_power_in_a_family_and_as_json():
     code, _, err = kdbench("power", "--sd", "0", "--effect", "1")
     assert code == 2 and "--sd must be positive" in err
     code, _, err = kdbench("power", "--sd", "nan", "--effect", "1")
-    assert code == 2 and "nan is no finite number" in err
+    assert code == 2 and "nan is not a finite number" in err
     code, _, err = kdbench("power", "--sd", "1", "--seeds", "5", "--power", "0.03")
     assert code == 2 and "--power 0.03 is no more than alpha, 0.05" in err
     code, out, _ = kdbench("power", "--sd", "1", "--seeds", "2", "--family", "100")

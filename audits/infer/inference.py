@@ -30,10 +30,11 @@ class Inference:
         "Windows to be looked at."
         self.known = known = Known()
         names = Names(trace, taint, known)
-        self.players = Players(trace, taint, known, names, declared)
+        stored = Stored(trace, taint)
+        self.players = Players(trace, taint, known, names, declared, stored)
         self.modes = Modes(trace)
         self._observers: list[Observer] = [
-            Stored(trace, taint),  # finds the teacher of stored answers, of whom the others speak
+            stored,
             self.players,
             TeacherState(trace, taint, known, names, loads),
             Parameters(trace, taint, known, names),
@@ -54,13 +55,25 @@ class Inference:
 
     def window(self, raw: RawWindow) -> None:
         """Judge the window that this backward closes."""
+        before = self.known.restarts
         cast = self.players.cast(raw)
         if cast is None:
             return
+        if self.known.restarts > before:
+            self._restart()
+            self.players.begin(cast)
         sight = Sight(raw.number, raw.where)
         for observer in self._observers:
             observer.window(raw, cast, sight)
         self._trace.losses.sights.append(sight)
+
+    def _restart(self) -> None:
+        """Forget what was taken for a distillation: it was another training, perhaps the teacher's own."""
+        self._loads.stepped(list(self.known.moved.keys()))
+        self.known.restart()
+        self._trace.restart()
+        for observer in self._observers:
+            observer.restart()
 
     def step(self, optimizer: torch.optim.Optimizer, params: list[nn.Parameter]) -> None:
         """Take in a step, and the parameters that it moved."""

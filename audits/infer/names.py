@@ -37,7 +37,7 @@ class Names(Observer):
             kind = type(getattr(module, torch_internals.COMPILED, module)).__name__
             self._names[id(module)] = f"{kind} ({variable})" if variable else kind
             self._kept.append(module)
-        return self._names[id(module)]
+        return self._names[id(module)] + (", without what is trained" if group.is_base else "")
 
     def head(self, group: Group) -> str:
         """Return the variable that holds a group's module, or else its class: the head of a parameter's path."""
@@ -103,47 +103,68 @@ def _variable_of(module: nn.Module) -> str | None:
     return best
 
 
-def named_module(name: str, by_class: bool) -> nn.Module | None:
-    """Return the module that a variable of this name holds, or the only living one of a class of this name."""
-    frame = sys._getframe(1)
-    tail = name.removeprefix("self.")
-    while frame is not None:
-        for place in (
-            frame.f_locals,
-            vars(frame.f_locals["self"]) if hasattr(frame.f_locals.get("self"), "__dict__") else {},
-        ):
-            parts = place.get(torch_internals.SUBMODULES)
-            for value in (place.get(tail), parts.get(tail) if isinstance(parts, dict) else None):
-                if isinstance(value, nn.Module):
-                    return value
-        frame = frame.f_back  # type: ignore[assignment]
-    main = vars(sys.modules["__main__"]) if "__main__" in sys.modules else {}
-    if isinstance(main.get(tail), nn.Module):
-        found: nn.Module = main[tail]
-        return found
-    if not by_class:
+def named_module(name: str, thorough: bool) -> nn.Module | None:
+    """Return the module of this name: a variable's, an attribute's of an object that a variable holds (`trainer.net`).
+
+    If `thorough`, also the only living one that some module holds under this path, or that has a class of this name.
+    """
+    path = name.removeprefix("self.").split(".")
+    for place in _places():
+        found = _along(place, path)
+        if found is not None:
+            return found
+    if not thorough:
         return None
-    of_class = [m for m in living(nn.Module) if type(m).__name__ == name]
-    return of_class[0] if len(of_class) == 1 else None
+    modules = list(living(nn.Module))
+    held = {id(m): m for one in modules if (m := _along(_inside(one), path)) is not None}
+    of_class = {id(m): m for m in modules if type(m).__name__ == name}
+    for several in (held, of_class):
+        if len(several) == 1:
+            return next(iter(several.values()))
+    return None
 
 
-def held_networks() -> set[str]:
-    """Return the names under which the user's code holds modules: variables of the frames on the stack, attributes."""
+def names_of_modules() -> set[str]:
+    """Return the names by which the user's code holds modules: variables, and attributes of `self`."""
     found: set[str] = set()
+    for place in _places():
+        for key, value in list(place.items()):
+            if isinstance(value, nn.Module) and not key.startswith("_"):
+                found.add(key)
+                parts = [n for n, m in value.named_children() if any(True for _ in m.parameters())]
+                found.update(f"{key}.{part}" for part in parts if not part.isdigit())
+    return found
+
+
+def _places() -> list[Mapping[str, Any]]:
+    """Return where names are looked for: the frames of the user's on the stack, what their `self` holds, the script."""
     frame = sys._getframe(1)
-    places: list[Mapping[str, Any]] = [vars(sys.modules["__main__"])] if "__main__" in sys.modules else []
+    found: list[Mapping[str, Any]] = []
     while frame is not None:
-        package = frame.f_globals.get("__name__", "").partition(".")[0]
-        if package not in ("torch", "kdbench", "runpy"):
-            places.append(frame.f_locals)
-            own = getattr(frame.f_locals.get("self"), "__dict__", {})
-            if isinstance(own, dict):
-                parts = own.get(torch_internals.SUBMODULES)
-                places += [own, parts if isinstance(parts, dict) else {}]
+        if not frame.f_globals.get("__name__", "").startswith(("kdbench.audits", "torch.")):
+            found += [frame.f_locals, _inside(frame.f_locals.get("self"))]
         frame = frame.f_back  # type: ignore[assignment]
-    for place in places:
-        found |= {n for n, value in list(place.items()) if isinstance(value, nn.Module) and not n.startswith("_")}
-    return found - {"self"}
+    main = sys.modules.get("__main__")
+    return [*found, vars(main)] if main is not None else found
+
+
+def _inside(holder: Any) -> Mapping[str, Any]:
+    """Return an object's attributes, a module's parts among them; no code of the user's is run for it."""
+    inside = getattr(holder, "__dict__", None)
+    if not isinstance(inside, dict):
+        return {}
+    return {**inside, **inside.get(torch_internals.SUBMODULES, {})} if isinstance(holder, nn.Module) else inside
+
+
+def _along(place: Mapping[str, Any], path: list[str]) -> nn.Module | None:
+    """Return the module at the end of a path of attributes; wrappers such as DataParallel are looked into."""
+    value: Any = place.get(path[0])
+    for part in path[1:]:
+        inside = _inside(value)
+        while part not in inside and (inner := inside.get("module", inside.get(torch_internals.COMPILED))) is not None:
+            inside = _inside(inner)
+        value = inside.get(part)
+    return value if isinstance(value, nn.Module) else None
 
 
 def _owner_of(param: Tensor) -> str | None:

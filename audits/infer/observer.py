@@ -22,6 +22,9 @@ class Observer:
     def answered(self, raw: RawWindow, call: ModuleCall) -> None:
         """Take in the answer of a module with parameters that nothing of a network's was fed to."""
 
+    def restart(self) -> None:
+        """Forget what was seen of a distillation: it was none, and the true one begins."""
+
     def window(self, raw: RawWindow, cast: Cast, sight: Sight) -> None:
         """Take in a backward of the distillation, before it runs, and fill in its part of the sight."""
 
@@ -45,6 +48,20 @@ class Known:
     "Parameters that an optimizer stepped since the distillation began."
     started: bool = False
     "Whether a distillation was seen."
+    strength: int = 0
+    "How sure that is, as :attr:`Cast.strength` says it of a window."
+    restarts: int = 0
+    "How often something that was taken for a distillation was followed by one that surely is."
+
+    @property
+    def settled(self) -> bool:
+        """Whether a distillation was seen that surely is one."""
+        return self.strength > 1
+
+    def restart(self) -> None:
+        """Forget who played which part."""
+        self.students, self.teachers, self.projectors = [], [], []
+        self.labelled, self.moved, self.started, self.strength = 0, WeakTensorKeyDictionary(), False, 0
 
     @property
     def student_mask(self) -> int:

@@ -31,6 +31,10 @@ class Parameters(Observer):
 
     def __init__(self, trace: Trace, taint: Taint, known: Known, names: Names) -> None:
         self._trace, self._taint, self._known, self._names = trace, taint, known, names
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget the parameters of a training that was no distillation."""
         self._first: dict[int, tuple[nn.Parameter, Tensor]] | None = None
         "By id, the parameters of students and projectors, and what was in them."
         self._leaves = 0

@@ -3,14 +3,17 @@
 import torch
 from torch import nn
 
-from kdbench.audits.infer.names import Names, named_module
+from kdbench.audits.infer.names import Names, named_module, names_of_modules
 from kdbench.audits.infer.observer import Known, Observer
 from kdbench.audits.infer.roles import Cast, Declared, Group, cast
+from kdbench.audits.infer.stored import Stored
 from kdbench.audits.observe.taint import Taint
 from kdbench.audits.observe.windows import DISTANCES, LABEL_LOSSES, ModuleCall, RawWindow
 from kdbench.audits.trace import Sight, Trace
 
 _LOSSES = DISTANCES | LABEL_LOSSES | {"kl_div"}
+STORED = "stored-answers"
+"What is declared as the teacher where no network is: no variable has this name."
 _NAMED = 12
 "Networks that a report names where no distillation was seen: more than that is no help to a reader."
 _REMEMBERED, _RECENT = 30, 8
@@ -23,19 +26,39 @@ _LOOKED_FOR = 10
 class Players(Observer):
     """Casts the roles in each window, remembers them, and says how often a network taught nothing."""
 
-    def __init__(self, trace: Trace, taint: Taint, known: Known, names: Names, declared: Declared) -> None:
+    def __init__(
+        self, trace: Trace, taint: Taint, known: Known, names: Names, declared: Declared, stored: Stored
+    ) -> None:
         self._trace, self._taint, self._known, self._names = trace, taint, known, names
-        self._declared = declared
+        self._declared, self._stored = declared, stored
         self._answered: list[nn.Module] = []
+        self._is_new = True
+        "Whether a network answered for the first time since the declared names were looked for."
 
     def declare(self, student: str | None, teacher: str | None) -> None:
-        """Find the modules that the user named, by their variable or their class."""
+        """Find the modules that the user named: by their variable, their attribute, their path or their class.
+
+        Until both are found no window is a distillation's: what is declared binds from the start.
+        """
+        if self._known.started:
+            return
+        self._declared.stored = teacher == STORED
+        thorough = self._is_new or self._trace.losses.windows_seen % _LOOKED_FOR == 0
+        self._is_new = False
         for role, name in (("student", student), ("teacher", teacher)):
-            if name is not None and not self._known.started:
-                # Each time anew: the same name may hold another network in the phase before.
-                found = named_module(name, self._trace.losses.windows_seen % _LOOKED_FOR == 0)
-                if found is not None:
-                    setattr(self._declared, role, found)
+            if name is None or name == STORED:
+                continue
+            # Each time anew: the same name may hold another network in the phase before.
+            found = named_module(name, thorough)
+            if found is not None:
+                setattr(self._declared, role, found)
+                self._trace.not_found.pop(role, None)
+            elif getattr(self._declared, role) is None:
+                self._trace.not_found[role] = name
+        if thorough and self._trace.not_found:
+            self._trace.names_there = sorted(
+                {*self._trace.names_there, *names_of_modules()}, key=lambda name: (name.count("."), name)
+            )[:_NAMED]
 
     def answered(self, raw: RawWindow, call: ModuleCall) -> None:
         """Remember a network that answered data."""
@@ -43,6 +66,7 @@ class Players(Observer):
         if len(networks) < _NAMED:
             name = type(call.module).__name__  # its variable may be another's by the time it matters
             networks.setdefault(name, "learning" if call.grad else "asked without a gradient")
+        self._is_new = self._is_new or all(call.module is not m for m in self._answered)
         if all(call.module is not m for m in self._answered[-_RECENT:]):
             self._answered = [*self._answered[-_REMEMBERED:], call.module]
 
@@ -50,12 +74,17 @@ class Players(Observer):
         """Return the roles in the window that a backward closes; None if it is none of a distillation."""
         losses, known = self._trace.losses, self._known
         losses.windows_seen += 1
+        if self._trace.not_found:
+            return None
         found = cast(raw, self._taint, self._declared, self._answered)
+        self._stored.recognise(raw, found)
+        if found.doubtful and found.stored_rows is None and not known.settled:
+            found.cached = False  # numbers that nobody was seen to say are labels
         reaching = {f.name for f in raw.functions if raw.root.calls >> f.index & 1 and f.name in _LOSSES}
         losses.functions = sorted({*losses.functions, *reaching})
         if known.started:
             self._note_labels(found)
-        in_its_place = found.cached and known.started and not losses.sights[0].cached
+        in_its_place = found.cached and known.started and bool(losses.sights) and not losses.sights[0].cached
         if found.idle and found.students and (in_its_place or not found.is_distillation):
             if known.started:
                 losses.lost_windows += 1
@@ -66,10 +95,18 @@ class Players(Observer):
             return None
         if not found.is_distillation:
             return None
-        losses.lost_windows = 0
-        known.started = True
-        self._note_labels(found)
+        if self._trace.script and known.started and not known.settled and found.strength > 1:
+            known.restarts += 1
+            return found
+        self.begin(found)
         return found
+
+    def begin(self, found: Cast) -> None:
+        """Take in that a window is one of a distillation."""
+        self._trace.losses.lost_windows = 0
+        self._known.started = True
+        self._known.strength = max(self._known.strength, found.strength)
+        self._note_labels(found)
 
     def _note_labels(self, found: Cast) -> None:
         for label in found.labels:
@@ -112,6 +149,6 @@ def _remember(groups: list[Group], group: Group) -> None:
     for i, old in enumerate(groups):
         if (old.module is group.module and group.module is not None) or old.mask & group.mask:
             wider = group.module is not None and (old.module is None or group.mask | old.mask == group.mask)
-            groups[i] = Group(old.mask | group.mask, group.module if wider else old.module)
+            groups[i] = Group(old.mask | group.mask, group.module if wider else old.module, is_base=group.is_base)
             return
-    groups.append(Group(group.mask, group.module))
+    groups.append(Group(group.mask, group.module, is_base=group.is_base))

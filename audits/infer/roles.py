@@ -18,6 +18,8 @@ from kdbench.audits.observe.windows import DISTANCES, LABEL_LOSSES, LOOKUPS, Fun
 ParamsOf = Callable[[nn.Module], int]
 _EXACT = 1e-6
 "Up to which two probabilities that somebody wrote are one number: single precision."
+_ROWS, _ONE_ANSWER, _TINIEST = 64, 0.99, 1e-30
+"Rows compared, the cosine above which two answers, centred, are one, and what is kept from dividing by zero."
 _LOG_SUM = 2e-2
 "Up to which the logarithm of a sum of probabilities is zero: half precision over a thousand classes."
 
@@ -52,6 +54,8 @@ class Group:
     mask: int
     module: nn.Module | None
     calls: list[ModuleCall] = field(default_factory=list)
+    is_base: bool = False
+    "Whether it is what answers of a network while the part that is trained is switched off, as with adapters."
 
     @property
     def call(self) -> ModuleCall | None:
@@ -73,6 +77,8 @@ class Cast:
     "Calls of losses between the student and something that is no label."
     cached: bool = False
     "Whether the student is taught by answers that no network gave in this window."
+    doubtful: bool = False
+    "Whether these may as well be labels: nothing but a distance to numbers tells of them."
     stored_rows: tuple[int, int] | None = None
     "Stored answers that some network was seen to give, and those among them that it gave to another sample."
     stored: Tensor | None = None
@@ -86,6 +92,14 @@ class Cast:
     def is_distillation(self) -> bool:
         """Whether a second model's answer, or a stored one, reached the loss."""
         return bool(self.teachers or self.cached or self.self_taught)
+
+    @property
+    def strength(self) -> int:
+        """How sure it is that this is a distillation: 2 where a network was seen to teach, 1 else, 0 if it is none."""
+        if not self.is_distillation:
+            return 0
+        seen = (self.teachers and not self.cached) or self.stored_rows is not None or (self.cached and self.teachers)
+        return 2 if seen or (self.self_taught and self.idle) else 1
 
     @property
     def student_mask(self) -> int:
@@ -105,6 +119,8 @@ class Declared:
     student: nn.Module | None = None
     teacher: nn.Module | None = None
     projectors: dict[str, nn.Module] = field(default_factory=dict)
+    stored: bool = False
+    "Whether the answers that teach are stored ones, be they as they will."
 
 
 def _union(masks: Iterable[int]) -> int:
@@ -206,10 +222,14 @@ def cast(raw: RawWindow, taint: Taint, declared: Declared, known: list[nn.Module
     if declared.student is not None and peer & trained and not params_of(declared.student) & trained:
         return result  # the backward of a peer's own loss
     masks = _student_masks(raw, reached, fed_data, params_of, trained, declared, result.labels)
+    base = _base(reached, fed_data, params_of, _union(masks), trained)
+    if base is not None:
+        result.teachers.append(base)
+        masks = [m & ~base.mask for m in masks if m & ~base.mask]
     student = _union(masks)
     if not student:
         return result
-    rest = (raw.root.params | trained) & ~student
+    rest = (raw.root.params | trained) & ~student & ~result.teacher_mask
     meeting = [f for f in raw.functions if raw.root.calls >> f.index & 1 and _meets(f, student)]
     groups = _groups(raw, reached, params_of, student, rest, fed_data, trained)
     covered = _sort(result, groups, meeting, params_of, student, trained, declared)
@@ -228,9 +248,8 @@ def cast(raw: RawWindow, taint: Taint, declared: Declared, known: list[nn.Module
         holder = next((m for m in reversed(known) if params_of(m) & loose), None)
         result.teachers.append(Group(loose, holder))
         result.cached = True
-    result.students = [
-        Group(mask, *_holder(mask, reached, params_of, _union(g.mask for g in result.teachers))) for mask in masks
-    ]
+    apart = _union(g.mask for g in result.teachers if not g.is_base)
+    result.students = [Group(mask, *_holder(mask, reached, params_of, apart)) for mask in masks]
     result.soft = [
         f
         for f in raw.functions
@@ -240,12 +259,24 @@ def cast(raw: RawWindow, taint: Taint, declared: Declared, known: list[nn.Module
         and all(f is not label.call for label in result.labels)
     ]
     if not result.teachers:
-        widths = {label.classes for label in result.labels if label.classes}
-        stored = [f for f in result.soft if _is_against_stored(f, student, widths)]
-        result.cached = bool(stored)
+        stored = [f for f in result.soft if _is_against_stored(f, student)]
+        sure = declared.stored or any(_is_no_label(f, student, result.labels) for f in stored)
+        result.cached, result.doubtful = bool(stored), bool(stored) and not sure
         result.idle = _idle(raw, params_of, student, reached)
-        result.self_taught = not stored and any(_is_against_itself(f, student) for f in result.soft)
+        result.self_taught = not (stored and sure) and any(_is_against_itself(f, student) for f in result.soft)
     return result
+
+
+def _base(
+    reached: list[ModuleCall], fed_data: set[int], params_of: ParamsOf, student: int, trained: int
+) -> Group | None:
+    """Return what answered of the student's own network without any of its trained parameters, as adapters switched off
+    leave it; None where there is no such answer."""
+    for call in reached:
+        held, said = params_of(call.module), call.out.params
+        if call.index in fed_data and not call.grad and held & student & trained and said and not said & trained:
+            return Group(said & held, call.module, [call], is_base=True)
+    return None
 
 
 def _student_masks(
@@ -258,12 +289,15 @@ def _student_masks(
     labels: list[Label],
 ) -> list[int]:
     """Return the students: the declared one, or what the label losses were computed from, or what data trains."""
+    teacher = params_of(declared.teacher) if declared.teacher is not None else 0
     if declared.student is not None:
-        return [params_of(declared.student)]
-    masks = _merge([label.made for label in labels])
-    if declared.teacher is not None:
-        masks = [m for m in masks if not m & params_of(declared.teacher)] or masks
-    return masks or _trained_by_data(raw, reached, fed_data, params_of, trained)
+        mask = params_of(declared.student)
+        return [mask & ~teacher or mask]
+    masks = _merge([label.made for label in labels]) or _trained_by_data(raw, reached, fed_data, params_of, trained)
+    if teacher and not (raw.root.params | trained) & ~teacher:
+        # Nothing but the teacher: a training of its own, unless a network that is its own base teaches itself.
+        return masks if any(not c.grad and params_of(c.module) & teacher for c in reached) else []
+    return [m & ~teacher for m in masks if m & ~teacher] or masks
 
 
 def _sort(
@@ -420,21 +454,43 @@ def _holder(
     return best, [c for c in reached if c.module is best]
 
 
-def _is_against_stored(call: FunctionCall, student: int, widths: set[int]) -> bool:
-    """Say whether the student's answer is held against a stored one: floating numbers that no parameter made.
-
-    Beside a label loss a distance to numbers counts only where they are as wide as the logits (`widths`): boxes and
-    the like are labels too.
-    """
+def _is_against_stored(call: FunctionCall, student: int) -> bool:
+    """Say whether the student's answer is held against what may be a stored one: floating numbers that no parameter
+    made."""
     if call.name not in ("kl_div", "mse_loss", "cross_entropy", "smooth_l1_loss", "l1_loss", "huber_loss"):
         return False
     stored = [
         (t, shape) for t, made, shape in call.operands if not made.params and (t is None or t.is_floating_point())
     ]
     of_student = [shape for _, made, shape in call.operands if made.params & student]
-    if widths and call.name != "kl_div":
-        stored = [(t, shape) for t, shape in stored if shape and shape[-1] in widths]
     return any(shape == own and len(shape) >= 2 and shape[-1] > 1 for _, shape in stored for own in of_student)
+
+
+def _is_no_label(call: FunctionCall, student: int, labels: list[Label]) -> bool:
+    """Say whether the numbers that the student is held against are surely a network's answers, and no labels.
+
+    Probabilities over the classes that are spread out are; other numbers only where a label loss is computed from the
+    very logits that are held against them: a depth, a box or a picture is a label too.
+    """
+    if call.name in ("kl_div", "cross_entropy"):
+        targets = [t for t, made, _ in call.operands[1:2] if not made.params]
+        return not any(t is not None and _looks_like_labels(t) for t in targets)
+    mine = [t for t, made, _ in call.operands[:2] if t is not None and made.params & student]
+    return any(_one_answer(t, label.logits) for t in mine for label in labels if label.logits is not None)
+
+
+def _one_answer(one: Tensor, logits: Tensor) -> bool:
+    """Say whether numbers are these logits, be they divided by a temperature or the probabilities of that."""
+    if one.ndim < 2 or one.shape != logits.shape or one.shape[-1] < 2:
+        return False
+
+    def unit(rows: Tensor) -> Tensor:
+        rows = rows - rows.mean(1, keepdim=True)
+        return rows / rows.norm(dim=1, keepdim=True).clamp_min(_TINIEST)
+
+    a, b = (t.detach().reshape(-1, t.shape[-1])[:_ROWS].double() for t in (one, logits))
+    forms = [a, a.log()] if bool((a > 0).all()) else [a]
+    return any(bool(((unit(form) * unit(b)).sum(1) > _ONE_ANSWER).all()) for form in forms)
 
 
 def _is_against_itself(call: FunctionCall, student: int) -> bool:

@@ -17,6 +17,8 @@ _ROWS_KEPT = 100_000
 "Answers kept of one network: a common data set, in some hundred megabytes at most."
 _LARGEST = 2**25
 "Numbers in a batch up to which its rows are told apart; above, digesting them would hold up the script."
+_AGAINST = ("kl_div", "cross_entropy", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
+"Losses whose operands may be stored answers."
 _FEWEST = 8
 "Rows below which a match may be chance."
 _MOST_KNOWN = 0.9
@@ -44,17 +46,19 @@ class Stored(Observer):
             table.update(zip(row_keys(call.given[0]), call.value.cpu().unbind(0), strict=True))
 
     def window(self, raw: RawWindow, cast: Cast, sight: Sight) -> None:
-        """Give stored answers their teacher."""
-        if cast.cached and len(self._trace.losses.sights) < EXPLAINED:
-            self._recognise(raw, cast)
+        """Say whether stored answers were recognised."""
+        if cast.stored_rows is None:
+            self.recognise(raw, cast)
         sight.cached_rows = cast.stored_rows
 
-    def _recognise(self, raw: RawWindow, cast: Cast) -> None:
+    def recognise(self, raw: RawWindow, cast: Cast) -> None:
         """Find the network that stored answers came from: each is what it was seen to say of some sample."""
+        if not cast.cached or len(self._trace.losses.sights) >= EXPLAINED:
+            return
         used = [
             t.detach().cpu().float()
             for f in raw.functions
-            if raw.root.calls >> f.index & 1 and f.name in (*SOFTMAXES, "kl_div", "mse_loss", "cross_entropy")
+            if raw.root.calls >> f.index & 1 and f.name in (*SOFTMAXES, *_AGAINST)
             for t, made, shape in f.operands[:2]
             if t is not None and t.is_floating_point() and not made.params & cast.student_mask and len(shape) == 2
         ]

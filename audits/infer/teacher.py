@@ -35,6 +35,10 @@ class TeacherState(Observer):
 
     def __init__(self, trace: Trace, taint: Taint, known: Known, names: Names, loads: Loads) -> None:
         self._trace, self._taint, self._known, self._names, self._loads = trace, taint, known, names, loads
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what the teacher was."""
         self._first: dict[str, tuple[Tensor, Tensor]] | None = None
         "By name, the teacher's tensors and what was in them."
         self._first_student: dict[str, Tensor] = {}
@@ -63,7 +67,7 @@ class TeacherState(Observer):
             f"{self._names.head(group)}.{name}": (value, value.detach().clone())
             for group in self._known.teachers
             for name, value in (_state(group.module) if group.module is not None else ())
-            if not value.is_meta
+            if not value.is_meta and (not group.is_base or self._taint.bit(value) & group.mask)
         }
 
     def finish(self, optimizers: list[torch.optim.Optimizer]) -> None:

@@ -62,6 +62,8 @@ class Loaders:
         self._learned: dict[int, set[bytes]] = {}
         self._tested: dict[int, list[set[bytes]]] = {}
         self._testing: int | None = None
+        self.asks_itself = False
+        "Whether the student answers without a gradient to teach itself: then such an answer is no test."
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -115,10 +117,12 @@ class Loaders:
             or sum(map(len, self._learned.values())) > _MOST
         ):
             return
+        if self.asks_itself:
+            self._tested.clear()
         if learning:
             self._learned.setdefault(network, set()).update(rows)
             self._testing = None
-        else:
+        elif not self.asks_itself:
             tests = self._tested.setdefault(network, [])
             if self._testing != network or not tests:
                 tests.append(set())

@@ -46,6 +46,8 @@ class Steps:
         self._tell_step = after_step
         self.counts: dict[int, int] = {}
         "Steps by optimizer."
+        self._before: dict[int, int] = {}
+        "Of them, those before the distillation."
         self._depth = 0
         self._backward_since = False
         self._clips: list[ClipCall] = []
@@ -91,6 +93,13 @@ class Steps:
         stack.callback(register_optimizer_step_pre_hook(guard(self._on_step)).remove)
         stack.callback(register_optimizer_step_post_hook(guard(self._after_step)).remove)
 
+    def begin(self) -> None:
+        """Take in that the distillation begins: every optimizer's steps are counted from here on."""
+        self.distils = True
+        self._before = dict(self.counts)
+        for optimizer in list(self._stepped_late):
+            self._stepped_late[optimizer] = False
+
     @property
     def most(self) -> int:
         """Return the number of steps of the optimizer that stepped most."""
@@ -104,8 +113,12 @@ class Steps:
         )
 
     def _is_active(self, optimizer: torch.optim.Optimizer) -> bool:
-        count = self.counts.get(id(optimizer), 0)
+        count = self._count(optimizer)
         return count < self._burn_in or (count + 1) % self._every == 0
+
+    def _count(self, optimizer: torch.optim.Optimizer) -> int:
+        """Return how many steps an optimizer took since the distillation began, or since ever."""
+        return self.counts.get(id(optimizer), 0) - self._before.get(id(optimizer), 0)
 
     @property
     def active(self) -> bool:
@@ -360,7 +373,7 @@ class Steps:
         factors = self._hand_factors(params) if by_hand else {}
         self._trace.updates.steps.append(
             Step(
-                number=self.counts.get(key, 0) + 1,
+                number=self._count(optimizer) + 1,
                 stepped=params,
                 clips=clips,
                 clipped_elsewhere=len(since) > len(clips),

@@ -80,11 +80,16 @@ def needed_passes(method: str, recipe: Recipe) -> frozenset[str]:
     return frozenset(ids[name] for name in names)
 
 
-def trial_as_declared(result: Result, spec: Spec) -> bool:
-    """Say whether the audits of a recorded trial said exactly what its arm declares; never of one without a result."""
+def trial_departures(result: Result, spec: Spec) -> list[str]:
+    """Return why a recorded trial is not as its arm declares, or that it did not end; nothing if it is."""
     if result.status not in FINAL:
-        return False
+        return [f"the trial {result.status}" + (f": {result.reason}" if result.reason else "")]
     fault = faults.get(result.fault.name) if result.fault is not None else None
     reached = result.fault is None or result.fault.reached
     said = Said.of(result.findings)
-    return not departures(fault, said, reached=reached, method=spec.method, recipe=spec.recipe)
+    return departures(fault, said, reached=reached, method=spec.method, recipe=spec.recipe)
+
+
+def trial_as_declared(result: Result, spec: Spec) -> bool:
+    """Say whether the audits of a recorded trial said exactly what its arm declares; never of one that did not end."""
+    return not trial_departures(result, spec)

@@ -17,7 +17,10 @@ def state_of(folder: Folder, result: Result | None) -> str:
 
 
 def progress(study: StudyFolder) -> dict[str, Any]:
-    """Return the states of a study's trials, by arm and in all; teachers are an arm of their own."""
+    """Return the states of a study's trials, by arm and in all; teachers and controls are arms of their own.
+
+    A trial that no arm, teacher or control asks for any more is superseded: its method, network or fault has changed.
+    """
     trials = read_study(study)
     groups: dict[tuple[str, str, str], dict[str, tuple[Spec, Result | None]]] = {}
     ours = set()
@@ -29,10 +32,14 @@ def progress(study: StudyFolder) -> dict[str, Any]:
         tried = {spec.key: (spec, result) for one in points for spec, result in one.trials.values()}
         groups[arm.pair, f"{arm.method} (grid)", arm.label] = tried
         ours |= tried.keys()
-    for folder in study.trials():  # what belongs to no arm: teachers, and controls
+    controls = {spec.key for by_seed in trials.controls.values() for spec, _ in by_seed.values()}
+    controls |= {folder.key for folder in trials.again or ()}
+    specs = {folder.key: folder.spec() for folder in study.trials()}
+    teachers = {t.key for key in (ours | controls) & specs.keys() if (t := specs[key].teacher) is not None}
+    for folder in study.trials():  # what belongs to no arm
         if folder.key not in ours:
-            spec = folder.spec()
-            kind = "teacher" if spec.teacher is None else "control"
+            spec = specs[folder.key]
+            kind = "control" if folder.key in controls else "teacher" if folder.key in teachers else "superseded"
             groups.setdefault((spec.arch, kind, spec.fault or "corrected"), {})[spec.key] = (spec, folder.result())
     counts: Counter[str] = Counter()
     arms, failures, counted = [], [], set()
@@ -48,8 +55,8 @@ def progress(study: StudyFolder) -> dict[str, Any]:
             if key in counted:  # a training that several arms share
                 continue
             counted.add(key)
-            counts[state] += 1
-            if result is not None and result.status != "finished":
+            counts["superseded" if method == "superseded" else state] += 1
+            if method != "superseded" and result is not None and result.status != "finished":
                 failures.append({"key": key, "status": result.status, "reason": result.reason})
         arms.append(
             {

@@ -425,7 +425,8 @@ def _forged(archive: Path) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise InputError(f"{archive}: {error}") from error
+        said = str(error)  # which names the archive already where it came from a part that knows of it
+        raise InputError(said if said.startswith(str(archive)) else f"{archive}: {said}", error.about) from error
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(f"{archive} holds a file of another form ({type(error).__name__}: {error})") from error
 

@@ -3,165 +3,238 @@
 from pathlib import Path
 from typing import Any
 
-import click
+import rich_click as click
 from click.core import ParameterSource
 
 from kdbench.harness.cli.audit_config import ConfiguredCommand
 from kdbench.harness.cli.audit_output import detail, policy_errors, read_policy
 from kdbench.harness.cli.common import FAULTS_OPTION, METHOD_OPTION, MODEL_OPTION, finite
+from kdbench.harness.cli.completion import complete_fault, complete_method, one_of
+from kdbench.harness.cli.help import OUTPUT, explained
 from kdbench.kd.errors import InputError
+
+SCRIPT, MEANT = "How the script is run", "What the training is meant to be"
+FINDINGS, OURS, SHORT = "Which findings count", "Without SCRIPT: our own training", "Short for kdbench audits"
+"Groups of options."
 
 _POLICY = {"waive", "select", "ignore", "strict", "format", "quiet", "verbose"}
 _FILES = {"fault_files", "method_files", "model_files"}
 _OURS = _POLICY | _FILES | {"variant", "fault", "method", "pair", "seed"}
-_MATRIX = _FILES | {"fault", "method", "seeds", "zoo_seeds", "output", "format", "workers"}
+_MATRIX = _FILES | {"fault", "method", "seeds", "zoo_seeds", "output", "format", "workers", "quiet", "verbose"}
 _MODES = {"--list": _FILES, "--explain": _FILES, "--run": _POLICY | _FILES, "--matrix": _MATRIX}
 "Options that go with what is not the audit of a script."
+_OF_MATRIX = ("seeds", "zoo_seeds", "workers", "output", "format_", "quiet", "verbose")
 
 
-@click.command(
+@explained(
     "audit",
     cls=ConfiguredCommand,
     context_settings={"allow_interspersed_args": False},
     options_metavar="[OPTIONS]",
+    examples=[
+        ("audit a script as it is, with its own arguments behind it", "kdbench audit train.py --epochs 1"),
+        (
+            "say what the training means, so that more audits can decide",
+            "kdbench audit --temperature 4 --alpha 0.7 --max-norm 1 train.py",
+        ),
+        ("audit a module, and accept one failure with a reason", "kdbench audit --waive KD205=meant -m mine.train"),
+        ("write a report for a continuous integration server", "kdbench audit --format junit train.py > audit.xml"),
+    ],
 )
 @click.argument("script", required=False)
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
-@click.option("-m", "--module", is_flag=True, help="Take SCRIPT as the name of a module, as in python -m.")
+@click.option("-m", "--module", is_flag=True, panel=SCRIPT, help="SCRIPT is the name of a module, as in python -m.")
 @click.option(
     "--steps",
     type=click.IntRange(0),
     default=50,
     show_default=True,
-    help="Number of optimizer steps to watch, counted from the first distillation step; 0 watches to the end.",
+    metavar="N",
+    panel=SCRIPT,
+    help="Observe N optimizer steps, counted from the first distillation step; 0 observes all.",
 )
 @click.option(
     "--max-seconds",
     type=click.FloatRange(0, min_open=True),
     default=600,
     show_default=True,
-    help="Stop the script after so many seconds.",
+    metavar="N",
+    panel=SCRIPT,
+    help="End a script in which no distillation step comes within N seconds.",
 )
-@click.option("--max-norm", type=float, callback=finite, help="The norm to which gradients are meant to be clipped.")
+@click.option(
+    "--guard",
+    type=click.Choice(["warn", "stop"]),
+    panel=SCRIPT,
+    help="Audit a real job: report to stderr after --steps and let it run on (warn), or stop it if an audit failed "
+    "(stop).",
+)
+@click.option(
+    "--max-norm",
+    type=float,
+    callback=finite,
+    metavar="NORM",
+    panel=MEANT,
+    help="Gradients are to be clipped to this norm.",
+)
 @click.option(
     "--clip-scope",
-    metavar="global|per_group",
-    help="With --max-norm: whether the norm is that of all parameters together (the default) or of each group.",
+    metavar="SCOPE",
+    panel=MEANT,
+    shell_complete=one_of("global", "per_group"),
+    help="--max-norm applies to all parameters at once (global, the default) or to each group (per_group).",
 )
 @click.option(
-    "--temperature", type=float, callback=finite, help="The temperature that the soft targets are meant to have."
+    "--temperature",
+    type=float,
+    callback=finite,
+    metavar="T",
+    panel=MEANT,
+    help="The soft targets are to have this temperature.",
 )
 @click.option(
     "--alpha",
     type=float,
     callback=finite,
-    help="The weight that the distillation term is meant to have, if the labels have 1 - alpha.",
+    metavar="WEIGHT",
+    panel=MEANT,
+    help="The distillation term is to have this weight, and the label loss 1 - WEIGHT.",
 )
 @click.option(
     "--kd-weight",
     type=float,
     callback=finite,
-    help="The weight that the distillation term is meant to have, whatever the labels have.",
+    metavar="WEIGHT",
+    panel=MEANT,
+    help="The distillation term is to have this weight; nothing is said of the label loss.",
 )
-@click.option("--student", metavar="NAME", help="Variable or class of the network that learns.")
-@click.option("--teacher", metavar="NAME", help="Variable or class of the network that teaches.")
+@click.option("--student", metavar="NAME", panel=MEANT, help="Variable or class of the network that is trained.")
+@click.option("--teacher", metavar="NAME", panel=MEANT, help="Variable or class of the network that teaches.")
 @click.option(
     "--waive",
     multiple=True,
     metavar="ID=REASON",
-    help="Accept a failure and give the reason; in the script: # kdbench: ignore[ID] REASON.",
+    panel=FINDINGS,
+    help="Accept a failure of this audit, with a reason; in the script: # kdbench: ignore[ID] REASON.",
 )
 @click.option(
     "--select",
     multiple=True,
     metavar="ID,...",
-    help="Report only these audits: ids, names, or the beginning of ids (KD3).",
+    panel=FINDINGS,
+    help="Report these audits only: ids, names, or the beginning of ids (KD3).",
+)
+@click.option("--ignore", multiple=True, metavar="ID,...", panel=FINDINGS, help="Leave out these audits.")
+@click.option("--strict", is_flag=True, panel=FINDINGS, help="Count warnings as failures.")
+@click.option(
+    "--baseline",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    panel=FINDINGS,
+    help="Accept the failures that this file lists.",
 )
 @click.option(
-    "--ignore", multiple=True, metavar="ID,...", help="Leave these audits out; ids, names, or the beginning of ids."
+    "--update-baseline", is_flag=True, panel=FINDINGS, help="Write this script's failures into the file of --baseline."
 )
-@click.option("--strict", is_flag=True, help="Count warnings as failures.")
-@click.option("-q", "--quiet", is_flag=True, help="Print failures and the verdict only.")
-@click.option("-v", "--verbose", is_flag=True, help="Print every audit: also those that passed or are undecided.")
+@click.option(
+    "--contract",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    panel=FINDINGS,
+    help="Check the script against a contract; by default kdbench.lock beside the script, if it exists.",
+)
+@click.option(
+    "--write-contract",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    panel=FINDINGS,
+    help="Write what was inferred to a file (kdbench.lock), to correct and commit.",
+)
+@click.option("-q", "--quiet", is_flag=True, panel=OUTPUT, help="Print failures and the verdict only.")
+@click.option(
+    "-v", "--verbose", is_flag=True, panel=OUTPUT, help="Print every audit: also those that passed or are undecided."
+)
 @click.option(
     "--format",
     "format_",
     type=click.Choice(["text", "json", "junit", "sarif", "github", "html"]),
     default="text",
     show_default=True,
-    help="Format of the report. Other than as text, it is alone on stdout, and the script's output goes to stderr. "
-    "html works with --matrix only.",
-)
-@click.option("--baseline", type=click.Path(path_type=Path), help="Accept the failures that this file lists.")
-@click.option("--update-baseline", is_flag=True, help="Write the failures of this script into the baseline file.")
-@click.option(
-    "--write-contract",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Write what was inferred to FILE (kdbench.lock), for you to correct and commit.",
-)
-@click.option(
-    "--contract",
-    type=click.Path(path_type=Path),
-    help="Hold the script to this contract  [default: kdbench.lock beside the script, if it exists]",
-)
-@click.option(
-    "--guard",
-    type=click.Choice(["warn", "stop"]),
-    help="For a real job: report to stderr after --steps, then let the job run on, or stop it if an audit failed.",
-)
-@click.option("--list", "list_", is_flag=True, help="Do what kdbench audits list does.")
-@click.option("--explain", metavar="ID|NAME", help="Do what kdbench audits explain does.")
-@click.option(
-    "--run",
-    "run_folder",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Do what kdbench audits show does.",
+    metavar="FORMAT",
+    panel=OUTPUT,
+    help="Report as text, json, junit, sarif or github (--matrix also as html). All but text have stdout to "
+    "themselves, and the script's own output goes to stderr.",
 )
 @click.option(
     "--variant",
     default="corrected",
-    metavar="corrected|bugged",
-    help="Without SCRIPT: audit our own training as it is, or with each bug of the study.",
+    metavar="NAME",
+    panel=OURS,
+    shell_complete=one_of("corrected", "bugged"),
+    help="Audit our own training as it is corrected, or with each bug of the study (bugged).",
 )
 @click.option(
     "--fault",
     multiple=True,
     metavar="NAME",
-    help="Without SCRIPT: audit our own training with this fault (kdbench faults list).",
+    panel=OURS,
+    shell_complete=complete_fault,
+    help="Audit our own training with this fault (kdbench faults list); may be repeated.",
 )
+@click.option(
+    "--method",
+    multiple=True,
+    metavar="NAME",
+    panel=OURS,
+    shell_complete=complete_method,
+    help="Audit this method only (kdbench methods lists them); may be repeated.",
+)
+@click.option(
+    "--pair", metavar="TEACHER-STUDENT", panel=OURS, help="Train these networks; by default those of the preset quick."
+)
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", panel=OURS, help="Train with this seed.")
 @FAULTS_OPTION
 @METHOD_OPTION
 @MODEL_OPTION
-@click.option("--method", multiple=True, metavar="NAME", help="Without SCRIPT: train these methods only.")
+@click.option("--list", "list_", is_flag=True, panel=SHORT, help="The same as kdbench audits list.")
+@click.option("--explain", metavar="ID|NAME", panel=SHORT, help="The same as kdbench audits explain.")
 @click.option(
-    "--pair", metavar="TEACHER-STUDENT", help="Without SCRIPT: train these networks  [default: those of the demo]"
+    "--run",
+    "run_folder",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    panel=SHORT,
+    help="The same as kdbench audits show.",
 )
-@click.option("--seed", type=int, default=0, help="Without SCRIPT: seed of our own training.")
-@click.option("--matrix", is_flag=True, help="Do what kdbench audits matrix does.")
-@click.option("--seeds", metavar="RANGE", default="0-2", show_default=True, help="With --matrix: seeds, as in 0-9.")
 @click.option(
-    "--zoo-seeds", metavar="RANGE", help="With --matrix: seeds of the correct trainings  [default: the first three]"
+    "--matrix",
+    is_flag=True,
+    panel=SHORT,
+    help="The same as kdbench audits matrix, whose help explains the options below.",
 )
-@click.option("--workers", type=click.IntRange(1), help="With --matrix: number of processes  [default: usable cores]")
+@click.option(
+    "--seeds", metavar="RANGE", default="0-2", show_default=True, panel=SHORT, help="Seeds of --matrix, such as 0-9."
+)
+@click.option("--zoo-seeds", metavar="RANGE", panel=SHORT, help="Seeds of the clean zoo of --matrix.")
+@click.option("--workers", type=click.IntRange(1), metavar="N", panel=SHORT, help="Processes of --matrix at a time.")
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="With --matrix: folder for matrix.json, .html and .png.",
+    panel=SHORT,
+    help="Folder for the files of --matrix.",
 )
 @click.pass_context
 def command(
     ctx: click.Context, script: str | None, args: tuple[str, ...], list_: bool, matrix: bool, **options: Any
 ) -> int:
-    """Run a distillation script and audit it. The script needs no change, and nothing has to be declared.
+    """Audit a distillation script as it is. Options stand before SCRIPT, and the script's own arguments after it.
 
-    Options of kdbench stand before SCRIPT, the script's own arguments after it. Without SCRIPT, kdbench audits its own
-    training: each method, for a few steps. A project can set options in [tool.kdbench] of its pyproject.toml, under the
-    same names with underscores.
+    Without SCRIPT, kdbench audits its own training, each method for a few steps. A project keeps its choices in
+    [tool.kdbench] of its pyproject.toml, under the names of the options with underscores.
 
-    Exit codes: 0 clean, 1 an audit failed, 2 wrong input, 3 could not run, 4 undecided.
+    Exit codes: 0 if the script is clean; 1 if an audit failed; 2 for bad input; 3 if the script could not run; 4 if
+    nothing was decided.
     """
     modes = {"--list": list_, "--explain": options["explain"], "--run": options["run_folder"], "--matrix": matrix}
     asked = [mode for mode, value in modes.items() if value]
@@ -177,7 +250,7 @@ def command(
     if matrix:
         from kdbench.harness.cli.audit_matrix import run_matrix
 
-        of_matrix = {name: options[name] for name in ("seeds", "zoo_seeds", "workers", "output", "format_")}
+        of_matrix = {name: options[name] for name in _OF_MATRIX}
         return run_matrix(faults=options["fault"], methods=options["method"], **of_matrix)
     if options["format_"] == "html":
         raise InputError(

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from kdbench.harness.cli.help import Command
 from kdbench.kd.errors import InputError, unknown
 
 _LISTS = ("select", "ignore", "waive")
@@ -74,7 +75,7 @@ _WORDS = {
 }
 
 
-class ConfiguredCommand(click.Command):
+class ConfiguredCommand(Command):
     """A command whose defaults are the project's [tool.kdbench]."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

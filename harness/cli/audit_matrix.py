@@ -2,11 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+from rich.console import Console
 
-from kdbench.harness.cli.common import print_json, stderr, stdout
+from kdbench.harness.cli.common import print_json, progress_console, stdout
+from kdbench.harness.plan.outline import asked_seeds
 from kdbench.kd.errors import InputError
+
+if TYPE_CHECKING:
+    from kdbench.harness.zoo.matrix import Cell, Task
 
 
 def run_matrix(
@@ -18,44 +24,83 @@ def run_matrix(
     workers: int | None,
     output: Path | None,
     format_: str,
+    quiet: bool = False,
+    verbose: bool = False,
 ) -> int:
-    """Run the matrix; return 1 if anything in it is not as declared."""
-    import json
+    """Run the matrix; return 1 if anything in it is not as declared.
 
-    from rich.progress import Progress
-
-    from kdbench.harness.faults import FAULTS, get
-    from kdbench.harness.plan.plan import check_method, parse_seeds
-    from kdbench.harness.records.environment import usable_cores
-    from kdbench.harness.zoo import matrix, matrix_page
-    from kdbench.kd.methods import METHODS
-
+    Where faults are named, the clean zoo is run only if its seeds are named as well.
+    """
     if format_ in ("junit", "sarif", "github"):
         raise InputError(f"the matrix is printed as text, json or html, not as {format_}")
-    chosen = [get(name).name for name in faults] or list(FAULTS)
-    methods = list(methods) or list(METHODS)
+    notes = progress_console(quiet, verbose)
+    own_seeds = asked_seeds(seeds)
+    of_zoo = asked_seeds(zoo_seeds, "--zoo-seeds") if zoo_seeds else () if faults else own_seeds[:3]
+    notes.print(f"audits matrix, {len(own_seeds)} seed{'s' * (len(own_seeds) > 1)}: loading PyTorch", style="dim")
+    from kdbench.harness.faults import FAULTS, get
+    from kdbench.harness.plan.plan import check_method
+    from kdbench.harness.records.environment import usable_cores
+    from kdbench.harness.zoo import matrix
+    from kdbench.kd.methods import METHODS
+
+    chosen = [get(name).name for name in dict.fromkeys(faults)] or list(FAULTS)
+    methods = list(dict.fromkeys(methods)) or list(METHODS)
     for method in methods:
         check_method(method)
-    own_seeds = parse_seeds(seeds)
-    of_zoo = parse_seeds(zoo_seeds) if zoo_seeds else own_seeds[:3]
     tasks = matrix.tasks_for(chosen, methods, own_seeds, of_zoo)
-    notes = stderr()
-    cells = []
-    with Progress(console=notes, transient=True) as progress:
-        bar = progress.add_task(f"{len(tasks)} trainings", total=len(tasks))
-        for cell in matrix.run(tasks, workers or usable_cores(), lambda word: notes.print(word)):
-            cells.append(cell)
-            progress.advance(bar)
-    found = matrix.summary(cells, methods, own_seeds)
+    workers = workers or usable_cores()
+    kinds = {kind: sum(task.kind == kind for task in tasks) for kind in ("fault", "clean", "zoo")}
+    notes.print(
+        f"{len(tasks)} short trainings, {workers} at a time: {kinds['fault']} with a fault, {kinds['clean']} of our "
+        f"own without one, {kinds['zoo']} of the clean zoo",
+        soft_wrap=True,
+    )
+    cells = _look(tasks, workers, notes, verbose)
+    found = {**matrix.summary(cells, methods, own_seeds), "zoo_seeds": list(of_zoo)}
     if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "matrix.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        (output / "matrix.html").write_text(matrix_page.page(found), encoding="utf-8")
-        matrix_page.draw(found, output / "matrix.png")
+        _write(found, output)
+    _print(found, format_)
+    return 0 if found["exact"] else 1
+
+
+def _look(tasks: "Sequence[Task]", workers: int, notes: Console, verbose: bool) -> "list[Cell]":
+    """Run the trainings, with their progress."""
+    from kdbench.harness.cli.progress import Meter
+    from kdbench.harness.zoo import matrix
+
+    cells: list[Cell] = []
+    with Meter(notes, len(tasks), "trainings", len(tasks)) as meter:
+        for cell in matrix.run(tasks, workers, lambda word: notes.print(word)):
+            cells.append(cell)
+            meter.update(len(cells), len(cells))
+            if verbose:
+                task, said = cell.task, "as declared" if cell.as_declared else cell.told
+                what = f"{task.kind} {task.name}, {task.method}, seed {task.seed}"
+                notes.print(f"[{len(cells)}/{len(tasks)}] {what}: {said}", markup=False, soft_wrap=True)
+    return cells
+
+
+def _write(found: dict[str, Any], output: Path) -> None:
+    """Write the matrix as JSON, as a page and as a picture."""
+    import json
+
+    from kdbench.harness.zoo import matrix_page
+
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "matrix.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    (output / "matrix.html").write_text(matrix_page.page(found), encoding="utf-8")
+    matrix_page.draw(found, output / "matrix.png")
+
+
+def _print(found: dict[str, Any], format_: str) -> None:
+    """Print the matrix in the format asked for."""
+    from kdbench.harness.zoo import matrix_page
+
     if format_ == "json":
         print_json(found)
     elif format_ == "html":
         click.echo(matrix_page.page(found), nl=False)
     else:
         matrix_page.show(stdout(), found)
-    return 0 if found["exact"] else 1
+        if not found["zoo_seeds"]:
+            stdout().print("The clean zoo was left out, as faults were named; --zoo-seeds 0-2 runs it too.")

@@ -298,12 +298,13 @@ def _sources(target: str, module: bool, folder: Path, report: Report) -> list[st
 
 def _refuse_unknown_names(seen: Observation) -> None:
     """Raise InputError for a declared network that the script never had; what crashed may not have come to it."""
-    if seen.error is not None or not seen.held:
+    there = seen.trace.names_there
+    if seen.error is not None or not there:
         return
-    for role, name in seen.lost.items():
-        near = difflib.get_close_matches(name, seen.held, n=1, cutoff=0.5)
+    for role, name in seen.trace.not_found.items():
+        near = difflib.get_close_matches(name, there, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        others = ", ".join([*near, *(n for n in seen.held if n not in near)])
+        others = ", ".join([*near, *(n for n in there if n not in near)])
         raise InputError(
             f"--{role} {name}: no variable or class of this name holds a network in the script; "
             f"{hint}There are: {others}"

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import click
+import rich_click as click
 from rich.markup import escape
 
 from kdbench.harness.cli.common import (
@@ -15,9 +15,17 @@ from kdbench.harness.cli.common import (
     stderr,
     stdout,
 )
+from kdbench.harness.cli.help import OUTPUT, explained
 
 
-@click.command("bundle")
+@explained(
+    "bundle",
+    examples=[
+        ("pack the only study in the folder runs", "kdbench bundle"),
+        ("choose the study and the archive's name", "kdbench bundle --study quick-digits --output quick.tar.gz"),
+        ("train it again elsewhere and compare", "kdbench reproduce quick.tar.gz"),
+    ],
+)
 @RUNS_OPTION
 @STUDY_OPTION
 @FAULTS_OPTION
@@ -26,15 +34,16 @@ from kdbench.harness.cli.common import (
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
-    metavar="FILE.zip|FILE.tar.gz",
-    help="Default: the study's name, and .zip.",
+    metavar="FILE",
+    panel=OUTPUT,
+    help="Name of the archive, which ends in .zip or .tar.gz; by default the study's name and .zip.",
 )
-@click.option("--weights", is_flag=True, help="With the selected weights of every trial.")
+@click.option("--weights", is_flag=True, panel=OUTPUT, help="Pack the selected weights of every trial as well.")
 def command(runs: Path, study: str | None, output: Path | None, weights: bool) -> None:
-    """Pack a study so that another machine reproduces it: kdbench reproduce FILE.
+    """Pack a study into one archive, from which another machine reproduces it.
 
-    The archive holds the records, exact versions, the digest of the data, and a page in plain words. It holds no image,
-    no absolute path, and weights only if asked to. An unchanged study gives the same bytes.
+    The archive holds the records, the exact versions, a digest of the data, and a page that explains it. It holds no
+    images, no absolute paths, and no weights unless you ask for them. An unchanged study gives the same bytes.
     """
     from kdbench.harness.archive.bundle import pack
 

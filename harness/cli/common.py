@@ -11,10 +11,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
+import rich_click as click
+from click.core import ParameterSource
 from rich.console import Console
 from rich.markup import escape
 
+from kdbench.harness.cli.completion import complete_study
+from kdbench.harness.cli.help import DECISION, OUTPUT, RECORDS, YOUR_CODE
 from kdbench.kd.errors import InputError, unknown
 
 if TYPE_CHECKING:
@@ -22,7 +25,13 @@ if TYPE_CHECKING:
     from kdbench.harness.records.record import StudyFolder
 
 RUNS_OPTION = click.option(
-    "--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of the records."
+    "--runs",
+    type=click.Path(path_type=Path),
+    default=Path("runs"),
+    show_default=True,
+    metavar="DIR",
+    panel=RECORDS,
+    help="Folder of the records.",
 )
 
 
@@ -30,7 +39,7 @@ def _own_files(option: str, parameter: str, what: str) -> Callable[..., Any]:
     """Return the option that names files of the user's, which are loaded as it is read."""
 
     def load(ctx: click.Context, param: click.Parameter, files: tuple[Path, ...]) -> tuple[Path, ...]:
-        if files:
+        if files and not ctx.resilient_parsing:  # Tab completes a line, and runs nobody's code
             from kdbench.harness import faults, loading  # noqa: F401  (faults enters its kind)
 
             for file in files:
@@ -46,7 +55,8 @@ def _own_files(option: str, parameter: str, what: str) -> Callable[..., Any]:
         expose_value=False,
         callback=load,
         metavar="FILE",
-        help=f"Python file with {'networks' if what == 'models' else what} of your own.",
+        panel=YOUR_CODE,
+        help=f"Load {'networks' if what == 'models' else what} of your own from a Python file.",
     )
 
 
@@ -55,33 +65,65 @@ METHOD_OPTION = _own_files("--method-file", "method_files", "methods")
 MODEL_OPTION = _own_files("--model-file", "model_files", "models")
 
 
-STUDY_OPTION = click.option("--study", help="Name of the study in the runs folder; needed if there are several.")
+STUDY_OPTION = click.option(
+    "--study",
+    metavar="NAME",
+    panel=RECORDS,
+    shell_complete=complete_study,
+    help="Choose a study of the runs folder; needed if there are several.",
+)
 ALLOW_OPTION = click.option(
     "--allow-difference",
     "allowed",
     multiple=True,
     metavar="NAME",
-    help="Compare arms although this differs too (torch, device_name, code_digest, ...); it is noted.",
+    panel=DECISION,
+    help="Compare arms even if this differs between them (torch, device_name, code_digest, ...); the result notes it.",
 )
-JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout and nothing else.")
+JSON_OPTION = click.option(
+    "--json", "as_json", is_flag=True, panel=OUTPUT, help="Print one JSON object on stdout and nothing else there."
+)
+
+
+def loudness_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command -q and -v; :func:`progress_console` reads them."""
+    quiet = click.option("-q", "--quiet", is_flag=True, panel=OUTPUT, help="Print the results only, and no progress.")
+    verbose = click.option("-v", "--verbose", is_flag=True, panel=OUTPUT, help="Print a line for each finished trial.")
+    return quiet(verbose(command))
+
+
+def progress_console(quiet: bool, verbose: bool) -> Console:
+    """Return the console of progress, which -q silences."""
+    if quiet and verbose:
+        raise InputError("-q and -v contradict each other; leave one out")
+    return stderr(quiet)
 
 
 def finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
     """Refuse "nan" and "inf" (an option's callback), which click takes for numbers."""
     if value is not None and not math.isfinite(value):
-        raise click.BadParameter(f"{value} is no finite number.", ctx, param)
+        raise click.BadParameter(f"{value} is not a finite number.", ctx, param)
     return value
 
 
-def alpha_option(meaning: str) -> Callable[..., Any]:
+def alpha_option(meaning: str, panel: str) -> Callable[..., Any]:
     """Return the option for the level of a family of tests."""
     between = click.FloatRange(0, 1, min_open=True, max_open=True)
-    return click.option("--alpha", type=between, callback=finite, default=0.05, show_default=True, help=meaning)
+    return click.option(
+        "--alpha",
+        type=between,
+        callback=finite,
+        default=0.05,
+        show_default=True,
+        metavar="LEVEL",
+        panel=panel,
+        help=meaning,
+    )
 
 
 def named_options(ctx: click.Context) -> dict[str, str]:
     """Return the options that stand on the command line, as they are written, by parameter."""
-    typed = click.core.ParameterSource.COMMANDLINE
+    typed = ParameterSource.COMMANDLINE
     return {
         str(param.name): param.opts[0]
         for param in ctx.command.params
@@ -102,9 +144,10 @@ def stdout() -> Console:
     return Console(width=None if os.isatty(1) or "COLUMNS" in os.environ else 140, highlight=False, soft_wrap=False)
 
 
-def stderr() -> Console:
-    """Return the console of progress and remarks."""
-    return Console(stderr=True, highlight=False, width=None if os.isatty(2) or "COLUMNS" in os.environ else 140)
+def stderr(quiet: bool = False) -> Console:
+    """Return the console of progress and remarks; a quiet one prints nothing."""
+    width = None if os.isatty(2) or "COLUMNS" in os.environ else 140
+    return Console(stderr=True, highlight=False, width=width, quiet=quiet)
 
 
 def print_json(value: dict[str, Any]) -> None:

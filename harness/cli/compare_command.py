@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import click
+import rich_click as click
 
 from kdbench.harness.cli.common import (
     ALLOW_OPTION,
@@ -19,35 +19,72 @@ from kdbench.harness.cli.common import (
     print_json,
     stdout,
 )
+from kdbench.harness.cli.completion import complete_arm
+from kdbench.harness.cli.help import DECISION, explained
 from kdbench.kd.errors import InputError
 
+TABLE = "Runs from anywhere (instead of A and B)"
+"Group of options."
 
-@click.command("compare")
-@click.argument("a", required=False)
-@click.argument("b", required=False)
+
+@explained(
+    "compare",
+    examples=[
+        ("compare the bugged arms of a study with the corrected ones", "kdbench compare corrected bugged"),
+        ("compare two methods of one of several studies", "kdbench compare baseline logit --study quick-digits"),
+        (
+            "compare groups of runs in a table",
+            "kdbench compare --csv runs.csv --group method --baseline plain \\\n"
+            "    --seed seed --metric accuracy --margin 0.5",
+        ),
+        (
+            "compare runs of an MLflow server",
+            "kdbench compare --mlflow http://127.0.0.1:5000 --experiment distil \\\n"
+            "    --group method --baseline plain --seed seed --metric accuracy --margin 0.5",
+        ),
+    ],
+)
+@click.argument("a", required=False, shell_complete=complete_arm)
+@click.argument("b", required=False, shell_complete=complete_arm)
 @RUNS_OPTION
 @STUDY_OPTION
-@FAULTS_OPTION
-@METHOD_OPTION
-@ALLOW_OPTION
 @click.option(
-    "--csv", "csv", type=click.Path(path_type=Path), metavar="FILE", help="A table of anybody's runs instead."
+    "--csv",
+    "csv",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    panel=TABLE,
+    help="Compare the runs in this table.",
 )
-@click.option("--mlflow", "uri", metavar="URI", help="Runs of an MLflow server or database instead.")
-@click.option("--experiment", metavar="NAME", help="With --mlflow: which experiment.")
-@click.option("--group", metavar="COLUMN", help="Column that says a run's group.")
-@click.option("--baseline", metavar="NAME", help="Group that the others are compared with.")
-@click.option("--seed", metavar="COLUMN", help="Column that tells a group's runs apart.")
-@click.option("--metric", metavar="COLUMN", help="Column of what is compared.")
-@click.option("--family", metavar="COLUMN", help="Column within each of whose values groups are compared.")
-@click.option("--where", "conditions", multiple=True, metavar="COLUMN=VALUE", help="Only these runs; may be repeated.")
+@click.option("--mlflow", "uri", metavar="URI", panel=TABLE, help="Compare runs of this MLflow server or database.")
+@click.option("--experiment", metavar="NAME", panel=TABLE, help="Choose the experiment of --mlflow.")
+@click.option("--group", metavar="COLUMN", panel=TABLE, help="Column that says which group a run belongs to.")
+@click.option("--baseline", metavar="NAME", panel=TABLE, help="Group that the others are compared with.")
+@click.option("--seed", metavar="COLUMN", panel=TABLE, help="Column that tells the runs of a group apart.")
+@click.option("--metric", metavar="COLUMN", panel=TABLE, help="Column of the score that is compared.")
+@click.option(
+    "--family", metavar="COLUMN", panel=TABLE, help="Compare groups within each value of this column, not across."
+)
+@click.option(
+    "--where",
+    "conditions",
+    multiple=True,
+    metavar="COLUMN=VALUE",
+    panel=TABLE,
+    help="Use only runs with this value; may be repeated.",
+)
 @click.option(
     "--margin",
     type=click.FloatRange(0, min_open=True),
     callback=finite,
-    help="Differences smaller than this do not matter, in the metric's units.",
+    metavar="SIZE",
+    panel=DECISION,
+    help="Ignore differences smaller than this, in the metric's units. Needed for a table; a study has its own.",
 )
-@alpha_option("Of a table's family; a study has declared its own.")
+@alpha_option("Significance level, shared by the comparisons of a table; a study has its own.", DECISION)
+@ALLOW_OPTION
+@FAULTS_OPTION
+@METHOD_OPTION
 @JSON_OPTION
 @click.pass_context
 def command(
@@ -62,14 +99,12 @@ def command(
     as_json: bool,
     **table: Any,
 ) -> None:
-    """Compare B against A: variants (corrected, bugged), faults, or methods.
+    """Compare arm B with arm A of a study: corrected, bugged, the name of a fault, or a method.
 
-    Every difference is B minus A. However few are asked for, p is adjusted for the whole family that was declared:
-    every bugged arm against its corrected one, or every method against its baseline.
+    Every difference is B minus A. The p values are adjusted for the whole family that the study declared, however few
+    comparisons are shown: each bugged arm against its corrected one, or each method against the baseline.
 
-    With --csv or --mlflow, A and B are left out, and every group of that table is compared with the baseline:
-
-      kdbench compare --csv runs.csv --group method --baseline plain --seed seed --metric accuracy --margin 0.5
+    With --csv or --mlflow, leave out A and B: every group of that table is compared with its baseline.
     """
     given = named_options(ctx)
     if csv is not None or uri is not None:

@@ -2,17 +2,27 @@
 
 from pathlib import Path
 
-import click
+import rich_click as click
 
 from kdbench.harness.cli.common import JSON_OPTION, RUNS_OPTION, print_json, stdout
+from kdbench.harness.cli.help import explained
 
 
-@click.command("doctor")
+@explained(
+    "doctor",
+    examples=[
+        ("check everything", "kdbench doctor"),
+        ("leave out the timing", "kdbench doctor --no-timing"),
+    ],
+)
 @RUNS_OPTION
-@click.option("--no-timing", is_flag=True, help="Time no training step (some seconds a device).")
+@click.option("--no-timing", is_flag=True, help="Do not time training steps, which takes some seconds on each device.")
 @JSON_OPTION
 def command(runs: Path, no_timing: bool, as_json: bool) -> int:
-    """Show versions, devices (and whether a convolution runs there), cores, folders, and how fast a step is."""
+    """Check that the installation works, and show versions, devices, cores, folders and the speed of a training step.
+
+    Exit codes: 0 if everything works, 3 if not.
+    """
     from kdbench.harness.doctor import examine
 
     found = examine(runs, timing=not no_timing)

@@ -2,21 +2,36 @@
 
 from pathlib import Path
 
-import click
+import rich_click as click
 
 from kdbench.harness.cli.common import FAULTS_OPTION, JSON_OPTION, print_json, stderr, stdout
+from kdbench.harness.cli.completion import complete_fault
+from kdbench.harness.cli.help import OUTPUT, Group
 
 
-@click.group("faults")
+@click.group(
+    "faults",
+    cls=Group,
+    examples=[
+        ("list the faults and the audits that catch them", "kdbench faults list"),
+        ("show what one of them changes in the code", "kdbench faults show projector-unclipped"),
+    ],
+)
 def command() -> None:
-    """List the faults, or show one and what it changes."""
+    """List the faults (the deliberate bugs of the catalogue), or show one and what it changes."""
 
 
-@command.command("list")
+@command.command(
+    "list",
+    examples=[
+        ("list the faults", "kdbench faults list"),
+        ("list them together with your own", "kdbench faults list --faults my_faults.py"),
+    ],
+)
 @FAULTS_OPTION
 @JSON_OPTION
 def list_faults(as_json: bool) -> None:
-    """List every fault, the decision that it replaces, and the audits that must catch it."""
+    """List every fault with the function that it replaces and the audits that must catch it."""
     from kdbench.harness.faults import FAULTS, audit_ids
 
     if as_json:
@@ -48,11 +63,17 @@ def list_faults(as_json: bool) -> None:
     stdout().print(table)
 
 
-@command.command("show")
-@click.argument("name")
+@command.command(
+    "show",
+    examples=[
+        ("show one fault", "kdbench faults show missing-t-squared"),
+        ("show two that act together", "kdbench faults show missing-t-squared+imagenet-stem"),
+    ],
+)
+@click.argument("name", shell_complete=complete_fault)
 @FAULTS_OPTION
 def show(name: str) -> None:
-    """Show a fault: its story, its difference to the canonical decision, and the audits that must tell."""
+    """Show what goes wrong with a fault, how its code differs from the correct code, and which audits catch it."""
     from kdbench.harness.faults import get
 
     fault = get(name)
@@ -68,12 +89,31 @@ def show(name: str) -> None:
         console.print(f"may follow: {', '.join(fault.ids(fault.follows))} ({', '.join(fault.follows)})")
 
 
-@command.command("gallery")
-@click.option("--fault", "names", multiple=True, metavar="NAME", help="Only this one; may be repeated.")
-@click.option("--output", type=click.Path(path_type=Path), metavar="FILE", help="Instead of stdout.")
+@command.command(
+    "gallery",
+    examples=[
+        ("make the page of all faults; this takes minutes", "kdbench faults gallery --output gallery.md"),
+        ("make the page of one fault", "kdbench faults gallery --fault random-teacher"),
+    ],
+)
+@click.option(
+    "--fault",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=complete_fault,
+    help="Show this fault only; may be repeated.",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    panel=OUTPUT,
+    help="Write the page to this file instead of stdout.",
+)
 @FAULTS_OPTION
 def gallery(names: tuple[str, ...], output: Path | None) -> None:
-    """Train every fault for a few steps and make the page that shows them: story, difference, numbers, who told."""
+    """Train every fault for a few steps and make a page that shows its story, its code and the audits' findings."""
     from kdbench.harness.faults import FAULTS, get
     from kdbench.harness.zoo.gallery import page
 

@@ -4,17 +4,24 @@ import shutil
 from importlib import resources
 from pathlib import Path
 
-import click
+import rich_click as click
 from rich.markup import escape
 
 from kdbench.harness.cli.common import program, stdout
+from kdbench.harness.cli.help import explained
 from kdbench.kd.errors import InputError
 
 
-@click.command("init")
+@explained(
+    "init",
+    examples=[
+        ("write study.toml", "kdbench init"),
+        ("write it by another name, and see its trials", "kdbench init mine.toml\nkdbench run mine.toml --dry-run"),
+    ],
+)
 @click.argument("file", type=click.Path(path_type=Path), default=Path("study.toml"))
 def command(file: Path) -> None:
-    """Write a commented study to FILE (study.toml); what is there already is left alone."""
+    """Write a commented study file to start from (study.toml); an existing file is never overwritten."""
     if file.exists():
         raise InputError(f"{file} exists already; name another file, or remove it")
     if file.suffix != ".toml":

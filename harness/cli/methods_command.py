@@ -2,17 +2,22 @@
 
 from typing import Any
 
-import click
-
 from kdbench.harness.cli.common import JSON_OPTION, METHOD_OPTION, MODEL_OPTION, print_json, stdout
+from kdbench.harness.cli.help import explained
 
 
-@click.command("methods")
+@explained(
+    "methods",
+    examples=[
+        ("list what there is", "kdbench methods"),
+        ("list it together with a method of your own", "kdbench methods --method-file my_method.py"),
+    ],
+)
 @METHOD_OPTION
 @MODEL_OPTION
 @JSON_OPTION
 def command(as_json: bool) -> None:
-    """List the methods with their settings, and the networks that a pair is made of."""
+    """List the methods with the settings that a study file may give them, and the networks for --pair."""
     from kdbench.kd.methods import METHODS
     from kdbench.kd.models import MODELS
 

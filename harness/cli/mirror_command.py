@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import click
 from rich.markup import escape
 
 from kdbench.harness.cli.common import (
@@ -15,17 +14,24 @@ from kdbench.harness.cli.common import (
     stdout,
     studies,
 )
+from kdbench.harness.cli.help import explained
 
 
-@click.command("mirror")
+@explained(
+    "mirror",
+    examples=[
+        ("write what is missing to runs/mlflow.db", "kdbench mirror"),
+        ("write it to a server", "MLFLOW_TRACKING_URI=http://127.0.0.1:5000 kdbench mirror"),
+    ],
+)
 @RUNS_OPTION
 @STUDY_OPTION
 @METHOD_OPTION
 def command(runs: Path, study: str | None) -> int:
-    """Write to MLflow whatever it does not have of the studies; the records on disk are all that is needed.
+    """Bring MLflow up to date with the records: write the runs that it does not have yet.
 
-    MLFLOW_TRACKING_URI names a server; without it, the database is mlflow.db in the runs folder. Exit 3 if MLflow
-    could not be written.
+    kdbench run does this by itself. The environment variable MLFLOW_TRACKING_URI names a server; without it, the
+    database is mlflow.db in the runs folder. Exit code 3: MLflow could not be written.
     """
     code = 0
     for name in [study] if study is not None else studies(runs):

@@ -1,19 +1,46 @@
 """kdbench power: how many seeds a comparison needs, or what so many can show."""
 
-import click
+import rich_click as click
 
 from kdbench.harness.cli.common import JSON_OPTION, alpha_option, finite, print_json, stdout
+from kdbench.harness.cli.help import DECISION, explained
 from kdbench.kd.errors import InputError
 
+QUESTION = "The question"
 _FEW = 6
 "Seeds per arm below which that is said: of 80% promised, Welch's test has 69% at three seeds and 78% at five."
 
 
-@click.command("power")
-@click.option("--sd", type=float, callback=finite, required=True, help="Standard deviation over seeds, in points.")
-@click.option("--effect", type=float, callback=finite, help="Difference that is to be found, in points.")
-@click.option("--seeds", type=click.IntRange(2), help="Seeds per arm that there are.")
-@alpha_option("Of the family.")
+@explained(
+    "power",
+    examples=[
+        ("how many seeds find a difference of 0.5 points?", "kdbench power --sd 0.4 --effect 0.5"),
+        ("which differences do five seeds find?", "kdbench power --sd 0.4 --seeds 5"),
+        (
+            "how surely do five seeds find it, among six comparisons?",
+            "kdbench power --sd 0.4 --effect 0.5 --seeds 5 --family 6",
+        ),
+    ],
+)
+@click.option(
+    "--sd",
+    type=float,
+    callback=finite,
+    required=True,
+    metavar="POINTS",
+    panel=QUESTION,
+    help="Standard deviation of the score over seeds, in percentage points.",
+)
+@click.option(
+    "--effect",
+    type=float,
+    callback=finite,
+    metavar="POINTS",
+    panel=QUESTION,
+    help="Difference to be found, in percentage points.",
+)
+@click.option("--seeds", type=click.IntRange(2), metavar="N", panel=QUESTION, help="Number of seeds per arm.")
+@alpha_option("Significance level, shared by the family.", DECISION)
 @click.option(
     "--power",
     "wanted",
@@ -21,16 +48,29 @@ _FEW = 6
     callback=finite,
     default=0.8,
     show_default=True,
+    metavar="SHARE",
+    panel=DECISION,
+    help="How often a difference of that size is to be found.",
 )
-@click.option("--family", type=click.IntRange(1), default=1, show_default=True, help="Comparisons that share alpha.")
+@click.option(
+    "--family",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    panel=DECISION,
+    help="Number of comparisons that share the significance level.",
+)
 @JSON_OPTION
 def command(
     sd: float, effect: float | None, seeds: int | None, alpha: float, wanted: float, family: int, as_json: bool
 ) -> None:
-    """Plan seeds: with --effect how many per arm find it, with --seeds what they find, with both how surely.
+    """Find out how many seeds a comparison needs, or what a number of seeds can show.
 
-    Of a pooled two-sided t test. Welch's, which decides here, finds a little less where seeds are few. In a family
-    alpha is divided by its size, as for the smallest p of Holm's procedure.
+    With --effect it says how many seeds per arm find that difference, with --seeds which differences they find, and
+    with both how often they find it. The figures are those of a pooled two-sided t test; Welch's test, by which a
+    study is decided, finds a little less if seeds are few. In a family the level is divided by its size, as Holm's
+    procedure does for the smallest p.
     """
     from kdbench.harness.analysis import stats
 

@@ -2,26 +2,44 @@
 
 from pathlib import Path
 
-import click
+import rich_click as click
 from rich.markup import escape
 
 from kdbench.harness.cli.common import FAULTS_OPTION, METHOD_OPTION, RUNS_OPTION, STUDY_OPTION, find_study, stdout
+from kdbench.harness.cli.completion import complete_study
+from kdbench.harness.cli.help import OUTPUT, explained
 from kdbench.kd.errors import InputError
 
 
-@click.command("report")
-@click.argument("name", metavar="[STUDY]", required=False)
+@explained(
+    "report",
+    examples=[
+        ("write the page of the only study in the folder runs", "kdbench report"),
+        ("write one study's page to another folder", "kdbench report quick-digits --output pages"),
+    ],
+)
+@click.argument("name", metavar="[STUDY]", required=False, shell_complete=complete_study)
 @RUNS_OPTION
 @STUDY_OPTION
 @FAULTS_OPTION
 @METHOD_OPTION
-@click.option("--output", type=click.Path(path_type=Path), metavar="FOLDER", help="Default: the study's own folder.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    panel=OUTPUT,
+    help="Write the page to this folder; by default to the study's own.",
+)
 def command(name: str | None, runs: Path, study: str | None, output: Path | None) -> None:
-    """Write report.html (one file, works offline) and report.md of a study, from its records."""
+    """Write a study as a page, report.html (one file, which works offline) and report.md, and print its headline."""
+    from kdbench.harness.analysis.headline import of_study
+    from kdbench.harness.analysis.study_table import read_study
     from kdbench.harness.publish.report import write
 
     if name is not None and study not in (None, name):
         raise InputError(f"STUDY {name} and --study {study} name two studies; leave one out")
     folder = find_study(runs, name if name is not None else study)
-    for path in write(folder, output if output is not None else folder.path):
+    paths = write(folder, output if output is not None else folder.path)
+    stdout().print(escape(of_study(read_study(folder)).text))
+    for path in paths:
         stdout().print(escape(str(path)), soft_wrap=True)

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
+import rich_click as click
 from rich.markup import escape
 
 from kdbench.harness.cli.common import (
@@ -17,33 +17,68 @@ from kdbench.harness.cli.common import (
     METHOD_OPTION,
     MODEL_OPTION,
     RUNS_OPTION,
+    loudness_options,
     print_json,
-    stderr,
+    progress_console,
     stdout,
 )
+from kdbench.harness.cli.help import YOUR_CODE, explained
 from kdbench.harness.cli.study_options import typed
 from kdbench.kd.errors import InputError
+
+WHAT = "What is trained again"
+"Group of options."
 
 if TYPE_CHECKING:
     from kdbench.harness.loading import Loaded
 
 
-@click.command("reproduce")
+@explained(
+    "reproduce",
+    examples=[
+        ("train a packed study again and compare", "kdbench reproduce quick-digits.zip"),
+        ("try two of its trials first", "kdbench reproduce quick-digits.zip --trials 2"),
+        ("run the code that its author packed, after reading it", "kdbench reproduce theirs.zip --trust-faults"),
+    ],
+)
 @click.argument("archive", type=click.Path(path_type=Path), metavar="FILE")
-@click.option("--data", "data_root", type=click.Path(path_type=Path), metavar="DIR", help="Where the images lie.")
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="KEY",
+    panel=WHAT,
+    help="Train this trial and its teacher only; the beginning of a key is enough. May be repeated.",
+)
+@click.option(
+    "--trials", "count", type=click.IntRange(1), metavar="N", panel=WHAT, help="Train N trials and their teachers only."
+)
+@click.option(
+    "--data",
+    "data_root",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    panel=WHAT,
+    help="Read the images from this folder.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    metavar="N",
+    panel=WHAT,
+    help="Trials at a time; by default one a core, or one on a GPU.",
+)
+@click.option(
+    "--trust-faults",
+    is_flag=True,
+    panel=YOUR_CODE,
+    help="Run the faults, methods and networks in the archive, which are its author's code.",
+)
 @FAULTS_OPTION
 @METHOD_OPTION
 @MODEL_OPTION
 @RUNS_OPTION
-@click.option("--workers", type=click.IntRange(1), help="Trials at a time. Default: one a core; one on a GPU.")
-@click.option("--only", multiple=True, metavar="KEY", help="This trial, with its teacher; a key's beginning is enough.")
-@click.option("--trials", "count", type=click.IntRange(1), help="So many trials, with their teachers.")
-@click.option(
-    "--trust-faults",
-    is_flag=True,
-    help="Run the faults, methods and networks in the archive: its author's code.",
-)
 @JSON_OPTION
+@loudness_options
 def command(
     archive: Path,
     data_root: Path | None,
@@ -53,23 +88,30 @@ def command(
     count: int | None,
     trust_faults: bool,
     as_json: bool,
+    quiet: bool,
+    verbose: bool,
 ) -> int:
-    """Train a packed study anew, in a study of its own, and compare it trial by trial with what was packed.
+    """Train a packed study again, in a study of its own, and compare each trial with the packed record.
 
-    Exit 0 if it is as promised: on a CPU with the same torch, processor and code the same bits, elsewhere with what
-    changed said. Exit 1 if something differs that should be the same, 2 for bad input (an archive that was changed,
-    other images), 3 if a trial could not run. The same command again keeps what is done.
+    On a CPU with the same PyTorch, processor and code the results have the same bits; elsewhere the command says what
+    changed. Run the same command again to continue: finished trials are kept.
+
+    Exit codes: 0 if everything is the same that should be; 1 if not; 2 for bad input, such as an archive that was
+    changed, or other images; 3 if a trial could not run.
     """
+    notes = progress_console(quiet, verbose)
+    if only and count is not None:
+        raise InputError("--only names trials and --trials counts them; say one of the two")
+    if not archive.exists():
+        raise InputError(f"{archive} does not exist; name an archive that kdbench bundle wrote")
+    notes.print(escape(f"{archive}: loading PyTorch and checking the archive"), style="dim", soft_wrap=True)
     from kdbench.harness.archive.bundle import unpack
     from kdbench.harness.archive.reproduce import compared, exit_code, prepare
     from kdbench.harness.cli.progress import Progress
     from kdbench.harness.study import carry_out, writable
 
-    if only and count is not None:
-        raise InputError("--only names trials and --trials counts them; say one of the two")
     if not writable(runs):
         raise InputError(f"--runs {runs}: cannot be written to; name another folder")
-    notes = stderr()
     with tempfile.TemporaryDirectory(prefix="kdbench-") as place:
         load = partial(_load, archive, trust_faults)
         bundle = unpack(archive, Path(place), load)
@@ -78,7 +120,7 @@ def command(
         todo = len(ready.todo)
         work = f"{todo} to run, {ready.workers} at a time on {ready.device}: {ready.cost}" if todo else "nothing to run"
         notes.print(f"[bold]{escape(bundle.name)}[/]: the archive is whole, the images are the same; {work}")
-        with Progress(ready.plan, ready.todo, notes) as progress:
+        with Progress(ready, notes, verbose) as progress:
             outcome = carry_out(ready, progress.on_trial)
         found = compared(bundle, ready, outcome)
     if as_json:
@@ -95,7 +137,7 @@ def _load(archive: Path, trusted: bool, files: "Sequence[Loaded]") -> None:
     new = [loaded for loaded in files if not is_loaded(*loaded)]
     if new and not trusted:
         names = ", ".join(f"{kind}/{path.name}" for kind, path in new)
-        raise InputError(f"{archive} brings code of its author's ({names}); read it, then say --trust-faults to run it")
+        raise InputError(f"{archive} brings code of its author's ({names}); read it, then run it with --trust-faults")
     load_all(new)
 
 

@@ -3,127 +3,210 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import click
+import rich_click as click
 from rich.markup import escape
 
 from kdbench.harness.cli.common import (
     ALLOW_OPTION,
     JSON_OPTION,
     LiveMirror,
+    loudness_options,
     mirror_or_remark,
+    named_options,
     print_json,
     program,
+    progress_console,
     stderr,
     stdout,
 )
-from kdbench.harness.cli.study_options import requested, study_options
+from kdbench.harness.cli.completion import complete_fault, one_of
+from kdbench.harness.cli.help import OUTPUT, explained
+from kdbench.harness.cli.study_options import MACHINE, STUDY, requested, study_options
+from kdbench.harness.plan.outline import outline
+from kdbench.harness.plan.variants import VARIANTS
 from kdbench.harness.run.processes import start_server
 from kdbench.kd.errors import InputError, unknown
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from rich.console import Console
-
     from kdbench.harness.analysis.rows import GridRow
     from kdbench.harness.records.record import Result
     from kdbench.harness.run.scheduler import Outcome
-    from kdbench.harness.study import Ready
+    from kdbench.harness.study import Ready, Request
 
 
-@click.command("run")
+@explained(
+    "run",
+    examples=[
+        (
+            "write a study file, see its trials and their cost, run it",
+            "kdbench init study.toml\nkdbench run study.toml --dry-run\nkdbench run study.toml",
+        ),
+        (
+            "try one deliberate bug with two methods and five seeds",
+            "kdbench run --fault random-teacher --method logit --method dkd --seeds 0-4",
+        ),
+        ("train on images of your own", "kdbench run --dataset folder --data images --variant corrected"),
+        ("run the second quarter of a study, beside other machines", "kdbench run study.toml --shard 2/4"),
+    ],
+)
 @click.argument("study_file", required=False, metavar="[STUDY.toml]")
-@click.option("--variant", metavar="corrected|bugged|both", help="Arms to run.  [default: both, or the file's]")
-@click.option("--fault", "fault_names", multiple=True, metavar="NAME", help="Of the bugged arms, only this one.")
+@click.option(
+    "--variant",
+    metavar="NAME",
+    panel=STUDY,
+    shell_complete=one_of("corrected", "bugged", "both"),
+    help="Run the arms corrected, bugged (each with one deliberate bug), or both; by default both, or the file's.",
+)
+@click.option(
+    "--fault",
+    "fault_names",
+    multiple=True,
+    metavar="NAME",
+    panel=STUDY,
+    shell_complete=complete_fault,
+    help="Make this fault the bugged arm (kdbench faults list); may be repeated; a+b is both at once.",
+)
+@click.option(
+    "--controls/--no-controls",
+    default=True,
+    panel=STUDY,
+    show_default=True,
+    help="Also run one trial twice, and one severe bug that the audits must catch.",
+)
 @study_options
-@ALLOW_OPTION
-@click.option("--controls/--no-controls", default=True, help="Run one trial twice, and the positive control, as well.")
-@click.option("--shard", metavar="I/N", help="Run the I-th of N slices; others run the rest, over the same folder.")
-@click.option("--scheduler", metavar="ADDRESS", help="Run the trials on a Dask cluster, as tcp://host:8786.")
+@click.option("--shard", metavar="I/N", panel=MACHINE, help="Run slice I of N; other machines run the others.")
+@click.option("--scheduler", metavar="ADDRESS", panel=MACHINE, help="Run on a Dask cluster, such as tcp://host:8786.")
 @click.option(
     "--retries",
     type=click.IntRange(0),
     default=1,
     show_default=True,
-    help="Of a trial whose process died or found no memory.",
+    metavar="N",
+    panel=MACHINE,
+    help="Retries of a trial after a crash or an out-of-memory error.",
 )
-@click.option("--fail-fast", is_flag=True, help="Start no further trial once one could not run.")
-@click.option("--dry-run", is_flag=True, help="Show the trials and their cost, and run nothing.")
+@click.option("--fail-fast", is_flag=True, panel=MACHINE, help="Start no further trial after one that could not run.")
+@ALLOW_OPTION
+@click.option("--dry-run", is_flag=True, panel=OUTPUT, help="Show the trials and their cost, and run nothing.")
 @JSON_OPTION
+@loudness_options
+@click.pass_context
 def command(
+    ctx: click.Context,
     study_file: str | None,
-    variant: str | None,
-    fault_names: tuple[str, ...],
     allowed: tuple[str, ...],
-    controls: bool,
-    shard: str | None,
-    scheduler: str | None,
-    retries: int,
     fail_fast: bool,
     dry_run: bool,
     as_json: bool,
+    quiet: bool,
+    verbose: bool,
     **asked: Any,
 ) -> int:
-    """Train the arms of a study, audit every trial, and compare corrected with bugged.
+    """Train the arms of a study, audit every trial, and compare the arms.
 
-    The study is a file (kdbench init writes one) or a preset, changed by the options.
+    The study is a file (kdbench init writes one) or a preset; options change it. An arm is one way to train: corrected,
+    or with one deliberate bug. Run the same command again to continue: finished trials are kept.
 
-    Exit 0 if every fault was caught by exactly the audits that it names and every corrected arm is proven clean, 1 if
-    not, 2 for bad input, 3 if a trial could not run, 130 if interrupted. The same command again keeps what is done.
+    Exit codes: 0 if each bug was caught by exactly the audits that it names and each corrected arm is proven clean;
+    1 if not; 2 for bad input; 3 if a trial could not run; 130 if interrupted.
     """
-    if not dry_run and scheduler is None:
-        start_server({asked["threads"]})
-    from kdbench.harness.study import exit_code, prepare, summary
-
+    notes = progress_console(quiet, verbose)
+    if (variant := asked["variant"]) not in (None, *VARIANTS):
+        raise unknown("variant", variant, VARIANTS)
+    asked["shard"] = _slice(asked["shard"])
     if study_file is not None:
-        if not study_file.endswith(".toml"):
-            raise InputError(f"{study_file}: a study's file ends in .toml; a preset is named by --preset")
-        asked["preset_name"] = study_file
-    request = requested(asked, _arms(variant, fault_names), named_fault=bool(fault_names), controls=controls)
-    request = replace(request, shard=_slice(shard), scheduler=scheduler, retries=retries)
-    named = request.preset.arms
-    if named is not None and variant is None and not fault_names:
-        request = replace(request, faults=named, named_fault=True)
-    notes, runs = stderr(), request.runs
+        asked["preset_name"] = _named(study_file, named_options(ctx).get("preset_name"))
+    _say_outline(asked, notes)
+    if not dry_run and asked["scheduler"] is None:
+        start_server({asked["threads"]})
+    from kdbench.harness.study import prepare
 
+    request = _request(asked)
     ready = prepare(request)
     _announce(ready, notes)
     if dry_run:
         _print_plan(ready, as_json)
         return 0
-    outcome = _carry_out(ready, runs, notes, fail_fast)
+    outcome = _carry_out(ready, request.runs, notes, fail_fast, verbose)
     while ready.plan.is_first_stage and not outcome.failed:
         ready, before = prepare(request), outcome
         _announce(ready, notes)
-        outcome = _carry_out(ready, runs, notes, fail_fast)
+        outcome = _carry_out(ready, request.runs, notes, fail_fast, verbose)
         outcome.trained.extend(before.trained)
-    found = summary(ready, outcome, allowed)
-    if ready.plan.is_first_stage and not as_json:
-        return _grid_is_short(ready, found.grid, outcome.failed)
-    if ready.mine is not None and found.unfinished and not as_json:
-        return _shard_is_done(ready, found.unfinished, outcome.failed, notes)
+    return _conclude(ready, outcome, allowed, as_json)
+
+
+def _named(study_file: str, preset_option: str | None) -> str:
+    """Return the study file's name; InputError for another kind of file, or a preset beside it."""
+    if preset_option is not None:
+        raise InputError(f"{preset_option} and the study file {study_file} are two studies; leave one out")
+    if not study_file.endswith(".toml"):
+        raise InputError(f"{study_file}: a study file ends in .toml; name a preset with --preset")
+    return study_file
+
+
+def _say_outline(asked: dict[str, Any], notes: Any) -> None:
+    """Say what the study is before PyTorch is imported, which takes seconds."""
+    arms = len({*asked["fault_names"]}) + (asked["variant"] in (None, "both")) if asked["fault_names"] else None
+    if arms is None and asked["variant"] is not None:
+        arms = len(VARIANTS.get(asked["variant"], ()))
+    said = outline(
+        asked["preset_name"],
+        dataset=asked["dataset"],
+        pairs=asked["pairs"],
+        methods=asked["methods"],
+        seeds=asked["seeds"],
+        arms=arms,
+    )
+    if said is not None:
+        notes.print(escape(f"{said}; loading PyTorch"), style="dim", soft_wrap=True)
+
+
+def _request(asked: dict[str, Any]) -> "Request":
+    """Return the study that the options ask for."""
+    variant, fault_names = asked.pop("variant"), asked.pop("fault_names")
+    how = {"shard": asked.pop("shard"), "scheduler": asked.pop("scheduler"), "retries": asked.pop("retries")}
+    controls = asked.pop("controls")
+    request = requested(asked, _arms(variant, fault_names), named_fault=bool(fault_names), controls=controls)
+    named = request.preset.arms
+    if named is not None and variant is None and not fault_names:
+        request = replace(request, faults=named, named_fault=True)
+    return replace(request, **how)
+
+
+def _conclude(ready: "Ready", outcome: "Outcome", allowed: tuple[str, ...], as_json: bool) -> int:
+    """Print what came of the study, mirror it, and return the exit code."""
+    from kdbench.harness.study import exit_code, summary
+
+    found, runs = summary(ready, outcome, allowed), ready.folder.path.parent
     if as_json:
         print_json(found.as_json())
-        mirror_or_remark(runs, ready.folder, notes)
+        mirror_or_remark(runs, ready.folder, stderr())
         return exit_code(found)
+    if ready.plan.is_first_stage:
+        return _grid_is_short(ready, found.grid, outcome.failed)
+    if ready.mine is not None and found.unfinished:
+        return _shard_is_done(ready, found.unfinished, outcome.failed)
     from kdbench.harness.cli.show import show_study
 
     console = stdout()
-    show_study(console, found, request.preset.decision)
+    show_study(console, found, ready.plan.preset.decision)
     _show_failed(ready, outcome.failed, console)
     console.print(f"records: {escape(str(ready.folder.path))} (results.csv is the table)", soft_wrap=True)
-    if mirror_or_remark(runs, ready.folder, notes):
+    if mirror_or_remark(runs, ready.folder, stderr()):
         call = f"{program()} ui --runs {runs} --study {ready.plan.study}"
         console.print(f"MLflow:  {escape(call)}", soft_wrap=True)
     return exit_code(found)
 
 
-def _carry_out(ready: "Ready", runs: "Path", notes: "Console", fail_fast: bool) -> "Outcome":
+def _carry_out(ready: "Ready", runs: "Path", notes: Any, fail_fast: bool, verbose: bool) -> "Outcome":
     """Run a study's trials, with their progress on stderr and the mirror beside them."""
     from kdbench.harness.cli.progress import Progress
     from kdbench.harness.study import carry_out
 
-    with Progress(ready.plan, ready.todo, notes) as progress, LiveMirror(runs, ready.folder) as live:
+    with Progress(ready, notes, verbose) as progress, LiveMirror(runs, ready.folder) as live:
 
         def tell(key: str, result: "Result | None", epochs: int) -> None:
             progress.on_trial(key, result, epochs)
@@ -138,7 +221,7 @@ def _slice(shard: str | None) -> tuple[int, int] | None:
         return None
     number, slash, of = shard.partition("/")
     if not (slash and number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
-        raise InputError(f"--shard {shard} is no slice; write the first of four as 1/4, the last as 4/4")
+        raise InputError(f"--shard {shard} is not a slice; write the first of four as 1/4, the last as 4/4")
     return int(number), int(of)
 
 
@@ -153,9 +236,9 @@ def _grid_is_short(ready: "Ready", rows: "list[GridRow]", failed: list[str]) -> 
     return 3
 
 
-def _shard_is_done(ready: "Ready", unfinished: int, failed: list[str], notes: Any) -> int:
+def _shard_is_done(ready: "Ready", unfinished: int, failed: list[str]) -> int:
     """Say what is left for the other shards; the last one to end shows what came of the study."""
-    mirror_or_remark(ready.folder.path.parent, ready.folder, notes)
+    mirror_or_remark(ready.folder.path.parent, ready.folder, stderr())
     console = stdout()
     _show_failed(ready, failed, console)
     console.print(
@@ -175,11 +258,8 @@ def _show_failed(ready: "Ready", failed: list[str], console: Any) -> None:
 
 def _arms(variant: str | None, fault_names: tuple[str, ...]) -> list[str | None]:
     from kdbench.harness import faults
-    from kdbench.harness.plan.variants import VARIANTS
 
     variant = variant or "both"
-    if variant not in VARIANTS:
-        raise unknown("variant", variant, VARIANTS)
     if not fault_names:
         return list(VARIANTS[variant])
     if variant == "corrected":
@@ -197,7 +277,8 @@ def _announce(ready: "Ready", notes: Any) -> None:
     work = f"{todo} to run, {where} on {ready.device}: {cost}" if todo else "nothing to run"
     if ready.mine is not None:
         work = f"this shard's {len(ready.mine)}: {work}"
-    notes.print(f"[bold]{escape(plan.study)}[/]: {len(plan.trials)} trials ({len(plan.teachers)} teachers), {work}")
+    teachers = f"{len(plan.teachers)} teacher{'s' * (len(plan.teachers) != 1)}"
+    notes.print(f"[bold]{escape(plan.study)}[/]: {len(plan.trials)} trials ({teachers}), {work}", soft_wrap=True)
     for fault, method, why in plan.skipped:
         notes.print(f"  not run: {fault} with {method} ({why})", style="dim")
     for table in unused(plan.preset):

@@ -2,15 +2,29 @@
 
 from typing import TYPE_CHECKING, Any
 
-import click
+import rich_click as click
 from rich.markup import escape
 
-from kdbench.harness.cli.common import JSON_OPTION, finite, mirror_or_remark, print_json, stderr, stdout
-from kdbench.harness.cli.study_options import requested, study_options
+from kdbench.harness.cli.common import (
+    JSON_OPTION,
+    finite,
+    loudness_options,
+    mirror_or_remark,
+    named_options,
+    print_json,
+    progress_console,
+    stderr,
+    stdout,
+)
+from kdbench.harness.cli.completion import complete_fault
+from kdbench.harness.cli.help import DECISION, explained
+from kdbench.harness.cli.study_options import STUDY, requested, study_options
 from kdbench.harness.run.processes import start_server
 from kdbench.kd.errors import InputError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from kdbench.harness.analysis.rows import Again
     from kdbench.harness.analysis.study_table import Trials
     from kdbench.harness.records.record import Result
@@ -18,8 +32,25 @@ if TYPE_CHECKING:
     from kdbench.harness.study import Request
 
 
-@click.command("signature")
-@click.option("--fault", "fault_names", multiple=True, metavar="NAME", help="May be repeated; several at once: a+b.")
+@explained(
+    "signature",
+    examples=[
+        (
+            "does a random teacher lower the accuracy of Logit-KD?",
+            "kdbench signature --fault random-teacher --method logit",
+        ),
+        ("how often is the test right if the spread over seeds is 0.4?", "kdbench signature --simulate 0.4"),
+    ],
+)
+@click.option(
+    "--fault",
+    "fault_names",
+    multiple=True,
+    metavar="NAME",
+    panel=STUDY,
+    shell_complete=complete_fault,
+    help="Test this fault (kdbench faults list); may be repeated; a+b is both at once.",
+)
 @study_options
 @click.option(
     "--margin",
@@ -27,25 +58,50 @@ if TYPE_CHECKING:
     callback=finite,
     default=0.5,
     show_default=True,
-    help="Drops up to this do not matter, in pp.",
+    metavar="POINTS",
+    panel=DECISION,
+    help="Ignore drops up to this, in percentage points.",
 )
 @click.option(
     "--simulate",
     type=float,
     callback=finite,
     metavar="SD",
-    help="Only simulate the test, for scores of this spread in pp.",
+    panel=DECISION,
+    help="Train nothing; simulate the test for scores with this spread over seeds, in percentage points.",
 )
 @JSON_OPTION
-def command(fault_names: tuple[str, ...], margin: float, simulate: float | None, as_json: bool, **asked: Any) -> int:
-    """Decide for each fault whether it lowers the accuracy by more than the margin, over 3, 5, 8 or 12 seeds.
+@loudness_options
+@click.pass_context
+def command(
+    ctx: click.Context,
+    fault_names: tuple[str, ...],
+    margin: float,
+    simulate: float | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    **asked: Any,
+) -> int:
+    """Decide for each fault whether it lowers the accuracy by more than the margin.
 
-    Killed, survived, latent, invalid and no verdict are kept apart. The positive control is run as well, and one trial
-    twice; a test that does not kill the control says nothing of the others.
+    It trains 3 seeds an arm and adds more (5, 8 or 12) only where these do not decide. A fault is killed (the drop is
+    shown), survived (such a drop is excluded), latent (excluded, and an audit reveals the fault), invalid (the fault
+    was never reached) or without a verdict. A severe bug is run as a control: if that one is not killed, the command
+    says nothing of the others.
 
-    Exit 0 if the controls are as they must be, 1 if not, 2 for bad input, 3 if a trial could not run.
+    Exit codes: 0 if the controls are as they must be; 1 if not; 2 for bad input; 3 if a trial could not run.
     """
-    if simulate is None and fault_names:
+    notes = progress_console(quiet, verbose)
+    if simulate is not None:
+        _refuse_beside_simulate(named_options(ctx))
+    elif not fault_names:
+        raise InputError("name at least one fault: --fault NAME (kdbench faults list)")
+    elif asked["seeds"] is not None:
+        raise InputError("--seeds does nothing here: the seeds are 0 to 2, 4, 7 or 11, as many as it takes")
+    else:
+        faults_asked = ", ".join(fault_names)
+        notes.print(escape(f"signature of {faults_asked}: 3 to 12 seeds an arm; loading PyTorch"), style="dim")
         start_server({asked["threads"]})
     from kdbench.harness import faults
     from kdbench.harness.plan.plan import POSITIVE_CONTROL
@@ -59,10 +115,6 @@ def command(fault_names: tuple[str, ...], margin: float, simulate: float | None,
         rows = simulated(design, [-margin / simulate, 0, 1, 2, 3, 6], simulate)
         _show_simulation(design, simulate, rows, as_json)
         return 0
-    if not fault_names:
-        raise InputError("name at least one fault: --fault NAME (kdbench faults list)")
-    if asked["seeds"] is not None:
-        raise InputError("--seeds does nothing here: the seeds are 0 to 2, 4, 7 or 11, as far as it takes")
     names = [faults.get(name).name for name in fault_names]
     control = faults.get(POSITIVE_CONTROL)
     request = requested(asked, [*dict.fromkeys([*names, POSITIVE_CONTROL])], named_fault=True)
@@ -70,23 +122,34 @@ def command(fault_names: tuple[str, ...], margin: float, simulate: float | None,
         raise InputError("signature runs no grid; put the settings that it chose into the file, and leave [grid] out")
     if all(control.why_not(method) for method in request.preset.methods):
         raise InputError(f"the positive control needs a method with a teacher: {control.why_not('baseline')}")
-    return _run(request, design, as_json)
+    return _run(request, design, as_json, notes, verbose)
 
 
-def _run(request: "Request", design: "Design", as_json: bool) -> int:
+for _param in command.params:  # asked for, it is refused with the reason
+    if isinstance(_param, click.Option) and _param.name == "seeds":
+        _param.hidden = True
+
+
+def _refuse_beside_simulate(given: dict[str, str]) -> None:
+    """Raise InputError for an option of a training, where none is trained."""
+    for name, option in given.items():
+        if name not in ("simulate", "margin", "as_json", "quiet", "verbose"):
+            raise InputError(f"{option} does nothing with --simulate, which trains nothing; leave it out")
+
+
+def _run(request: "Request", design: "Design", as_json: bool, notes: "Console", verbose: bool) -> int:
     from kdbench.harness.analysis.controls import controls
     from kdbench.harness.analysis.study_table import read_study
     from kdbench.harness.cli.progress import Progress
     from kdbench.harness.signature import run
     from kdbench.harness.study import carry_out, prepare
 
-    notes = stderr()
     failed: list[str] = []
 
     def train(part: "Request") -> "Trials":
         ready = prepare(part)
         notes.print(f"{len(part.preset.seeds)} seeds an arm: {len(ready.todo)} trials to run, {ready.cost}")
-        with Progress(ready.plan, ready.todo, notes) as progress:
+        with Progress(ready, notes, verbose) as progress:
 
             def tell(key: str, result: "Result | None", epochs: int) -> None:
                 progress.on_trial(key, result, epochs)
@@ -121,7 +184,7 @@ def _run(request: "Request", design: "Design", as_json: bool) -> int:
         )
     else:
         _show(design, entries, again, sound)
-    mirror_or_remark(request.runs, study.folder, notes)
+    mirror_or_remark(request.runs, study.folder, stderr())
     if failed:
         return 3
     return 0 if sound else 1

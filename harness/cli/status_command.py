@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import click
 from rich.markup import escape
 
 from kdbench.harness.cli.common import (
@@ -15,15 +14,25 @@ from kdbench.harness.cli.common import (
     stdout,
     studies,
 )
+from kdbench.harness.cli.help import explained
 
 
-@click.command("status")
+@explained(
+    "status",
+    examples=[
+        ("show the studies in the folder runs", "kdbench status"),
+        ("show one study of another folder, as JSON", "kdbench status --runs results --study quick-digits --json"),
+    ],
+)
 @RUNS_OPTION
 @STUDY_OPTION
 @METHOD_OPTION
 @JSON_OPTION
 def command(runs: Path, study: str | None, as_json: bool) -> None:
-    """Show each arm's trials: finished, running (with their epochs), waiting, failed and why."""
+    """Show how many trials of each arm are finished, running, waiting or failed, and why they failed.
+
+    The studies may be running elsewhere meanwhile: this command only reads their folders.
+    """
     from kdbench.harness.analysis.status import progress
 
     found = [progress(find_study(runs, name)) for name in ([study] if study is not None else studies(runs))]
@@ -44,5 +53,11 @@ def command(runs: Path, study: str | None, as_json: bool) -> None:
                 str(arm["waiting"] or ""), str(arm["failed"] or ""),
             )  # fmt: skip
         console.print(table)
+        if one["counts"].get("superseded"):
+            console.print(
+                "  superseded: of an earlier version of a method, network or fault; no arm uses them any more",
+                style="dim",
+                soft_wrap=True,
+            )
         for trial in one["failures"]:
             console.print(f"  {trial['status']} {trial['key']}: {escape(str(trial['reason']))}", soft_wrap=True)

@@ -7,42 +7,154 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
+import rich_click as click
 
 from kdbench.harness.cli.common import FAULTS_OPTION, METHOD_OPTION, MODEL_OPTION, RUNS_OPTION, finite
+from kdbench.harness.cli.completion import complete_method, complete_preset, one_of
+from kdbench.harness.plan.outline import asked_seeds
+from kdbench.kd.errors import InputError
 
 if TYPE_CHECKING:
     from kdbench.harness.plan.plan import Preset
     from kdbench.harness.study import Request
 
+STUDY, TRAINING, SPEED, MACHINE = "What is trained", "How it is trained", "Number format and speed", "Machine"
+"Groups of options."
+
 _OPTIONS = (
     click.option(
-        "--preset", "preset_name", default="quick", show_default=True, metavar="quick|cifar10|paper|FILE.toml"
+        "--preset",
+        "preset_name",
+        default="quick",
+        show_default=True,
+        metavar="NAME|FILE",
+        panel=STUDY,
+        shell_complete=complete_preset,
+        help="Start from the preset quick, cifar10 or paper, or from a study file (.toml).",
     ),
-    click.option("--dataset", metavar="digits|cifar10|cifar100|folder", help="Instead of the preset's."),
-    click.option("--data", "data_root", type=click.Path(path_type=Path), metavar="DIR", help="Where the images lie."),
-    click.option("--pair", "pairs", multiple=True, metavar="TEACHER-STUDENT", help="e.g. r50-r18; may be repeated."),
-    click.option("--method", "methods", multiple=True, metavar="NAME", help="See kdbench methods; may be repeated."),
-    click.option("--seeds", metavar="0-2", help="Numbers and ranges."),
-    click.option("--epochs", type=click.IntRange(1), help="Of the students."),
-    click.option("--teacher-epochs", type=click.IntRange(1), help="Of the teachers."),
-    click.option("--width", "base_width", type=click.IntRange(1), help="Channels of the first stage."),
-    click.option("--train-size", type=click.IntRange(1), help="Images trained on."),
-    click.option("--val-size", type=click.IntRange(1), help="Images, cut from the train set, that choose the epoch."),
-    click.option("--max-norm", type=float, callback=finite, help="Bound on the gradient's norm."),
-    click.option("--precision", metavar="fp32|tf32|bf16|fp16"),
-    click.option("--fold-teacher", is_flag=True, default=None, help="Batch norms folded into its convolutions."),
-    click.option("--compile", is_flag=True, default=None, help="Networks behind torch.compile."),
-    click.option("--graphs", is_flag=True, default=None, help="Kernels in CUDA graphs: same bits, faster on a GPU."),
-    click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Of the processor, a trial."),
-    click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda"),
+    click.option(
+        "--dataset",
+        metavar="NAME",
+        panel=STUDY,
+        shell_complete=one_of("digits", "cifar10", "cifar100", "folder"),
+        help="Train on digits, cifar10, cifar100 or folder (images of your own) instead of the preset's data set.",
+    ),
+    click.option(
+        "--data",
+        "data_root",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        panel=STUDY,
+        help="Read the images from this folder.",
+    ),
+    click.option(
+        "--pair",
+        "pairs",
+        multiple=True,
+        metavar="TEACHER-STUDENT",
+        panel=STUDY,
+        help="Train this pair of networks, such as r50-r18; may be repeated.",
+    ),
+    click.option(
+        "--method",
+        "methods",
+        multiple=True,
+        metavar="NAME",
+        panel=STUDY,
+        shell_complete=complete_method,
+        help="Train by this method (kdbench methods lists them); may be repeated.",
+    ),
+    click.option(
+        "--seeds",
+        metavar="RANGE",
+        panel=STUDY,
+        help="Train with these seeds: 0-4 for five seeds, 7-7 for the seed 7 alone. A lone number is refused.",
+    ),
+    click.option("--epochs", type=click.IntRange(1), metavar="N", panel=TRAINING, help="Epochs of the students."),
+    click.option(
+        "--teacher-epochs", type=click.IntRange(1), metavar="N", panel=TRAINING, help="Epochs of the teachers."
+    ),
+    click.option(
+        "--width",
+        "base_width",
+        type=click.IntRange(1),
+        metavar="N",
+        panel=TRAINING,
+        help="Channels of the first stage of every network.",
+    ),
+    click.option("--train-size", type=click.IntRange(1), metavar="N", panel=TRAINING, help="Images to train on."),
+    click.option(
+        "--val-size",
+        type=click.IntRange(1),
+        metavar="N",
+        panel=TRAINING,
+        help="Validation images, which choose the epoch; they are cut from the train set.",
+    ),
+    click.option(
+        "--max-norm",
+        type=float,
+        callback=finite,
+        metavar="NORM",
+        panel=TRAINING,
+        help="Clip the gradients to this norm.",
+    ),
+    click.option(
+        "--teacher-weights",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        panel=TRAINING,
+        help="Use this trained teacher instead of training one.",
+    ),
+    click.option(
+        "--teacher-sha256", metavar="HEX", panel=TRAINING, help="Refuse a teacher's file that has another SHA-256 hash."
+    ),
+    click.option(
+        "--precision",
+        metavar="FORMAT",
+        panel=SPEED,
+        shell_complete=one_of("fp32", "tf32", "bf16", "fp16"),
+        help="Train in fp32, tf32, bf16 or fp16.",
+    ),
+    click.option(
+        "--fold-teacher",
+        is_flag=True,
+        default=None,
+        panel=SPEED,
+        help="Fold the teacher's batch norms into its convolutions.",
+    ),
+    click.option("--compile", is_flag=True, default=None, panel=SPEED, help="Run the networks through torch.compile."),
+    click.option(
+        "--graphs",
+        is_flag=True,
+        default=None,
+        panel=SPEED,
+        help="Replay the kernels from CUDA graphs: the same bits, faster on a GPU.",
+    ),
+    click.option(
+        "--device",
+        default="cpu",
+        show_default=True,
+        metavar="NAME",
+        panel=MACHINE,
+        shell_complete=one_of("cpu", "cuda"),
+        help="Train on cpu or cuda.",
+    ),
+    click.option(
+        "--threads",
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        metavar="N",
+        panel=MACHINE,
+        help="Processor threads of each trial.",
+    ),
     click.option(
         "--workers",
         type=click.IntRange(1),
-        help="Trials at a time. Default: one a core; one on a GPU; a cluster's threads.",
+        metavar="N",
+        panel=MACHINE,
+        help="Trials at a time; by default one a core, one on a GPU, or a cluster's threads.",
     ),
-    click.option("--teacher-weights", type=click.Path(path_type=Path), metavar="FILE", help="A trained teacher."),
-    click.option("--teacher-sha256", metavar="HEX", help="What the file's hash must be."),
     FAULTS_OPTION,
     METHOD_OPTION,
     MODEL_OPTION,
@@ -68,6 +180,7 @@ def requested(
     taken = {name: asked.pop(name) for name in ("dataset", "data_root", "device", "workers", "threads", "runs")}
     brought = asked.pop("teacher_weights"), asked.pop("teacher_sha256")
     preset = _change(load_preset(asked.pop("preset_name")), **asked)
+    _refuse_without_teacher(preset, asked, brought[0])
     if taken["data_root"] is None and taken["dataset"] in (None, preset.dataset):
         taken["data_root"] = preset.data
     taken["dataset"] = taken["dataset"] or preset.dataset
@@ -88,6 +201,24 @@ def typed() -> str:
     return shlex.join(["kdbench", *sys.argv[1:]])
 
 
+def _refuse_without_teacher(preset: "Preset", asked: dict[str, Any], weights: Path | None) -> None:
+    """Raise InputError for an option of the teacher's that would do nothing in this study."""
+    from kdbench.kd.methods import METHODS
+
+    if asked["teacher_epochs"] is not None and weights is not None:
+        raise InputError("--teacher-epochs does nothing with --teacher-weights, which is trained; leave one out")
+    if any(METHODS[method].needs_teacher for method in preset.methods):
+        return
+    given = {
+        "--teacher-weights": weights,
+        "--teacher-epochs": asked["teacher_epochs"],
+        "--fold-teacher": asked["fold_teacher"],
+    }
+    for option, value in given.items():
+        if value is not None:
+            raise InputError(f"{option} does nothing here: no method of this study has a teacher; leave it out")
+
+
 def _change(
     preset: "Preset",
     pairs: tuple[str, ...],
@@ -97,7 +228,7 @@ def _change(
     **recipe: Any,
 ) -> "Preset":
     """Apply the options to the preset."""
-    from kdbench.harness.plan.plan import check_method, parse_seeds, split_pair
+    from kdbench.harness.plan.plan import check_method, split_pair
 
     for pair in pairs:
         split_pair(pair)
@@ -109,7 +240,7 @@ def _change(
         preset,
         pairs=tuple(dict.fromkeys(pairs)) or preset.pairs,
         methods=tuple(dict.fromkeys(methods)) or preset.methods,
-        seeds=parse_seeds(seeds) if seeds is not None else preset.seeds,
+        seeds=asked_seeds(seeds) if seeds is not None else preset.seeds,
         recipe=replace(preset.recipe, **given),
         teacher=teacher,
     )

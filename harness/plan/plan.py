@@ -5,13 +5,13 @@ import json
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from kdbench.harness import faults
 from kdbench.harness.faults import Fault
 from kdbench.harness.plan.grid import Grid, Point, settings_of
+from kdbench.harness.plan.outline import PRESETS, parse_seeds, preset_text
 from kdbench.harness.records.record import repeat_of
 from kdbench.harness.records.spec import Spec, TeacherRef
 from kdbench.kd.errors import InputError, unknown
@@ -20,7 +20,6 @@ from kdbench.kd.models import MODELS
 from kdbench.kd.recipe import SAME_BITS, Recipe
 from kdbench.kd.settings import check_types
 
-PRESETS = ("quick", "cifar10", "paper")
 TEACHER_SEED = 0
 "One teacher for all students of a pair, as in the paper: the spread over seeds holds no teacher variance."
 
@@ -105,7 +104,7 @@ def load_preset(name: str) -> Preset:
         return replace(preset, data=path.parent / preset.data) if preset.data is not None else preset
     if name not in PRESETS:
         raise unknown("preset", name, PRESETS)
-    return parse_preset(name, (resources.files("kdbench.harness.presets") / f"{name}.toml").read_text())
+    return parse_preset(name, preset_text(name))
 
 
 def parse_preset(name: str, text: str) -> Preset:
@@ -158,7 +157,7 @@ def parse_preset(name: str, text: str) -> Preset:
     except TypeError as error:
         raise InputError(f"{where}: a value is of the wrong type ({error})") from error
     except InputError as error:
-        raise InputError(f"{where}, {error}") from error
+        raise InputError(f"{where}, {error}", error.about) from error
     preset.check_settings()
     return preset
 
@@ -227,19 +226,6 @@ def split_pair(pair: str) -> tuple[str, str]:
         pairs = [f"{t}-{s}" for t in MODELS for s in MODELS]
         raise unknown("pair", pair, pairs, "a pair is teacher-student")
     return parts[0], parts[1]
-
-
-def parse_seeds(text: str) -> tuple[int, ...]:
-    """Read seeds written as numbers and ranges: "0-2", "0,3,5-7"."""
-    seeds: set[int] = set()
-    for part in str(text).split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
-            raise InputError(f"seeds {text!r} are no range; write them as 0-2 or 0,3,5-7")
-        if int(last or first) - int(first) >= 1000:
-            raise InputError(f"seeds {text!r} are more than 1000, which is surely a slip")
-        seeds.update(range(int(first), int(last or first) + 1))
-    return tuple(sorted(seeds))
 
 
 @dataclass(frozen=True, order=True)

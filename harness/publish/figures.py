@@ -1,10 +1,14 @@
-"""The report's figures: SVG that follows the reader's light or dark page, as data addresses."""
+"""The report's figures: SVG that follows the reader's light or dark page, as data addresses.
+
+Each is drawn twice, for a wide page and for a telephone, since letters that shrink with a picture cannot be read.
+"""
 
 import base64
 import io
+import re
 from collections.abc import Callable, Sequence
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 from kdbench.harness.analysis.rows import ComparisonRow, GridRow
 from kdbench.harness.analysis.study_table import Trials, grid_rows, order, scores
@@ -32,7 +36,19 @@ _FAR = 15.0
 "Percentage points below the best arm from which on an arm is told in words: the axis is for the others."
 
 
-def draw(study: Trials, gains: Sequence[ComparisonRow], claimed_norm: float | None) -> dict[str, str]:
+class Picture(NamedTuple):
+    """A figure as two data addresses."""
+
+    wide: str
+    narrow: str
+    "For pages of fewer than about 700 pixels."
+
+
+_WIDTHS = {False: 9.4, True: 3.75}
+"In inches of 96 pixels: of a wide figure, and of a narrow one, which fits a telephone of 390 pixels."
+
+
+def draw(study: Trials, gains: Sequence[ComparisonRow], claimed_norm: float | None) -> dict[str, Picture]:
     """Return the figures by name; one that has nothing to show is left out."""
     import matplotlib
 
@@ -44,20 +60,23 @@ def draw(study: Trials, gains: Sequence[ComparisonRow], claimed_norm: float | No
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.facecolor": "none",
+        "font.size": 9.5,
+        "axes.titlesize": 10,
         "legend.frameon": False,
-        "legend.fontsize": 9,
+        "legend.fontsize": 9.5,
+        "svg.fonttype": "none",  # letters stay letters: they can be searched and read aloud, and the page stays small
         "svg.hashsalt": "kdbench",
     }
-    pictures: dict[str, Callable[[], str]] = {
-        "gains": lambda: _gains(gains, study.decision.margin_pp),
-        "accuracy": lambda: _accuracy(study),
-        "curves": lambda: _curves(study),
-        "norms": lambda: _norms(study, claimed_norm),
-        "grid": lambda: _grid(study),
+    pictures: dict[str, Callable[[bool], str]] = {
+        "gains": lambda narrow: _gains(gains, study.decision.margin_pp, narrow),
+        "accuracy": lambda narrow: _accuracy(study, narrow),
+        "curves": lambda narrow: _curves(study, narrow),
+        "norms": lambda narrow: _norms(study, claimed_norm, narrow),
+        "grid": lambda narrow: _grid(study, narrow),
     }
     with matplotlib.rc_context(style):
-        drawn = {name: picture() for name, picture in pictures.items()}
-    return {name: picture for name, picture in drawn.items() if picture}
+        drawn = {name: Picture(picture(False), picture(True)) for name, picture in pictures.items()}
+    return {name: picture for name, picture in drawn.items() if picture.wide}
 
 
 def _colour(method: str) -> str:
@@ -69,7 +88,7 @@ def _svg(figure: Any) -> str:
     from matplotlib import pyplot as plt
 
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None})
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     plt.close(figure)
     rules = "".join(
         f'[style*="{part}: {light}"]{{{part}:{dark} !important}}'
@@ -77,53 +96,80 @@ def _svg(figure: Any) -> str:
         for part in ("fill", "stroke")
     )
     style = f"<style>@media screen and (prefers-color-scheme: dark){{{rules}}}</style>"
-    head, defs, rest = buffer.getvalue().partition("<defs>")
+    # Of matplotlib's list of eleven fonts the one that it measured, and one as wide that other systems have.
+    svg = re.sub(r"font-family: [^;\"]*", "font-family: 'DejaVu Sans', Verdana, sans-serif", buffer.getvalue())
+    head, defs, rest = svg.partition("<defs>")
     return "data:image/svg+xml;base64," + base64.b64encode(f"{head}{style}{defs}{rest}".encode()).decode()
 
 
-def _rows(labels: Sequence[str], title: str) -> Any:
-    """Return axes with a line a label, the first on top."""
+class Rows(NamedTuple):
+    """Axes with a line a label, the first on top."""
+
+    axes: Any
+    narrow: bool
+
+    def word(self, y: int, text: str, colour: str) -> None:
+        """Say something of a line: beside the axes, or where they fill the page at the right of its label."""
+        if self.narrow:
+            self.axes.annotate(text, (1.0, y - 0.46), xycoords=("axes fraction", "data"), va="center", ha="right",
+                               color=colour, fontsize=9.5, fontweight="bold")  # fmt: skip
+        else:
+            self.axes.annotate(text, (1.01, y), xycoords=("axes fraction", "data"), va="center", color=colour)
+
+
+def _rows(labels: Sequence[str], title: str, narrow: bool) -> Rows:
+    """Return axes with a line a label: at the left, or where there is no room for it, above the line's own values."""
     from matplotlib import pyplot as plt
 
-    _, axes = plt.subplots(figsize=(8.6, 0.8 + 0.36 * len(labels)))
-    axes.set_yticks(range(len(labels)), labels, fontsize=9)
-    axes.set_ylim(len(labels) - 0.4, -0.6)
+    size = (_WIDTHS[narrow], (0.75 + 0.56 * len(labels)) if narrow else (0.8 + 0.38 * len(labels)))
+    _, axes = plt.subplots(figsize=size, layout="constrained")
+    axes.set_yticks(range(len(labels)), [] if narrow else labels)
+    axes.set_ylim(len(labels) - 0.4, -0.8 if narrow else -0.6)
+    if narrow:
+        for y, label in enumerate(labels):
+            axes.annotate(label, (0.0, y - 0.46), xycoords=("axes fraction", "data"), va="center", fontsize=9.5)
+        axes.spines["left"].set_visible(False)
+        axes.tick_params(axis="y", length=0)
     axes.set_xlabel(title)
     axes.grid(axis="x")
-    return axes
+    return Rows(axes, narrow)
 
 
-def _gains(gains: Sequence[ComparisonRow], margin: float) -> str:
+def _named(arm: Arm, several: bool) -> str:
+    """Return an arm's method, with its pair where a study has several."""
+    return f"{arm.pair}  {METHODS[arm.method].title}" if several else METHODS[arm.method].title
+
+
+def _gains(gains: Sequence[ComparisonRow], margin: float, narrow: bool) -> str:
     """Draw each method's seeds as differences from its baseline's mean, and the difference's 95% interval."""
     shown = [g for g in gains if g.difference_pp is not None]
     if not shown:
         return ""
     first: dict[str, ComparisonRow] = {g.pair: g for g in reversed(shown)}
+    several = len(first) > 1
     lines: list[tuple[str, str, list[float], ComparisonRow | None]] = []
     for pair in dict.fromkeys(g.pair for g in shown):
         values, mean = first[pair].values[0], first[pair].mean[0]
         assert mean is not None  # else there would be no difference from it
-        lines.append((f"{pair}  {METHODS['baseline'].title}", "baseline", [v - mean for v in values], None))
+        lines.append((_named(Arm(None, pair, "baseline"), several), "baseline", [v - mean for v in values], None))
         for g in (g for g in shown if g.pair == pair):
-            label = f"{pair}  {METHODS[g.method].title}"
-            lines.append((label, g.method, [v - mean for v in g.values[1]], g))
-    axes = _rows([line[0] for line in lines], "test accuracy less the baseline's mean, pp")
-    axes.axvspan(-margin, margin, color=_SOFT, alpha=0.18, lw=0)
-    axes.axvline(0, color=_INK, lw=0.8)
+            lines.append((_named(Arm(None, pair, g.method), several), g.method, [v - mean for v in g.values[1]], g))
+    rows = _rows([line[0] for line in lines], "gain over the baseline's mean, pp", narrow)
+    rows.axes.axvspan(-margin, margin, color=_SOFT, alpha=0.18, lw=0)
+    rows.axes.axvline(0, color=_INK, lw=0.8)
     for y, (_, method, values, found) in enumerate(lines):
         colour = _colour(method)
-        axes.plot(values, [y] * len(values), "o", color=colour, alpha=0.6, ms=6, mec="none")
+        rows.axes.plot(values, [y] * len(values), "o", color=colour, alpha=0.6, ms=6.5, mec="none")
         if found is None:
             continue
         if found.ci95_pp is not None:
-            axes.plot(found.ci95_pp, [y + 0.25] * 2, color=colour, lw=1.8, solid_capstyle="butt")
-            axes.plot(found.difference_pp, y + 0.25, "|", color=colour, ms=10, mew=1.8)
-        place = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 9}
-        axes.annotate(found.verdict, (1.01, y), **place)
-    return _svg(axes.figure)
+            rows.axes.plot(found.ci95_pp, [y + 0.25] * 2, color=colour, lw=2, solid_capstyle="butt")
+            rows.axes.plot(found.difference_pp, y + 0.25, "|", color=colour, ms=10, mew=2)
+        rows.word(y, found.told, colour)
+    return _svg(rows.axes.figure)
 
 
-def _accuracy(study: Trials) -> str:
+def _accuracy(study: Trials, narrow: bool) -> str:
     """Draw every seed of every arm, and the mean with its 95% interval; one far below in words."""
     from scipy import stats
 
@@ -133,29 +179,30 @@ def _accuracy(study: Trials) -> str:
     near = [value for values in arms.values() if fmean(values) > best - _FAR for value in values]
     room = max(0.5, 0.08 * (max(near) - min(near)))
     left, right = max(0.0, min(near) - room), min(100.0 + room / 4, max(near) + room)
-    labels = [f"{arm.pair}  {METHODS[arm.method].title}  {arm.label}" for arm in arms]
-    axes = _rows(labels, "test accuracy, % (a dot a seed; bar: mean with its 95% interval)")
-    axes.set_xlim(left, right)
+    several = len({arm.pair for arm in arms}) > 1
+    labels = [f"{_named(arm, several)}, {arm.label}" for arm in arms]
+    rows = _rows(labels, "test accuracy, %", narrow)
+    rows.axes.set_xlim(left, right)
     for y, (arm, values) in enumerate(arms.items()):
         colour = _colour(arm.method)
         if fmean(values) <= best - _FAR:
-            text = f"\N{LEFTWARDS ARROW} {fmean(values):.2f} (seeds {min(values):.2f} to {max(values):.2f})"
-            axes.annotate(text, (left, y), va="center", fontsize=9, color=colour)
+            text = f"\N{LEFTWARDS ARROW} off the scale: {fmean(values):.1f} ({min(values):.1f} to {max(values):.1f})"
+            rows.axes.annotate(text, (left, y), va="center", color=colour)
             continue
-        axes.plot(values, [y] * len(values), "o", color=colour, alpha=0.6, ms=6, mec="none")
+        rows.axes.plot(values, [y] * len(values), "o", color=colour, alpha=0.6, ms=6.5, mec="none")
         if len(values) > 1:
             half = stats.t.isf(0.025, len(values) - 1) * stdev(values) / len(values) ** 0.5
-            axes.plot([fmean(values) - half, fmean(values) + half], [y + 0.25] * 2, color=colour, lw=1.8)
-            axes.plot(fmean(values), y + 0.25, "|", color=colour, ms=10, mew=1.8)
-    return _svg(axes.figure)
+            rows.axes.plot([fmean(values) - half, fmean(values) + half], [y + 0.25] * 2, color=colour, lw=2)
+            rows.axes.plot(fmean(values), y + 0.25, "|", color=colour, ms=10, mew=2)
+    return _svg(rows.axes.figure)
 
 
-def _curves(study: Trials) -> str:
+def _curves(study: Trials, narrow: bool) -> str:
     """Draw validation accuracy by epoch, the mean and the range over the seeds, of the corrected arms."""
     pairs = list(dict.fromkeys(arm.pair for arm in sorted(study.arms, key=order) if not arm.fault))
     if not pairs:
         return ""
-    figure, panels = _panels(len(pairs))
+    figure, panels = _panels(len(pairs), narrow)
     for axes, pair in zip(panels, pairs, strict=True):
         for arm in (a for a in sorted(study.arms, key=order) if a.pair == pair and not a.fault):
             curves = _finished_curves(study, arm)
@@ -167,20 +214,23 @@ def _curves(study: Trials) -> str:
             axes.fill_between(
                 xs, [min(v) for v in by_epoch], [max(v) for v in by_epoch], color=colour, alpha=0.18, lw=0
             )
-        axes.set_title(pair, fontsize=10)
+        axes.set_title(pair)
         axes.set_xlabel("epoch")
+        axes.set_ylabel("validation accuracy, %")
         axes.grid()
-    panels[0].set_ylabel("validation accuracy, %")
     panels[0].legend()
     return _svg(figure)
 
 
-def _panels(count: int) -> tuple[Any, list[Any]]:
-    """Return a figure of so many panels, two in a line."""
+def _panels(count: int, narrow: bool) -> tuple[Any, list[Any]]:
+    """Return a figure of so many panels, two in a line where there is room for two."""
     from matplotlib import pyplot as plt
 
-    lines = -(-count // 2)
-    figure, grid = plt.subplots(lines, 2, figsize=(8.6, 3.1 * lines), squeeze=False, layout="constrained")
+    across = 1 if narrow or count == 1 else 2
+    lines = -(-count // across)
+    width = _WIDTHS[narrow] if narrow or across == 2 else 0.7 * _WIDTHS[False]
+    size = (width, (2.6 if narrow else 3.2) * lines)
+    figure, grid = plt.subplots(lines, across, figsize=size, squeeze=False, layout="constrained")
     panels = list(grid.flat)
     for axes in panels[count:]:
         axes.remove()
@@ -198,40 +248,43 @@ def _finished_curves(study: Trials, arm: Arm) -> list[list[float]]:
     return [curve for curve in curves if curve and len(curve) == longest]
 
 
-def _norms(study: Trials, claimed: float | None) -> str:
+def _norms(study: Trials, claimed: float | None, narrow: bool) -> str:
     """Draw the gradient norms of the first steps before clipping, a line a seed, where there are projectors."""
     import pandas as pd
 
     lines: dict[str, list[Any]] = {}
+    several = len({arm.pair for arm in study.arms}) > 1
     for arm in sorted(study.arms, key=order):
         for spec, _ in study.arms[arm].values() if METHODS[arm.method].has_projectors else ():
             path = study.folder.trial(spec.key).path / "norms.csv"
             table = pd.read_csv(path) if path.is_file() else pd.DataFrame()
             if "projectors" in table and len(table):
-                lines.setdefault(f"{arm.pair}, {arm.label}", []).append(table)
+                lines.setdefault(f"{arm.pair}, {arm.label}" if several else arm.label, []).append(table)
     if not lines:
         return ""
-    figure, panels = _panels(2)
+    figure, panels = _panels(2, narrow)
     for axes, group in zip(panels, ("projectors", "student"), strict=True):
         for i, (label, tables) in enumerate(lines.items()):
             for j, table in enumerate(tables):
                 colour, name = _LINES[i % len(_LINES)], label if j == 0 else None
                 axes.plot(table["step"], table[group], color=colour, lw=0.9, alpha=0.7, label=name)
-        axes.set_title(f"{group}: gradient norm before clipping", fontsize=10)
+        axes.set_title(group)
         axes.set_xlabel("step")
+        axes.set_ylabel("gradient norm")
         axes.set_yscale("log")
         axes.grid()
     if claimed is not None:
         panels[0].axhline(claimed, color=_INK, lw=1, ls="--")
         panels[0].annotate(f"the paper's {claimed:g}", (1, claimed), xycoords=("axes fraction", "data"), ha="right",
-                           va="bottom", fontsize=8)  # fmt: skip
-    legend = figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+                           va="bottom")  # fmt: skip
+    handles = panels[0].get_legend_handles_labels()
+    legend = figure.legend(*handles, loc="outside lower center", ncols=1 if narrow else 3)
     for line in legend.get_lines():
         line.set(linewidth=2, alpha=1)
     return _svg(figure)
 
 
-def _grid(study: Trials) -> str:
+def _grid(study: Trials, narrow: bool) -> str:
     """Draw each arm's grid of one or two settings: mean accuracy on validation, its spread, and what was chosen."""
     from matplotlib import pyplot as plt
 
@@ -241,9 +294,10 @@ def _grid(study: Trials) -> str:
     shown = {arm: rows for arm, rows in by_arm.items() if len(rows[0].point) <= 2 and any(r.mean for r in rows)}
     if not shown:
         return ""
-    columns = min(3, len(shown))
+    columns = 1 if narrow else min(3, len(shown))
     lines = -(-len(shown) // columns)
-    figure, grid = plt.subplots(lines, columns, figsize=(2.9 * columns, 2.6 * lines), squeeze=False)
+    size = (_WIDTHS[True], 2.8 * lines) if narrow else (_WIDTHS[False] / 3 * columns, 2.8 * lines)
+    figure, grid = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
     for axes in grid.flat[len(shown) :]:
         axes.set_visible(False)
     for axes, (arm, rows) in zip(grid.flat, shown.items(), strict=False):
@@ -261,7 +315,7 @@ def _grid(study: Trials) -> str:
                 light = mesh.norm(row.mean) > 0.6
             place = xs.index(x) + 0.5, ys.index(y) + 0.5
             colour = "#000000" if light else "#ffffff" if row.mean is not None else _INK
-            axes.text(*place, text, ha="center", va="center", fontsize=8, color=colour)
+            axes.text(*place, text, ha="center", va="center", fontsize=9, color=colour)
             if row.chosen:
                 corner = xs.index(x) + 0.03, ys.index(y) + 0.03
                 axes.add_patch(plt.Rectangle(corner, 0.94, 0.94, fill=False, ec="#ffffff", lw=2.2))
@@ -270,8 +324,7 @@ def _grid(study: Trials) -> str:
         axes.set_yticks([i + 0.5 for i in range(len(ys))] if down else [], [f"{y:g}" for y in ys] if down else [])
         axes.set_xlabel(across)
         axes.set_ylabel(down[0] if down else "")
-        axes.set_title(f"{arm.pair}  {METHODS[arm.method].title}\n{arm.label}", fontsize=9)
+        axes.set_title(f"{arm.pair}  {METHODS[arm.method].title}\n{arm.label}")
         axes.spines[["left", "bottom"]].set_visible(False)
         axes.tick_params(length=0)
-    figure.tight_layout()
     return _svg(figure)

@@ -1,4 +1,4 @@
-"""What the paper printed beside what a study found, and in which points the two were not made alike."""
+"""What the paper printed beside what a study found, if it follows the paper's protocol; and gradient norms, for all."""
 
 import math
 import tomllib
@@ -73,7 +73,13 @@ def load() -> tuple[dict[str, Version], dict[str, Any]]:
 def beside(
     study: Trials, arms: Iterable[ArmRow], teachers: Iterable[TeacherRow], gains: Iterable[ComparisonRow]
 ) -> dict[str, Any] | None:
-    """Return the study's figures with the published ones of the same pair, method and arm; None if there are none."""
+    """Return the study's figures with the published ones of the same pair, method and arm.
+
+    None if there are none, or if the study does not follow the paper's protocol: then its accuracies are of another
+    task, and beside the paper's they would mislead.
+    """
+    if not follows_protocol(study):
+        return None
     versions, _ = load()
     rows, fidelity = [], []
 
@@ -115,24 +121,46 @@ def beside(
     return {"versions": versions, "rows": rows, "fidelity": fidelity, "departures": departures(study)}
 
 
+def follows_protocol(study: Trials) -> bool:
+    """Say whether a study is on the paper's scale: its data set, networks, width and epochs are the `paper` preset's.
+
+    The rest (the number of seeds, a learning rate, a method's settings) may differ, and :func:`departures` says so.
+    """
+    preset = load_preset("paper")
+
+    def alike(recipe: Recipe, other: Recipe) -> bool:
+        return (recipe.base_width, recipe.epochs) == (other.base_width, other.epochs)
+
+    specs = [spec for trials in study.arms.values() for spec, _ in trials.values()]
+    taught = {spec.teacher.key for spec in specs if spec.teacher is not None}
+    folders = [study.folder.trial(key) for key in sorted(taught)]
+    teachers = [folder.spec() for folder in folders if (folder.path / "spec.json").is_file()]
+    return (
+        bool(specs)
+        and all(arm.pair in preset.pairs for arm in study.arms)
+        and all(spec.dataset == preset.dataset and alike(spec.recipe, preset.recipe) for spec in specs)
+        and all(alike(spec.recipe, preset.teacher_recipe) for spec in teachers)
+    )
+
+
 _WORDS = {
-    "base_width": "channels of the first stage",
-    "batch_size": "images a batch",
+    "base_width": "base width",
     "compile": "torch.compile",
-    "crop_padding": "padding of the crops",
+    "batch_size": "batch size",
+    "crop_padding": "crop padding",
     "flip": "mirrored images",
     "fold_teacher": "folded teacher",
     "lr": "learning rate",
-    "lr_min": "last learning rate",
-    "max_norm": "bound on the gradient's norm",
+    "lr_min": "final learning rate",
+    "max_norm": "bound on the gradient norm",
     "normalisation": "pixel statistics",
-    "schedule": "unit of the schedule",
+    "schedule": "schedule advances by",
     "split_seed": "seed of the split",
-    "test_stride": "test images scored, one of",
+    "test_stride": "test images scored: one in",
     "train_size": "training images",
     "val_size": "validation images",
-    "warmup": "share of warm-up",
-    "ce_weight": "weight of the labels' term",
+    "warmup": "warm-up share",
+    "ce_weight": "weight of the label term",
     "kd_weight": "weight of the distillation term",
 }
 
@@ -193,50 +221,53 @@ _NEAR = 0.8
 
 
 def norms(study: Trials) -> dict[str, Any] | None:
-    """Return the largest gradient norms before clipping by arm, and what they say of the paper's claim.
+    """Return the largest gradient norms before clipping, a row an arm, and what they say of the paper's claim.
 
-    Of the corrected arm, the one with the projectors unclipped and the one with a random teacher, of methods that have
-    projectors; early is what norms.csv holds (at most 200 steps). None if neither of the two bugs is in the study.
+    Every arm whose trials recorded norms has its row. `early` is of norms.csv (at most 200 steps), the projectors' is
+    empty where a method has none. The claim is judged only for the paper's protocol, from the arm with the projectors
+    unclipped and the one with a random teacher; `text` is empty elsewhere. None if no arm has norms.
     """
     _, claim = load()
-    rows = []
-    for arm in sorted(study.arms, key=order):
-        if METHODS[arm.method].has_projectors and arm.fault in (None, UNCLIPPED, RANDOM):
-            early = [_early(study.folder.trial(spec.key).path / "norms.csv") for spec, _ in study.arms[arm].values()]
-            curves = [study.folder.trial(spec.key).curve() for spec, _ in study.arms[arm].values()]
-            seen = [norms for norms in early if norms]
-            if seen:
-                rows.append(
-                    {
-                        "pair": arm.pair,
-                        "arm": arm.label,
-                        "method": METHODS[arm.method].title,
-                        "steps": max(int(norms["step"]) for norms in seen),
-                        "early": sorted(norms["projectors"] for norms in seen),
-                        "student": max(norms["student"] for norms in seen),
-                        "ever": max((top for curve in curves for top in _tops(curve)), default=None),
-                    }
-                )
-    if not any(row["arm"] != "corrected" for row in rows):
+    rows = [row for arm in sorted(study.arms, key=order) if (row := _norms_of(study, arm)) is not None]
+    if not rows:
         return None
-    return {"claim": claim, "rows": rows, "text": _verdict_on_norms(rows, claim["value"])}
+    telling = [row for row in rows if row["early"] and row["arm"] in ("corrected", UNCLIPPED, RANDOM)]
+    judged = follows_protocol(study) and any(row["arm"] != "corrected" for row in telling)
+    return {"claim": claim, "rows": rows, "text": _verdict_on_norms(telling, claim["value"]) if judged else ""}
 
 
-def _early(path: Any) -> dict[str, float]:
-    """Return the largest finite norm of each group in norms.csv; nothing where it has no projectors."""
+def _norms_of(study: Trials, arm: Arm) -> dict[str, Any] | None:
+    """Return an arm's row: its largest norms over the seeds; None where nothing was recorded."""
+    folders = [study.folder.trial(spec.key) for spec, _ in study.arms[arm].values()]
+    seen = [norms for folder in folders if (norms := _early(folder.path / "norms.csv"))]
+    ever = {group: [top for f in folders for top in _tops(f.curve(), group)] for group in ("projectors", "student")}
+    if not seen and not ever["student"]:
+        return None
+    return {
+        "pair": arm.pair,
+        "arm": arm.label,
+        "method": METHODS[arm.method].title,
+        "steps": max((int(norms["step"]) for norms in seen), default=None),
+        "early": sorted(norms["projectors"] for norms in seen if "projectors" in norms),
+        "student": max((norms["student"] for norms in seen), default=None),
+        "ever": max(ever["projectors"], default=None),
+        "student_ever": max(ever["student"], default=None),
+    }
+
+
+def _early(path: Path) -> dict[str, float]:
+    """Return the largest finite norm of each group in norms.csv; nothing where there is no such step."""
     import pandas as pd
 
     if not path.is_file():
         return {}
     table = pd.read_csv(path)
     table = table[table.map(math.isfinite).all(axis=1)] if len(table) else table
-    if "projectors" not in table or table.empty:
-        return {}
-    return {str(name): float(value) for name, value in table.max().items()}
+    return {str(name): float(value) for name, value in table.max().items()} if len(table) else {}
 
 
-def _tops(curve: list[dict[str, Any]]) -> list[float]:
-    tops = [epoch["grad_norms"]["projectors"]["max"] for epoch in curve]
+def _tops(curve: list[dict[str, Any]], group: str) -> list[float]:
+    tops = [epoch["grad_norms"].get(group, {}).get("max") for epoch in curve]
     return [top for top in tops if top is not None]
 
 
@@ -252,33 +283,33 @@ def _verdict_on_norms(rows: list[dict[str, Any]], value: float) -> str:
     def said(arm: str, what: str) -> str:
         low, high = min(tops(arm)), max(tops(arm))
         span = f"{high:.2f}" if len(tops(arm)) == 1 else f"{low:.2f} to {high:.2f}"
-        where = "past" if high >= value else "near" if near(arm) else "below"
+        where = "above" if high >= value else "near" if near(arm) else "below"
         return f"{span} {what} ({where} {value:g})"
 
     words = {
-        UNCLIPPED: "with the projectors unclipped",
-        RANDOM: "with a teacher of random weights",
+        UNCLIPPED: "with unclipped projectors",
+        RANDOM: "with a random teacher",
         "corrected": "in the corrected arm",
     }
     parts = [said(arm, what) for arm, what in words.items() if tops(arm)]
     unclipped, random = near(UNCLIPPED), near(RANDOM)
     if near("corrected"):
-        verdict = "the corrected arm comes there as well, so such a norm is a sign of neither bug here"
+        verdict = "The corrected arm reaches it as well, so here such a norm is a sign of neither bug."
     elif unclipped and random:
-        verdict = "consistent with either bug: this study does not tell them apart"
+        verdict = "The paper's norm is consistent with either bug: this study does not tell them apart."
     elif unclipped:
-        verdict = "consistent with the paper's reading, that the missing clip gives such norms; no proof of it"
+        verdict = "This is consistent with the paper's reading, that the missing clip gives such norms. It is no proof."
     elif random:
-        rest = "" if unclipped is None else "; the missing clip alone did not come near it"
-        verdict = f"consistent with a teacher that was not loaded, no proof of it{rest}"
+        rest = "" if unclipped is None else " The missing clip alone did not come near it."
+        verdict = f"This is consistent with a teacher that was not loaded. It is no proof.{rest}"
     else:
-        verdict = "no such norm was seen here"
+        verdict = "No arm came near the paper's norm."
     steps = max(row["steps"] for row in rows)
-    text = f"In the first {steps} steps the projectors' largest norm by seed was {', '.join(parts)}: {verdict}."
+    text = f"In the first {steps} steps the projectors' largest norm per seed was {', '.join(parts)}. {verdict}"
     student = max((row["student"] for row in rows if row["arm"] == "corrected"), default=0.0)
     if student >= _NEAR * value:
         text += (
-            f" The student's own gradient reached {student:.2f} in the corrected arm: if the paper's figure is of "
+            f" The student's own gradient reached {student:.2f} in the corrected arm: if the paper's figure covers "
             "student and projectors together, it needs no bug."
         )
     return text

@@ -1,10 +1,10 @@
-"""A study as a page: what was claimed, how sure it is, and whether the code behind it was clean.
+"""A study as a page: whether the code was clean, what the accuracies say, and how sure that is.
 
-Everything is read from the records; the page is one file, works offline, and says of each figure where it came from.
+Everything is read from the records. The page is one file and works offline.
 """
 
+import calendar
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -15,22 +15,32 @@ from typing import Any
 from kdbench.harness import faults
 from kdbench.harness.analysis import compare, selection_bias, stats
 from kdbench.harness.analysis.arms import summary, teacher_row, with_effects
+from kdbench.harness.analysis.because import because
 from kdbench.harness.analysis.controls import controls
-from kdbench.harness.analysis.rows import ArmRow, ComparisonRow, ControlsRow, TeacherRow
+from kdbench.harness.analysis.headline import headline
+from kdbench.harness.analysis.rows import ArmRow, ComparisonRow, TeacherRow
 from kdbench.harness.analysis.study_table import Trials, commands, order, read_study, scores
 from kdbench.harness.plan.plan import Arm
-from kdbench.harness.publish import figures, paper
+from kdbench.harness.publish import figures, first_screen, paper
 from kdbench.harness.records.record import Metrics, Result, StudyFolder
-from kdbench.harness.records.spec import Spec
 from kdbench.kd.errors import InputError
 from kdbench.kd.methods import METHODS
 
 _MEANING = {
-    "different": "so large a difference would be rare if there were none",
-    "equivalent": "the difference is within the margin",
-    "both": "a real difference, within the margin",
-    "undecided": "these seeds cannot tell; it does not mean that there is no effect",
-    "undefined": "nothing can be said; the notes say why",
+    "different": "a difference of this size would be rare if there were none",
+    "equivalent": "the difference is smaller than the margin",
+    "both": "there is a difference, and it is smaller than the margin",
+    "undecided": "these seeds cannot tell; this does not mean that there is no effect",
+    "undefined": "the comparison cannot be made; the notes below the table say why",
+}
+
+
+_EFFECTS = {
+    "invalid": "the decision that the bug replaces was never asked for, so the arm says nothing of the bug",
+    "dormant": "the bug changed no weight and no score",
+    "latent": "the bug changed the weights, and the accuracy is equivalent at the margin",
+    "visible": "the accuracy differs",
+    "undecided": "the bug changed the weights, and these seeds cannot tell what that does to the accuracy",
 }
 
 
@@ -42,15 +52,18 @@ def read(study: Trials) -> dict[str, Any]:
     bugs = compare.compare_arms(study, compare.bug_pairs(study.arms), refuse=False)
     gains = compare.compare_arms(study, compare.gain_pairs(study.arms), refuse=False)
     arms = with_effects(arms, bugs)
-    teachers, seen = _teachers(study), controls(study)
+    teachers, seen, reasons = _teachers(study), controls(study), because(study)
     found = {
         "study": study.folder.path.name,
+        "headline": headline(arms, reasons, gains, bugs, seen, study.decision.margin_pp),
         "decision": study.decision,
         "arms": arms,
         "bugs": bugs,
         "gains": gains,
         "controls": seen,
         "teachers": teachers,
+        "reasons": {(one.pair, one.method, one.fault): one.reasons for one in reasons},
+        "trials": f"{study.folder.path.parent.name}/{study.folder.path.name}/trials",
         "capacity": _capacity(study, gains, teachers),
         "fidelity": _fidelity(study),
         "per_class": _per_class(study, teachers),
@@ -60,108 +73,21 @@ def read(study: Trials) -> dict[str, Any]:
         "environment": _environment(study),
         "commands": commands(study.folder),
         "setting": _setting(study),
+        "about": _about(study),
         "state": _state(arms),
     }
     claims = [
-        {"title": title, "summary": _counted(rows), "rows": _claims(rows)}
+        {"title": title, "summary": first_screen.counted(rows), "rows": first_screen.claims(rows)}
         for title, rows in (("Does distillation gain anything?", gains), ("Do the bugs matter?", bugs))
     ]
     meanings = {c.verdict: _MEANING[c.verdict] for c in [*gains, *bugs]}
-    return {**found, "claims": claims, "meanings": meanings, "code": _code(study, arms, seen)}
-
-
-def _counted(comparisons: Sequence[ComparisonRow]) -> str:
-    """Return how often each verdict came: 1 different, lower; 2 undecided."""
-    counts = Counter(c.told for c in comparisons)
-    return "; ".join(f"{number} {verdict}" for verdict, number in sorted(counts.items()))
-
-
-_OPEN = ("undecided", "undefined")
-_MOST_CLAIMS = 8
-
-
-@dataclass(frozen=True)
-class Claim:
-    """What is said of one comparison, or of several of a kind, in a line."""
-
-    verdict: str
-    open: bool
-    "Whether these seeds decided nothing."
-    text: str
-    power: str = ""
-    "Of an open one, what these seeds could have seen."
-
-
-def _claims(comparisons: Sequence[ComparisonRow]) -> list[Claim]:
-    """Return the comparisons in a line each; of many, a line for each method or bug: one screen holds it."""
-    pairs = len({c.pair for c in comparisons})
-    if len(comparisons) <= _MOST_CLAIMS:
-        return [_claim(c, pairs) for c in comparisons]
-    groups: dict[str, list[ComparisonRow]] = {}
-    for c in comparisons:
-        groups.setdefault(METHODS[c.b].title if c.b in METHODS else c.b, []).append(c)
-    rows = []
-    for name, of in groups.items():
-        if len(of) == 1:
-            rows.append(_claim(of[0], pairs))
-            continue
-        found = sorted(c.difference_pp for c in of if c.difference_pp is not None)
-        span = f": {found[0]:+.2f} to {found[-1]:+.2f} pp" if found else ""
-        verdict = of[0].told if len({c.told for c in of}) == 1 else _counted(of)
-        open_ = all(c.verdict in _OPEN for c in of)
-        rows.append(Claim(verdict, open_, f"{name}, {len(of)} comparisons{span}"))
-    return rows
-
-
-def _claim(c: ComparisonRow, pairs: int) -> Claim:
-    """Return a comparison in a few words, with its verdict; of an open one, what these seeds could have seen."""
-    method, where = METHODS[c.method].title, f"{c.pair}, " if pairs > 1 else ""
-    what = f"{where}{method} against the baseline" if c.b == c.method else f"{where}{c.b} in {method}"
-    low_high = "" if c.ci95_pp is None else " [{:+.2f}, {:+.2f}]".format(*c.ci95_pp)
-    by = "" if c.difference_pp is None else f": {c.difference_pp:+.2f} pp{low_high}"
-    power = f"under {c.mde_pp:.1f} pp easily missed" if c.verdict == "undecided" and c.mde_pp is not None else ""
-    return Claim(c.told, c.verdict in _OPEN, f"{what}{by}", power)
+    code = first_screen.code_lines(study, arms, teachers, reasons, seen)
+    return {**found, "claims": claims, "meanings": meanings, "code": code}
 
 
 def _state(arms: Sequence[ArmRow]) -> dict[str, int]:
     scored = [value for arm in arms for value in arm.test_accuracy]
     return {"trials": len(scored), "missing": sum(value is None for value in scored)}
-
-
-def _code(study: Trials, arms: Sequence[ArmRow], controls: ControlsRow | None) -> list[dict[str, str]]:
-    """Return what the audits and the controls say of the code, each with `yes`, `NO`, or `not yet`."""
-    said = []
-
-    def note(good: bool, waiting: bool, text: str) -> None:
-        said.append({"word": "yes" if good else "not yet" if waiting else "NO", "text": text})
-
-    for bugged, text in (
-        (False, "corrected arms are proven clean"),
-        (True, "bugged arms were caught by exactly the audits that their bug names"),
-    ):
-        rows = [row for row in arms if (row.fault is not None) == bugged]
-        bad = [row for row in rows if not row.as_expected]
-        running = [row for row in bad if _running(study.arms[Arm(row.fault, row.pair, row.method)])]
-        if rows:
-            note(not bad, len(bad) == len(running), f"{len(rows) - len(bad)} of {len(rows)} {text}")
-    if controls is None:
-        note(False, False, "no controls were run: the study was not shown to see anything")
-        return said
-    again, positive = controls.again, controls.positive
-    verdict = again.verdict if again else "missing"
-    how = "gave the same bits" if verdict == "identical" else f"is {verdict}"
-    note(verdict == "identical", verdict == "missing", f"the same seed twice {how}")
-    if positive is not None:
-        senses = (("by its audit", positive.seen_by_audit), ("in accuracy", positive.seen_in_accuracy))
-        text = ", ".join(f"{'seen' if seen else 'NOT seen'} {where}" for where, seen in senses)
-        waiting = any(_running(trials) for trials in study.controls.values())
-        text = f"the positive control ({positive.arm.fault}) was {text}"
-        note(all(seen for _, seen in senses), waiting, text if not waiting else "the positive control is running")
-    return said
-
-
-def _running(trials: Mapping[int, tuple[Spec, Result | None]]) -> bool:
-    return any(result is None for _, result in trials.values())
 
 
 def _teachers(study: Trials) -> list[TeacherRow]:
@@ -172,7 +98,8 @@ def _teachers(study: Trials) -> list[TeacherRow]:
         if spec.teacher is not None and not spec.teacher.key.startswith("sha256:")
     }
     folders = [(arch, study.folder.trial(key)) for arch, key in sorted(keys)]
-    return [teacher_row(arch, f) for arch, f in folders if (f.path / "spec.json").is_file()]
+    rows = [teacher_row(arch, f) for arch, f in folders if (f.path / "spec.json").is_file()]
+    return sorted(rows, key=lambda row: (row.arch, row.fault or "", row.seed))
 
 
 @dataclass(frozen=True)
@@ -292,14 +219,37 @@ def _setting(study: Trials) -> dict[str, Any]:
     return {name: " or ".join(map(str, dict.fromkeys(of))) for name, of in values.items()}
 
 
+def _about(study: Trials) -> dict[str, str]:
+    """Return when, with which kdbench and on what the trials ran; what the records do not say is left out."""
+    results = [r for by_seed in study.arms.values() for _, r in by_seed.values() if r is not None]
+    days = sorted({str(r.times["started"])[:10] for r in results if "started" in r.times})
+    found = {
+        "run on": " to ".join(_day(day) for day in dict.fromkeys([*days[:1], *days[-1:]])),
+        "kdbench": ", ".join(_values(results, "kdbench")),
+        "device": ", ".join(_values(results, "device_name")),
+    }
+    return {name: said for name, said in found.items() if said}
+
+
+def _day(iso: str) -> str:
+    """Return a day as it is read: 29 November 2026."""
+    year, month, day = map(int, iso.split("-"))
+    return f"{day} {calendar.month_name[month]} {year}"
+
+
+def _values(results: Sequence[Result], name: str) -> list[str]:
+    return sorted({str(r.environment[name]) for r in results if r.environment.get(name) is not None})
+
+
 def _environment(study: Trials) -> dict[str, list[str]]:
     """Return what the trials ran on, each name with all its values."""
     names = {
+        "kdbench": "kdbench",
         "device_name": "device",
         "torch": "torch",
         "torchvision": "torchvision",
         "python": "Python",
-        "threads": "threads a trial",
+        "threads": "threads per trial",
         "code_digest": "digest of the code",
         "git_commit": "commit",
         "git_dirty": "changed since the commit",
@@ -310,17 +260,23 @@ def _environment(study: Trials) -> dict[str, list[str]]:
         for spec, result in trials.values():
             data.add(f"{spec.dataset} {spec.data_digest[:16]}")
             for name in names if result is not None else ():
-                found[name].add(str(result.environment.get(name)))  # type: ignore[union-attr]
+                found[name].add(_plain(result.environment.get(name)))  # type: ignore[union-attr]
     seen = {names[name]: sorted(values) for name, values in found.items() if values}
     return {**seen, "digest of the data": sorted(data)}
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return "not recorded"
+    return ("yes" if value else "no") if isinstance(value, bool) else str(value)
 
 
 # -- pages
 
 
-def html(found: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
+def html(found: Mapping[str, Any], pictures: Mapping[str, figures.Picture]) -> str:
     """Return the page as one HTML file; a figure that is missing is left out."""
-    every = {name: pictures.get(name, "") for name in figures.FIGURES}
+    every = {name: pictures.get(name) for name in figures.FIGURES}
     return str(_template("report.html.j2").render(**_context(found), pictures=every))
 
 
@@ -352,28 +308,30 @@ def _template(name: str) -> Any:
     environment.filters["acc"] = lambda value: "" if value is None else f"{value:.2f}"
     environment.filters["p"] = lambda value: "" if value is None else f"{value:.2g}"
     environment.filters["point"] = lambda found: ", ".join(f"{name} {value:g}" for name, value in found.items())
+    environment.filters["seeds"] = lambda seeds: (
+        f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
+    )
     environment.filters["span"] = lambda pair: "" if pair is None else "{:+.2f} to {:+.2f}".format(*pair)
     return environment.get_template(name)
 
 
 def _context(found: Mapping[str, Any]) -> dict[str, Any]:
-    fired = sorted({i for arm in found["arms"] for i in (*arm.failed_findings, *arm.consequences)})
+    fired = sorted(
+        {i for arm in [*found["arms"], *found["teachers"]] for i in (*arm.failed_findings, *arm.consequences)}
+    )
     notes = dict.fromkeys(w for c in [*found["gains"], *found["bugs"]] for w in c.warnings)
     titles = {name: kind.title for name, kind in METHODS.items()}
     stories = {arm.fault: faults.get(arm.fault).story for arm in found["arms"] if arm.fault}
-    sizes = {min(c.n) for c in [*found["gains"], *found["bugs"]]}
-    alpha = found["decision"].alpha
-    power = {n: stats.smallest_effect(n, alpha) for n in sorted(sizes) if n > 1}
     audits = {id: name for name, id in faults.audit_ids().items() if id in fired}
     return {
         **found,
+        "effects": _EFFECTS,
         "gained": list(dict.fromkeys(title for row in found["capacity"] for title in row.gains)),
         "fired": fired,
         "audits": audits,
         "notes": list(notes),
         "titles": titles,
         "stories": stories,
-        "power": power,
     }
 
 
@@ -381,7 +339,7 @@ def write(folder: StudyFolder, output: Path) -> list[Path]:
     """Write report.html and report.md of a study into a folder; return their paths."""
     study = read_study(folder)
     found = read(study)
-    claimed = found["norms"]["claim"]["value"] if found["norms"] else None
+    claimed = found["norms"]["claim"]["value"] if found["norms"] and found["norms"]["text"] else None
     pages = {"report.html": html(found, figures.draw(study, found["gains"], claimed)), "report.md": markdown(found)}
     try:
         output.mkdir(parents=True, exist_ok=True)

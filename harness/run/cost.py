@@ -1,14 +1,15 @@
 """What a plan will cost, before it starts: floating-point operations counted, time guessed from the machine's speed."""
 
 import time
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from kdbench.harness import faults
+from kdbench.harness.plan.outline import in_words
 from kdbench.harness.plan.plan import Plan
 from kdbench.harness.records.spec import Spec
 from kdbench.kd.data import SIZE
@@ -28,15 +29,11 @@ class Cost:
 
     pflop: float
     seconds: float
+    trials: Mapping[str, float] = field(default_factory=dict)
+    "Seconds of each trial by key, as if it ran alone."
 
     def __str__(self) -> str:
-        if self.seconds < 90:
-            time = f"{max(1, round(self.seconds))} s"
-        elif self.seconds < 5400:
-            time = f"{round(self.seconds / 60)} min"
-        else:
-            time = f"{self.seconds / 3600:.1f} h"
-        return f"about {time}, {self.pflop:.3g} PFLOP"
+        return f"about {in_words(self.seconds)}, {self.pflop:.3g} PFLOP"
 
 
 @cache
@@ -97,4 +94,4 @@ def estimate(plan: Plan, keys: Collection[str], test_images: int, workers: int, 
 
     times = {key: seconds(key) for key in keys}
     chains = [times[key] + times.get(plan.needs(key) or "", 0.0) for key in keys]
-    return Cost(sum(flop.values()) / 1e15, max(sum(times.values()) / workers, *chains))
+    return Cost(sum(flop.values()) / 1e15, max(sum(times.values()) / workers, *chains), times)

@@ -7,8 +7,10 @@ Clopper-Pearson bounds at 95%, one-sided where nothing was missed or nothing ala
 
 import multiprocessing
 import os
+import re
 import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -157,7 +159,13 @@ def run(tasks: Sequence[Task], workers: int, told: Callable[[str], None]) -> Ite
                 yield done.result()
 
 
+_NOISE = ("Using `torch.compile", "reduction: 'mean' divides", "`parameters` is an empty generator")
+"Warnings of PyTorch's that members of the zoo, or faults, are meant to provoke."
+
+
 def _begin(files: Sequence[loading.Loaded]) -> None:
+    for message in _NOISE:
+        warnings.filterwarnings("ignore", re.escape(message))
     loading.load_all(files)
 
 
@@ -185,6 +193,7 @@ def summary(cells: Sequence[Cell], methods: Sequence[str], seeds: Sequence[int])
     return {
         "schema": "kdbench.matrix/1",
         "seeds": list(seeds),
+        "zoo_seeds": sorted({c.task.seed for c in cells if c.task.kind == "zoo"}),
         "methods": list(methods),
         "faults": rows,
         "clean": {

@@ -1,4 +1,4 @@
-"""Every example of the README's section `Where you are` is run as it stands: on right code, and on broken code."""
+"""Every example of docs/audit.md is run as it stands: on right code, and on broken code."""
 
 import re
 from pathlib import Path
@@ -8,8 +8,8 @@ import torch
 from test_asserts import Loop
 
 pytest_plugins = ["pytester"]
-README = Path(__file__).resolve().parent.parent / "README.md"
-EXAMPLES = dict(re.findall(r"<!-- example: (\w+) -->\n```python\n(.*?)```", README.read_text(encoding="utf-8"), re.S))
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "audit.md"
+EXAMPLES = dict(re.findall(r"<!-- example: (\w+) -->\n```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S))
 
 
 def test_each_place_has_an_example_of_at_most_ten_lines():
@@ -72,7 +72,7 @@ def huggingface(wrong: str) -> dict[str, object]:
 def test_the_example_for(make, wrong, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     names = make(wrong)
-    exec(compile(EXAMPLES[make.__name__], f"README.md, {make.__name__}", "exec"), names)
+    exec(compile(EXAMPLES[make.__name__], f"audit.md, {make.__name__}", "exec"), names)
     shown = capsys.readouterr().out
     assert "KD301 teacher-mode" in shown.partition("passed: ")[2]
     assert ("FAIL KD312 kd-scale" in shown) == bool(wrong)
