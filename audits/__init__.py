@@ -4,9 +4,9 @@
         ...  # your own loop
     print(w.report)
 
-A training shows most of it; a decision that leaves no trace there (a selection, a schedule, a split, ...) is a function
-that ``check_selection`` and its like hold to its law. Knows torch and nothing of kd or harness, so it can be lifted out
-and used on any project.
+A training shows most of it. A decision that leaves no trace there (a selection, a schedule, a split, ...) is a
+function: ``check_selection`` and the other property checks call it on made-up inputs. The package knows torch and
+nothing of kd or harness, so it can be used on any project.
 """
 
 from kdbench.audits.finding import AuditFailure, Finding, Report

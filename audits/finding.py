@@ -102,7 +102,7 @@ class Report:
 _TALLY: dict[Severity, str] = {"error": "failed", "warn": "warnings", "info": "notes"}
 _MARKS: dict[Severity, str] = {"error": "", "warn": "warning", "info": "note"}
 FUNCTION_BROKE = "function-broke"
-"The `reason` of a status `error` that a checked function of the user's caused; every other one is ours."
+"The `reason` of a status `error` that a function under a property check caused; every other one is ours."
 SEND = (
     "this is an error of kdbench, not of your code, and it decides nothing; please send the maintainers this message, "
     "the output of `kdbench doctor`, and the traceback that the environment variable KDBENCH_DEBUG=1 prints"

@@ -137,6 +137,31 @@ def test_quiet_and_verbose_print_less_and_more(monkeypatch):
     assert audit("-q", "right.py")[1].strip().startswith("Clean: ") and audit("-q", "right.py")[1].count("\n") <= 3
 
 
+IMAGES = """
+def stem(width):
+    first = nn.Conv2d(3, width, 7, stride=2, padding=3)
+    return nn.Sequential(first, nn.MaxPool2d(2), nn.Conv2d(width, 4, 3), nn.Flatten(), nn.Linear(36, 3))
+
+
+def net(width):
+    return nn.Sequential(nn.Unflatten(1, (3, 20, 20)), stem(width), nn.BatchNorm1d(3))
+
+
+x = torch.randn(64, 1200)
+"""
+
+
+def test_a_finding_names_the_call_of_the_network_at_fault(folder):
+    text = (HEAD + IMAGES + TEACHER + LOOP).replace("teacher.eval()", "teacher.train()")
+    assert "teacher.train()" in text
+    (folder / "calls.py").write_text(text)
+    found = {f["id"]: f for f in audit_json("calls.py")[1]["findings"] if f["status"] == "fail"}
+    lines = text.splitlines()
+    assert "teacher(" in lines[found["KD301"]["where"]["line"] - 1]
+    assert "student(" in lines[found["KD105"]["where"]["line"] - 1]
+    assert all(f["where"] for f in found.values()), [f["id"] for f in found.values() if not f["where"]]
+
+
 IGNORED = "    # kdbench: ignore[{}] {}\n    soft = "
 
 

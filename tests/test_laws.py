@@ -11,6 +11,7 @@ from law_specimens import Drawn, holds
 
 from kdbench.audits import laws
 from kdbench.audits.checks.all import CATALOGUE
+from kdbench.audits.finding import FUNCTION_BROKE, Report
 
 
 def broken(*_args, **_kwargs):
@@ -74,6 +75,7 @@ def test_what_cannot_be_judged_is_an_error_and_raises_nothing(name):
 def test_an_error_says_what_was_raised_and_where_the_function_stands():
     finding = laws.check_selection(functools.partial(broken))
     assert finding.message == "ended in RuntimeError: no such ... luck"
+    assert finding.reason == FUNCTION_BROKE and "(could not run)" in str(Report((finding,))), "not an error of kdbench"
     assert finding.where == {"file": "tests/test_laws.py", "line": broken.__code__.co_firstlineno}
 
 

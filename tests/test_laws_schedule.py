@@ -46,6 +46,14 @@ def test_schedule(name):
     holds(laws.check_schedule(rate, STEPS, **DECLARED, steps_per_epoch=PER_EPOCH), *expected)
 
 
+def test_a_schedule_of_one_step_is_undecided():
+    found = laws.check_schedule(cosine, 1, **DECLARED, steps_per_epoch=1)
+    holds(found, "not_triggered", "has one step")
+    assert found.reason == "not-in-these-steps"
+    holds(laws.check_schedule(cosine, 2, first=LR, last=cosine(1), steps_per_epoch=1), "pass")
+    holds(laws.check_schedule(cosine, 0, **DECLARED), "error", "it must be at least 1")
+
+
 def set_rates(groups, optimizer, step):
     for group in groups(optimizer.param_groups):
         group["lr"] = cosine(step, 10)

@@ -426,7 +426,7 @@ def test_names_are_the_variables_and_the_paths():
     known_by_me, other = body(), body()
     scene = Scene(known_by_me, script=True)
     scene.known.students.append(Group(scene.taint.mask(known_by_me.parameters()), known_by_me))
-    assert scene.names.param(known_by_me[0].weight) == "Sequential (known_by_me).0.weight"
+    assert scene.names.param(known_by_me[0].weight) == "known_by_me.0.weight"
     assert scene.names.group(Group(7, None)) == "3 parameters"
     assert scene.names.param(other[0].weight) == "Linear.weight"
     assert scene.names.param(torch.zeros(2, 3)) == "unnamed parameter of shape (2, 3)"

@@ -190,11 +190,12 @@ def clip_coverage(trace: Trace) -> Verdict:
         if verdict is not None:
             return verdict
     if not judged and _surely_none(steps) and trace.declared.clip is not None:
-        bound = trace.declared.clip.max_norm
+        bound, first = trace.declared.clip.max_norm, steps[0]
+        names = [trace.name(p) for p in first.stepped]
         return failed(
             f"no gradient is clipped in {len(steps)} steps, and a clip to norm {bound:g} is declared",
-            {"steps": len(steps), "bound": bound},
-            steps[0].where,
+            {"step": first.number, "missed": names, "stepped": len(names), "clip_calls": [], "bound": bound},
+            first.where,
         )
     if not judged:
         return undecided(

@@ -39,7 +39,7 @@ class Names(Observer):
             self._kept.append(module)
         return self._names[id(module)] + (", without what is trained" if group.is_base else "")
 
-    def _short(self, group: Group) -> str:
+    def head(self, group: Group) -> str:
         """Return the variable that holds a group's module, or else its class: the head of a parameter's path."""
         name = self.group(group)
         return name.rpartition(" (")[2].removesuffix(")")
@@ -60,7 +60,7 @@ class Names(Observer):
         for group in (*known.students, *known.teachers, *known.projectors):
             for name, own in group.module.named_parameters() if group.module is not None else ():
                 if own is param:
-                    return f"{self._short(group)}.{name}"
+                    return f"{self.head(group)}.{name}"
         return _owner_of(param) or f"unnamed parameter of shape {tuple(param.shape)}"
 
     def finish(self, optimizers: list[torch.optim.Optimizer]) -> None:
@@ -71,7 +71,7 @@ class Names(Observer):
         names: dict[int, str] = {}
         for group in (*known.projectors, *known.teachers, *known.students):
             if group.module is not None:
-                names.update((id(p), f"{self._short(group)}.{n}") for n, p in group.module.named_parameters())
+                names.update((id(p), f"{self.head(group)}.{n}") for n, p in group.module.named_parameters())
         self._trace.names = {**self._trace.names, **names}
 
 

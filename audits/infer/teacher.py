@@ -64,7 +64,7 @@ class TeacherState(Observer):
 
     def _tensors(self) -> dict[str, tuple[Tensor, Tensor]]:
         return {
-            f"{self._names.group(group)}.{name}": (value, value.detach().clone())
+            f"{self._names.head(group)}.{name}": (value, value.detach().clone())
             for group in self._known.teachers
             for name, value in (_state(group.module) if group.module is not None else ())
             if not value.is_meta and (not group.is_base or self._taint.bit(value) & group.mask)
@@ -101,7 +101,7 @@ class TeacherState(Observer):
             now = {plain_name(n): b for n, b in student.named_buffers()}
             for group in self._known.teachers:
                 for name, own in group.module.named_buffers() if group.module is not None else ():
-                    key, full = plain_name(name), f"{self._names.group(group)}.{name}"
+                    key, full = plain_name(name), f"{self._names.head(group)}.{name}"
                     other, before = now.get(key), then.get(key)
                     if not name.endswith(_STATISTICS) or other is None or other is own:
                         continue

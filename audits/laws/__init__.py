@@ -1,12 +1,12 @@
-"""Laws: what a single decision of a training must hold on any input, tried on made-up ones, with no training at all.
+"""Property checks: a function of a training is called on made-up inputs and held to a rule; nothing is trained.
 
     finding = kdbench.audits.laws.check_weighting(my_loss)
     assert finding.status == "pass", finding.message
 
-Each law calls a function of yours and gives a :class:`audits.finding.Finding`. What your function raises, or returns
-in a form that cannot be judged, becomes a finding of status `error`. A law has the id and name of the audit that
-watches for the same in a training, where there is one. The global random states (torch, CUDA where it is in use, numpy,
-random) are afterwards as before; a generator that your function holds of its own does move.
+Each check calls a function of yours and returns a :class:`audits.finding.Finding`. If your function raises, or returns
+what cannot be judged, the finding has status `error`. A check has the id and name of the audit that watches for the
+same in a training, if there is one. The global random states (torch, CUDA if it is in use, numpy, random) are the same
+afterwards; a generator that your function owns does move.
 """
 
 from kdbench.audits.laws.aggregation import check_aggregation, check_spread

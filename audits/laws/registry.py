@@ -20,7 +20,6 @@ from kdbench.audits.laws.answers import OddAnswerError
 from kdbench.audits.trace import Where
 
 Parameters = ParamSpec("Parameters")
-_AUDITS = Path(__file__).parent.parent
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def law(
             except Exception as error:  # the user's, or of a form that nobody thought of: nothing was decided
                 if os.environ.get("KDBENCH_DEBUG"):
                     traceback.print_exception(error)
-                verdict = Verdict("error", _ended_in(error), reason=None if _is_ours(error) else FUNCTION_BROKE)
+                verdict = Verdict("error", _ended_in(error), reason=FUNCTION_BROKE)
             return Finding(
                 id=id,
                 name=name,
@@ -110,13 +109,6 @@ def place_of(function: Any) -> Where | None:
         "file": str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path),
         "line": code.co_firstlineno,
     }
-
-
-def _is_ours(error: Exception) -> bool:
-    """Say whether a property check itself broke: nothing of the user's was running, and no argument was refused."""
-    files = [Path(frame.f_code.co_filename) for frame, _ in traceback.walk_tb(error.__traceback__)]
-    of_others = any(not file.is_relative_to(_AUDITS) and not str(file).startswith("<") for file in files)
-    return not of_others and not isinstance(error, ValueError)
 
 
 def _ended_in(error: Exception) -> str:
