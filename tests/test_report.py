@@ -312,6 +312,7 @@ def test_each_no_has_its_reasons_with_the_audits_message_and_its_seeds(tmp_path)
     (teachers, corrected, no_controls) = told["code"]
     assert (corrected.word, corrected.text) == ("NO", "1 of 3 corrected arms are proven clean")
     for page in (report.html(told, {}), report.markdown(told)):
+        assert "Do not quote an accuracy from this page while a point here is NO." in page
         assert "2 of 66 parameters are never clipped" in page and "ZeroDivisionError" in page
         assert f"kdbench audits show {tmp_path.name}/quick-digits/trials/{of_feature.trial}" in page
     assert "Feature-KD r34-r18, corrected (seeds 0, 1, 2)" in report.markdown(told)

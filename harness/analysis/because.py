@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 from kdbench.harness.analysis.expectation import trial_departures
 from kdbench.harness.analysis.study_table import BySeed, Trials, order
+from kdbench.harness.faults import audit_ids
 from kdbench.harness.records.record import FINAL, Result
 from kdbench.harness.records.spec import Spec
 from kdbench.kd.methods import METHODS
@@ -97,11 +98,13 @@ def _of_trial(spec: Spec, result: Result | None) -> list[tuple[Kind, str, str]]:
     if result.status not in FINAL:
         return [("stopped", text, "") for text in trial_departures(result, spec)]
     by_id = {str(finding["id"]): finding for finding in result.findings}
+    names = {id: name for name, id in audit_ids().items()}
     said = []
     for text in trial_departures(result, spec):
-        finding = by_id.get(text.partition(" ")[0])
-        if finding is not None and finding["name"] not in text:
-            text = text.replace(finding["id"], f"{finding['id']} {finding['name']}", 1)
+        audit = text.partition(" ")[0]
+        finding, name = by_id.get(audit), names.get(audit, "")
+        if name and name not in text:
+            text = text.replace(audit, f"{audit} {name}", 1)
         said.append((_kind(result, text, finding), text, str(finding["message"]) if finding is not None else ""))
     return said
 

@@ -69,7 +69,7 @@ def group(method: str, fault: str | None, pair: str, point: str = "") -> str:
 
 def tags(groups: Iterable[str], now_ms: int) -> dict[str, str]:
     """Return the experiment's tags that hold the views: for the link, and by name for the UI's menu of views."""
-    found = {}
+    found: dict[str, str] = {}
     for name, state in ((NAME, _arms()), (f"{NAME}-seeds", _seeds(groups))):
         # As the UI itself does it: a study of every fault would not fit into a tag otherwise.
         packed = base64.b64encode(zlib.compress(json.dumps(state, sort_keys=True).encode())).decode()
