@@ -11,9 +11,9 @@ from kdbench.harness.records.record import FINAL, Result
 from kdbench.harness.records.spec import Spec
 from kdbench.kd.methods import METHODS
 
-Kind = Literal["failed", "broken", "undecided", "missed", "other", "stopped", "unfinished"]
+Kind = Literal["failed", "weak", "broken", "undecided", "missed", "other", "stopped", "unfinished"]
 
-GRAVEST: tuple[Kind, ...] = ("failed", "broken", "missed", "other", "undecided", "stopped", "unfinished")
+GRAVEST: tuple[Kind, ...] = ("failed", "missed", "other", "broken", "weak", "undecided", "stopped", "unfinished")
 "In which order they are told."
 
 
@@ -113,9 +113,12 @@ def _kind(result: Result, text: str, finding: Mapping[str, Any] | None) -> Kind:
     """Say what a departure is, of the finding that it names: the same status means another thing in a bugged arm."""
     if not text.startswith("KD"):
         return "other"
-    status = finding["status"] if finding is not None else None
+    status, name = (finding["status"], finding["name"]) if finding is not None else (None, None)
     if status == "error":
         return "broken"
+    passed = {f["name"] for f in result.findings if f["status"] == "pass"}
+    if status == "fail" and name == "teacher-above-chance" and "teacher-provenance" in passed:
+        return "weak"  # the right weights were loaded, and they know little: more training, not another program
     if result.fault is not None:
         return "other" if status == "fail" else "missed"
     return "failed" if status == "fail" else "undecided"
