@@ -116,6 +116,12 @@ DOUBTS = {
         "Bug found: KD201 clip-coverage failed in Logit-KD r34-r18, corrected (seeds 0, 1, 2): 2 of 66 parameters are "
         "never clipped. Fix it before you quote an accuracy.",
     ),
+    "a teacher that learned too little": (
+        [reason("weak", "KD303 teacher-above-chance failed", "the teacher is right on 6% of 256 labels", (0,))],
+        "open",
+        "Teacher too weak: KD303 teacher-above-chance failed in Logit-KD r34-r18, corrected (seed 0): the teacher is "
+        "right on 6% of 256 labels. Train the teacher longer before you quote an accuracy.",
+    ),
     "undecided": (
         [reason("undecided", "KD303 teacher-above-chance did not say that it passed", "no labels were seen", (1,))],
         "open",
@@ -126,7 +132,7 @@ DOUBTS = {
         [reason("broken", "KD343 schedule-endpoints could not do its work", "ZeroDivisionError", (0,), "teacher")],
         "open",
         "Code not proven clean: KD343 schedule-endpoints could not do its work in the teacher r34-r18, corrected (seed "
-        "0). This is an error in kdbench: ZeroDivisionError.",
+        "0): ZeroDivisionError. This is an error in kdbench.",
     ),
     "a planted bug that was missed": (
         [reason("missed", "KD105 stem-resolution did not fail", "", (0,), fault="imagenet-stem")],

@@ -6,13 +6,14 @@ from typing import Any, Literal, NamedTuple
 
 from kdbench.harness.analysis.expectation import trial_departures
 from kdbench.harness.analysis.study_table import BySeed, Trials, order
+from kdbench.harness.faults import audit_ids
 from kdbench.harness.records.record import FINAL, Result
 from kdbench.harness.records.spec import Spec
 from kdbench.kd.methods import METHODS
 
-Kind = Literal["failed", "broken", "undecided", "missed", "other", "stopped", "unfinished"]
+Kind = Literal["failed", "weak", "broken", "undecided", "missed", "other", "stopped", "unfinished"]
 
-GRAVEST: tuple[Kind, ...] = ("failed", "broken", "missed", "other", "undecided", "stopped", "unfinished")
+GRAVEST: tuple[Kind, ...] = ("failed", "missed", "other", "broken", "weak", "undecided", "stopped", "unfinished")
 "In which order they are told."
 
 
@@ -97,11 +98,13 @@ def _of_trial(spec: Spec, result: Result | None) -> list[tuple[Kind, str, str]]:
     if result.status not in FINAL:
         return [("stopped", text, "") for text in trial_departures(result, spec)]
     by_id = {str(finding["id"]): finding for finding in result.findings}
+    names = {id: name for name, id in audit_ids().items()}
     said = []
     for text in trial_departures(result, spec):
-        finding = by_id.get(text.partition(" ")[0])
-        if finding is not None and finding["name"] not in text:
-            text = text.replace(finding["id"], f"{finding['id']} {finding['name']}", 1)
+        audit = text.partition(" ")[0]
+        finding, name = by_id.get(audit), names.get(audit, "")
+        if name and name not in text:
+            text = text.replace(audit, f"{audit} {name}", 1)
         said.append((_kind(result, text, finding), text, str(finding["message"]) if finding is not None else ""))
     return said
 
@@ -110,9 +113,12 @@ def _kind(result: Result, text: str, finding: Mapping[str, Any] | None) -> Kind:
     """Say what a departure is, of the finding that it names: the same status means another thing in a bugged arm."""
     if not text.startswith("KD"):
         return "other"
-    status = finding["status"] if finding is not None else None
+    status, name = (finding["status"], finding["name"]) if finding is not None else (None, None)
     if status == "error":
         return "broken"
+    passed = {f["name"] for f in result.findings if f["status"] == "pass"}
+    if status == "fail" and name == "teacher-above-chance" and "teacher-provenance" in passed:
+        return "weak"  # the right weights were loaded, and they know little: more training, not another program
     if result.fault is not None:
         return "other" if status == "fail" else "missed"
     return "failed" if status == "fail" else "undecided"

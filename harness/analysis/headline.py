@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from kdbench.harness.analysis.arms import summary
-from kdbench.harness.analysis.because import Because, because, shared
+from kdbench.harness.analysis.because import Because, Kind, because, shared
 from kdbench.harness.analysis.compare import bug_pairs, compare_arms, gain_pairs
 from kdbench.harness.analysis.controls import controls
 from kdbench.harness.analysis.rows import ArmRow, ComparisonRow, ControlsRow
@@ -15,10 +15,13 @@ _MOST_NAMED = 4
 "Comparisons up to which each is named; of more only the verdicts are counted."
 
 
+Mark = Literal["good", "open", "bad"]
+
+
 class Headline(NamedTuple):
     """The sentences, and how they are to be marked."""
 
-    mark: Literal["good", "open", "bad"]
+    mark: Mark
     "open: the code is not proven clean, or nothing shows that the study could see a bug."
     text: str
 
@@ -57,6 +60,17 @@ def headline(
 # -- the code
 
 
+_DOUBTS: dict[Kind, tuple[Mark, str, str]] = {
+    "failed": ("bad", "Bug found", " Fix it before you quote an accuracy."),
+    "missed": ("bad", "Not as declared", ""),
+    "other": ("bad", "Not as declared", ""),
+    "broken": ("open", "Code not proven clean", " This is an error in kdbench."),
+    "weak": ("open", "Teacher too weak", " Train the teacher longer before you quote an accuracy."),
+    "undecided": ("open", "Code not proven clean", ""),
+}
+"By what is not as declared: the mark, how the sentence begins, and what follows it."
+
+
 def _doubt(found: Sequence[Because]) -> Headline | None:
     """Return why the accuracies of these arms are not to be quoted yet; None if all are as declared."""
     if not found:
@@ -67,19 +81,12 @@ def _doubt(found: Sequence[Because]) -> Headline | None:
     more = len(every) - 1
     rest = f" {more} other {'thing is' if more == 1 else 'things are'} not as declared." if more else ""
     why = f": {_sentence(reason.detail)}" if reason.detail else "."
-    if reason.kind == "failed":
-        text = f"Bug found: {reason.text} in {arms}{why} Fix it before you quote an accuracy.{rest}"
-        return Headline("bad", text)
-    if reason.kind == "broken":
-        text = f"Code not proven clean: {reason.text} in {arms}. This is an error in kdbench{why}{rest}"
-        return Headline("open", text)
-    if reason.kind == "undecided":
-        return Headline("open", f"Code not proven clean: {reason.text} in {arms}{why}{rest}")
     if reason.kind in ("stopped", "unfinished"):
         count = sum(len(r.seeds) for one in found for r in one.reasons if r.kind == reason.kind)
         what = "could not run" if reason.kind == "stopped" else "still to run"
         return Headline("open", f"Not finished: {count} {'trial' if count == 1 else 'trials'} {what}.")
-    return Headline("bad", f"Not as declared: {reason.text} in {arms}{why}{rest}")
+    mark, what, then = _DOUBTS[reason.kind]
+    return Headline(mark, f"{what}: {reason.text} in {arms}{why}{then}{rest}")
 
 
 def _doubt_of_controls(seen: ControlsRow | None) -> Headline | None:

@@ -63,7 +63,6 @@ def read(study: Trials) -> dict[str, Any]:
         "controls": seen,
         "teachers": teachers,
         "reasons": {(one.pair, one.method, one.fault): one.reasons for one in reasons},
-        "trials": f"{study.folder.path.parent.name}/{study.folder.path.name}/trials",
         "capacity": _capacity(study, gains, teachers),
         "fidelity": _fidelity(study),
         "per_class": _per_class(study, teachers),
