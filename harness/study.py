@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from kdbench.harness.analysis import arms, compare
+from kdbench.harness.analysis.because import Because, because
 from kdbench.harness.analysis.controls import controls
 from kdbench.harness.analysis.rows import ArmRow, ComparisonRow, ControlsRow, GridRow, TeacherRow
 from kdbench.harness.analysis.study_table import (
@@ -352,6 +353,8 @@ class StudySummary:
     families: Families
     controls: ControlsRow | None
     teachers: list[TeacherRow]
+    because: list[Because]
+    "Why what is not as declared is not: a row's reasons in the order of teachers, arms, controls."
 
     @property
     def as_declared(self) -> bool:
@@ -379,7 +382,9 @@ def summary(ready: Ready, outcome: Outcome, allowed: Sequence[str] = ()) -> Stud
     whole = read_study(ready.folder)
     trials = only(whole, plan.arms)
     results = [ready.folder.trial(key).result() for key in plan.trials]
-    teachers = sorted(plan.teachers.items(), key=lambda item: (item[0][0], item[0][1] or ""))
+    taught = sorted(plan.teachers.items(), key=lambda item: (item[0][0], item[0][1] or ""))
+    teachers = [(arch, ready.folder.trial(key)) for (arch, _), key in taught]
+    seen = controls(trials) if plan.controls is not None else None
     # Of all seeds that the study has, however few of its arms and seeds this call was about.
     comparisons, bugs = compare.compare_within_family(whole, compare.bug_pairs(plan.arms), allowed, refuse=False)
     gains, methods = compare.compare_within_family(whole, compare.gain_pairs(plan.arms), allowed, refuse=False)
@@ -401,8 +406,9 @@ def summary(ready: Ready, outcome: Outcome, allowed: Sequence[str] = ()) -> Stud
         comparisons=comparisons,
         gains=gains,
         families=Families(bugs, methods),
-        controls=controls(trials) if plan.controls is not None else None,
-        teachers=[arms.teacher_row(arch, ready.folder.trial(key)) for (arch, _), key in teachers],
+        controls=seen,
+        teachers=[arms.teacher_row(arch, folder) for arch, folder in teachers],
+        because=because(trials, [folder for _, folder in teachers], seen),
     )
 
 

@@ -96,10 +96,12 @@ def command(
     if as_json:
         print_json(compare.as_object(trials.decision, entries, family))
         return
-    from kdbench.harness.cli.show import show_comparisons
+    from kdbench.harness.cli.comparisons import conclude, show_comparisons, show_groups
 
-    title = f"{b} against {a}, {trials.folder.path.name}"
-    show_comparisons(stdout(), entries, trials.decision.margin_pp, title, family)
+    console, margin = stdout(), trials.decision.margin_pp
+    show_groups(console, entries)
+    show_comparisons(console, entries, margin, f"{b} against {a}, {trials.folder.path.name}", family)
+    conclude(console, entries, margin, family)
 
 
 def _compare_table(
@@ -152,7 +154,11 @@ def _compare_table(
             }
         )
         return
-    from kdbench.harness.cli.show import show_comparisons
+    from kdbench.harness.cli.comparisons import conclude, show_comparisons, show_groups
 
     where = csv.name if csv is not None else experiment
-    show_comparisons(stdout(), entries, margin, f"{metric} of every {group} against {entries[0].a}, {where}", unit="")
+    console, title = stdout(), f"{metric} of every {group} against {entries[0].a}, {where}"
+    names = {"pair": family or "pair", "group": group}
+    show_groups(console, entries, unit="", **names)
+    show_comparisons(console, entries, margin, title, unit="", **names)
+    conclude(console, entries, margin, unit="")
