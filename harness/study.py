@@ -34,6 +34,7 @@ from kdbench.harness.records.environment import usable_cores
 from kdbench.harness.records.record import FINAL, StudyFolder, write_atomic
 from kdbench.harness.run.cost import Cost, estimate
 from kdbench.harness.run.executors import Engine
+from kdbench.harness.run.rehearsal import rehearse
 from kdbench.harness.run.scheduler import OnTrial, Outcome, complete_stories, execute, is_done
 from kdbench.kd.data import SIZE, Dataset, cache_folder, load_file, statistics
 from kdbench.kd.data import prepare as prepare_data
@@ -125,7 +126,7 @@ def prepare(request: Request) -> Ready:
     first = plan if plan.is_first_stage else None
     if first is not None and all(is_done(first, folder, key) for key in first.trials):
         plan, first = lay_out(chosen=_chosen(first, folder)), None
-    _check_fit(plan, data, weights)
+    _check_fit(plan, data, weights, request.device)
     mine = plan.shard(*request.shard) if request.shard is not None else None
     if first is not None and mine is not None and all(is_done(plan, folder, key) for key in mine):
         mine = list(plan.trials)  # no arm can start before the whole grid is done, whoever does it
@@ -229,8 +230,8 @@ def _brought(path: Path | None, sha256: str | None) -> tuple[Path, str] | None:
     return path, digest
 
 
-def _check_fit(plan: Plan, data: Dataset, weights: tuple[Path, str] | None) -> None:
-    """Refuse what every trial would refuse: sizes, colours, and weights of another network."""
+def _check_fit(plan: Plan, data: Dataset, weights: tuple[Path, str] | None, device: str) -> None:
+    """Refuse what a trial would refuse: sizes, colours, weights of another network, and files that do not work."""
     preset = plan.preset
     for recipe in (preset.recipe, preset.teacher_recipe):
         split = CANONICAL.split(data.train_ids, data.test_ids, recipe, torch.Generator())
@@ -243,6 +244,7 @@ def _check_fit(plan: Plan, data: Dataset, weights: tuple[Path, str] | None) -> N
             width, stem = preset.recipe.base_width, CANONICAL.stem(SIZE)
             net = build(arch, stem, len(data.classes), width, torch.Generator().manual_seed(0))
             load_strict(net, *weights)
+    rehearse(plan.trials.values(), data, device)
 
 
 def _check_networks(preset: Preset, classes: int) -> None:

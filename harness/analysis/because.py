@@ -113,8 +113,8 @@ def _reason(
     seeds, place = [s.seed for s, _ in held], str(study.trial(spec.key).path)
     if departure is None or result is None:
         status = f"its training is {result.status}: {result.reason}" if result is not None else "it has no result yet"
-        fix = "the study's command, run again, trains what is missing"
-        return Because(*of, seeds, "no-result", None, status, None, fix, place)
+        again = "the study's command, run again, trains what is missing"
+        return Because(*of, seeds, "no-result", None, status, None, again, place)
     finding = next((f for f in result.findings if f["id"] == departure.subject), None)
     audit = None if departure.kind == "unreached" else departure.subject
     said = _sentence(departure, finding)

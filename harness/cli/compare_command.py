@@ -158,7 +158,7 @@ def _compare_table(
 
     where = csv.name if csv is not None else experiment
     console, title = stdout(), f"{metric} of every {group} against {entries[0].a}, {where}"
-    names = {"pair": family or "pair", "group": group}
-    show_groups(console, entries, unit="", **names)
-    show_comparisons(console, entries, margin, title, unit="", **names)
+    pair = family or "pair"
+    show_groups(console, entries, unit="", pair=pair, group=group)
+    show_comparisons(console, entries, margin, title, unit="", pair=pair, group=group)
     conclude(console, entries, margin, unit="")

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
+from kdbench.harness import loading
 from kdbench.harness.analysis.because import Because
 from kdbench.harness.analysis.rows import Again, ArmRow, ControlsRow, GridRow, Positive, TeacherRow
 from kdbench.harness.cli.common import program
 from kdbench.harness.cli.comparisons import show_comparisons
 from kdbench.harness.cli.tables import Cell, Column, note, show_table
 from kdbench.harness.faults import audit_ids
-from kdbench.harness.loading import KINDS, LOADED
 from kdbench.harness.plan.plan import Decision
 from kdbench.kd.methods import METHODS
 
@@ -107,7 +107,7 @@ def _row(reason: Because) -> str:
 
 def _more(trial: str) -> str:
     """Return the command that shows all findings of a trial, with the files that it needs."""
-    own = "".join(f" {KINDS[kind].option} {path}" for kind, path in LOADED)
+    own = "".join(f" {loading.KINDS[kind].option} {path}" for kind, path in loading.LOADED)
     return f"{program()} audits show {trial}{own}"
 
 
@@ -191,9 +191,9 @@ def _conclude(console: Console, found: "StudySummary") -> None:
         said = [caught] * bugged + [clean] * any(not row.fault for row in found.arms)
         note(console, f"[bold green]As declared:[/] {', and '.join(said)}.", style="", indent=0)
         return
-    rows = [*found.teachers, *found.arms]
-    wrong = sum(not row.as_expected for row in rows)
-    parts = [f"{wrong} of {len(rows)} rows are marked NO, and `Why NO` above says why"] if wrong else []
+    marks = [teacher.as_expected for teacher in found.teachers] + [arm.as_expected for arm in found.arms]
+    wrong = marks.count(False)
+    parts = [f"{wrong} of {len(marks)} rows are marked NO, and `Why NO` above says why"] if wrong else []
     if found.controls is not None and not found.controls.as_declared:
         parts.append("a control is not as it must be" + " (see Controls)" * bool(not wrong))
     broken = [reason for reason in found.because if reason.kind == "broken"]
