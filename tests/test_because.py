@@ -186,7 +186,7 @@ def test_a_comparison_in_words():
     assert told() == "plain vs kd: different; kd is higher by 0.42 (95% interval -0.10 to +0.94)."
     assert told(verdict="undecided") == (
         "plain vs kd: undecided; kd minus plain is +0.42 (95% interval -0.10 to +0.94); neither a difference nor "
-        "equality within 0.5 is shown. About 12 seeds each would show a difference of 0.5."
+        "equality within 0.5 is shown. About 12 seeds each would show a difference of 0.5 with power 0.8."
     )
     assert "seeds each" not in told(verdict="undecided", seeds_for_power_80=5), "there are as many already"
     odd = told(verdict="undecided", ci95_pp=[0.1, 0.74], welch_p=0.03, holm_p=0.06)

@@ -102,7 +102,7 @@ def test_a_wide_terminal_shows_everything_and_a_narrow_one_says_what_it_leaves_o
     wide = "\n".join(printed(140, show_comparisons, one, 0.5, "A"))
     assert all(name in wide for name in ("adjusted p", "missed below", "seeds for 0.5 pp")) and "left out" not in wide
     narrow = " ".join(" ".join(printed(80, show_comparisons, one, 0.5, "A")).split())
-    assert "left out at 80 columns: adjusted p, missed below, seeds for 0.5 pp; a wider terminal or --json" in narrow
+    assert "left out at 80 columns: adjusted p; missed below; seeds for 0.5 pp. A wider terminal or --json" in narrow
 
 
 COLUMNS = [
@@ -122,7 +122,7 @@ ROWS = [("a" * 10, "same", "1" * 10, "undecided", "2" * 10), ("b", "same", "1", 
         (53, ["verdict", "1" * 10, "2" * 10, "group"], ["left out", "in words"]),
         (46, ["T (group same)", "1" * 10, "2" * 10], ["left out"]),
         (36, ["T (group same)", "2" * 10, "left out at 36 columns: first"], ["1" * 10]),
-        (30, ["T (group same)", "equivalent", "left out at 30", "first, second"], ["1" * 10, "2" * 10]),
+        (30, ["T (group same)", "equivalent", "left out at 30", "first; second"], ["1" * 10, "2" * 10]),
     ],
 )
 def test_what_gives_way_first(width, there, gone):

@@ -50,8 +50,8 @@ one failed as a consequence that should be a root cause, or the other way round.
 _SAID: dict[Kind, str] = {
     "broken": "could not do its work",
     "failed": "failed",
-    "silent": "did not say that it passed",
-    "unreached": "was never asked",
+    "silent": "did not pass",
+    "unreached": "was never asked for",
     "escaped": "did not fail",
     "undeclared": "failed and is not declared",
     "not-a-root": "failed as a consequence, not as a root cause",

@@ -54,5 +54,9 @@ def in_words(row: ComparisonRow, margin: float, family: int, unit: str = "pp", f
         return f"{head}; {told}, within the margin of {size}."
     why = adjusted(row, family) or f"neither a difference nor equality within {size} is shown"
     need = row.seeds_for_power_80
-    more = f" About {need} seeds each would show a difference of {size}." if need and need > min(row.n) else ""
+    more = (
+        f" About {need} seeds each would show a difference of {size} with power 0.8."
+        if need and need > min(row.n)
+        else ""
+    )
     return f"{head}; {told}; {why}.{more}"

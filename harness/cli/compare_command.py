@@ -31,15 +31,19 @@ from kdbench.kd.errors import InputError
 @METHOD_OPTION
 @ALLOW_OPTION
 @click.option(
-    "--csv", "csv", type=click.Path(path_type=Path), metavar="FILE", help="A table of anybody's runs instead."
+    "--csv",
+    "csv",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="CSV or TSV file with one run a line, instead of a study.",
 )
-@click.option("--mlflow", "uri", metavar="URI", help="Runs of an MLflow server or database instead.")
+@click.option("--mlflow", "uri", metavar="URI", help="MLflow server or database with runs, instead of a study.")
 @click.option("--experiment", metavar="NAME", help="With --mlflow: which experiment.")
 @click.option("--group", metavar="COLUMN", help="Column that says a run's group.")
-@click.option("--baseline", metavar="NAME", help="Group that the others are compared with.")
+@click.option("--baseline", metavar="NAME", help="Group that every other group is compared with.")
 @click.option("--seed", metavar="COLUMN", help="Column that tells a group's runs apart.")
-@click.option("--metric", metavar="COLUMN", help="Column of what is compared.")
-@click.option("--family", metavar="COLUMN", help="Column within each of whose values groups are compared.")
+@click.option("--metric", metavar="COLUMN", help="Column with the metric that is compared.")
+@click.option("--family", metavar="COLUMN", help="Column of settings; groups are compared within each of its values.")
 @click.option("--where", "conditions", multiple=True, metavar="COLUMN=VALUE", help="Only these runs; may be repeated.")
 @click.option(
     "--margin",
@@ -47,7 +51,7 @@ from kdbench.kd.errors import InputError
     callback=finite,
     help="Differences smaller than this do not matter, in the metric's units.",
 )
-@alpha_option("Of a table's family; a study has declared its own.")
+@alpha_option("Significance level of the table's family of comparisons; a study declares its own.")
 @JSON_OPTION
 @click.pass_context
 def command(
@@ -64,10 +68,10 @@ def command(
 ) -> None:
     """Compare B against A: variants (corrected, bugged), faults, or methods.
 
-    Every difference is B minus A. However few are asked for, p is adjusted for the whole family that was declared:
-    every bugged arm against its corrected one, or every method against its baseline.
+    Every difference is B minus A. p is always adjusted for the whole family that the study declared: every bugged arm
+    against its corrected one, or every method against its baseline.
 
-    With --csv or --mlflow, A and B are left out, and every group of that table is compared with the baseline:
+    With --csv or --mlflow leave A and B out. Every group of the table is compared with the baseline:
 
       kdbench compare --csv runs.csv --group method --baseline plain --seed seed --metric accuracy --margin 0.5
     """
@@ -124,20 +128,22 @@ def _compare_table(
 
     if csv is not None and uri is not None:
         raise InputError("--csv and --mlflow are two tables; name one")
+    if csv is not None and experiment is not None:
+        raise InputError("--experiment goes with --mlflow, not with --csv; leave it out")
+    if csv is None and experiment is None:
+        raise InputError("--experiment: say which experiment of the MLflow server")
+    rows = table.read_csv(csv) if csv is not None else None
     if group is None or baseline is None or seed is None or metric is None:
         names = {"--group": group, "--baseline": baseline, "--seed": seed, "--metric": metric}
         missing = ", ".join(name for name, value in names.items() if value is None)
-        raise InputError(f"{missing}: say which columns hold group, seed and metric, and which group is the baseline")
+        have = f"; {csv.name} has the columns {', '.join(rows[0].cells)}" if csv is not None and rows else ""
+        raise InputError(
+            f"{missing}: say which columns hold group, seed and metric, and which group is the baseline{have}"
+        )
     if margin is None:
         raise InputError("--margin: say which differences do not matter, in the metric's units and before you look")
-    if csv is not None:
-        if experiment is not None:
-            raise InputError("--experiment goes with --mlflow, not with --csv; leave it out")
-        rows = table.read_csv(csv)
-    else:
-        if experiment is None:
-            raise InputError("--experiment: say which experiment of the MLflow server")
-        rows = table.read_mlflow(str(uri), experiment, metric)
+    if rows is None:
+        rows = table.read_mlflow(str(uri), str(experiment), metric)
     columns = table.Columns(group, seed, metric, family)
     entries = table.compare(
         table.where(rows, conditions), columns, baseline, margin=margin, alpha=alpha, allowed=allowed

@@ -6,14 +6,16 @@ from kdbench.harness.cli.common import JSON_OPTION, alpha_option, finite, print_
 from kdbench.kd.errors import InputError
 
 _FEW = 6
-"Seeds per arm below which that is said: of 80% promised, Welch's test has 69% at three seeds and 78% at five."
+"Seeds per arm below which a remark is printed: Welch's test has 69% of a promised 80% at three seeds, 78% at five."
 
 
 @click.command("power")
-@click.option("--sd", type=float, callback=finite, required=True, help="Standard deviation over seeds, in points.")
-@click.option("--effect", type=float, callback=finite, help="Difference that is to be found, in points.")
-@click.option("--seeds", type=click.IntRange(2), help="Seeds per arm that there are.")
-@alpha_option("Of the family.")
+@click.option(
+    "--sd", type=float, callback=finite, required=True, help="Standard deviation over seeds, in the metric's units."
+)
+@click.option("--effect", type=float, callback=finite, help="Difference that the test should find, in the same units.")
+@click.option("--seeds", type=click.IntRange(2), help="Number of seeds per arm.")
+@alpha_option("Significance level of the whole family of comparisons.")
 @click.option(
     "--power",
     "wanted",
@@ -21,26 +23,36 @@ _FEW = 6
     callback=finite,
     default=0.8,
     show_default=True,
+    help="Probability with which the test should find the difference.",
 )
-@click.option("--family", type=click.IntRange(1), default=1, show_default=True, help="Comparisons that share alpha.")
+@click.option(
+    "--family", type=click.IntRange(1), default=1, show_default=True, help="Number of comparisons that share alpha."
+)
 @JSON_OPTION
 def command(
     sd: float, effect: float | None, seeds: int | None, alpha: float, wanted: float, family: int, as_json: bool
 ) -> None:
-    """Plan seeds: with --effect how many per arm find it, with --seeds what they find, with both how surely.
+    """Plan the number of seeds of a comparison.
 
-    Of a pooled two-sided t test. Welch's, which decides here, finds a little less where seeds are few. In a family
-    alpha is divided by its size, as for the smallest p of Holm's procedure.
+    With --effect: how many seeds per arm find a difference of this size. With --seeds: the smallest difference that so
+    many seeds find. With both: the probability that they find it.
+
+    The numbers are a pooled two-sided t test's. Welch's test, which decides in kdbench, finds a little less with few
+    seeds. In a family alpha is divided by the number of comparisons, as for the smallest p of Holm's procedure.
     """
     from kdbench.harness.analysis import stats
 
     if sd <= 0 or (effect is not None and effect == 0):
         raise InputError("--sd must be positive, and --effect not 0")
     if effect is None and seeds is None:
-        raise InputError("say --effect (how many seeds find it?), --seeds (what do they find?), or both (how surely?)")
+        raise InputError(
+            "say --effect (how many seeds find it?), --seeds (what do so many find?), or both (with what probability?)"
+        )
     share = alpha / family
     if wanted <= share:
-        raise InputError(f"--power {wanted:g} is no more than alpha, {share:g}: a test has that without any difference")
+        raise InputError(
+            f"--power {wanted:g} is no more than alpha, {share:g}; a test reaches that where there is no difference"
+        )
     need = stats.seeds_needed(abs(effect) / sd, share, wanted) if effect is not None else None
     found = {
         "schema": "kdbench.power/1",
@@ -57,21 +69,23 @@ def command(
     if as_json:
         print_json(found)
         return
+    from kdbench.harness.cli.tables import note
+
     console = stdout()
-    among = f", {family} comparisons" if family > 1 else ""
-    console.print(f"sd {sd:g} over seeds, alpha {alpha:g}{among}")
+    among = f", shared by {family} comparisons" if family > 1 else ""
+    note(console, f"standard deviation over seeds {sd:g}, alpha {alpha:g}{among}", style="", indent=0)
     if effect is not None:
         many = f"{need} seeds per arm" if need is not None else "more than 10,000 seeds per arm"
-        console.print(f"  a difference of {abs(effect):g} is found with power {wanted:g} by {many}")
+        note(console, f"{many} find a difference of {abs(effect):g} with power {wanted:g}", style="")
     if seeds is not None:
-        console.print(
-            f"  {seeds} seeds per arm find differences from {found['smallest_effect']:.2g} on with power {wanted:g}"
-        )
+        least = found["smallest_effect"]
+        note(console, f"{seeds} seeds per arm find a difference of {least:.2g} or more with power {wanted:g}", style="")
     if effect is not None and seeds is not None:
-        console.print(
-            f"  {seeds} seeds per arm find a difference of {abs(effect):g} with power {found['power_reached']:.2f}"
-        )
+        reached = found["power_reached"]
+        note(console, f"{seeds} seeds per arm find a difference of {abs(effect):g} with power {reached:.2f}", style="")
     if any(n is not None and n < _FEW for n in (need, seeds)):
-        console.print(
-            "  at the most: this is of the pooled t test; Welch's, which decides, finds less with so few seeds"
+        note(
+            console,
+            "With so few seeds these numbers are optimistic: they are the pooled t test's, and Welch's test, which "
+            "decides, finds less.",
         )

@@ -79,9 +79,9 @@ def show_table(
         table.add_row(*(_pick(row[i], layout.short) for i in layout.columns))
     console.print(table)
     if layout.dropped:
-        names = ", ".join(_pick(columns[i].title, False) for i in layout.dropped)
+        names = "; ".join(_pick(columns[i].title, False) for i in layout.dropped)
         more = f" or {elsewhere}" if elsewhere else ""
-        note(console, f"left out at {console.width} columns: {names}; a wider terminal{more} shows them")
+        note(console, f"left out at {console.width} columns: {names}. A wider terminal{more} shows them.")
 
 
 def note(console: Console, text: str, *, style: str = "dim", indent: int = 2) -> None:
