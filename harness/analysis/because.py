@@ -160,7 +160,7 @@ def _explained(
     finding = finding or {}
     steps = spec.recipe.epochs * (spec.recipe.train_size // spec.recipe.batch_size)
     if departure.kind == "silent" and steps < OWN_STEPS:
-        told = f"this training has {steps} steps in all, and the audits need up to {OWN_STEPS}"
+        told = f"this training has {steps} step{'s' * (steps != 1)} in all, and the audits need up to {OWN_STEPS}"
         return told, "train for more epochs, on more images, or in smaller batches"
     failed = departure.kind in ("failed", "undeclared", "not-a-consequence")
     return None, (finding.get("mend") or None) if failed else None

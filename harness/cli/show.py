@@ -67,28 +67,28 @@ def show_arms(console: Console, arms: Sequence[ArmRow], teachers: Sequence[Teach
     show_table(console, columns, rows, title="Arms")
 
 
-Key = tuple[str | None, str | None]
-"By which reasons are one: the audit, and what stands behind it; where nothing is known to, the way it departs."
-
-
-def show_because(console: Console, reasons: Sequence[Because], title: str, shown: Collection[Key] = ()) -> set[Key]:
+def show_because(console: Console, reasons: Sequence[Because], title: str, shown: Collection[str] = ()) -> set[str]:
     """Print why rows are marked NO: each reason once, the rows that it holds for, its fix, and where there is more.
 
-    Of what was `shown` before, the rows alone. Returns what was shown here.
+    Reasons with one explanation are one, whatever audits they come from; of what was `shown` before, the audits and
+    the rows alone are printed. Returns what was shown here.
     """
-    groups: dict[Key, list[Because]] = {}
+    groups: dict[str, list[Because]] = {}
     for reason in reasons:
-        groups.setdefault((reason.audit, reason.explanation or reason.kind), []).append(reason)
+        groups.setdefault(reason.explanation or f"{reason.kind} {reason.audit}", []).append(reason)
     if groups:
         note(console, escape(title), style="bold red", indent=0)
     for key, same in groups.items():
         first = same[0]
         if key in shown:
-            note(console, f"{first.audit or first.kind}, for the reason given above", style="")
-            note(console, f"in {escape('; '.join(dict.fromkeys(map(_row, same))))}", indent=4)
-            continue
-        note(console, f"{escape(first.said)} [dim](seed {first.seeds[0]})[/]", style="")
+            audits = ", ".join(dict.fromkeys(reason.audit or reason.kind for reason in same))
+            note(console, f"{audits}, for the reason given above", style="")
+        else:
+            for reason in {reason.audit: reason for reason in reversed(same)}.values():
+                note(console, f"{escape(reason.said)} [dim](seed {reason.seeds[0]})[/]", style="")
         note(console, f"in {escape('; '.join(dict.fromkeys(map(_row, same))))}", indent=4)
+        if key in shown:
+            continue
         if first.explanation is not None:
             note(console, escape(first.explanation), style="", indent=4)
         if first.fix is not None:
@@ -242,7 +242,7 @@ def show_effects(console: Console, arms: Sequence[ArmRow]) -> None:
 
 
 def show_controls(
-    console: Console, controls: ControlsRow | None, reasons: Sequence[Because] = (), shown: Collection[Key] = ()
+    console: Console, controls: ControlsRow | None, reasons: Sequence[Because] = (), shown: Collection[str] = ()
 ) -> None:
     """Print what the controls showed, why one is not as it must be, and what follows where one is missing or failed.
 
