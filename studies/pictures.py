@@ -1,13 +1,12 @@
 """The pictures of README and reports, made anew: a terminal with an audit, the report's first screen, the MLflow UI.
 
-    python -m studies.pictures audit reports/audit.svg
+    python -m studies.pictures terminal reports/audit.svg audit docs/examples/train.py
     python -m studies.pictures page runs/quick-digits/report.html reports/quick/report.png
     python -m studies.pictures mlflow reports/mlflow --runs runs
 
-`audit` puts two mistakes into a correct script, runs `kdbench audit train.py` on a terminal, and draws what it printed.
-`terminal` does so with any other command. `page` and `mlflow` need Chromium (Debian's package `chromium`); `mlflow`
-starts `kdbench ui`, takes compare.png and table.png as a window of 1280 x 800 shows them once MLflow's assistant is
-closed, and ends the server.
+`terminal` runs a kdbench command on a terminal and draws what it prints. `page` and `mlflow` need Chromium (Debian's
+package `chromium`). `mlflow` starts `kdbench ui`, takes compare.png and table.png as a window of 1280 x 800 shows them
+once MLflow's assistant is closed, and ends the server.
 """
 
 import asyncio
@@ -46,28 +45,6 @@ def main() -> None:
 
 # -- a terminal
 
-_SCRIPT = Path(__file__).resolve().parent.parent / "tests" / "scripts" / "plain_loop.py"
-_MISTAKES = {
-    "ALPHA * kd * T * T": "ALPHA * kd",  # the soft term loses its T squared
-    "teacher.eval()\nfor epoch": "teacher.train()\nfor epoch",  # the teacher answers in training mode
-}
-"What is replaced in the script, and by what."
-
-
-@main.command("audit")
-@click.argument("output", type=click.Path(path_type=Path))
-@click.option("--width", type=click.IntRange(40, 200), default=96, show_default=True, help="Columns.")
-def audit_command(output: Path, width: int) -> None:
-    """Draw what `kdbench audit train.py` prints of a script with two mistakes."""
-    text = _SCRIPT.read_text(encoding="utf-8")
-    for right, wrong in _MISTAKES.items():
-        if text.count(right) != 1:
-            raise InputError(f"{_SCRIPT} no longer has {right!r} once; choose another mistake to make in it")
-        text = text.replace(right, wrong)
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "train.py").write_text(text, encoding="utf-8")
-        _draw_terminal(output, ["audit", "train.py"], width, Path(folder))
-
 
 @main.command("terminal")
 @click.argument("output", type=click.Path(path_type=Path))
@@ -75,14 +52,10 @@ def audit_command(output: Path, width: int) -> None:
 @click.argument("arguments", nargs=-1, required=True)
 def terminal_command(output: Path, width: int, arguments: tuple[str, ...]) -> None:
     """Run `kdbench ARGUMENTS...` on a terminal and draw what it prints as SVG."""
-    _draw_terminal(output, arguments, width, Path.cwd())
-
-
-def _draw_terminal(output: Path, arguments: Sequence[str], width: int, place: Path) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    printed = _on_a_terminal([sys.executable, "-m", "kdbench", *arguments], width, place)
+    printed = _on_a_terminal([sys.executable, "-m", "kdbench", *arguments], width)
     console = Console(record=True, width=width, file=io.StringIO(), force_terminal=True, legacy_windows=False)
     console.print(Text.assemble(("$ ", "bold green"), (f"kdbench {' '.join(arguments)}", "bold")), soft_wrap=True)
     console.print(Text.from_ansi(printed), overflow="fold")  # as a terminal does with lines that are too long
@@ -92,14 +65,12 @@ def _draw_terminal(output: Path, arguments: Sequence[str], width: int, place: Pa
     click.echo(str(output))
 
 
-def _on_a_terminal(command: Sequence[str], width: int, place: Path) -> str:
+def _on_a_terminal(command: Sequence[str], width: int) -> str:
     """Return what a command prints on a terminal of this width, colours and all, without what it wiped out again."""
     main_end, other_end = pty.openpty()
     fcntl.ioctl(other_end, termios.TIOCSWINSZ, struct.pack("HHHH", 50, width, 0, 0))
     environment = {**os.environ, "COLUMNS": str(width), "TERM": "xterm-256color", "COLORTERM": "truecolor"}
-    process = subprocess.Popen(
-        command, stdout=other_end, stderr=other_end, stdin=subprocess.DEVNULL, env=environment, cwd=place
-    )
+    process = subprocess.Popen(command, stdout=other_end, stderr=other_end, stdin=subprocess.DEVNULL, env=environment)
     os.close(other_end)
     pieces = []
     with contextlib.suppress(OSError):  # Linux ends a terminal that nobody holds any more with an error
