@@ -236,7 +236,7 @@ def command(
         from kdbench.harness.cli.audit_matrix import run_matrix
 
         of_matrix = {name: options[name] for name in ("seeds", "zoo_seeds", "workers", "output", "format_")}
-        return run_matrix(faults=options["fault"], methods=options["method"], **of_matrix)
+        return run_matrix(faults=options["fault"], methods=options["method"], quiet=False, verbose=False, **of_matrix)
     if options["format_"] == "html":
         raise InputError("--format html is of --matrix; an audit is reported as text, json, junit, sarif or github")
     with policy_errors():
