@@ -390,7 +390,7 @@ def test_a_server_gets_the_runs_and_after_an_outage_what_it_missed(study, tmp_pa
         assert {run.data.tags["trial_key"] for run in found} == set(keys) and len(found) == len(keys)
         assert client.list_artifacts(found[0].info.run_id)
         assert set(state_of(mirror, "kdbench-seeds")["groupsExpanded"]) >= {"tag.group.logit · corrected · r34-r18"}
-        monkeypatch.setattr(ui_command.subprocess, "Popen", lambda *a, **k: pytest.fail("a second server was started"))
+        monkeypatch.setattr(ui_command, "_serve", lambda *a, **k: pytest.fail("a second server was started"))
         code, out, _ = kdbench("ui", "--runs", runs, "--study", "remote")
         assert code == 0 and out.count(f"{server.url}/#/experiments/{mirror.experiment}/runs?") == 2
     result = folder.trial(keys[0]).result()
