@@ -48,7 +48,9 @@ def every_help() -> Iterator[tuple[str, str]]:
     return walk("kdbench", cli)
 
 
-@pytest.mark.parametrize(("name", "text"), list(every_help()), ids=lambda value: value if value.startswith("kdbench") else "")
+@pytest.mark.parametrize(
+    ("name", "text"), list(every_help()), ids=lambda value: value if value.startswith("kdbench") else ""
+)
 def test_help_uses_the_words_of_the_glossary(name, text):
     assert not wrong(text)
 
