@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from kdbench.harness.analysis import arms, compare
+from kdbench.harness.analysis.because import Because, because
 from kdbench.harness.analysis.controls import controls
 from kdbench.harness.analysis.rows import ArmRow, ComparisonRow, ControlsRow, GridRow, TeacherRow
 from kdbench.harness.analysis.study_table import (
@@ -33,6 +34,7 @@ from kdbench.harness.records.environment import usable_cores
 from kdbench.harness.records.record import FINAL, StudyFolder, write_atomic
 from kdbench.harness.run.cost import Cost, estimate
 from kdbench.harness.run.executors import Engine
+from kdbench.harness.run.rehearsal import rehearse
 from kdbench.harness.run.scheduler import OnTrial, Outcome, complete_stories, execute, is_done
 from kdbench.kd.data import SIZE, Dataset, cache_folder, load_file, statistics
 from kdbench.kd.data import prepare as prepare_data
@@ -124,7 +126,7 @@ def prepare(request: Request) -> Ready:
     first = plan if plan.is_first_stage else None
     if first is not None and all(is_done(first, folder, key) for key in first.trials):
         plan, first = lay_out(chosen=_chosen(first, folder)), None
-    _check_fit(plan, data, weights)
+    _check_fit(plan, data, weights, request.device)
     mine = plan.shard(*request.shard) if request.shard is not None else None
     if first is not None and mine is not None and all(is_done(plan, folder, key) for key in mine):
         mine = list(plan.trials)  # no arm can start before the whole grid is done, whoever does it
@@ -228,8 +230,8 @@ def _brought(path: Path | None, sha256: str | None) -> tuple[Path, str] | None:
     return path, digest
 
 
-def _check_fit(plan: Plan, data: Dataset, weights: tuple[Path, str] | None) -> None:
-    """Refuse what every trial would refuse: sizes, colours, and weights of another network."""
+def _check_fit(plan: Plan, data: Dataset, weights: tuple[Path, str] | None, device: str) -> None:
+    """Refuse what a trial would refuse: sizes, colours, weights of another network, and files that do not work."""
     preset = plan.preset
     for recipe in (preset.recipe, preset.teacher_recipe):
         split = CANONICAL.split(data.train_ids, data.test_ids, recipe, torch.Generator())
@@ -242,6 +244,7 @@ def _check_fit(plan: Plan, data: Dataset, weights: tuple[Path, str] | None) -> N
             width, stem = preset.recipe.base_width, CANONICAL.stem(SIZE)
             net = build(arch, stem, len(data.classes), width, torch.Generator().manual_seed(0))
             load_strict(net, *weights)
+    rehearse(plan.trials.values(), data, device)
 
 
 def _check_networks(preset: Preset, classes: int) -> None:
@@ -352,6 +355,8 @@ class StudySummary:
     families: Families
     controls: ControlsRow | None
     teachers: list[TeacherRow]
+    because: list[Because]
+    "Why what is not as declared is not: a row's reasons in the order of teachers, arms, controls."
 
     @property
     def as_declared(self) -> bool:
@@ -379,7 +384,9 @@ def summary(ready: Ready, outcome: Outcome, allowed: Sequence[str] = ()) -> Stud
     whole = read_study(ready.folder)
     trials = only(whole, plan.arms)
     results = [ready.folder.trial(key).result() for key in plan.trials]
-    teachers = sorted(plan.teachers.items(), key=lambda item: (item[0][0], item[0][1] or ""))
+    taught = sorted(plan.teachers.items(), key=lambda item: (item[0][0], item[0][1] or ""))
+    teachers = [(arch, ready.folder.trial(key)) for (arch, _), key in taught]
+    seen = controls(trials) if plan.controls is not None else None
     # Of all seeds that the study has, however few of its arms and seeds this call was about.
     comparisons, bugs = compare.compare_within_family(whole, compare.bug_pairs(plan.arms), allowed, refuse=False)
     gains, methods = compare.compare_within_family(whole, compare.gain_pairs(plan.arms), allowed, refuse=False)
@@ -401,8 +408,9 @@ def summary(ready: Ready, outcome: Outcome, allowed: Sequence[str] = ()) -> Stud
         comparisons=comparisons,
         gains=gains,
         families=Families(bugs, methods),
-        controls=controls(trials) if plan.controls is not None else None,
-        teachers=[arms.teacher_row(arch, ready.folder.trial(key)) for (arch, _), key in teachers],
+        controls=seen,
+        teachers=[arms.teacher_row(arch, folder) for arch, folder in teachers],
+        because=because(trials, [folder for _, folder in teachers], seen),
     )
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -309,12 +309,28 @@ def epochs(training: Training, on_batch: Callable[[Tensor], None] | None = None)
 
 
 def _named_terms(t: Training, found: Terms) -> Terms:
-    """Return a method's terms in the order of their weights; InputError if they are not the terms that have one."""
-    names = t.settings.terms()
+    """Return a method's terms in the order of their weights; InputError if they are not the terms that have one.
+
+    Each must be one number that a gradient can go through.
+    """
+    names, who = t.settings.terms(), f"method {t.method.name}"
+    if not isinstance(found, Mapping):
+        example = ", ".join(f'"{name}": ...' for name in names)
+        raise InputError(f"{who} returned a {type(found).__name__}; return its terms by name: {{{example}}}")
+    for name, term in found.items():
+        if not isinstance(term, Tensor):
+            raise InputError(
+                f"{who} returned a {type(term).__name__} as term {name}; return a tensor of one number, computed from "
+                "the student's answer without .item() or float()"
+            )
+        if term.ndim:
+            raise InputError(
+                f"{who} returned the term {name} of shape {tuple(term.shape)}; reduce it to one number, as with .mean()"
+            )
     if {*found} != {*names}:
         raise InputError(
-            f"method {t.method.name} returned the terms {', '.join(found) or 'none'}, and its settings weigh "
-            f"{', '.join(names)}; a term x has the setting x_weight"
+            f"{who} returned the terms {', '.join(found) or 'none'}, and its settings weigh {', '.join(names)}; "
+            "each term x needs the setting x_weight, and each x_weight the term x"
         )
     t.detached |= {name for name in names if not found[name].requires_grad}
     return {name: found[name] for name in names}

@@ -66,3 +66,18 @@ def test_a_seed_without_a_partner_is_left_out_and_said(trials):
     found = entries(trials)["select-on-test"]
     assert "compared by seeds; without a partner and left out: 1, 4" in found.warnings
     assert found.difference_pp == pytest.approx((0.3 + 0.4 + 0.1) / 3)
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("select-on-tset", "unknown arm 'select-on-tset'; did you mean 'select-on-test'? There are: baseline, bugged"),
+        ("imagnet-stem", "did you mean 'imagenet-stem'? This study has: bugged, baseline, corrected, lr-never-decays"),
+        ("xyzzy", "unknown arm 'xyzzy'; There are: baseline, bugged, corrected, lr-never-decays, select-on-test"),
+    ],
+)
+def test_an_unknown_arm_names_the_nearest_and_the_studys_own(trials, word, says):
+    """Not all the faults and methods that there are."""
+    with pytest.raises(InputError) as error:
+        compare.pairs_of_arms(trials, "corrected", word)
+    assert says in str(error.value) and len(str(error.value)) < 200

@@ -55,7 +55,7 @@ def test_a_fault_that_is_caught_by_exactly_its_audits(said):
         (findings({"KD201": "KD301"}), True, "KD201 failed as a consequence, not as a root cause"),
         (findings({"KD201": None, "KD204": None}), True, "KD204 failed as a root cause, not as a consequence"),
         (findings(EXACT, broken=["KD301"]), True, "KD301 could not do its work"),
-        (findings(EXACT), False, "clipped was never asked"),
+        (findings(EXACT), False, "clipped was never asked for"),
     ],
 )
 def test_each_clause_of_a_fault_alone(said, reached, told):
@@ -65,7 +65,7 @@ def test_each_clause_of_a_fault_alone(said, reached, told):
 def test_each_clause_of_a_corrected_training_alone():
     needed = sorted(needed_passes("feature", RECIPE))
     assert judge(None, findings(passed=needed)) == []
-    assert judge(None, findings(passed=needed[1:])) == [f"{needed[0]} did not say that it passed"]
+    assert judge(None, findings(passed=needed[1:])) == [f"{needed[0]} did not pass"]
     assert judge(None, findings({needed[0]: None}, needed[1:])) == [f"{needed[0]} failed"]
     assert judge(None, findings({"KD999": "KD201"}, needed)) == ["KD999 failed"]
     assert judge(None, findings(passed=needed, broken=["KD999"])) == ["KD999 could not do its work"]
@@ -79,7 +79,7 @@ def test_an_audit_of_modes_need_not_pass_where_the_network_has_none():
     assert "KD321" in needed
     assert judge(None, [*rest, finding("KD321", "not_triggered") | {"reason": "mode-independent"}]) == []
     assert judge(None, [*rest, finding("KD321", "not_triggered") | {"reason": "out-of-scope"}]) == [
-        "KD321 did not say that it passed"
+        "KD321 did not pass"
     ]
 
 

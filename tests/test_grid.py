@@ -116,7 +116,7 @@ def test_an_arm_has_the_settings_that_the_corrected_one_chose_unless_it_chooses_
 def test_a_study_with_a_grid_end_to_end(here, cache):
     code, out, err = kdbench("run", "mine.toml", "--dry-run", "--json")
     planned = json.loads(out)
-    assert (planned["trials"], planned["later"]) == (10, 15) and "the grid first" in err
+    assert (planned["trials"], planned["later"]) == (10, 15) and "these are the grid's; then 15 trials" in err
     code, out, err = kdbench("run", "mine.toml", "--json")
     found = json.loads(out)
     assert code in (0, 1) and found["trained"] == 25 and found["failed"] == 0, err

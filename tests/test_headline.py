@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from kdbench.harness.analysis.because import Because, Reason
+from kdbench.harness.analysis.because import Because
 from kdbench.harness.analysis.headline import headline
 from kdbench.harness.analysis.rows import Again, ArmRow, ComparisonRow, ControlsRow, Positive
 
@@ -41,8 +41,11 @@ def told(gains=(), bugs=(), reasons=(), seen="sound", arms=(CORRECTED,)):
     return headline(arms, list(reasons), list(gains), list(bugs), seen, MARGIN)
 
 
-def reason(kind, text, detail="", seeds=(0, 1, 2), method="logit", fault=None):
-    return Because("r34-r18", method, fault, (Reason(kind, text, detail, seeds, "key"),))
+def reason(kind, what, message="", seeds=(0, 1, 2), method="logit", fault=None, audit=None, explanation=None):
+    whose = "teacher" if method == "teacher" else "arm"
+    return Because(
+        whose, "r34-r18", method, fault, list(seeds), kind, audit, what, message, explanation, None, "runs/trials/key"
+    )
 
 
 GAINS = {
@@ -116,37 +119,60 @@ DOUBTS = {
         "Bug found: KD201 clip-coverage failed in Logit-KD r34-r18, corrected (seeds 0, 1, 2): 2 of 66 parameters are "
         "never clipped. Fix it before you quote an accuracy.",
     ),
+    "a teacher that learned too little": (
+        [
+            reason(
+                "failed",
+                "KD303 teacher-above-chance failed",
+                "the teacher is right on 6% of 256 labels",
+                (0,),
+                audit="KD303",
+                explanation="it was trained for 1 epoch only",
+            )
+        ],
+        "open",
+        "Teacher too weak: KD303 teacher-above-chance failed in Logit-KD r34-r18, corrected (seed 0): the teacher is "
+        "right on 6% of 256 labels. Train the teacher longer before you quote an accuracy.",
+    ),
     "undecided": (
-        [reason("undecided", "KD303 teacher-above-chance did not say that it passed", "no labels were seen", (1,))],
+        [reason("silent", "KD303 teacher-above-chance did not say that it passed", "no labels were seen", (1,))],
         "open",
         "Code not proven clean: KD303 teacher-above-chance did not say that it passed in Logit-KD r34-r18, corrected "
         "(seed 1): no labels were seen.",
     ),
     "broken": (
-        [reason("broken", "KD343 schedule-endpoints could not do its work", "ZeroDivisionError", (0,), "teacher")],
+        [
+            reason(
+                "broken",
+                "KD343 schedule-endpoints broke down, which is an error of kdbench and not of your study",
+                "ZeroDivisionError",
+                (0,),
+                "teacher",
+            )
+        ],
         "open",
-        "Code not proven clean: KD343 schedule-endpoints could not do its work in the teacher r34-r18, corrected (seed "
-        "0). This is an error in kdbench: ZeroDivisionError.",
+        "Code not proven clean: KD343 schedule-endpoints broke down, which is an error of kdbench and not of your "
+        "study in the teacher r34-r18, corrected (seed 0): ZeroDivisionError.",
     ),
     "a planted bug that was missed": (
-        [reason("missed", "KD105 stem-resolution did not fail", "", (0,), fault="imagenet-stem")],
+        [reason("escaped", "KD105 stem-resolution did not fail", "", (0,), fault="imagenet-stem")],
         "bad",
         "Not as declared: KD105 stem-resolution did not fail in Logit-KD r34-r18, imagenet-stem (seed 0).",
     ),
     "trials that could not run": (
-        [reason("stopped", "the trial failed: out of memory", seeds=(0, 2))],
+        [reason("stopped", "its training is failed", "out of memory", seeds=(0, 2))],
         "open",
         "Not finished: 2 trials could not run.",
     ),
     "a trial that still runs": (
-        [reason("unfinished", "the trial has not finished yet", seeds=(0,))],
+        [reason("unfinished", "it has no result yet", seeds=(0,))],
         "open",
         "Not finished: 1 trial still to run.",
     ),
     "the gravest first, and in how many arms": (
         [
-            reason("unfinished", "the trial has not finished yet"),
-            reason("undecided", "KD303 did not say that it passed"),
+            reason("unfinished", "it has no result yet"),
+            reason("silent", "KD303 did not say that it passed"),
             *(reason("failed", "KD201 failed", method=name) for name in ("baseline", "logit", "feature", "dkd")),
         ],
         "bad",

@@ -172,9 +172,14 @@ finally:
 
 def test_a_study_is_outlined_before_anything_heavy_is_imported(tmp_path):
     nothing = {"dataset": None, "pairs": (), "methods": (), "seeds": None, "arms": None}
-    assert outline("quick", **nothing) == ("quick: digits, r34-r18; 4 arms x 3 methods x 3 seeds: at most 36 students")
+    assert outline("quick", **nothing) == (
+        "quick: digits, r34-r18; 4 arms x 3 methods x 3 seeds: at most 36 students, their teachers and controls"
+    )
     asked = {**nothing, "methods": ("logit",), "pairs": ("r50-r18",), "seeds": "0-4", "arms": 2}
-    assert outline("quick", **asked) == "quick: digits, r50-r18; 2 arms x 5 seeds: at most 10 students"
+    assert (
+        outline("quick", **asked)
+        == "quick: digits, r50-r18; 2 arms x 5 seeds: at most 10 students, their teachers and controls"
+    )
     file = tmp_path / "mine.toml"
     for text in ("", "[study]", "[study]\nseeds = 5", "study = 3"):
         file.write_text(text)

@@ -4,6 +4,7 @@ import base64
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -16,6 +17,7 @@ import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from statistics import fmean, stdev
 
 import pytest
 from test_cli import kdbench
@@ -30,7 +32,8 @@ from kdbench.harness.cli.common import LiveMirror, mirror_or_remark, stderr  # n
 from kdbench.harness.plan.grid import Grid  # noqa: E402
 from kdbench.harness.plan.plan import Decision, Ground, load_preset, make_plan  # noqa: E402
 from kdbench.harness.plan.variants import VARIANTS  # noqa: E402
-from kdbench.harness.publish import mlflow_view  # noqa: E402
+from kdbench.harness.publish import mirror as mirror_module  # noqa: E402
+from kdbench.harness.publish import mlflow_summary, mlflow_view  # noqa: E402
 from kdbench.harness.publish.mirror import mirror_study  # noqa: E402
 from kdbench.harness.records.record import FaultStory, Metrics, Result, StudyFolder  # noqa: E402
 
@@ -70,7 +73,16 @@ def keys_of(plan):
 
 
 def runs_of(mirror):
-    return MlflowClient(mirror.uri).search_runs([mirror.experiment], max_results=1000)
+    """The trials' runs."""
+    runs = MlflowClient(mirror.uri).search_runs([mirror.experiment], max_results=1000)
+    return [run for run in runs if run.data.tags["role"] != "summary"]
+
+
+def summaries_of(mirror):
+    """The arms' runs, by name."""
+    runs = MlflowClient(mirror.uri).search_runs([mirror.experiment], "tags.role = 'summary'", max_results=1000)
+    assert len({run.info.run_name for run in runs}) == len(runs)
+    return {run.info.run_name: run for run in runs}
 
 
 def test_mirror_is_flat_idempotent_and_rebuilt_from_the_records(study):
@@ -81,8 +93,8 @@ def test_mirror_is_flat_idempotent_and_rebuilt_from_the_records(study):
     assert {run.data.tags["trial_key"] for run in found} == keys_of(plan)
     assert not any("mlflow.parentRunId" in run.data.tags for run in found)
     names = sorted(run.info.run_name for run in found)
-    assert "feature · projector-unclipped · r34-r18 · s2" in names and "teacher · corrected · r34 · s0" in names
-    assert "logit · teacher-rows-shuffled · r34-r18 · s1" in names  # the positive control is nobody's teacher
+    assert "feature: projector-unclipped, seed 2" in names and "teacher: corrected, r34, seed 0" in names
+    assert "logit: teacher-rows-shuffled, seed 1" in names  # the positive control is nobody's teacher
     assert mirror_study(runs, read_study(folder)).written == 0
 
 
@@ -174,39 +186,111 @@ def test_a_request_that_was_sent_twice_leaves_one_run(study):
     key = sorted(keys_of(plan))[0]
     client = MlflowClient(mirror.uri)
     for _ in range(2):
-        client.create_run(mirror.experiment, tags={"trial_key": key, "record": "2-of-a-cut-off-run"})
+        client.create_run(mirror.experiment, tags={"trial_key": key, "role": "arm", "record": "2-of-a-cut-off-run"})
     again = mirror_study(runs, read_study(folder))
     (run,) = (r for r in runs_of(again) if r.data.tags["trial_key"] == key)
     assert again.written == 0 and run.info.status == "FINISHED"
 
 
-def state_of(mirror):
+def state_of(mirror, name="kdbench"):
     tags = MlflowClient(mirror.uri).get_experiment(mirror.experiment).tags
-    named = json.loads(tags["mlflow.sharedViewState.kdbench-menu"])
-    assert named["name"] == "kdbench: arms side by side" and named["state"] == tags["mlflow.sharedViewState.kdbench"]
+    named = json.loads(tags[f"mlflow.sharedViewState.{name}-menu"])
+    title = {"kdbench": "kdbench: arms side by side", "kdbench-seeds": "kdbench: every seed, by arm"}[name]
+    assert named["name"] == title and named["state"] == tags[f"mlflow.sharedViewState.{name}"]
     head, _, packed = named["state"].partition(";")
     assert head == "deflate"
     return json.loads(zlib.decompress(base64.b64decode(packed)))
 
 
-def test_the_shared_view_shows_what_the_runs_have_and_closes_every_arm(study):
+def test_the_view_of_the_links_shows_a_run_per_arm_with_a_colour_of_its_own(study):
     runs, folder, plan = study
     mirror = mirror_study(runs, read_study(folder))
-    state, found = state_of(mirror), runs_of(mirror)
-    metrics = {metric for run in found for metric in run.data.metrics}
-    names = metrics | {key for run in found for key in (*run.data.params, *run.data.tags)}
+    state, found = state_of(mirror), summaries_of(mirror)
+    metrics = {metric for run in found.values() for metric in run.data.metrics}
     drawn = [chart["metricKey"] for chart in state["compareRunCharts"]]
-    assert metrics <= {*drawn, "final/agreement", "curve/projector_grad_norm"} and len(drawn) == len(set(drawn))
+    assert metrics - {"final/seeds"} <= set(drawn) and len(drawn) == len(set(drawn))
     assert {chart["type"] for chart in state["compareRunCharts"] if chart["metricKey"].startswith("final")} == {"BAR"}
     assert [section["name"] for section in state["compareRunSections"]] == ["final", "curve"]
+    names = {key for run in found.values() for key in (*run.data.params, *run.data.tags)}
     assert {column.split("`")[1] for column in state["selectedColumns"]} <= names
+    assert state["searchFilter"] == "tags.role = 'summary'" and state["groupBy"] is None
     assert state["runsHiddenMode"] == "SHOW_ALL" and state["orderByKey"] == "tags.`group`"
+    assert len(found) == len(plan.arms) and "feature: projector-unclipped" in found
+    colours = {name: run.data.tags["mlflow.runColor"] for name, run in found.items()}
+    assert len(set(colours.values())) == len(plan.arms)
+    seeds = [run for run in runs_of(mirror) if run.data.tags["role"] == "arm"]
+    assert all(run.data.tags["mlflow.runColor"] == colours[run.info.run_name.rsplit(",", 1)[0]] for run in seeds)
+
+
+def test_a_list_of_295_pixels_cuts_no_two_names_alike(study):
+    mirror = mirror_study(study[0], read_study(study[1]))
+    assert len({name[:24] for name in summaries_of(mirror)}) == len(study[2].arms)
+
+
+def test_the_other_view_shows_every_seed_and_closes_every_arm(study):
+    runs, folder, plan = study
+    mirror = mirror_study(runs, read_study(folder))
+    state, found = state_of(mirror, "kdbench-seeds"), runs_of(mirror)
+    names = {key for run in found for key in (*run.data.params, *run.data.tags, *run.data.metrics)}
+    assert {column.split("`")[1] for column in state["selectedColumns"]} <= names
     wanted = MlflowClient(mirror.uri).search_runs([mirror.experiment], state["searchFilter"], max_results=1000)
     assert {run.data.tags["trial_key"] for run in wanted} == {k for arm in plan.arms.values() for k in arm.values()}
     roles = Counter(run.data.tags["role"] for run in found)
     assert roles == {"arm": len(wanted), "teacher": 2, "control": 3}
     closed = {f"tag.group.{run.data.tags['group']}" for run in found if run.data.tags["role"] != "teacher"}
     assert closed == set(state["groupsExpanded"]) and not any(state["groupsExpanded"].values())
+
+
+def test_an_arms_run_has_its_means_exactly_and_rounded_for_reading(study):
+    runs, folder, _ = study
+    mirror = mirror_study(runs, read_study(folder))
+    run = summaries_of(mirror)["feature: projector-unclipped"]
+    values = [
+        result.metrics.test_accuracy
+        for arm, trials in read_study(folder).arms.items()
+        if (arm.method, arm.fault) == ("feature", "projector-unclipped")
+        for _, result in trials.values()
+    ]
+    assert run.data.metrics["final/test_accuracy"] == fmean(values)
+    assert run.data.metrics["final/test_accuracy_sd"] == pytest.approx(stdev(values)) and stdev(values) > 0
+    assert run.data.tags["test accuracy"] == f"{fmean(values):.2f} ± {stdev(values):.2f} (3 seeds)"
+    assert run.data.params["seeds"] == "0, 1, 2" and run.data.metrics["final/seeds"] == 3
+    history = MlflowClient(mirror.uri).get_metric_history(run.info.run_id, "curve/val_accuracy")
+    assert [(point.step, point.value) for point in history] == [(1, 60.0), (2, 60.0), (3, 60.0)]
+
+
+def test_an_arms_run_follows_its_seeds_and_is_left_alone_otherwise(study, tmp_path):
+    runs, folder, _ = a_few(study, tmp_path, "summaries")
+    shutil.copy(study[0] / "mlflow.db", runs / "mlflow.db")
+    before = summaries_of(mirror_study(runs, read_study(folder)))
+    assert {run.info.run_id for run in summaries_of(mirror_study(runs, read_study(folder))).values()} == {
+        run.info.run_id for run in before.values()
+    }
+    name, run = next(iter(before.items()))
+    key = next(
+        spec.key
+        for arm, trials in read_study(folder).arms.items()
+        if run.data.tags["group"] == mlflow_view.group(arm.method, arm.fault, arm.pair)
+        for spec, result in trials.values()
+        if result is not None and result.metrics is not None
+    )
+    result = folder.trial(key).result()
+    folder.trial(key).write_result(replace(result, metrics=replace(result.metrics, test_accuracy=12.5)))
+    after = summaries_of(mirror_study(runs, read_study(folder)))
+    assert [n for n in before if before[n].info.run_id != after[n].info.run_id] == [name]
+    assert after[name].data.metrics["final/test_accuracy"] != before[name].data.metrics["final/test_accuracy"]
+
+
+def test_no_two_of_many_arms_share_a_colour():
+    colours = [mlflow_summary.colour(number) for number in range(250)]
+    assert len(set(colours)) == 250 and all(re.fullmatch("#[0-9a-f]{6}", colour) for colour in colours)
+
+
+def test_parameters_are_written_as_they_are_read(study):
+    mirror = mirror_study(study[0], read_study(study[1]))
+    run = next(r for r in runs_of(mirror) if r.data.params["method"] == "logit")
+    assert run.data.params["recipe.weight_decay"] == "0.0005" and run.data.params["recipe.flip"] == "False"
+    assert mirror_module._shown(0.1 + 0.2) == "0.3" and mirror_module._shown(1e-4) == "0.0001"
 
 
 def test_what_a_grid_tries_stands_apart_by_its_settings(study, tmp_path):
@@ -219,6 +303,7 @@ def test_what_a_grid_tries_stands_apart_by_its_settings(study, tmp_path):
     write_study(folder, Decision(), plan.arms, grid=plan.grid)
     shutil.copy(study[0] / "mlflow.db", tmp_path / "mlflow.db")
     found = runs_of(mirror_study(tmp_path, read_study(folder)))
+    assert {run.info.run_name for run in found} >= {"logit: corrected, alpha 0.5, seed 7"}
     assert Counter((run.data.tags["role"], run.data.tags["group"]) for run in found) == {
         ("grid", "logit · corrected · alpha 0.5 · r34-r18"): 2,
         ("grid", "logit · corrected · alpha 0.9 · r34-r18"): 2,
@@ -292,18 +377,19 @@ def test_a_server_gets_the_runs_and_after_an_outage_what_it_missed(study, tmp_pa
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
     with server.running():
         client, written, deadline = MlflowClient(server.url), 0, time.monotonic() + 60
+        trials = "tags.role != 'summary'"
         with LiveMirror(runs, folder) as live:
             live.trial_done()
             while written < len(keys) and time.monotonic() < deadline:
                 time.sleep(0.1)
                 experiment = client.get_experiment_by_name("remote")
-                written = len(client.search_runs([experiment.experiment_id])) if experiment else 0
+                written = len(client.search_runs([experiment.experiment_id], trials)) if experiment else 0
         mirror = mirror_or_remark(runs, folder, stderr())
         assert mirror.written == 0, "the live mirror wrote them all"
         found = runs_of(mirror)
         assert {run.data.tags["trial_key"] for run in found} == set(keys) and len(found) == len(keys)
         assert client.list_artifacts(found[0].info.run_id)
-        assert set(state_of(mirror)["groupsExpanded"]) >= {"tag.group.logit · corrected · r34-r18"}
+        assert set(state_of(mirror, "kdbench-seeds")["groupsExpanded"]) >= {"tag.group.logit · corrected · r34-r18"}
         monkeypatch.setattr(ui_command.subprocess, "Popen", lambda *a, **k: pytest.fail("a second server was started"))
         code, out, _ = kdbench("ui", "--runs", runs, "--study", "remote")
         assert code == 0 and out.count(f"{server.url}/#/experiments/{mirror.experiment}/runs?") == 2

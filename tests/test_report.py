@@ -303,17 +303,18 @@ def test_each_no_has_its_reasons_with_the_audits_message_and_its_seeds(tmp_path)
     feature, logit = (next(arm for arm in study.arms if arm.method == name) for name in ("feature", "logit"))
     say(study, feature, finding("KD201", "clip-coverage", "fail", "2 of 66 parameters are never clipped"))
     say(study, logit, finding("KD343", "schedule-endpoints", "error", "ZeroDivisionError"))
-    reasons = {one.method: one.reasons for one in because(study) if one.method != "teacher"}
+    told = report.read(study)
+    reasons = {method: of for (_, method, _), of in told["reasons"].items() if method != "teacher"}
     assert set(reasons) == {"feature", "logit"}
     (of_feature,), (of_logit,) = reasons["feature"], reasons["logit"]
-    assert (of_feature.kind, of_feature.text, of_feature.seeds) == ("failed", "KD201 clip-coverage failed", (0, 1, 2))
-    assert of_feature.detail == "2 of 66 parameters are never clipped" and of_logit.kind == "broken"
-    told = report.read(study)
+    assert (of_feature.kind, of_feature.what, of_feature.seeds) == ("failed", "KD201 clip-coverage failed", [0, 1, 2])
+    assert of_feature.message == "2 of 66 parameters are never clipped" and of_logit.kind == "broken"
     (teachers, corrected, no_controls) = told["code"]
     assert (corrected.word, corrected.text) == ("NO", "1 of 3 corrected arms are proven clean")
     for page in (report.html(told, {}), report.markdown(told)):
+        assert "Do not quote an accuracy from this page while a point here is NO." in page
         assert "2 of 66 parameters are never clipped" in page and "ZeroDivisionError" in page
-        assert f"kdbench audits show {tmp_path.name}/quick-digits/trials/{of_feature.trial}" in page
+        assert f"kdbench audits show quick-digits/trials/{of_feature.key}" in page
     assert "Feature-KD r34-r18, corrected (seeds 0, 1, 2)" in report.markdown(told)
     order = [report.markdown(told).index(text) for text in (teachers.text, corrected.text, no_controls.text)]
     assert order == sorted(order), "arms before controls"
@@ -326,7 +327,7 @@ def test_what_still_runs_is_not_called_wrong(tmp_path):
         say(study, other)
 
     def corrected():
-        reasons = [one for one in because(study) if one.method != "teacher"]
+        reasons = because(study, [], None)
         return first_screen.code_lines(study, report.summary(study), [], reasons, None)[0]
 
     assert (corrected().word, corrected().because) == ("yes", [])

@@ -407,24 +407,25 @@ def test_a_study_is_written_as_a_page_that_stands_alone(study, tmp_path):
     assert done.returncode == 0, done.stderr
     page = Page((tmp_path / "report.html").read_text())
     first = page.text[: page.text.index("Arms and their audits")]
-    seen = "seen" if found["controls"]["sound"] else "NOT seen"  # of two seeds a matter of luck
+    seen = "shows" if found["controls"]["sound"] else "does NOT show"  # of two seeds a matter of luck
     for line in (
         "3 of 3 corrected arms are proven clean",
         "6 of 6 bugged arms were caught by exactly the audits that their bug names",
-        "the same seed twice gave the same bits",
-        f"the positive control (teacher-rows-shuffled) was seen by its audit, {seen} in accuracy",
+        "the same seed trained twice gave the same weights, bit for bit",
+        f"the severe control bug (teacher-rows-shuffled) was caught by exactly its audit and {seen} in accuracy",
         "Logit-KD against the baseline: ",
         "projector-unclipped in Feature-KD: ",
     ):
         assert line in first, line
     assert page.loads and all(value.startswith("data:image/svg+xml;base64,") for value in page.loads)
-    assert len(page.loads) == 4, "gains, accuracy, curves, norms"
+    assert len(page.loads) == 2 * 4, "gains, accuracy, curves, norms; each for a wide page and for a telephone"
+    assert page.text.index("Code clean.") < page.text.index("Was the code right?"), "the headline comes first"
     assert "--variant both" in page.text and "torch: " in page.text
     text = (tmp_path / "report.md").read_text()
     for arm in found["arms"]:
         assert " ".join(f"{value:.2f}" for value in arm["test_accuracy"]) in text
         assert " ".join(f"{value:.2f}" for value in arm["test_accuracy"]) in page.text
-    assert text.count("| yes |") == len(found["arms"])
+    assert text.count("| yes |") == len(found["arms"]) + len(found["teachers"])
 
 
 def test_a_page_says_what_is_wrong_and_what_is_missing(copy):
@@ -438,6 +439,8 @@ def test_a_page_says_what_is_wrong_and_what_is_missing(copy):
     assert kdbench("report", cwd=copy).returncode == 0
     text = (folder_of(copy).path / "report.md").read_text()
     assert "**1 without a score**" in text and "NO: 4 of 6 bugged arms" in text
+    assert "KD201 clip-coverage did not fail" in text and "the trial failed: killed" in text
+    assert "\n**Not as declared: " in text and "kdbench audits show" in text
     shutil.rmtree(folder_of(copy).path / "trials")
     done = kdbench("report", cwd=copy)
     assert done.returncode == 2 and "spec.json" in done.stderr

@@ -188,7 +188,7 @@ def test_one_comparison_alone_is_not_made_surer(here, cache):
     assert found["trained"] == 0 and found["families"]["comparisons"] == 3
     (entry,) = found["comparisons"]
     assert entry in whole["comparisons"]
-    assert "one family of 3" in kdbench(*again, "--seeds", "0")[1]
+    assert "a family of 3 comparisons" in kdbench(*again, "--seeds", "0")[1]
     found = json.loads(kdbench(*again, "--seeds", "0", "--json")[1])
     assert found["comparisons"] == [entry] and [arm["seeds"] for arm in found["arms"]] == [[0], [0]]
 

@@ -1,130 +1,253 @@
-"""Why an arm is not as declared: the audit that failed, did not decide or broke, with its message and its seeds."""
+"""Why an arm, a teacher or a control of a study is not as declared: the audit, what it said, and how to fix it."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from kdbench.harness.analysis.expectation import trial_departures
+from kdbench.harness import faults
+from kdbench.harness.analysis.expectation import Departure, Kind, trial_departures
+from kdbench.harness.analysis.rows import ControlsRow
 from kdbench.harness.analysis.study_table import BySeed, Trials, order
-from kdbench.harness.records.record import FINAL, Result
+from kdbench.harness.records.record import FINAL, Folder, Result, StudyFolder
 from kdbench.harness.records.spec import Spec
 from kdbench.kd.methods import METHODS
+from kdbench.kd.train import OWN_STEPS
 
-Kind = Literal["failed", "broken", "undecided", "missed", "other", "stopped", "unfinished"]
-
-GRAVEST: tuple[Kind, ...] = ("failed", "broken", "missed", "other", "undecided", "stopped", "unfinished")
-"In which order they are told."
+Whose = Literal["teacher", "arm", "control"]
 
 
-@dataclass(frozen=True)
-class Reason:
-    """One way in which trials of an arm are not as declared."""
+class Of(NamedTuple):
+    """What is not as declared: a row of the study's tables."""
 
-    kind: Kind
-    text: str
-    "What is not as declared: KD201 clip-coverage failed."
-    detail: str
-    "The audit's own message, in the first of the seeds; empty where no audit spoke."
-    seeds: tuple[int, ...]
-    trial: str
-    "Key of the first of these trials, for `kdbench audits show`."
+    whose: Whose
+    pair: str
+    "Of a teacher its network."
+    method: str
+    fault: str | None
 
 
 @dataclass(frozen=True)
 class Because:
-    """An arm, or a teacher, that is not as declared, and why."""
+    """One reason why a row of the study is not as declared, as an entry of `because` in kdbench.run/1."""
 
+    whose: Whose
     pair: str
-    "Of a teacher its network."
     method: str
-    "`teacher` for a teacher."
     fault: str | None
-    reasons: tuple[Reason, ...]
+    seeds: list[int]
+    "Of the trials that it holds for."
+    kind: Kind | Literal["stopped", "unfinished", "not-repeated"]
+    audit: str | None
+    "Id of the audit; None where no audit is at fault."
+    what: str
+    "Which audit, and what became of it."
+    message: str
+    "What the audit said in the first of those trials; empty where no audit spoke."
+    explanation: str | None
+    "What stands behind it, where the records tell."
+    fix: str | None
+    trial: str
+    "Folder of the first of those trials."
+
+    @property
+    def of(self) -> Of:
+        """The row that it is about."""
+        return Of(self.whose, self.pair, self.method, self.fault)
+
+    @property
+    def key(self) -> str:
+        """The key of the first of its trials."""
+        return Path(self.trial).name
+
+    @property
+    def said(self) -> str:
+        """All of it in one sentence."""
+        return f"{self.what}: {self.message}" if self.message else self.what
+
+    @property
+    def weak_teacher(self) -> bool:
+        """Whether the right teacher was loaded and knows too little: more training, not another program."""
+        return self.audit == "KD303" and self.explanation is not None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as plain values, with the command that shows all that the audits said of the trial."""
+        return {**asdict(self), "said": self.said, "show": f"kdbench audits show {self.trial}"}
 
 
-def because(study: Trials) -> list[Because]:
-    """Return why each arm and teacher of a study is not as declared, teachers first; one that is has no entry."""
-    found = [
-        Because(spec.arch, "teacher", spec.fault, reasons({spec.seed: (spec, result)}))
-        for spec, result in _teachers(study)
-    ]
+def because(study: Trials, teachers: Iterable[Folder], controls: ControlsRow | None) -> list[Because]:
+    """Return every reason why something of a study is not as declared: teachers, then arms, then controls."""
+    found = []
+    for folder in teachers:
+        spec = folder.spec()
+        trials = {spec.seed: (spec, folder.result())}
+        found += _reasons(study.folder, Of("teacher", spec.arch, "teacher", spec.fault), trials)
     for arm in sorted(study.arms, key=order):
-        found.append(Because(arm.pair, arm.method, arm.fault, reasons(study.arms[arm])))
-    return [one for one in found if one.reasons]
+        found += _reasons(study.folder, Of("arm", *_named(arm)), study.arms[arm])
+    for arm in sorted((arm for arm in study.controls if arm.fault), key=order) if controls is not None else ():
+        found += _reasons(study.folder, Of("control", *_named(arm)), study.controls[arm])
+    return found + _not_repeated(study, controls)
 
 
 class Shared(NamedTuple):
-    """One reason, and the arms that share it."""
+    """One reason, and the rows that share it."""
 
-    reason: Reason
-    arms: list[str]
+    reason: Because
+    rows: list[str]
+    "In words, each with its seeds."
 
 
-def shared(found: Sequence[Because]) -> list[Shared]:
-    """Return each reason once, with the arms that it holds of and their seeds in words; the gravest first."""
-    by_text: dict[tuple[Kind, str], Shared] = {}
+_GRAVEST = ("failed", "escaped", "undeclared", "not-a-root", "not-a-consequence", "unreached", "not-repeated", "broken")
+"The kinds that are told first, in this order."
+
+
+def shared(found: Iterable[Because]) -> list[Shared]:
+    """Return each reason once, with the rows that it holds for; the gravest first."""
+    by_what: dict[tuple[str, str], Shared] = {}
     for one in found:
-        for reason in one.reasons:
-            entry = by_text.setdefault((reason.kind, reason.text), Shared(reason, []))
-            entry.arms.append(f"{named(one)} ({'seed' if len(reason.seeds) == 1 else 'seeds'} {_listed(reason.seeds)})")
-    return sorted(by_text.values(), key=lambda entry: GRAVEST.index(entry.reason.kind))
+        entry = by_what.setdefault((one.kind, one.what), Shared(one, []))
+        entry.rows.append(f"{in_words(one.of)} ({'seed' if len(one.seeds) == 1 else 'seeds'} {_listed(one.seeds)})")
+    return sorted(by_what.values(), key=lambda entry: _rank(entry.reason))
 
 
-def named(one: Because) -> str:
-    """Return an arm or teacher in words."""
-    title = "the teacher" if one.method == "teacher" else METHODS[one.method].title
-    return f"{title} {one.pair}, {one.fault or 'corrected'}"
+def _rank(reason: Because) -> int:
+    later = ("silent", "stopped", "unfinished")
+    if reason.weak_teacher or reason.kind in later:
+        return len(_GRAVEST) + (0 if reason.weak_teacher else 1 + later.index(reason.kind))
+    return _GRAVEST.index(reason.kind)
+
+
+def in_words(of: Of) -> str:
+    """Return a row of the study in words."""
+    title = "the teacher" if of.method == "teacher" else METHODS[of.method].title
+    return f"{title} {of.pair}, {of.fault or 'corrected'}"
 
 
 def _listed(seeds: Sequence[int]) -> str:
     return ", ".join(map(str, seeds))
 
 
-def reasons(trials: BySeed) -> tuple[Reason, ...]:
-    """Return why an arm's trials are not as declared, what several seeds share once."""
-    seeds: dict[tuple[Kind, str], list[int]] = {}
-    first: dict[tuple[Kind, str], tuple[str, str]] = {}
-    for seed, (spec, result) in sorted(trials.items()):
-        for kind, text, detail in _of_trial(spec, result):
-            seeds.setdefault((kind, text), []).append(seed)
-            first.setdefault((kind, text), (detail, spec.key))
-    return tuple(Reason(*key, first[key][0], tuple(of), first[key][1]) for key, of in seeds.items())
+def _named(arm: Any) -> tuple[str, str, str | None]:
+    return arm.pair, arm.method, arm.fault
 
 
-def _of_trial(spec: Spec, result: Result | None) -> list[tuple[Kind, str, str]]:
-    if result is None:
-        return [("unfinished", "the trial has not finished yet", "")]
-    if result.status not in FINAL:
-        return [("stopped", text, "") for text in trial_departures(result, spec)]
-    by_id = {str(finding["id"]): finding for finding in result.findings}
-    said = []
-    for text in trial_departures(result, spec):
-        finding = by_id.get(text.partition(" ")[0])
-        if finding is not None and finding["name"] not in text:
-            text = text.replace(finding["id"], f"{finding['id']} {finding['name']}", 1)
-        said.append((_kind(result, text, finding), text, str(finding["message"]) if finding is not None else ""))
-    return said
+def _not_repeated(study: Trials, controls: ControlsRow | None) -> list[Because]:
+    """Return the reason for a trial that gave other bits when it was run again; nothing if it gave the same."""
+    again = controls.again if controls is not None else None
+    if again is None or again.verdict != "differs" or study.again is None:
+        return []
+    spec = study.again[0].spec()
+    what = "the same trial, run twice on one machine, gave other weights"
+    return [
+        Because(
+            "control", spec.arch, again.method, again.fault, [again.seed], "not-repeated", None, what, "",
+            "something in it is not deterministic, so no difference between two trainings means anything",
+            "a method or network of your own must draw its random numbers from torch's global generator; otherwise "
+            "report it as an error of kdbench",
+            str(study.again[0].path),
+        )
+    ]  # fmt: skip
 
 
-def _kind(result: Result, text: str, finding: Mapping[str, Any] | None) -> Kind:
-    """Say what a departure is, of the finding that it names: the same status means another thing in a bugged arm."""
-    if not text.startswith("KD"):
-        return "other"
-    status = finding["status"] if finding is not None else None
-    if status == "error":
-        return "broken"
-    if result.fault is not None:
-        return "other" if status == "fail" else "missed"
-    return "failed" if status == "fail" else "undecided"
+def _reasons(study: StudyFolder, of: Of, trials: BySeed) -> list[Because]:
+    """Return the reasons of one row, each once for all the seeds that it holds for."""
+    grouped: dict[tuple[str, str], list[tuple[Spec, Result | None]]] = {}
+    known: dict[tuple[str, str], Departure] = {}
+    for _, (spec, result) in sorted(trials.items()):
+        if result is None or result.status not in FINAL:
+            grouped.setdefault(("unfinished" if result is None else "stopped", ""), []).append((spec, result))
+            continue
+        for departure in trial_departures(result, spec):
+            grouped.setdefault(departure, []).append((spec, result))
+            known[departure] = departure
+    return [_reason(study, of, known.get(key), held) for key, held in grouped.items()]
 
 
-def _teachers(study: Trials) -> list[tuple[Spec, Result | None]]:
-    """Return the trials of the study's own teachers; one that was brought along as a file has none."""
-    found: dict[str, tuple[Spec, Result | None]] = {}
-    for arm in sorted(study.arms, key=order):
-        for spec, _ in study.arms[arm].values():
-            key = spec.teacher.key if spec.teacher is not None else ""
-            folder = study.folder.trial(key)
-            if key and key not in found and (folder.path / "spec.json").is_file():
-                found[key] = (folder.spec(), folder.result())
-    return sorted(found.values(), key=lambda one: (one[0].arch, one[0].fault or ""))
+def _reason(
+    study: StudyFolder, of: Of, departure: Departure | None, held: Sequence[tuple[Spec, Result | None]]
+) -> Because:
+    spec, result = held[0]
+    seeds, place = [s.seed for s, _ in held], str(study.trial(spec.key).path)
+    if departure is None or result is None:
+        again = "the study's command, run again, trains what is missing"
+        if result is None:
+            return Because(*of, seeds, "unfinished", None, "it has no result yet", "", None, again, place)
+        status, why = f"its training is {result.status}", result.reason or ""
+        return Because(*of, seeds, "stopped", None, status, why, None, again, place)
+    finding = next((f for f in result.findings if f["id"] == departure.subject), None)
+    audit = None if departure.kind == "unreached" else departure.subject
+    what, message = _told(departure, finding)
+    explanation, fix = _explained(study, departure, finding, spec, result)
+    return Because(*of, seeds, departure.kind, audit, what, message, explanation, fix, place)
+
+
+_BECAME: dict[Kind, str] = {
+    "failed": "failed",
+    "silent": "is undecided, and a corrected arm needs its pass",
+    "escaped": "did not fail, and this fault must make it fail",
+    "undeclared": "failed, which is not among what this fault causes",
+    "not-a-root": "failed only as a consequence of another audit, and this fault must make it fail by itself",
+    "not-a-consequence": "failed by itself, and with this fault it may only follow from another audit",
+}
+
+
+def _told(departure: Departure, finding: Mapping[str, Any] | None) -> tuple[str, str]:
+    """Return which audit and what became of it, and what it said."""
+    if departure.kind == "unreached":
+        return f"the decision that the fault replaces ({departure.subject}) was never asked for", ""
+    names = {id: name for name, id in faults.audit_ids().items()}
+    name = finding["name"] if finding is not None else names.get(departure.subject, "")
+    message = str(finding.get("message") or "") if finding is not None else "it did not run"
+    audit = f"{departure.subject} {name}".strip()
+    if departure.kind == "broken":
+        return f"{audit} broke down, which is an error of kdbench and not of your study", message
+    return f"{audit} {_BECAME[departure.kind]}", message
+
+
+def _explained(
+    study: StudyFolder, departure: Departure, finding: Mapping[str, Any] | None, spec: Spec, result: Result
+) -> tuple[str | None, str | None]:
+    """Return what stands behind a departure and how to fix it, where the records tell."""
+    if departure.kind == "broken":
+        return None, "report it with the folder of the trial; its other audits are not affected"
+    if departure.kind == "unreached":
+        return None, "choose a method, recipe or data set in which this decision is taken"
+    if departure.subject == "KD303" and departure.kind in ("failed", "undeclared", "not-a-consequence"):
+        weak = _weak_teacher(study, spec, result)
+        if weak is not None:
+            return weak
+    finding = finding or {}
+    steps = spec.recipe.epochs * (spec.recipe.train_size // spec.recipe.batch_size)
+    if departure.kind == "silent" and steps < OWN_STEPS:
+        told = f"this training has {steps} step{'s' * (steps != 1)} in all, and the audits need up to {OWN_STEPS}"
+        return told, "train for more epochs, on more images, or in smaller batches"
+    failed = departure.kind in ("failed", "undeclared", "not-a-consequence")
+    return None, (finding.get("mend") or None) if failed else None
+
+
+def _weak_teacher(study: StudyFolder, spec: Spec, result: Result) -> tuple[str, str] | None:
+    """Say that a teacher was loaded as it is, and is itself near chance; None where that is not what the record says.
+
+    KD104 tells a teacher that was not loaded. One that is accurate on validation images, and is not in the training,
+    is fed something else there: neither is explained here.
+    """
+    teacher, status = result.teacher, {f["id"]: f["status"] for f in result.findings}
+    if teacher is None or spec.teacher is None or teacher.above_floor or status.get("KD104") != "pass":
+        return None
+    near = (
+        f"the teacher {teacher.arch} was loaded whole (KD104 passed), and its own accuracy is near chance: "
+        f"{teacher.val_accuracy:.1f}% on validation images, where a trained network exceeds {teacher.floor:.1f}%"
+    )
+    kind, colon, _ = spec.teacher.key.partition(":")
+    if colon and kind == "sha256":
+        return (
+            f"{near}; it is the file that you brought ({teacher.file})",
+            "check that the file was trained on these classes, in this order, and on images prepared alike",
+        )
+    recipe = study.trial(spec.teacher.key).spec().recipe
+    epochs = f"{recipe.epochs} epoch{'s' * (recipe.epochs > 1)}"
+    return (
+        f"{near}; it was trained for {epochs} only, on {recipe.train_size} images",
+        f"train the teacher longer: `epochs` under [teacher] in the study file, or --teacher-epochs "
+        f"(now {recipe.epochs})",
+    )

@@ -1,5 +1,6 @@
 """Compare the arms of a study: refuse what cannot be compared, decide what can."""
 
+import difflib
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -27,7 +28,7 @@ _FACTOR = {
 _ENVIRONMENT = ("torch", "device_name", "code_digest")
 
 
-def _select(word: str) -> tuple[str, list[str | None]]:
+def _select(word: str, study: Trials) -> tuple[str, list[str | None]]:
     """Return what a word on the command line names: faults (of a variant, or one), or a method."""
     if word in VARIANTS and word != "both":
         return "fault", list(VARIANTS[word])
@@ -35,13 +36,24 @@ def _select(word: str) -> tuple[str, list[str | None]]:
         return "method", [word]
     if _is_loaded(word):
         return "fault", [faults.get(word).name]
-    raise unknown("arm", word, ["corrected", "bugged", *faults.FAULTS, *METHODS])
+    have = _words(study)
+    if not difflib.get_close_matches(word, have, cutoff=0.5):
+        near = difflib.get_close_matches(word, [*faults.FAULTS, *METHODS], n=1, cutoff=0.5)
+        if near:
+            raise InputError(f"unknown arm {word!r}; did you mean {near[0]!r}? This study has: {', '.join(have)}")
+    raise unknown("arm", word, have)
+
+
+def _words(study: Trials) -> list[str]:
+    """Return the words by which the arms of a study can be asked for."""
+    bugged = ["bugged"] if any(arm.fault for arm in study.arms) else []
+    return [*dict.fromkeys([*bugged, *sorted({arm.label for arm in study.arms} | {arm.method for arm in study.arms})])]
 
 
 def pairs_of_arms(study: Trials, a: str, b: str) -> list[tuple[Arm, Arm]]:
     """Return the pairs of arms that two words on the command line name."""
-    kind_a, names_a = _select(a)
-    kind_b, names_b = _select(b)
+    kind_a, names_a = _select(a, study)
+    kind_b, names_b = _select(b, study)
     if kind_a != kind_b:
         raise InputError(f"{a} is a {kind_a} and {b} a {kind_b}: two arms differ in one of them, not in both")
     if a == b:
@@ -58,8 +70,9 @@ def pairs_of_arms(study: Trials, a: str, b: str) -> list[tuple[Arm, Arm]]:
                 if pair is not None and pair[1] in study.arms:
                     found.append(pair)
     if not found:
-        have = sorted({arm.label for arm in study.arms} | {arm.method for arm in study.arms})
-        raise InputError(f"{study.folder.path.name} holds no arms to compare as {a} and {b}; it has {', '.join(have)}")
+        raise InputError(
+            f"{study.folder.path.name} holds no arms to compare as {a} and {b}; it has {', '.join(_words(study))}"
+        )
     return sorted(found, key=lambda pair: (order(pair[1]), order(pair[0])))
 
 

@@ -5,7 +5,7 @@ Studies, the matrix, the self-check, reports and the gallery all ask here.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from kdbench.harness import faults
 from kdbench.harness.faults import Fault, Together
@@ -42,27 +42,63 @@ class Said:
         )
 
 
+Kind = Literal["broken", "failed", "silent", "unreached", "escaped", "undeclared", "not-a-root", "not-a-consequence"]
+"""How what was said departs from what is declared: an audit broke down; one failed without a fault, or did not say
+`pass`; with a fault its seam was never asked, an audit of `caught_by` did not fail, one failed that is not declared, or
+one failed as a consequence that should be a root cause, or the other way round."""
+
+_SAID: dict[Kind, str] = {
+    "broken": "could not do its work",
+    "failed": "failed",
+    "silent": "did not pass",
+    "unreached": "was never asked for",
+    "escaped": "did not fail",
+    "undeclared": "failed and is not declared",
+    "not-a-root": "failed as a consequence, not as a root cause",
+    "not-a-consequence": "failed as a root cause, not as a consequence",
+}
+
+
+class Departure(NamedTuple):
+    """One thing in which the audits of a training did not say what its arm declares."""
+
+    kind: Kind
+    subject: str
+    "Id of the audit; of kind `unreached` the seam."
+
+    def __str__(self) -> str:
+        return f"{self.subject} {_SAID[self.kind]}"
+
+
 def departures(fault: Fault | None, said: Said, *, reached: bool, method: str, recipe: Recipe) -> list[str]:
+    """Return the sentences of :func:`found_departures`."""
+    return [str(found) for found in found_departures(fault, said, reached=reached, method=method, recipe=recipe)]
+
+
+def found_departures(fault: Fault | None, said: Said, *, reached: bool, method: str, recipe: Recipe) -> list[Departure]:
     """Return in what the audits of a training of ours did not say what its arm declares; nothing where all is as it is.
 
     With a fault: its seam was asked, each audit of `caught_by` failed as a root cause, each other failure is one of
     `follows` and marked as a consequence. Without one: nothing failed, and every audit that a fault of this method and
     recipe must trip said `pass`, since an audit that saw nothing proves nothing. Either way no audit broke down.
     """
-    found = [f"{id} could not do its work" for id in sorted(said.broken)]
-    if fault is None:
-        found += [f"{id} failed" for id in sorted(said.roots | said.consequences)]
-        silent = needed_passes(method, recipe) - said.passed - said.idle - said.roots - said.consequences - said.broken
-        return found + [f"{id} did not say that it passed" for id in sorted(silent)]
-    caught, follows = frozenset(fault.ids(fault.caught_by)), frozenset(fault.ids(fault.follows))
+
+    def each(kind: Kind, ids: Iterable[str]) -> list[Departure]:
+        return [Departure(kind, id) for id in sorted(ids)]
+
+    found = each("broken", said.broken)
     failed = said.roots | said.consequences
+    if fault is None:
+        silent = needed_passes(method, recipe) - said.passed - said.idle - failed - said.broken
+        return [*found, *each("failed", failed), *each("silent", silent)]
+    caught, follows = frozenset(fault.ids(fault.caught_by)), frozenset(fault.ids(fault.follows))
     if not reached:
-        found.append(f"{fault.seam} was never asked")
-    found += [f"{id} did not fail" for id in sorted(caught - failed)]
-    found += [f"{id} failed and is not declared" for id in sorted(failed - caught - follows)]
+        found.append(Departure("unreached", fault.seam))
+    found += each("escaped", caught - failed)
+    found += each("undeclared", failed - caught - follows)
     if not isinstance(fault, Together):  # of several faults, what one is caught by may follow from another's
-        found += [f"{id} failed as a consequence, not as a root cause" for id in sorted(caught & said.consequences)]
-        found += [f"{id} failed as a root cause, not as a consequence" for id in sorted(follows & said.roots)]
+        found += each("not-a-root", caught & said.consequences)
+        found += each("not-a-consequence", follows & said.roots)
     return found
 
 
@@ -80,16 +116,14 @@ def needed_passes(method: str, recipe: Recipe) -> frozenset[str]:
     return frozenset(ids[name] for name in names)
 
 
-def trial_departures(result: Result, spec: Spec) -> list[str]:
-    """Return why a recorded trial is not as its arm declares, or that it did not end; nothing if it is."""
-    if result.status not in FINAL:
-        return [f"the trial {result.status}" + (f": {result.reason}" if result.reason else "")]
+def trial_departures(result: Result, spec: Spec) -> list[Departure]:
+    """Return in what the audits of a finished or diverged trial did not say what its arm declares."""
     fault = faults.get(result.fault.name) if result.fault is not None else None
     reached = result.fault is None or result.fault.reached
     said = Said.of(result.findings)
-    return departures(fault, said, reached=reached, method=spec.method, recipe=spec.recipe)
+    return found_departures(fault, said, reached=reached, method=spec.method, recipe=spec.recipe)
 
 
 def trial_as_declared(result: Result, spec: Spec) -> bool:
-    """Say whether the audits of a recorded trial said exactly what its arm declares; never of one that did not end."""
-    return not trial_departures(result, spec)
+    """Say whether the audits of a recorded trial said exactly what its arm declares; never of one without a result."""
+    return result.status in FINAL and not trial_departures(result, spec)

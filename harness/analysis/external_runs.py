@@ -41,19 +41,36 @@ class Columns:
 
 
 def read_csv(path: Path) -> list[Row]:
-    """Return a CSV file's rows, every cell as its text; InputError where a line does not fit the header."""
+    """Return a file's rows, every cell as its text; InputError where a line does not fit the header.
+
+    Columns are separated by commas; by tabs in a file .tsv or .tab, or with tabs and no comma in its header; or by
+    semicolons, if its header has those and neither of the others.
+    """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
+            delimiter = _delimiter(path, file.readline())
+            file.seek(0)
+            reader = csv.DictReader(file, strict=True, delimiter=delimiter)
             names = list(reader.fieldnames or [])
             twice = next((name for name in names if names.count(name) > 1), None)
             if twice is not None:
                 raise InputError(f"--csv {path}: two columns are called {twice!r}; rename one")
+            if len(names) == 1:
+                raise InputError(
+                    f"--csv {path}: the header has one column, {names[0]!r}; separate columns by commas, tabs or "
+                    "semicolons"
+                )
             return list(_rows(reader, path, len(names)))
     except FileNotFoundError:
         raise InputError(f"--csv {path} does not exist") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"--csv {path} cannot be read as a table: {error}") from error
+
+
+def _delimiter(path: Path, header: str) -> str:
+    if "\t" in header and (path.suffix.lower() in (".tsv", ".tab") or "," not in header):
+        return "\t"
+    return ";" if ";" in header and "," not in header else ","
 
 
 def _rows(reader: "csv.DictReader[str]", path: Path, columns: int) -> Iterator[Row]:
@@ -216,7 +233,8 @@ def _number(row: Row, metric: str) -> float | None:
         return None
     value = _parsed(text)
     if isinstance(value, str):
-        raise InputError(f"{row.where}: {metric} is {text!r}; it must be a number, or empty")
+        hint = ", with a point before its decimals" if "," in text else ""
+        raise InputError(f"{row.where}: {metric} is {text!r}; it must be a number{hint}, or empty")
     if not math.isfinite(value):
         return None
     if abs(value) > _LARGEST:

@@ -8,17 +8,20 @@ from kdbench.harness.analysis.because import Because, because, shared
 from kdbench.harness.analysis.compare import bug_pairs, compare_arms, gain_pairs
 from kdbench.harness.analysis.controls import controls
 from kdbench.harness.analysis.rows import ArmRow, ComparisonRow, ControlsRow
-from kdbench.harness.analysis.study_table import Trials
+from kdbench.harness.analysis.study_table import Trials, teacher_folders
 from kdbench.kd.methods import METHODS
 
 _MOST_NAMED = 4
 "Comparisons up to which each is named; of more only the verdicts are counted."
 
 
+Mark = Literal["good", "open", "bad"]
+
+
 class Headline(NamedTuple):
     """The sentences, and how they are to be marked."""
 
-    mark: Literal["good", "open", "bad"]
+    mark: Mark
     "open: the code is not proven clean, or nothing shows that the study could see a bug."
     text: str
 
@@ -27,7 +30,9 @@ def of_study(study: Trials) -> Headline:
     """Return the headline of a study as it is recorded."""
     gains = compare_arms(study, gain_pairs(study.arms), refuse=False)
     bugs = compare_arms(study, bug_pairs(study.arms), refuse=False)
-    return headline(summary(study), because(study), gains, bugs, controls(study), study.decision.margin_pp)
+    seen = controls(study)
+    reasons = because(study, [folder for _, folder in teacher_folders(study)], seen)
+    return headline(summary(study), reasons, gains, bugs, seen, study.decision.margin_pp)
 
 
 def headline(
@@ -57,29 +62,32 @@ def headline(
 # -- the code
 
 
-def _doubt(found: Sequence[Because]) -> Headline | None:
+_DOUBTS: dict[str, tuple[Mark, str, str]] = {
+    "failed": ("bad", "Bug found", " Fix it before you quote an accuracy."),
+    "broken": ("open", "Code not proven clean", ""),
+    "silent": ("open", "Code not proven clean", ""),
+}
+"By what is not as declared: the mark, how the sentence begins, and what follows it. All others are `Not as declared`."
+_WEAK: tuple[Mark, str, str] = ("open", "Teacher too weak", " Train the teacher longer before you quote an accuracy.")
+
+
+def _doubt(reasons: Sequence[Because]) -> Headline | None:
     """Return why the accuracies of these arms are not to be quoted yet; None if all are as declared."""
+    found = [one for one in reasons if one.whose != "control"]
     if not found:
         return None
     every = shared(found)
-    reason, where = every[0]
-    arms = _and([*where[:2], *([f"{len(where) - 2} more"] if len(where) > 2 else [])])
+    reason, rows = every[0]
+    arms = _and([*rows[:2], *([f"{len(rows) - 2} more"] if len(rows) > 2 else [])])
     more = len(every) - 1
     rest = f" {more} other {'thing is' if more == 1 else 'things are'} not as declared." if more else ""
-    why = f": {_sentence(reason.detail)}" if reason.detail else "."
-    if reason.kind == "failed":
-        text = f"Bug found: {reason.text} in {arms}{why} Fix it before you quote an accuracy.{rest}"
-        return Headline("bad", text)
-    if reason.kind == "broken":
-        text = f"Code not proven clean: {reason.text} in {arms}. This is an error in kdbench{why}{rest}"
-        return Headline("open", text)
-    if reason.kind == "undecided":
-        return Headline("open", f"Code not proven clean: {reason.text} in {arms}{why}{rest}")
     if reason.kind in ("stopped", "unfinished"):
-        count = sum(len(r.seeds) for one in found for r in one.reasons if r.kind == reason.kind)
+        count = sum(len(one.seeds) for one in found if one.kind == reason.kind)
         what = "could not run" if reason.kind == "stopped" else "still to run"
         return Headline("open", f"Not finished: {count} {'trial' if count == 1 else 'trials'} {what}.")
-    return Headline("bad", f"Not as declared: {reason.text} in {arms}{why}{rest}")
+    mark, what, then = _WEAK if reason.weak_teacher else _DOUBTS.get(reason.kind, ("bad", "Not as declared", ""))
+    why = f": {_sentence(reason.message)}" if reason.message else "."
+    return Headline(mark, f"{what}: {reason.what} in {arms}{why}{then}{rest}")
 
 
 def _doubt_of_controls(seen: ControlsRow | None) -> Headline | None:

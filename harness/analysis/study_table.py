@@ -236,6 +236,18 @@ def write_grid(study: Trials) -> None:
         write_atomic(study.folder.path / "grid.csv", pd.DataFrame(rows).to_csv(index=False))
 
 
+def teacher_folders(study: Trials) -> list[tuple[str, Folder]]:
+    """Return the study's own teachers, by architecture; one that was brought along as a file has no folder."""
+    keys = {
+        (spec.teacher.arch, spec.teacher.key)
+        for trials in study.arms.values()
+        for spec, _ in trials.values()
+        if spec.teacher is not None and not spec.teacher.key.startswith("sha256:")
+    }
+    folders = [(arch, study.folder.trial(key)) for arch, key in sorted(keys)]
+    return [(arch, folder) for arch, folder in folders if (folder.path / "spec.json").is_file()]
+
+
 def scores(trials: BySeed) -> list[float]:
     """Return the accuracies of the finished trials, in the order of their seeds."""
     results = [trials[seed][1] for seed in sorted(trials)]

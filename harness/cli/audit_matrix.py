@@ -8,6 +8,7 @@ import click
 from rich.console import Console
 
 from kdbench.harness.cli.common import print_json, progress_console, stdout
+from kdbench.harness.cli.own_files import load_own_files
 from kdbench.harness.plan.outline import asked_seeds
 from kdbench.kd.errors import InputError
 
@@ -37,6 +38,7 @@ def run_matrix(
     own_seeds = asked_seeds(seeds)
     of_zoo = asked_seeds(zoo_seeds, "--zoo-seeds") if zoo_seeds else () if faults else own_seeds[:3]
     notes.print(f"audits matrix, {len(own_seeds)} seed{'s' * (len(own_seeds) > 1)}: loading PyTorch", style="dim")
+    load_own_files(click.get_current_context())
     from kdbench.harness.faults import FAULTS, get
     from kdbench.harness.plan.plan import check_method
     from kdbench.harness.records.environment import usable_cores

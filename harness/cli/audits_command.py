@@ -74,6 +74,7 @@ def explain(audit: str) -> int:
 
 @command.command(
     "matrix",
+    loads_late=True,
     examples=[
         ("try every fault and the clean trainings; this takes minutes", "kdbench audits matrix"),
         ("try one fault with one method", "kdbench audits matrix --fault missing-t-squared --method logit"),

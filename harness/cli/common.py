@@ -18,6 +18,7 @@ from rich.markup import escape
 
 from kdbench.harness.cli.completion import complete_study
 from kdbench.harness.cli.help import DECISION, OUTPUT, RECORDS, YOUR_CODE
+from kdbench.harness.cli.own_files import note
 from kdbench.kd.errors import InputError, unknown
 
 if TYPE_CHECKING:
@@ -36,14 +37,10 @@ RUNS_OPTION = click.option(
 
 
 def _own_files(option: str, parameter: str, what: str) -> Callable[..., Any]:
-    """Return the option that names files of the user's, which are loaded as it is read."""
+    """Return the option that names files of the user's, which are loaded before the command runs."""
 
-    def load(ctx: click.Context, param: click.Parameter, files: tuple[Path, ...]) -> tuple[Path, ...]:
-        if files and not ctx.resilient_parsing:  # Tab completes a line, and runs nobody's code
-            from kdbench.harness import faults, loading  # noqa: F401  (faults enters its kind)
-
-            for file in files:
-                loading.load(what, file)
+    def noted(ctx: click.Context, param: click.Parameter, files: tuple[Path, ...]) -> tuple[Path, ...]:
+        note(ctx, what, files)
         return files
 
     return click.option(
@@ -51,9 +48,8 @@ def _own_files(option: str, parameter: str, what: str) -> Callable[..., Any]:
         parameter,
         type=click.Path(path_type=Path),
         multiple=True,
-        is_eager=True,
         expose_value=False,
-        callback=load,
+        callback=noted,
         metavar="FILE",
         panel=YOUR_CODE,
         help=f"Load {'networks' if what == 'models' else what} of your own from a Python file.",

@@ -54,7 +54,7 @@ TABLE = "Runs from anywhere (instead of A and B)"
     type=click.Path(path_type=Path),
     metavar="FILE",
     panel=TABLE,
-    help="Compare the runs in this table.",
+    help="Compare the runs in this CSV or TSV file, one run per line.",
 )
 @click.option("--mlflow", "uri", metavar="URI", panel=TABLE, help="Compare runs of this MLflow server or database.")
 @click.option("--experiment", metavar="NAME", panel=TABLE, help="Choose the experiment of --mlflow.")
@@ -131,10 +131,12 @@ def command(
     if as_json:
         print_json(compare.as_object(trials.decision, entries, family))
         return
-    from kdbench.harness.cli.show import show_comparisons
+    from kdbench.harness.cli.comparisons import conclude, show_comparisons, show_groups
 
-    title = f"{b} against {a}, {trials.folder.path.name}"
-    show_comparisons(stdout(), entries, trials.decision.margin_pp, title, family)
+    console, margin = stdout(), trials.decision.margin_pp
+    show_groups(console, entries)
+    show_comparisons(console, entries, margin, f"{b} against {a}, {trials.folder.path.name}", family)
+    conclude(console, entries, margin, family)
 
 
 def _compare_table(
@@ -157,20 +159,22 @@ def _compare_table(
 
     if csv is not None and uri is not None:
         raise InputError("--csv and --mlflow are two tables; name one")
+    if csv is not None and experiment is not None:
+        raise InputError("--experiment goes with --mlflow, not with --csv; leave it out")
+    if csv is None and experiment is None:
+        raise InputError("--experiment: say which experiment of the MLflow server")
+    rows = table.read_csv(csv) if csv is not None else None
     if group is None or baseline is None or seed is None or metric is None:
         names = {"--group": group, "--baseline": baseline, "--seed": seed, "--metric": metric}
         missing = ", ".join(name for name, value in names.items() if value is None)
-        raise InputError(f"{missing}: say which columns hold group, seed and metric, and which group is the baseline")
+        have = f"; {csv.name} has the columns {', '.join(rows[0].cells)}" if csv is not None and rows else ""
+        raise InputError(
+            f"{missing}: say which columns hold group, seed and metric, and which group is the baseline{have}"
+        )
     if margin is None:
         raise InputError("--margin: say which differences do not matter, in the metric's units and before you look")
-    if csv is not None:
-        if experiment is not None:
-            raise InputError("--experiment goes with --mlflow, not with --csv; leave it out")
-        rows = table.read_csv(csv)
-    else:
-        if experiment is None:
-            raise InputError("--experiment: say which experiment of the MLflow server")
-        rows = table.read_mlflow(str(uri), experiment, metric)
+    if rows is None:
+        rows = table.read_mlflow(str(uri), str(experiment), metric)
     columns = table.Columns(group, seed, metric, family)
     entries = table.compare(
         table.where(rows, conditions), columns, baseline, margin=margin, alpha=alpha, allowed=allowed
@@ -187,7 +191,11 @@ def _compare_table(
             }
         )
         return
-    from kdbench.harness.cli.show import show_comparisons
+    from kdbench.harness.cli.comparisons import conclude, show_comparisons, show_groups
 
     where = csv.name if csv is not None else experiment
-    show_comparisons(stdout(), entries, margin, f"{metric} of every {group} against {entries[0].a}, {where}", unit="")
+    console, title = stdout(), f"{metric} of every {group} against {entries[0].a}, {where}"
+    pair = family or "pair"
+    show_groups(console, entries, unit="", pair=pair, group=group)
+    show_comparisons(console, entries, margin, title, unit="", pair=pair, group=group)
+    conclude(console, entries, margin, unit="")

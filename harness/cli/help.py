@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 import rich_click
 
+from kdbench.harness.cli.own_files import load_own_files
 from kdbench.kd.errors import unknown
 
 if TYPE_CHECKING:
@@ -60,11 +61,23 @@ class _Explained(click.Command):
 
 
 class Command(_Explained, rich_click.RichCommand):
-    """A command whose options stand in groups, and whose help ends with examples."""
+    """A command whose options stand in groups, and whose help ends with examples.
 
-    def __init__(self, *args: Any, examples: Sequence[tuple[str, str]] = (), **kwargs: Any) -> None:
+    The user's own files are loaded before it runs, unless it `loads_late`, by itself.
+    """
+
+    def __init__(
+        self, *args: Any, examples: Sequence[tuple[str, str]] = (), loads_late: bool = False, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.examples = [Example(*example) for example in examples]
+        self.loads_late = loads_late
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Load the user's own files, and run."""
+        if not self.loads_late:
+            load_own_files(ctx)
+        return super().invoke(ctx)
 
 
 class Group(_Explained, rich_click.RichGroup):  # type: ignore[misc]  # rich-click has it so too

@@ -8,7 +8,7 @@ from kdbench.kd.errors import InputError
 
 QUESTION = "The question"
 _FEW = 6
-"Seeds per arm below which that is said: of 80% promised, Welch's test has 69% at three seeds and 78% at five."
+"Seeds per arm below which a remark is printed: Welch's test has 69% of a promised 80% at three seeds, 78% at five."
 
 
 @explained(
@@ -77,10 +77,14 @@ def command(
     if sd <= 0 or (effect is not None and effect == 0):
         raise InputError("--sd must be positive, and --effect not 0")
     if effect is None and seeds is None:
-        raise InputError("say --effect (how many seeds find it?), --seeds (what do they find?), or both (how surely?)")
+        raise InputError(
+            "say --effect (how many seeds find it?), --seeds (what do so many find?), or both (with what probability?)"
+        )
     share = alpha / family
     if wanted <= share:
-        raise InputError(f"--power {wanted:g} is no more than alpha, {share:g}: a test has that without any difference")
+        raise InputError(
+            f"--power {wanted:g} is no more than alpha, {share:g}; a test reaches that where there is no difference"
+        )
     need = stats.seeds_needed(abs(effect) / sd, share, wanted) if effect is not None else None
     found = {
         "schema": "kdbench.power/1",
@@ -97,21 +101,23 @@ def command(
     if as_json:
         print_json(found)
         return
+    from kdbench.harness.cli.tables import note
+
     console = stdout()
-    among = f", {family} comparisons" if family > 1 else ""
-    console.print(f"sd {sd:g} over seeds, alpha {alpha:g}{among}")
+    among = f", shared by {family} comparisons" if family > 1 else ""
+    note(console, f"standard deviation over seeds {sd:g}, alpha {alpha:g}{among}", style="", indent=0)
     if effect is not None:
         many = f"{need} seeds per arm" if need is not None else "more than 10,000 seeds per arm"
-        console.print(f"  a difference of {abs(effect):g} is found with power {wanted:g} by {many}")
+        note(console, f"{many} find a difference of {abs(effect):g} with power {wanted:g}", style="")
     if seeds is not None:
-        console.print(
-            f"  {seeds} seeds per arm find differences from {found['smallest_effect']:.2g} on with power {wanted:g}"
-        )
+        least = found["smallest_effect"]
+        note(console, f"{seeds} seeds per arm find a difference of {least:.2g} or more with power {wanted:g}", style="")
     if effect is not None and seeds is not None:
-        console.print(
-            f"  {seeds} seeds per arm find a difference of {abs(effect):g} with power {found['power_reached']:.2f}"
-        )
+        reached = found["power_reached"]
+        note(console, f"{seeds} seeds per arm find a difference of {abs(effect):g} with power {reached:.2f}", style="")
     if any(n is not None and n < _FEW for n in (need, seeds)):
-        console.print(
-            "  at the most: this is of the pooled t test; Welch's, which decides, finds less with so few seeds"
+        note(
+            console,
+            "With so few seeds these numbers are optimistic: they are the pooled t test's, and Welch's test, which "
+            "decides, finds less.",
         )

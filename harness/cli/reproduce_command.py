@@ -23,6 +23,7 @@ from kdbench.harness.cli.common import (
     stdout,
 )
 from kdbench.harness.cli.help import YOUR_CODE, explained
+from kdbench.harness.cli.own_files import load_own_files
 from kdbench.harness.cli.study_options import typed
 from kdbench.kd.errors import InputError
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 @explained(
     "reproduce",
+    loads_late=True,
     examples=[
         ("train a packed study again and compare", "kdbench reproduce quick-digits.zip"),
         ("try two of its trials first", "kdbench reproduce quick-digits.zip --trials 2"),
@@ -79,7 +81,9 @@ if TYPE_CHECKING:
 @RUNS_OPTION
 @JSON_OPTION
 @loudness_options
+@click.pass_context
 def command(
+    ctx: click.Context,
     archive: Path,
     data_root: Path | None,
     runs: Path,
@@ -105,6 +109,7 @@ def command(
     if not archive.exists():
         raise InputError(f"{archive} does not exist; name an archive that kdbench bundle wrote")
     notes.print(escape(f"{archive}: loading PyTorch and checking the archive"), style="dim", soft_wrap=True)
+    load_own_files(ctx)
     from kdbench.harness.archive.bundle import unpack
     from kdbench.harness.archive.reproduce import compared, exit_code, prepare
     from kdbench.harness.cli.progress import Progress
@@ -142,37 +147,51 @@ def _load(archive: Path, trusted: bool, files: "Sequence[Loaded]") -> None:
 
 
 def _show(found: dict[str, Any]) -> None:
-    from rich.table import Table
+    from kdbench.harness.cli.tables import Column, show_table
 
     console = stdout()
     differing = found["environment"]
     if differing:
-        table = Table("other here", "packed", "here", box=None, pad_edge=False, header_style="bold")
-        for row in differing:
-            table.add_row(*(escape(str(row[name] or "none")) for name in ("name", "packed", "here")))
-        console.print(table)
+        columns = [
+            Column("other here", names=True),
+            Column("packed", wraps=True),
+            Column("here", wraps=True),
+        ]
+        rows = [tuple(escape(str(row[name] or "none")) for name in ("name", "packed", "here")) for row in differing]
+        show_table(console, columns, rows)
     else:
         console.print("Versions, processor and code: all as packed.")
     console.print()
-    table = Table(
-        "trial", "network", "method", "arm", "seed", "packed, %", "here, %", "reproduced", "what differs",
-        box=None, pad_edge=False, header_style="bold",
-    )  # fmt: skip
-    rows = sorted(found["trials"], key=lambda r: (r["method"] != "teacher", r["method"], r["fault"] or "", r["seed"]))
-    for row in rows:
-        verdict = f"[bold red]{row['verdict']}[/]" if row["broken"] else row["verdict"]
-        more = f" and {len(row['differs']) - 2} more" if len(row["differs"]) > 2 else ""
-        table.add_row(
-            row["key"], row["arch"], row["method"], row["fault"] or "corrected", str(row["seed"]),
-            *("" if value is None else f"{value:.2f}" for value in row["test_accuracy"]),
-            verdict, escape(", ".join(row["differs"][:2]) + more),
-        )  # fmt: skip
-    console.print(table)
+    columns = [
+        Column("trial", names=True, drop=2),
+        Column("network", drop=1),
+        Column("method", names=True),
+        Column("arm", names=True),
+        Column("seed", names=True),
+        Column("packed, %", drop=4),
+        Column("here, %", drop=3),
+        Column("reproduced"),
+        Column("what differs", wraps=True),
+    ]
+    trials = sorted(found["trials"], key=lambda r: (r["method"] != "teacher", r["method"], r["fault"] or "", r["seed"]))
+    show_table(console, columns, [_trial(row) for row in trials])
     console.print()
     _conclude(console, found)
 
 
+def _trial(row: dict[str, Any]) -> tuple[str, ...]:
+    """Return the cells of one trial."""
+    verdict = f"[bold red]{row['verdict']}[/]" if row["broken"] else row["verdict"]
+    more = f" and {len(row['differs']) - 2} more" if len(row["differs"]) > 2 else ""
+    scores = ("" if value is None else f"{value:.2f}" for value in row["test_accuracy"])
+    what = escape(", ".join(row["differs"][:2]) + more)
+    arm = row["fault"] or "corrected"
+    return (row["key"], row["arch"], row["method"], arm, str(row["seed"]), *scores, verdict, what)
+
+
 def _conclude(console: Any, found: dict[str, Any]) -> None:
+    from kdbench.harness.cli.tables import note
+
     rows = found["trials"]
     counts = Counter(row["verdict"] for row in rows)
     kept = f"; {found['reused']} of them were trained by an earlier call" if found["reused"] else ""
@@ -180,24 +199,25 @@ def _conclude(console: Any, found: dict[str, Any]) -> None:
     changed = [row for row in found["verdicts"] if row["changed"]]
     for row in changed:
         what = f"{row['b']} against {row['a']}" if row["a"] else row["b"]
-        console.print(f"  changed: {row['pair']} {row['method']}, {escape(what)}: {' -> '.join(row['verdict'])}")
+        told = f"changed: {row['pair']} {row['method']}, {escape(what)}: {' -> '.join(row['verdict'])}"
+        note(console, told, style="")
     if found["verdicts"]:
-        console.print(f"{len(found['verdicts'])} verdicts, of comparisons and of audits: {len(changed)} changed.")
+        told = f"{len(changed)} of {len(found['verdicts'])} verdicts (of comparisons and audits) changed."
+        note(console, told, style="", indent=0)
     gaps = [abs(row["difference_pp"]) for row in rows if row["difference_pp"] is not None]
     if found["failed"]:
-        console.print("[bold red]Not reproduced:[/] a trial could not run here; its log.txt may say more.")
+        said = "[bold red]Not reproduced:[/] a trial could not run here; its log.txt may say more."
     elif not found["as_promised"]:
-        console.print(
-            "[bold red]Not reproduced:[/] the same torch, processor and code, and yet another record. It was edited, "
-            "or something is not deterministic that should be.",
-            soft_wrap=True,
+        said = (
+            "[bold red]Not reproduced:[/] torch, processor and code are the same, and the record is another. Either it "
+            "was edited, or something is not deterministic that should be."
         )
     elif found["identical"]:
-        console.print("[bold green]Reproduced:[/] the same weights in every epoch, the same scores, the same findings.")
+        said = "[bold green]Reproduced:[/] the same weights in every epoch, the same scores, the same findings."
     else:
-        console.print(
-            "Not the same bits, which are promised on a CPU for the same torch, processor and code only. The largest "
-            f"difference of a test accuracy: {max(gaps, default=0):.2f} pp.",
-            soft_wrap=True,
+        said = (
+            "Not the same bits. They are promised only on a CPU with the same torch, processor and code. The largest "
+            f"difference of a test accuracy is {max(gaps, default=0):.2f} pp."
         )
+    note(console, said, style="", indent=0)
     console.print(f"records: {escape(found['runs'])}", soft_wrap=True)

@@ -21,6 +21,7 @@ from kdbench.harness.cli.common import (
 )
 from kdbench.harness.cli.completion import complete_fault, one_of
 from kdbench.harness.cli.help import OUTPUT, explained
+from kdbench.harness.cli.own_files import load_own_files
 from kdbench.harness.cli.study_options import MACHINE, STUDY, requested, study_options
 from kdbench.harness.plan.outline import outline
 from kdbench.harness.plan.variants import VARIANTS
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 @explained(
     "run",
+    loads_late=True,
     examples=[
         (
             "write a study file, see its trials and their cost, run it",
@@ -119,6 +121,7 @@ def command(
     if study_file is not None:
         asked["preset_name"] = _named(study_file, named_options(ctx).get("preset_name"))
     _say_outline(asked, notes)
+    load_own_files(ctx)
     if not dry_run and asked["scheduler"] is None:
         start_server({asked["threads"]})
     from kdbench.harness.study import prepare
@@ -228,23 +231,33 @@ def _slice(shard: str | None) -> tuple[int, int] | None:
 def _grid_is_short(ready: "Ready", rows: "list[GridRow]", failed: list[str]) -> int:
     """Say that no settings could be chosen, since trials of the grid could not run."""
     from kdbench.harness.cli.show import show_grid
+    from kdbench.harness.cli.tables import note
 
     console = stdout()
     show_grid(console, rows)
     _show_failed(ready, failed, console)
-    console.print("No settings were chosen, and no arm was run; the same command tries the failed trials again.")
+    note(
+        console,
+        "No settings were chosen, and no arm was run. The same command tries the failed trials again.",
+        style="",
+        indent=0,
+    )
     return 3
 
 
 def _shard_is_done(ready: "Ready", unfinished: int, failed: list[str]) -> int:
     """Say what is left for the other shards; the last one to end shows what came of the study."""
+    from kdbench.harness.cli.tables import note
+
     mirror_or_remark(ready.folder.path.parent, ready.folder, stderr())
     console = stdout()
     _show_failed(ready, failed, console)
-    console.print(
-        f"This shard is done; {unfinished} of the study's {len(ready.plan.trials)} trials are not yet. Once the others "
-        f"are, the same command without --shard shows what came of it.",
-        soft_wrap=True,
+    note(
+        console,
+        f"This shard is done; {unfinished} of the study's {len(ready.plan.trials)} trials are not yet. When the other "
+        "shards are done, the same command without --shard shows the results.",
+        style="",
+        indent=0,
     )
     return 3 if failed else 0
 
@@ -273,7 +286,7 @@ def _announce(ready: "Ready", notes: Any) -> None:
 
     plan, todo = ready.plan, len(ready.todo)
     where = f"on the cluster at {ready.scheduler}" if ready.scheduler else f"{ready.workers} at a time"
-    cost = f"{ready.cost}{'' if ready.workers else ', were they run one by one'}"
+    cost = f"{ready.cost}{'' if ready.workers else ' if they ran one after another'}"
     work = f"{todo} to run, {where} on {ready.device}: {cost}" if todo else "nothing to run"
     if ready.mine is not None:
         work = f"this shard's {len(ready.mine)}: {work}"
@@ -285,8 +298,8 @@ def _announce(ready: "Ready", notes: Any) -> None:
         notes.print(f"  not used: {escape(table)}", style="dim")
     if ready.later is not None:
         notes.print(
-            f"  the grid first; with the settings that it chooses on validation, {ready.later[0]} trials more:"
-            f" {ready.later[1]}"
+            f"  these are the grid's; then {ready.later[0]} trials with the settings that are best on validation: "
+            f"{ready.later[1]}"
         )
 
 
@@ -324,16 +337,22 @@ def _print_plan(ready: "Ready", as_json: bool) -> None:
             }
         )
         return
-    from rich.table import Table
+    from kdbench.harness.cli.tables import Column, show_table
 
-    table = Table(box=None, pad_edge=False)
-    for column in ("trial", "network", "method", "arm", "seed", "epochs", "needs", "done"):
-        table.add_column(column, overflow="fold")  # a key or an arm that is cut short names nothing
+    columns = [
+        Column("trial", names=True, drop=3),
+        Column("network", drop=2),
+        Column("method", names=True),
+        Column("arm", names=True, wraps=True),
+        Column("seed", names=True),
+        Column("epochs"),
+        Column("needs", drop=1),
+        Column("done"),
+    ]
+    table = []
     for r in rows:
         point = ", ".join(f"{name} {value:g}" for name, value in (r["grid"] or {}).items())
         kind = " (control)" if r["control"] else f" (grid: {point})" if point else ""
         arm, done = (r["fault"] or "corrected") + kind, "yes" if r["done"] else ""
-        table.add_row(
-            r["key"], r["arch"], r["method"], arm, str(r["seed"]), str(r["epochs"]), r["needs"] or "", done
-        )  # fmt: skip
-    stdout().print(table)
+        table.append((r["key"], r["arch"], r["method"], arm, str(r["seed"]), str(r["epochs"]), r["needs"] or "", done))
+    show_table(stdout(), columns, table)

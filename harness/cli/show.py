@@ -1,28 +1,23 @@
-"""Tables of arms and comparisons, as a newcomer reads them."""
+"""What came of a study, on the terminal: its arms, the reasons for every NO, comparisons, bugs and controls."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
-from kdbench.harness.analysis.rows import ArmRow, ComparisonRow, ControlsRow, GridRow, TeacherRow
+from kdbench.harness import loading
+from kdbench.harness.analysis.because import Because
+from kdbench.harness.analysis.rows import Again, ArmRow, ControlsRow, GridRow, Positive, TeacherRow
+from kdbench.harness.cli.common import program
+from kdbench.harness.cli.comparisons import show_comparisons
+from kdbench.harness.cli.tables import Cell, Column, note, show_table
 from kdbench.harness.faults import audit_ids
 from kdbench.harness.plan.plan import Decision
 from kdbench.kd.methods import METHODS
 
 if TYPE_CHECKING:
     from kdbench.harness.study import StudySummary
-
-_NAMES = {id: name for name, id in audit_ids().items()}
-
-
-def _table(*columns: str, title: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column)
-    return table
 
 
 def _score(value: float | None) -> str:
@@ -35,28 +30,85 @@ def _mean(mean: float | None, std: float | None) -> str:
     return f"{mean:.2f}" + (f" ± {std:.2f}" if std is not None else "")
 
 
+def _title(method: str) -> str:
+    return METHODS[method].title if method in METHODS else method
+
+
 def show_arms(console: Console, arms: Sequence[ArmRow], teachers: Sequence[TeacherRow]) -> None:
     """Print each arm with its accuracies by seed and the audits that fired."""
-    table = _table(
-        "pair", "method", "arm", "test accuracy by seed, %", "mean ± sd", "audits that fired", "as declared",
-        title="Arms",
-    )  # fmt: skip
-    for teacher in teachers:
-        table.add_row(
-            teacher.arch, "teacher", teacher.fault or "corrected", _score(teacher.test_accuracy), "",
+    columns = [
+        Column("pair", names=True, common=True),
+        Column("method", names=True),
+        Column("arm", names=True),
+        Column("test accuracy by seed, %", drop=1),
+        Column("mean ± sd"),
+        Column("audits that fired", wraps=True),
+        Column("as declared"),
+    ]
+    rows: list[Sequence[Cell]] = [
+        (
+            "", f"teacher {teacher.arch}", teacher.fault or "corrected", "", _score(teacher.test_accuracy),
             _fired(teacher), _mark(teacher.as_expected),
-        )  # fmt: skip
-    for arm in arms:
-        table.add_row(
+        )
+        for teacher in teachers
+    ]  # fmt: skip
+    rows += [
+        (
             arm.pair,
-            METHODS[arm.method].title,
+            _title(arm.method),
             arm.fault or "corrected",
             "  ".join(_score(v) for v in arm.test_accuracy),
             _mean(arm.mean, arm.std),
             _fired(arm),
             _mark(arm.as_expected),
         )
-    console.print(table)
+        for arm in arms
+    ]
+    show_table(console, columns, rows, title="Arms")
+
+
+def show_because(console: Console, reasons: Sequence[Because], title: str, shown: Collection[str] = ()) -> set[str]:
+    """Print why rows are marked NO: each reason once, the rows that it holds for, its fix, and where there is more.
+
+    Reasons with one explanation are one, whatever audits they come from; of what was `shown` before, the audits and
+    the rows alone are printed. Returns what was shown here.
+    """
+    groups: dict[str, list[Because]] = {}
+    for reason in reasons:
+        groups.setdefault(reason.explanation or f"{reason.kind} {reason.audit}", []).append(reason)
+    if groups:
+        note(console, escape(title), style="bold red", indent=0)
+    for key, same in groups.items():
+        first = same[0]
+        if key in shown:
+            audits = ", ".join(dict.fromkeys(reason.audit or reason.kind for reason in same))
+            note(console, f"{audits}, for the reason given above", style="")
+        else:
+            for reason in {reason.audit: reason for reason in reversed(same)}.values():
+                note(console, f"{escape(reason.said)} [dim](seed {reason.seeds[0]})[/]", style="")
+        note(console, f"in {escape('; '.join(dict.fromkeys(map(_row, same))))}", indent=4)
+        if key in shown:
+            continue
+        if first.explanation is not None:
+            note(console, escape(first.explanation), style="", indent=4)
+        if first.fix is not None:
+            note(console, f"[dim]fix:[/] {escape(first.fix)}", style="", indent=4)
+        console.print(f"    [dim]more:[/] {escape(_more(first.trial))}", soft_wrap=True)
+    return {*groups}
+
+
+def _row(reason: Because) -> str:
+    """Return the row that a reason is about, with its seeds."""
+    seeds = f"seed{'s' * (len(reason.seeds) > 1)} {', '.join(map(str, reason.seeds))}"
+    if reason.whose == "teacher":
+        return f"teacher {reason.pair} {reason.fault or 'corrected'}"
+    return f"{_title(reason.method)} {reason.fault or 'corrected'} ({reason.pair}, {seeds})"
+
+
+def _more(trial: str) -> str:
+    """Return the command that shows all findings of a trial, with the files that it needs."""
+    own = "".join(f" {loading.KINDS[kind].option} {path}" for kind, path in loading.LOADED)
+    return f"{program()} audits show {trial}{own}"
 
 
 def show_grid(console: Console, rows: Sequence[GridRow]) -> None:
@@ -64,14 +116,23 @@ def show_grid(console: Console, rows: Sequence[GridRow]) -> None:
     if not rows:
         return
     names = list(dict.fromkeys(name for row in rows for name in row.point))
-    table = _table("pair", "method", "arm", *names, "validation accuracy, %", "chosen", title="Grid of settings")
-    for row in rows:
-        table.add_row(
-            row.pair, METHODS[row.method].title, row.fault or "corrected",
+    columns = [
+        Column("pair", names=True, common=True),
+        Column("method", names=True, common=True),
+        Column("arm", names=True, common=True),
+        *(Column(escape(name), names=True) for name in names),
+        Column(("validation accuracy, %", "val., %")),
+        Column("chosen"),
+    ]
+    table = [
+        (
+            row.pair, _title(row.method), row.fault or "corrected",
             *(f"{row.point[name]:g}" if name in row.point else "" for name in names),
             _mean(row.mean, row.std), "yes" if row.chosen else "",
-        )  # fmt: skip
-    console.print(table)
+        )
+        for row in rows
+    ]  # fmt: skip
+    show_table(console, columns, table, title="Grid of settings")
     console.print()
 
 
@@ -79,43 +140,71 @@ def _mark(as_expected: bool) -> str:
     return "yes" if as_expected else "[bold red]NO[/]"
 
 
-def _fired(arm: ArmRow | TeacherRow) -> str:
-    roots = [f"{i} {_NAMES.get(i, '')}" for i in arm.failed_findings]
-    return ", ".join(roots + [f"[dim](then {i} {_NAMES.get(i, '')})[/]" for i in arm.consequences]) or "none"
+def _fired(row: ArmRow | TeacherRow) -> Cell:
+    """Return the audits that failed, with their names and without; what follows from others stands behind them."""
+    names = {id: name for name, id in audit_ids().items()}
+
+    def told(named: bool) -> str:
+        def each(ids: Sequence[str]) -> str:
+            return ", ".join(f"{id} {names.get(id, '')}".strip() if named else id for id in ids)
+
+        roots, follow = each(row.failed_findings), each(row.consequences)
+        return ", ".join([*([roots] if roots else []), *([f"[dim]then {follow}[/]"] if follow else [])]) or "none"
+
+    return told(True), told(False)
 
 
 def show_study(console: Console, found: "StudySummary", decision: Decision) -> None:
     """Print what came of a study: the kdbench.run/1 object in tables and words."""
-    arms, teachers = found.arms, found.teachers
     show_grid(console, found.grid)
-    show_arms(console, arms, teachers)
+    show_arms(console, found.arms, found.teachers)
     console.print()
-    gain, bug = "Does distillation gain anything here?", "Does the bug matter here?"
+    of_arms = [reason for reason in found.because if reason.whose != "control"]
+    shown = show_because(console, of_arms, "Why NO")
+    if of_arms:
+        console.print()
     families, size = found.families, decision.margin_pp
-    gain, bug = f"{gain} (corrected, against the baseline)", f"{bug} (bugged against corrected)"
+    gain = "Does distillation gain anything here? (corrected, against the baseline)"
+    bug = "Does the bug matter here? (bugged against corrected)"
     show_comparisons(console, found.gains, size, gain, families.gains)
     show_comparisons(console, found.comparisons, size, bug, families.comparisons)
-    show_effects(console, arms)
-    show_controls(console, found.controls)
-    if found.controls is not None and not found.controls.as_declared:
-        console.print("[bold red]Not as declared:[/] see the controls.")
-    elif found.as_declared:
-        caught = "every fault was caught by exactly the audits that it names"
-        clean = "every corrected arm is proven clean"
-        said = [caught] * any(row.fault for row in arms) + [clean] * any(not row.fault for row in arms)
-        console.print(f"[bold green]As declared:[/] {', and '.join(said)}.")
-    else:
-        console.print("[bold red]Not as declared:[/] see the arms marked NO.")
+    show_effects(console, found.arms)
+    of_controls = [reason for reason in found.because if reason.whose == "control"]
+    show_controls(console, found.controls, of_controls, shown)
+    _conclude(console, found)
     counts = ", ".join(f"{getattr(found, name)} {name}" for name in ("trained", "reused", "failed"))
     counts += (
         "".join(f", {getattr(found, name)} {name}" for name in ("retried", "diverged") if getattr(found, name)) + "."
     )
-    shared = " All students of a pair share one teacher (seed 0): the spread holds no teacher variance."
-    console.print(counts + (shared if teachers else ""))
+    shared = (
+        " All students of a pair share one teacher (seed 0), so the spread over seeds does not include the teacher's."
+    )
+    note(console, counts + (shared if found.teachers else ""), style="", indent=0)
+
+
+def _conclude(console: Console, found: "StudySummary") -> None:
+    """Print whether everything is as declared, and what is not."""
+    caught = "every fault was caught by exactly the audits that it names"
+    clean = "every corrected arm is proven clean"
+    if found.as_declared and (found.controls is None or found.controls.as_declared):
+        bugged = any(row.fault for row in found.arms)
+        said = [caught] * bugged + [clean] * any(not row.fault for row in found.arms)
+        note(console, f"[bold green]As declared:[/] {', and '.join(said)}.", style="", indent=0)
+        return
+    marks = [teacher.as_expected for teacher in found.teachers] + [arm.as_expected for arm in found.arms]
+    wrong = marks.count(False)
+    parts = [f"{wrong} of {len(marks)} rows are marked NO, and `Why NO` above says why"] if wrong else []
+    if found.controls is not None and not found.controls.as_declared:
+        parts.append("a control is not as it must be" + " (see Controls)" * bool(not wrong))
+    broken = [reason for reason in found.because if reason.kind == "broken"]
+    if broken:
+        ids = ", ".join(sorted({str(reason.audit) for reason in broken}))
+        parts.append(f"{ids} broke down, which is an error of kdbench")
+    note(console, f"[bold red]Not as declared:[/] {'; '.join(parts)}.", style="", indent=0)
 
 
 _EFFECTS = {
-    "invalid": "the decision was never asked for: the trial says nothing of the bug",
+    "invalid": "the decision that it replaces was never asked for, so the trial says nothing about the bug",
     "dormant": "it changed no weight and no score",
     "latent": "it changed the weights, and the accuracy is equivalent at the margin",
     "visible": "the accuracy differs",
@@ -128,116 +217,82 @@ def show_effects(console: Console, arms: Sequence[ArmRow]) -> None:
     bugged = [arm for arm in arms if arm.fault]
     if not bugged:
         return
-    table = _table(
-        "pair", "method", "arm", "reached", "weights differ from epoch", "revealed by", "effect",
-        title="How far did each bug get?",
-    )  # fmt: skip
-    for arm in bugged:
-        at = arm.diverged_at
-        table.add_row(
-            arm.pair, METHODS[arm.method].title, arm.fault,
+    columns = [
+        Column("pair", names=True, common=True),
+        Column("method", names=True),
+        Column("arm", names=True),
+        Column("reached", drop=1),
+        Column(("weights differ from epoch", "differ from epoch")),
+        Column("revealed by", wraps=True),
+        Column("effect"),
+    ]
+    rows = [
+        (
+            arm.pair, _title(arm.method), arm.fault or "",
             {True: "yes", False: "NO", None: "not known"}[arm.reached],
-            str(at) if at is not None else "never" if arm.dormant else "not known",
-            ", ".join(arm.failed_findings) or "nothing", arm.effect,
-        )  # fmt: skip
-    console.print(table)
+            str(arm.diverged_at) if arm.diverged_at is not None else "never" if arm.dormant else "not known",
+            ", ".join(arm.failed_findings) or "nothing", arm.effect or "",
+        )
+        for arm in bugged
+    ]  # fmt: skip
+    show_table(console, columns, rows, title="How far did each bug get?")
     for name in dict.fromkeys(arm.effect for arm in bugged if arm.effect is not None):
-        console.print(f"  {name}: {_EFFECTS[name]}", style="dim")
+        note(console, f"{name}: {_EFFECTS[name]}")
     console.print()
 
 
-def show_controls(console: Console, controls: ControlsRow | None) -> None:
-    """Print what the controls showed, and what follows where they are missing or failed."""
-    if controls is None:
-        console.print(
-            "[bold red]No controls:[/] this study was not shown to see anything, so it proves nothing; "
-            "leave out --no-controls.\n",
-            soft_wrap=True,
-        )
-        return
-    again, positive = controls.again, controls.positive
-    console.print("[bold]Controls[/]")
-    if again is not None:
-        twice = {
-            "identical": f"the same bits in each of {again.epochs} epochs",
-            "differs": "[bold red]NOT the same bits[/]: no difference of weights here means anything",
-            "undecidable": "not the same bits, as this device does not promise them: divergence is undecidable here",
-            "missing": "[bold red]did not finish[/]",
-        }[again.verdict]
-        arm = f"{METHODS[again.method].title}, {again.fault or 'corrected'}"
-        console.print(f"  the same seed twice ({arm}, seed {again.seed}): {twice}", soft_wrap=True)
-    if positive is None:
-        console.print("  no positive control: no method here has a teacher whose answers could be shuffled")
-    else:
-        entry = positive.comparison
-        by_audit = "as declared" if positive.seen_by_audit else "[bold red]NOT as declared[/]"
-        said = f"caught by {', '.join(positive.arm.failed_findings) or 'nothing'}, {by_audit}"
-        p, low = entry.welch_p, entry.difference_pp
-        change = "no score" if low is None else f"accuracy {low:+.2f} pp" + (f" (p {p:.2g})" if p is not None else "")
-        seen = "seen" if positive.seen_in_accuracy else "not seen"
-        name = f"{positive.arm.fault}, {METHODS[positive.arm.method].title}"
-        console.print(f"  positive control ({name}): {said}; {change}: {seen} in accuracy", soft_wrap=True)
-        if not positive.seen_in_accuracy:
-            console.print(
-                "  A study that does not see this bug in accuracy says nothing of what the others do to it: "
-                "give it more seeds, or more training.",
-                style="bold",
-                soft_wrap=True,
-            )
-    console.print()
-
-
-_MEANING = {
-    "different": "a difference of this size would be rare if there were none",
-    "equivalent": "the difference is within the margin of {size}",
-    "both": "a real difference, and smaller than the margin of {size}",
-    "undecided": "these seeds cannot tell: a difference under `missed below` is easily missed. Not `no effect`",
-    "undefined": "nothing can be said; the notes say why",
-}
-
-
-def show_comparisons(
-    console: Console,
-    entries: Sequence[ComparisonRow],
-    margin: float,
-    title: str,
-    family: int | None = None,
-    unit: str = "pp",
+def show_controls(
+    console: Console, controls: ControlsRow | None, reasons: Sequence[Because] = (), shown: Collection[str] = ()
 ) -> None:
-    """Print each comparison with its verdict, and what the verdicts that occur mean; by default they are a family."""
-    if not entries:
-        return
-    size = f"{margin:g} {unit}".strip()
-    columns = [name for name in ("pair", "method") if any(getattr(e, name) for e in entries)]
-    table = _table(
-        *columns, "arm", "verdict", f"difference, {unit}".rstrip(", "), "95% interval", "adjusted p", "missed below",
-        f"seeds for {size}",
-        title=escape(title),
-    )  # fmt: skip
-    places = "+.2f" if unit else "+.3g"
-    same = len({e.a for e in entries}) == 1  # then the title says against what
-    for e in entries:
-        ci = e.ci95_pp
-        table.add_row(
-            *(METHODS[getattr(e, name)].title if name == "method" else escape(getattr(e, name)) for name in columns),
-            escape(e.b if same else f"{e.b} against {e.a}"),
-            e.told,
-            _number(e.difference_pp, places),
-            f"{ci[0]:{places}} to {ci[1]:{places}}" if ci else "",
-            _number(e.holm_p, ".2g"),
-            _number(e.mde_pp, ".1f" if unit else ".2g"),
-            _number(e.seeds_for_power_80, "d"),
+    """Print what the controls showed, why one is not as it must be, and what follows where one is missing or failed.
+
+    `shown` are the reasons that were printed before.
+    """
+    if controls is None:
+        note(
+            console,
+            "[bold red]No controls:[/] nothing shows that this study can see a bug, so it proves nothing; "
+            "leave out --no-controls.",
+            style="",
+            indent=0,
         )
-    console.print(table)
-    notes = [f"{name}: {_MEANING[name].format(size=size)}" for name in dict.fromkeys(e.verdict for e in entries)]
-    notes += [w for e in entries for w in e.warnings]
-    notes.append(
-        f"one family of {family or len(entries)}: p is Holm's, of Welch's test; all else is of one comparison by itself"
-    )
-    for note in dict.fromkeys(notes):
-        console.print(f"  {escape(note)}", style="dim")
+        console.print()
+        return
+    console.print("[bold]Controls[/]")
+    if controls.again is not None:
+        _show_again(console, controls.again)
+    if controls.positive is None:
+        note(console, "no positive control: no method here has a teacher whose answers could be shuffled", style="")
+    else:
+        _show_positive(console, controls.positive)
+    show_because(console, reasons, "Why a control is not as it must be", shown)
     console.print()
 
 
-def _number(value: float | int | None, form: str) -> str:
-    return "" if value is None else format(value, form)
+def _show_again(console: Console, again: Again) -> None:
+    twice = {
+        "identical": f"the same bits in each of {again.epochs} epochs",
+        "differs": "[bold red]NOT the same bits[/]: no difference of weights here means anything",
+        "undecidable": "not the same bits, as this device does not promise them: divergence is undecidable here",
+        "missing": "[bold red]did not finish[/]",
+    }[again.verdict]
+    arm = f"{_title(again.method)}, {again.fault or 'corrected'}"
+    note(console, f"the same seed twice ({arm}, seed {again.seed}): {twice}", style="")
+
+
+def _show_positive(console: Console, positive: Positive) -> None:
+    entry = positive.comparison
+    by_audit = "as declared" if positive.seen_by_audit else "[bold red]NOT as declared[/]"
+    said = f"caught by {', '.join(positive.arm.failed_findings) or 'nothing'}, {by_audit}"
+    p, low = entry.welch_p, entry.difference_pp
+    change = "no score" if low is None else f"accuracy {low:+.2f} pp" + (f" (p {p:.2g})" if p is not None else "")
+    seen = "seen" if positive.seen_in_accuracy else "not seen"
+    name = f"{positive.arm.fault}, {_title(positive.arm.method)}"
+    note(console, f"positive control ({name}): {said}; {change}: {seen} in accuracy", style="")
+    if not positive.seen_in_accuracy:
+        note(
+            console,
+            "A study that does not see this bug in accuracy says nothing about what other bugs do to accuracy: "
+            "give it more seeds, or more training.",
+            style="bold",
+        )

@@ -18,7 +18,9 @@ from kdbench.harness.cli.common import (
 )
 from kdbench.harness.cli.completion import complete_fault
 from kdbench.harness.cli.help import DECISION, explained
+from kdbench.harness.cli.own_files import load_own_files
 from kdbench.harness.cli.study_options import STUDY, requested, study_options
+from kdbench.harness.plan.outline import outline
 from kdbench.harness.run.processes import start_server
 from kdbench.kd.errors import InputError
 
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 @explained(
     "signature",
+    loads_late=True,
     examples=[
         (
             "does a random teacher lower the accuracy of Logit-KD?",
@@ -100,8 +103,8 @@ def command(
     elif asked["seeds"] is not None:
         raise InputError("--seeds does nothing here: the seeds are 0 to 2, 4, 7 or 11, as many as it takes")
     else:
-        faults_asked = ", ".join(fault_names)
-        notes.print(escape(f"signature of {faults_asked}: 3 to 12 seeds an arm; loading PyTorch"), style="dim")
+        _say_outline(fault_names, asked, notes)
+        load_own_files(ctx)
         start_server({asked["threads"]})
     from kdbench.harness import faults
     from kdbench.harness.plan.plan import POSITIVE_CONTROL
@@ -128,6 +131,16 @@ def command(
 for _param in command.params:  # asked for, it is refused with the reason
     if isinstance(_param, click.Option) and _param.name == "seeds":
         _param.hidden = True
+
+
+def _say_outline(fault_names: tuple[str, ...], asked: dict[str, Any], notes: "Console") -> None:
+    """Say what the first look will train before PyTorch is imported, which takes seconds."""
+    names = ("dataset", "pairs", "methods")
+    said = outline(
+        asked["preset_name"], **{name: asked[name] for name in names}, seeds="0-2", arms=1 + len({*fault_names})
+    )
+    first = f"first look: {said}; " if said is not None else ""
+    notes.print(escape(f"signature of {', '.join(fault_names)}, {first}loading PyTorch"), style="dim", soft_wrap=True)
 
 
 def _refuse_beside_simulate(given: dict[str, str]) -> None:
@@ -193,68 +206,82 @@ def _run(request: "Request", design: "Design", as_json: bool, notes: "Console", 
 _MEANING = {
     "killed": "its accuracy is lower by more than the margin",
     "latent": "an audit reveals it, and its accuracy is equivalent at the margin",
-    "survived": "a drop of the size looked for (margin and {futility:g} sd) is excluded, or the accuracy is equivalent",
-    "invalid": "its decision was never asked for",
-    "no verdict": "the last look decided nothing, or a score is missing",
+    "survived": "the accuracy is equivalent, or a drop of the margin and {futility:g} sd is excluded",
+    "invalid": "the decision that it replaces was never asked for",
+    "no verdict": "nothing was decided with the last number of seeds, or a score is missing",
 }
 
 
 def _show(design: "Design", entries: list[dict[str, Any]], again: "Again | None", sound: bool) -> None:
-    from rich.table import Table
-
+    from kdbench.harness.cli.tables import Column, note, show_table
     from kdbench.kd.methods import METHODS
 
-    titles = ("pair", "method", "fault", "state", "seeds", "drop, pp", "at most", "p by look", "revealed by")
-    table = Table(*titles, box=None, pad_edge=False, header_style="bold")
+    columns = [
+        Column("pair", names=True, common=True),
+        Column("method", names=True, common=True),
+        Column("fault", names=True),
+        Column("state"),
+        Column("seeds"),
+        Column("drop, pp"),
+        Column("at most"),
+        Column("p by look", drop=1),
+        Column("revealed by", wraps=True, drop=2),
+    ]
+    rows = []
     for e in sorted(entries, key=lambda e: e["control"]):
         last = e["looks"][-1] if e["looks"] else None
         ps = [look["p_exceeds"] for look in e["looks"]]
-        table.add_row(
-            e["pair"],
-            METHODS[e["method"]].title,
-            e["fault"] + (" (control)" if e["control"] else ""),
-            e["state"],
-            str(e["seeds"]),
-            f"{last['drop_pp']:+.2f}" if last else "",
-            f"{last['upper_pp']:+.2f}" if last and last["upper_pp"] is not None else "",
-            "  ".join(f"{p:.2g}" if p is not None else "-" for p in ps),
-            ", ".join(e["revealed_by"]) or "nothing",
+        rows.append(
+            (
+                e["pair"],
+                METHODS[e["method"]].title,
+                e["fault"] + (" (control)" if e["control"] else ""),
+                e["state"],
+                str(e["seeds"]),
+                f"{last['drop_pp']:+.2f}" if last else "",
+                f"{last['upper_pp']:+.2f}" if last and last["upper_pp"] is not None else "",
+                "  ".join(f"{p:.2g}" if p is not None else "-" for p in ps),
+                ", ".join(e["revealed_by"]) or "nothing",
+            )
         )
     console = stdout()
-    console.print(table)
+    show_table(console, columns, rows)
     for state in dict.fromkeys(e["state"] for e in entries):
-        console.print(f"  {state}: {_MEANING[state].format(futility=design.futility_sd)}", style="dim")
+        note(console, f"{state}: {_MEANING[state].format(futility=design.futility_sd)}")
     looks = ", ".join(f"{n} at {a:g}" for n, a in zip(design.looks, design.alphas, strict=True))
-    console.print(
-        f"  p is one-sided, of a drop above {design.margin_pp:g} pp; looks and alphas: {looks}; `at most` is an "
-        "upper 95% bound",
-        style="dim",
-        soft_wrap=True,
+    note(
+        console,
+        f"p is one-sided, for a drop above {design.margin_pp:g} pp; looks (seeds) and alphas: {looks}; `at most` is an "
+        "upper 95% bound of the drop",
     )
     if again is not None:
-        console.print(f"  the same seed twice: {escape(again.verdict)}", style="dim")
+        note(console, f"the same seed twice: {escape(again.verdict)}")
     if not sound:
-        console.print("[bold red]The controls are not as they must be: this says nothing of the other faults.[/]")
+        note(
+            console,
+            "[bold red]The controls are not as they must be, so this says nothing about the other faults.[/]",
+            style="",
+            indent=0,
+        )
 
 
 def _show_simulation(design: "Design", sd: float, rows: list[dict[str, Any]], as_json: bool) -> None:
     from dataclasses import asdict
 
-    from rich.table import Table
+    from kdbench.harness.cli.tables import Column, note, show_table
 
     if as_json:
         print_json({"schema": "kdbench.signature-simulation/1", "design": asdict(design), "sd_pp": sd, "rows": rows})
         return
     titles = ("drop, pp", "beyond the margin, sd", "killed", "equivalent", "futile", "no verdict", "mean seeds")
-    table = Table(*titles, box=None, pad_edge=False, header_style="bold")
+    table = []
     for row in rows:
         shares = [f"{row[name]:.1%}" for name in ("killed", "equivalent", "futile", "no verdict")]
-        table.add_row(f"{row['drop_pp']:.2f}", f"{row['beyond_margin_sd']:+.2f}", *shares, f"{row['mean_seeds']:.1f}")
+        table.append((f"{row['drop_pp']:.2f}", f"{row['beyond_margin_sd']:+.2f}", *shares, f"{row['mean_seeds']:.1f}"))
     console = stdout()
-    console.print(table)
-    console.print(
-        f"  normal scores of sd {sd:g} pp in both arms, margin {design.margin_pp:g} pp, 20,000 experiments a row; "
-        "the row at the margin is the size, no more than the alphas' sum",
-        style="dim",
-        soft_wrap=True,
+    show_table(console, [Column(title) for title in titles], table)
+    note(
+        console,
+        f"normal scores of sd {sd:g} pp in both arms, margin {design.margin_pp:g} pp, 20,000 experiments a row; the "
+        "row at the margin shows the test's size, which is at most the sum of the alphas",
     )

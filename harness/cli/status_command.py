@@ -39,25 +39,33 @@ def command(runs: Path, study: str | None, as_json: bool) -> None:
     if as_json:
         print_json({"schema": "kdbench.status/1", "studies": found})
         return
-    from rich.table import Table
+    from kdbench.harness.cli.tables import Column, note, show_table
 
     console = stdout()
+    columns = [
+        Column("pair", names=True, common=True),
+        Column("method", names=True),
+        Column("arm", names=True),
+        Column("finished"),
+        Column("running (epochs)", wraps=True),
+        Column("waiting"),
+        Column("failed"),
+    ]
     for one in found:
         counts = ", ".join(f"{number} {state}" for state, number in one["counts"].items() if number)
         console.print(f"[bold]{escape(one['study'])}[/]: {counts}")
-        table = Table("pair", "method", "arm", "finished", "running", "waiting", "failed", box=None, pad_edge=False)
+        rows = []
         for arm in one["arms"]:
             running = ", ".join(f"seed {t['seed']}: {t['epochs']} of {t['of']}" for t in arm["running"])
-            table.add_row(
-                arm["pair"], arm["method"], arm["arm"], f"{arm['finished']} of {arm['trials']}", running,
-                str(arm["waiting"] or ""), str(arm["failed"] or ""),
+            rows.append(
+                (
+                    arm["pair"], arm["method"], arm["arm"], f"{arm['finished']} of {arm['trials']}", running,
+                    str(arm["waiting"] or ""), str(arm["failed"] or ""),
+                )
             )  # fmt: skip
-        console.print(table)
+        used = [i for i, column in enumerate(columns) if column.names or i == 3 or any(row[i] for row in rows)]
+        show_table(console, [columns[i] for i in used], [[row[i] for i in used] for row in rows])
         if one["counts"].get("superseded"):
-            console.print(
-                "  superseded: of an earlier version of a method, network or fault; no arm uses them any more",
-                style="dim",
-                soft_wrap=True,
-            )
+            note(console, "superseded: trials of an earlier version of a method, network or fault; no arm uses them")
         for trial in one["failures"]:
-            console.print(f"  {trial['status']} {trial['key']}: {escape(str(trial['reason']))}", soft_wrap=True)
+            note(console, f"{trial['status']} {trial['key']}: {escape(str(trial['reason']))}", style="")

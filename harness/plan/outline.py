@@ -59,7 +59,8 @@ def outline(
         factors = [(arms, "arm"), (len(methods), "method"), (len(pairs), "pair"), (count, "seed")]
         product = " x ".join(f"{number} {word}s" for number, word in factors if number > 1) or "1 arm"
         students = arms * len(methods) * len(pairs) * count
-        return f"{Path(name).stem}: {dataset}, {', '.join(pairs)}; {product}: at most {students} students"
+        what = f"{Path(name).stem}: {dataset}, {', '.join(pairs)}; {product}"
+        return f"{what}: at most {students} students, their teachers and controls"
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError, TypeError, AttributeError, InputError):
         return None
 

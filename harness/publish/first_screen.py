@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from kdbench.harness.analysis.because import Because, Shared, shared
-from kdbench.harness.analysis.because import reasons as reasons_of
 from kdbench.harness.analysis.rows import ArmRow, ComparisonRow, ControlsRow, TeacherRow
-from kdbench.harness.analysis.study_table import Trials, order
+from kdbench.harness.analysis.study_table import Trials
 from kdbench.harness.records.record import Result
 from kdbench.harness.records.spec import Spec
 from kdbench.kd.methods import METHODS
@@ -34,7 +33,7 @@ def code_lines(
     seen: ControlsRow | None,
 ) -> list[CodeLine]:
     """Return what the audits and then the controls say of the code, each NO with its reasons."""
-    teachers_why = [one for one in reasons if one.method == "teacher"]
+    teachers_why = [one for one in reasons if one.whose == "teacher"]
     said = []
     if teachers_why:
         said.append(_line(teachers_why, len(teachers), "teachers are as declared"))
@@ -43,22 +42,22 @@ def code_lines(
         (True, "bugged arms were caught by exactly the audits that their bug names"),
     ):
         rows = [row for row in arms if (row.fault is not None) == bugged]
-        bad = [one for one in reasons if one.method != "teacher" and (one.fault is not None) == bugged]
+        bad = [one for one in reasons if one.whose == "arm" and (one.fault is not None) == bugged]
         if rows:
             said.append(_line(bad, len(rows), text))
-    return said + _controls(study, seen)
+    return said + _controls(study, seen, [one for one in reasons if one.whose == "control"])
 
 
 def _line(bad: Sequence[Because], of: int, text: str) -> CodeLine:
     """Return the line of so many arms, with why some of them are not as declared."""
-    text = f"{of - len(bad)} of {of} {text}"
-    if bad and all(reason.kind == "unfinished" for one in bad for reason in one.reasons):
+    text = f"{of - len({one.of for one in bad})} of {of} {text}"
+    if bad and all(one.kind == "unfinished" for one in bad):
         return CodeLine("not yet", text)
     return CodeLine("NO" if bad else "yes", text, shared(bad))
 
 
-def _controls(study: Trials, seen: ControlsRow | None) -> list[CodeLine]:
-    """Return what the controls showed."""
+def _controls(study: Trials, seen: ControlsRow | None, reasons: Sequence[Because]) -> list[CodeLine]:
+    """Return what the controls showed, each NO with its reasons."""
     if seen is None:
         return [CodeLine("NO", "no controls were run, so nothing shows that this study can see a bug")]
     verdict = seen.again.verdict if seen.again else "missing"
@@ -68,17 +67,13 @@ def _controls(study: Trials, seen: ControlsRow | None) -> list[CodeLine]:
         "undecidable": ("undecided", "the same seed trained twice gave other weights; this device may do so"),
         "missing": ("not yet", "the run that trains the same seed twice has not ended"),
     }  # fmt: skip
-    said = [CodeLine(*how[verdict])]
+    said = [CodeLine(*how[verdict], shared(one for one in reasons if one.kind == "not-repeated"))]
     if seen.positive is None:
         return said
     name = seen.positive.arm.fault
     if any(_running(trials) for trials in study.controls.values()):
         return [*said, CodeLine("not yet", f"the severe control bug ({name}) is still training")]
-    why = [
-        Because(arm.pair, arm.method, arm.fault, reasons_of(study.controls[arm]))
-        for arm in sorted(study.controls, key=order)
-        if arm.fault
-    ]
+    why = [one for one in reasons if one.kind != "not-repeated"]
     by_audit = (
         "was caught by exactly its audit" if seen.positive.seen_by_audit else "was NOT caught by exactly its audit"
     )

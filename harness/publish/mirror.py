@@ -1,7 +1,7 @@
-"""MLflow, written from the records: one flat run a trial, by the coordinator alone, as often as one likes.
+"""MLflow, written from the records by the coordinator alone: one flat run per trial, and one per arm with its means.
 
-A run is looked up by its trial's key before it is made, so mirroring twice changes nothing, and the whole database can
-be made again from the records.
+A run is looked up before it is made, by its trial's key or its arm's name, so mirroring twice changes nothing, and the
+whole database can be made again from the records.
 """
 
 import hashlib
@@ -20,12 +20,14 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.tracking import MlflowClient
 
 from kdbench.harness.analysis.study_table import Trials
-from kdbench.harness.publish import mlflow_view
+from kdbench.harness.plan.plan import Arm
+from kdbench.harness.publish import mlflow_summary, mlflow_view
+from kdbench.harness.publish.mlflow_summary import ArmSummary
 from kdbench.harness.records.record import Folder, Result, StudyFolder
 from kdbench.harness.records.spec import Spec
 
 _STATUS = {"finished": "FINISHED", "diverged": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
-_LAYOUT = "2"
+_LAYOUT = "3"
 "Which params, metrics and tags a run gets; where it differs from a run's, the run is written anew."
 
 
@@ -44,6 +46,10 @@ class Place:
     pair: str
     group: str
     "The name that it shares with the other seeds."
+    title: str
+    "The short name that its seeds' runs begin with."
+    colour: str = ""
+    "Of its arm; empty where the UI may choose."
 
 
 class Mirror:
@@ -62,19 +68,23 @@ class Mirror:
         self.written = 0
         self._tags = dict(found.tags) if found is not None else {}
         self.known: dict[str, tuple[str, str | None]] = {}
+        "The trials' runs, by key."
+        self._summaries: dict[str, tuple[str, str | None]] = {}
+        "The arms' runs, by the name of the group."
         for run in self._runs():
             # A run whose writing was cut off is still running, says MLflow: it is written anew.
             record = run.data.tags.get("record") if run.info.status != "RUNNING" else None
-            self._meet(run.data.tags.get("trial_key"), run.info.run_id, record)
+            self._meet(self.known, run.data.tags.get("trial_key"), run.info.run_id, record)
+            self._meet(self._summaries, run.data.tags.get("summary_of"), run.info.run_id, record)
 
-    def _meet(self, key: str | None, run_id: str, record: str | None) -> None:
-        """Note a run; a second one of a trial, from a request that was answered late and sent again, is deleted."""
+    def _meet(self, known: dict[str, tuple[str, str | None]], key: str | None, run_id: str, record: str | None) -> None:
+        """Note a run; a second one of the same, from a request that was answered late and sent again, is deleted."""
         if key is None:
             return
-        this, other = (run_id, record), self.known.get(key)
+        this, other = (run_id, record), known.get(key)
         if other is not None and other[1] is not None:
             this, other = other, this
-        self.known[key] = this
+        known[key] = this
         if other is not None:
             self.client.delete_run(other[0])
 
@@ -90,7 +100,7 @@ class Mirror:
     def share(self, groups: list[str]) -> None:
         """Store the view that the links open, with these arms closed, unless it is there as it is."""
         wanted = mlflow_view.tags(groups, int(time.time() * 1000))
-        if self._tags.get(mlflow_view.TAG) != wanted[mlflow_view.TAG]:
+        if any(self._tags.get(tag) != value for tag, value in wanted.items() if not tag.endswith("-menu")):
             for tag, value in wanted.items():
                 self.client.set_experiment_tag(self.experiment, tag, value)
 
@@ -115,8 +125,9 @@ class Mirror:
             "status": result.status + (f": {result.reason}" if result.reason else ""),
             "findings": " ".join([*result.roots, *result.consequences]) or "none",
             "mlflow.note.content": _note(result),
+            **({mlflow_view.COLOUR: place.colour} if place.colour else {}),
         }
-        name = f"{place.group} · s{spec.seed}"
+        name = f"{place.title}, seed {spec.seed}"
         run_id = self.client.create_run(self.experiment, started, tags, name).info.run_id
         # Files before values: MLflow reads a whole run to learn where its files go. And in one errand, not one each.
         with TemporaryDirectory() as together:
@@ -150,8 +161,47 @@ class Mirror:
         self.client.log_batch(
             run_id,
             metrics=_metrics(result, folder.curve(), started or int(time.time() * 1000)),
-            params=[Param(name, str(value)) for name, value in params.items()],
+            params=[Param(name, _shown(value)) for name, value in params.items()],
         )
+
+    def write_summary(self, summary: ArmSummary, study: str) -> None:
+        """Write the run of an arm as a whole, unless it is there as it is."""
+        record = f"{_LAYOUT}-{summary.record}"
+        if summary.group in self._summaries:
+            run_id, mirrored = self._summaries[summary.group]
+            if mirrored == record:
+                return
+            self.client.delete_run(run_id)  # a seed more, or one that was tried again
+        tags = {
+            "summary_of": summary.group,
+            "group": summary.group,
+            "record": record,
+            "study": study,
+            "role": "summary",
+            "mlflow.note.content": "Means over the seeds of this arm. Each seed has a run: clear the search box.",
+            mlflow_view.COLOUR: summary.colour,
+            **summary.tags,
+        }
+        now = int(time.time() * 1000)
+        run_id = self.client.create_run(self.experiment, now, tags, summary.title).info.run_id
+        metrics = [Metric(name, value, now, 0) for name, value in summary.final.items()]
+        for name, values in summary.curves.items():
+            metrics += [Metric(name, v, now, epoch) for epoch, v in enumerate(values, 1) if v is not None]
+        params = [Param(name, value) for name, value in summary.params.items()]
+        self.client.log_batch(run_id, metrics=metrics[:_BATCH], params=params)
+        for at in range(_BATCH, len(metrics), _BATCH):
+            self.client.log_batch(run_id, metrics=metrics[at : at + _BATCH])
+        self.client.set_terminated(run_id, "FINISHED", now)
+        self._summaries[summary.group] = (run_id, record)
+
+
+_BATCH = 1000
+"Metrics that MLflow takes at once."
+
+
+def _shown(value: Any) -> str:
+    """Return a parameter as it is read: a number without the digits that only its binary form has."""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _note(result: Result) -> str:
@@ -163,15 +213,7 @@ def _metrics(result: Result, curve: list[dict[str, Any]], time_ms: int) -> list[
     """Return `curve/*` by epoch, which the UI draws as lines, and `final/*` at step 0, which it draws as bars."""
     metrics = []
     for line in curve:
-        values = {
-            "curve/loss": line["loss"]["total"],
-            "curve/kd_loss": line["loss"].get("kd"),
-            "curve/val_accuracy": line["val_accuracy"],
-            "curve/train_accuracy": line["train_accuracy"],
-            "curve/lr": line["lr"],
-            "curve/grad_norm": line["grad_norms"]["all"]["max"],
-            "curve/projector_grad_norm": line["grad_norms"].get("projectors", {}).get("max"),
-        }
+        values = _by_epoch(line)
         metrics += [Metric(k, float(v), time_ms, line["epoch"]) for k, v in values.items() if v is not None]
     if result.metrics is not None:
         final = {
@@ -184,25 +226,43 @@ def _metrics(result: Result, curve: list[dict[str, Any]], time_ms: int) -> list[
     return metrics
 
 
+def _by_epoch(line: dict[str, Any]) -> dict[str, float | None]:
+    """Return what is drawn of one epoch."""
+    return {
+        "curve/loss": line["loss"]["total"],
+        "curve/kd_loss": line["loss"].get("kd"),
+        "curve/val_accuracy": line["val_accuracy"],
+        "curve/train_accuracy": line["train_accuracy"],
+        "curve/lr": line["lr"],
+        "curve/grad_norm": line["grad_norms"]["all"]["max"],
+        "curve/projector_grad_norm": line["grad_norms"].get("projectors", {}).get("max"),
+    }
+
+
 def _places(study: Trials) -> dict[str, Place]:
     """Return what each trial is, by key; a training that several share is the first arm's."""
     places = {}
+    several = len({arm.pair for arm in study.arms}) > 1
+
+    def place(role: str, arm: Arm, fault: str | None, point: str = "", colour: str = "") -> Place:
+        title = mlflow_view.title(arm.method, fault, arm.pair if several else "", point)
+        return Place(role, arm.method, arm.pair, mlflow_view.group(arm.method, fault, arm.pair, point), title, colour)
+
     for arm, points in study.grid.items():
         for tried in points:
             point = ", ".join(f"{name} {value:g}" for name, value in tried.point.items())
             for spec, _ in tried.trials.values():
-                group = mlflow_view.group(arm.method, spec.fault, arm.pair, point)
-                places[spec.key] = Place("grid", arm.method, arm.pair, group)
+                places[spec.key] = place("grid", arm, spec.fault, point)
+    painted = mlflow_summary.colours(study)
     for role, arms in (("control", study.controls), ("arm", study.arms)):
         for arm in reversed(arms):
             for spec, _ in arms[arm].values():
-                group = mlflow_view.group(arm.method, spec.fault, arm.pair)
-                places[spec.key] = Place(role, arm.method, arm.pair, group)
+                places[spec.key] = place(role, arm, spec.fault, colour=painted[arm] if role == "arm" else "")
     return places
 
 
 def mirror_study(runs: Path, study: Trials) -> Mirror:
-    """Write everything of a study that MLflow does not have; `written` of what is returned counts the runs."""
+    """Write everything of a study that MLflow does not have; `written` of what is returned counts the trials' runs."""
     places = _places(study)
     with study.folder.mirroring():
         mirror = Mirror(runs, study.folder.path.name)
@@ -211,6 +271,13 @@ def mirror_study(runs: Path, study: Trials) -> Mirror:
             result = folder.result()
             if result is not None:
                 spec = folder.spec()
-                teacher = Place("teacher", "teacher", spec.arch, mlflow_view.group("teacher", spec.fault, spec.arch))
+                group, title = (of("teacher", spec.fault, spec.arch) for of in (mlflow_view.group, mlflow_view.title))
+                teacher = Place("teacher", "teacher", spec.arch, group, title)
                 mirror.write(places.get(folder.key, teacher), spec, result, study.folder)
+        for arm, trials in study.arms.items():
+            keys = [spec.key for spec, result in trials.values() if result is not None]
+            curves = [[_by_epoch(line) for line in study.folder.trial(key).curve()] for key in keys]
+            summary = mlflow_summary.summarise(study, arm, curves)
+            if summary is not None:
+                mirror.write_summary(summary, study.folder.path.name)
     return mirror

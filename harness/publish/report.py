@@ -15,11 +15,11 @@ from typing import Any
 from kdbench.harness import faults
 from kdbench.harness.analysis import compare, selection_bias, stats
 from kdbench.harness.analysis.arms import summary, teacher_row, with_effects
-from kdbench.harness.analysis.because import because
+from kdbench.harness.analysis.because import Because, because
 from kdbench.harness.analysis.controls import controls
 from kdbench.harness.analysis.headline import headline
 from kdbench.harness.analysis.rows import ArmRow, ComparisonRow, TeacherRow
-from kdbench.harness.analysis.study_table import Trials, commands, order, read_study, scores
+from kdbench.harness.analysis.study_table import Trials, commands, order, read_study, scores, teacher_folders
 from kdbench.harness.plan.plan import Arm
 from kdbench.harness.publish import figures, first_screen, paper
 from kdbench.harness.records.record import Metrics, Result, StudyFolder
@@ -52,7 +52,8 @@ def read(study: Trials) -> dict[str, Any]:
     bugs = compare.compare_arms(study, compare.bug_pairs(study.arms), refuse=False)
     gains = compare.compare_arms(study, compare.gain_pairs(study.arms), refuse=False)
     arms = with_effects(arms, bugs)
-    teachers, seen, reasons = _teachers(study), controls(study), because(study)
+    teachers, seen = _teachers(study), controls(study)
+    reasons = because(study, [folder for _, folder in teacher_folders(study)], seen)
     found = {
         "study": study.folder.path.name,
         "headline": headline(arms, reasons, gains, bugs, seen, study.decision.margin_pp),
@@ -62,8 +63,7 @@ def read(study: Trials) -> dict[str, Any]:
         "gains": gains,
         "controls": seen,
         "teachers": teachers,
-        "reasons": {(one.pair, one.method, one.fault): one.reasons for one in reasons},
-        "trials": f"{study.folder.path.parent.name}/{study.folder.path.name}/trials",
+        "reasons": _by_row(reasons),
         "capacity": _capacity(study, gains, teachers),
         "fidelity": _fidelity(study),
         "per_class": _per_class(study, teachers),
@@ -91,15 +91,17 @@ def _state(arms: Sequence[ArmRow]) -> dict[str, int]:
 
 
 def _teachers(study: Trials) -> list[TeacherRow]:
-    keys = {
-        (spec.teacher.arch, spec.teacher.key)
-        for trials in study.arms.values()
-        for spec, _ in trials.values()
-        if spec.teacher is not None and not spec.teacher.key.startswith("sha256:")
-    }
-    folders = [(arch, study.folder.trial(key)) for arch, key in sorted(keys)]
-    rows = [teacher_row(arch, f) for arch, f in folders if (f.path / "spec.json").is_file()]
+    rows = [teacher_row(arch, folder) for arch, folder in teacher_folders(study)]
     return sorted(rows, key=lambda row: (row.arch, row.fault or "", row.seed))
+
+
+def _by_row(reasons: Sequence[Because]) -> dict[tuple[str, str, str | None], list[Because]]:
+    """Return the reasons of each teacher and arm."""
+    found: dict[tuple[str, str, str | None], list[Because]] = {}
+    for one in reasons:
+        if one.whose != "control":
+            found.setdefault((one.pair, one.method, one.fault), []).append(one)
+    return found
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Our own training under the audits: a few steps of each method on real digits, canonical or with a fault."""
+"""The self-check: kdbench's own training under the audits, for a few steps, canonical or with a fault."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -31,7 +31,7 @@ TEACHER_EPOCHS = 6
 
 @dataclass(frozen=True)
 class Run:
-    """One method with one fault, or none, and what the audits say of it."""
+    """One training with one fault, or none, and what the audits say about it."""
 
     method: str
     fault: Fault | None
@@ -43,7 +43,7 @@ class Run:
     epochs: tuple[train.Epoch, ...]
 
     recipe: Recipe
-    "That it was trained by: with what the fault needs, and in the precision asked for."
+    "What it was trained with: changed as the fault needs, and in the precision asked for."
 
     @cached_property
     def departures(self) -> list[str]:
@@ -66,7 +66,7 @@ def audit_ourselves(
 ) -> list[Run]:
     """Train each method with each fault (None: canonical) for a few steps under all audits.
 
-    A fault that has nothing to replace in a method is left out. `told` hears what is being done, in words.
+    A fault that does not apply to a method is left out. `told` is called with what is being done, in words.
     """
     found = [faults.get(name) if name is not None else None for name in names]
     return [
@@ -97,7 +97,7 @@ def audit_once(
     recipe = replace(recipe, precision=precision) if precision is not None else recipe
     place = prepare_device(device, threads=1)  # as a trial's: sums in another order have other last bits
     if recipe.precision == "fp16" and place.type == "cpu":
-        told("fp16 is emulated on a processor: networks half as wide")
+        told("a processor only emulates fp16, which is slow: the networks are half as wide")
         canonical, recipe = (replace(r, base_width=r.base_width // 2) for r in (canonical, recipe))
     calls = 0
 
@@ -111,7 +111,7 @@ def audit_once(
     if METHODS[method].needs_teacher:
         shared = fault.in_teacher if fault is not None else None
         teacher = _teacher(dataset, teacher_arch, replace(canonical, epochs=TEACHER_EPOCHS), shared, told)
-    told(f"{method}{f' with {fault.name}' if fault else ''}: {EPOCHS} epochs of {student_arch} on digits")
+    told(f"{method}{f' with {fault.name}' if fault else ''}: training {student_arch} on digits for {EPOCHS} epochs")
     training = train.prepare(dataset, student_arch, teacher, method, settings, recipe, procedure, seed, place)
     training.scores_test = fault is not None and fault.needs_test_scores
     with watched(training, method, teacher) as watch:
@@ -145,7 +145,8 @@ def _teacher(
     path: Path = cache_folder() / "audit" / f"teacher-{sha256(repr(decided_by).encode()).hexdigest()[:16]}.safetensors"
     if not path.is_file():
         told(
-            f"teacher{f' with {fault.name}' if fault else ''}: {recipe.epochs} epochs of {arch}, kept in {path.parent}"
+            f"teacher{f' with {fault.name}' if fault else ''}: training {arch} on digits for {recipe.epochs} epochs; "
+            f"it is kept in {path.parent} for the next time"
         )
         procedure = fault.inject(CANONICAL, lambda: None) if fault else CANONICAL
         torch.set_num_threads(1)  # whoever asks for it, it must be the same teacher

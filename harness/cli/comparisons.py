@@ -1,0 +1,156 @@
+"""Comparisons on the terminal: the two sides, the verdicts, and what they mean in words."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.markup import escape
+
+from kdbench.harness.analysis.rows import ComparisonRow
+from kdbench.harness.analysis.sentences import adjusted, in_words, number_format
+from kdbench.harness.cli.tables import Column, note, show_table
+from kdbench.kd.methods import METHODS
+
+_MEANING = {
+    "different": "a difference of this size would be rare if there were none",
+    "equivalent": "the difference is within the margin of {size}",
+    "both": "a real difference, and smaller than the margin of {size}",
+    "undecided": "these seeds cannot tell; a difference smaller than `missed below` is easily missed. "
+    "It does not mean `no effect`",
+    "undefined": "nothing can be said; the notes say why",
+}
+_MANY = 8
+"Comparisons beyond which the conclusion counts verdicts and leaves the sentences out."
+
+
+def show_groups(
+    console: Console,
+    entries: Sequence[ComparisonRow],
+    *,
+    pair: str = "pair",
+    group: str = "arm",
+    unit: str = "pp",
+) -> None:
+    """Print each side of the comparisons once: how many scores it has, their mean and standard deviation.
+
+    `pair` and `group` are what the columns of the same names are called in a table of the user's.
+    """
+    form = number_format(entries, unit)
+    sides = {}
+    for entry in entries:
+        for side, name in enumerate((entry.a, entry.b)):
+            method = "" if entry.b == entry.method else entry.method
+            sides[entry.pair, method, name] = entry.n[side], entry.mean[side], entry.std[side]
+    columns = [
+        Column(escape(pair), names=True, common=True),
+        Column("method", names=True, common=True),
+        Column(escape(group), names=True),
+        Column("n"),
+        Column("mean"),
+        Column("sd"),
+    ]
+    rows = [
+        (escape(where), _title(method), escape(name), str(n), _number(mean, form), _number(std, form))
+        for (where, method, name), (n, mean, std) in sides.items()
+    ]
+    used = [i for i in range(len(columns)) if any(row[i] for row in rows)]
+    show_table(console, [columns[i] for i in used], [[row[i] for i in used] for row in rows])
+    console.print()
+
+
+def show_comparisons(
+    console: Console,
+    entries: Sequence[ComparisonRow],
+    margin: float,
+    title: str,
+    family: int | None = None,
+    unit: str = "pp",
+    *,
+    pair: str = "pair",
+    group: str = "arm",
+) -> None:
+    """Print each comparison with its verdict, and what the verdicts that occur mean; by default they are a family.
+
+    `pair` and `group` are as in :func:`show_groups`.
+    """
+    if not entries:
+        return
+    size = f"{margin:g} {unit}".strip()
+    form = f"+{number_format(entries, unit)}"
+    same = len({e.a for e in entries}) == 1  # then the title says against what
+    by_method = all(e.b == e.method for e in entries)  # then the method is the arm
+    columns = [
+        Column(escape(pair), names=True, common=True),
+        Column("method", names=True, common=not by_method),
+        Column(escape(group), names=True),
+        Column("verdict"),
+        Column((f"difference, {unit}", f"diff, {unit}") if unit else ("difference", "diff")),
+        Column("95% interval"),
+        Column("adjusted p", drop=3),
+        Column("missed below", drop=1),
+        Column((f"seeds for {size}", "seeds needed"), drop=2),
+    ]
+    rows = [
+        (
+            escape(e.pair),
+            _title(e.method),
+            "" if by_method and same else escape(e.b if same else f"{e.b} against {e.a}"),
+            e.told,
+            _number(e.difference_pp, form),
+            f"{e.ci95_pp[0]:{form}} to {e.ci95_pp[1]:{form}}" if e.ci95_pp else "",
+            _number(e.holm_p, ".2g"),
+            _number(e.mde_pp, ".1f" if unit else ".2g"),
+            _number(e.seeds_for_power_80, "d"),
+        )
+        for e in entries
+    ]
+    used = [i for i, column in enumerate(columns) if not column.names or any(row[i] for row in rows)]
+    show_table(console, [columns[i] for i in used], [[row[i] for i in used] for row in rows], title=escape(title))
+    _show_notes(console, entries, size, family or len(entries))
+    console.print()
+
+
+def _show_notes(console: Console, entries: Sequence[ComparisonRow], size: str, family: int) -> None:
+    """Print what the verdicts mean, what must be known of single comparisons, and how p was adjusted."""
+    notes = [f"{name}: {_MEANING[name].format(size=size)}" for name in dict.fromkeys(e.verdict for e in entries)]
+    notes += [f"{_of(e)}: {why}" for e in entries if (why := adjusted(e, family)) is not None]
+    notes += [w for e in entries for w in e.warnings]
+    if family > 1:
+        notes.append(
+            f"p is Welch's, adjusted (Holm) for a family of {family} comparisons; the other columns are of each "
+            "comparison by itself"
+        )
+    else:
+        notes.append("p is Welch's; there is one comparison, so nothing is adjusted")
+    for line in dict.fromkeys(notes):
+        note(console, escape(line))
+
+
+def _of(entry: ComparisonRow) -> str:
+    """Return which comparison, in a few words."""
+    method = METHODS[entry.method].title if entry.method in METHODS else ""
+    return method if entry.b == entry.method else f"{method} {entry.b}".strip()
+
+
+def conclude(
+    console: Console, entries: Sequence[ComparisonRow], margin: float, family: int | None = None, unit: str = "pp"
+) -> None:
+    """Print what the comparisons say in words, one a line; of many, how often each verdict occurs."""
+    if len(entries) > _MANY:
+        verdicts = [entry.verdict for entry in entries]
+        counts = ", ".join(f"{verdicts.count(name)} {name}" for name in dict.fromkeys(verdicts))
+        note(console, f"{len(entries)} comparisons: {counts}.", style="", indent=0)
+        return
+    form = number_format(entries, unit)
+    several = len({(e.pair, e.method if e.b != e.method else "") for e in entries}) > 1
+    for entry in entries:
+        place = ", ".join(filter(None, (entry.pair, _title(entry.method) if entry.b != entry.method else "")))
+        head = f"{place}: " if several and place else ""
+        note(console, escape(head + in_words(entry, margin, family or len(entries), unit, form)), style="", indent=0)
+
+
+def _title(method: str) -> str:
+    return METHODS[method].title if method in METHODS else escape(method)
+
+
+def _number(value: float | int | None, form: str) -> str:
+    return "" if value is None else format(value, form)
