@@ -80,7 +80,9 @@ def test_an_audit_that_decided_nothing_says_what_was_missing(study):
         reason.kind == "silent" and "is undecided, and a corrected arm needs its pass: no clip was seen" in reason.said
     )
     (reason,) = reasons(study, passes("KD201"))
-    assert "KD201 clip-coverage is undecided" in reason.said and reason.said.endswith("it did not run")
+    assert reason.said == "KD201 clip-coverage did not run, and a corrected arm needs its pass"
+    (reason,) = reasons(study, [], BUGGED)
+    assert reason.said == "KD201 clip-coverage did not run, and this fault must make it fail"
 
 
 def test_an_audit_that_broke_is_an_error_of_kdbench(study):

@@ -71,9 +71,9 @@ def test_a_seed_without_a_partner_is_left_out_and_said(trials):
 @pytest.mark.parametrize(
     ("word", "says"),
     [
-        ("select-on-tset", "unknown arm 'select-on-tset'; did you mean 'select-on-test'? There are: baseline, bugged"),
+        ("select-on-tset", "unknown arm 'select-on-tset'; did you mean 'select-on-test'? This study has: bugged, "),
         ("imagnet-stem", "did you mean 'imagenet-stem'? This study has: bugged, baseline, corrected, lr-never-decays"),
-        ("xyzzy", "unknown arm 'xyzzy'; There are: baseline, bugged, corrected, lr-never-decays, select-on-test"),
+        ("xyzzy", "unknown arm 'xyzzy'; This study has: bugged, baseline, corrected, lr-never-decays, select-on-test"),
     ],
 )
 def test_an_unknown_arm_names_the_nearest_and_the_studys_own(trials, word, says):

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -326,9 +327,13 @@ def test_an_escaped_fault_is_exit_1(copy):
 
     edit_result(copy, "projector-unclipped", escape)
     done = kdbench("run", TINY, "--json", cwd=copy)
-    arms = json.loads(done.stdout)["arms"]
+    found = json.loads(done.stdout)
     assert done.returncode == 1
-    assert [a["fault"] for a in arms if not a["as_expected"]] == ["projector-unclipped"]
+    assert [a["fault"] for a in found["arms"] if not a["as_expected"]] == ["projector-unclipped"]
+    (reason,) = found["because"]
+    assert (reason["fault"], reason["audit"], reason["kind"]) == ("projector-unclipped", "KD201", "escaped")
+    shown = kdbench(*shlex.split(reason["show"])[1:], "--format", "json", cwd=copy)
+    assert any(f["id"] == "KD201" and f["status"] == "pass" for f in json.loads(shown.stdout)["findings"])
 
 
 def test_a_false_alarm_in_a_clean_arm_is_exit_1_and_shown(copy):
@@ -337,7 +342,24 @@ def test_a_false_alarm_in_a_clean_arm_is_exit_1_and_shown(copy):
 
     edit_result(copy, None, alarm)
     done = kdbench("run", TINY, cwd=copy)
-    assert done.returncode == 1 and "Not as declared" in done.stdout and "NO" in done.stdout
+    assert done.returncode == 1 and "Not as declared: 1 of 11 rows are marked NO" in done.stdout
+    said = " ".join(done.stdout.split())
+    assert "Why NO KD105 stem-resolution failed: " in said and "fix: " in said
+    assert "in Feature-KD corrected (r34-r18, seed 1)" in said
+
+
+def test_an_audit_that_broke_is_named_as_an_error_of_kdbench(copy):
+    def broken(raw):
+        found = next(f for f in raw["findings"] if f["id"] == "KD343")
+        found.update(status="error", message="ended in ValueError: steps is 1")
+
+    edit_result(copy, None, broken)
+    done = kdbench("run", TINY, cwd=copy)
+    said = " ".join(done.stdout.split())
+    assert done.returncode == 1 and "which is an error of kdbench and not of your study: ended in ValueError" in said
+    assert "KD343 broke down, which is an error of kdbench." in said
+    (reason,) = json.loads(kdbench("run", TINY, "--json", cwd=copy).stdout)["because"]
+    assert (reason["kind"], reason["audit"]) == ("broken", "KD343")
 
 
 def test_compare_refuses_arms_from_different_machines_unless_told(copy):

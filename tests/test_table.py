@@ -267,7 +267,8 @@ def test_who_forgets_the_columns_is_told_which_there_are(tmp_path):
     many = pd.DataFrame([{**row, **{f"setting{i}": 1 for i in range(30)}} for row in rows()])
     many.to_csv(tmp_path / "many.csv", index=False)
     code, _, err = kdbench("compare", "--csv", tmp_path / "many.csv", *ASKED[2:], "--group", "methd")
-    assert code == 2 and "did you mean 'method'?" in err and "setting" not in err
+    assert code == 2 and "did you mean 'method'? There are: method, seed, accuracy, setting0" in err
+    assert "and 25 more" in err
 
 
 def test_a_newcomer_reads_both_sides_and_the_answer_in_words(tmp_path):

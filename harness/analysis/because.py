@@ -197,8 +197,10 @@ def _told(departure: Departure, finding: Mapping[str, Any] | None) -> tuple[str,
         return f"the decision that the fault replaces ({departure.subject}) was never asked for", ""
     names = {id: name for name, id in faults.audit_ids().items()}
     name = finding["name"] if finding is not None else names.get(departure.subject, "")
-    message = str(finding.get("message") or "") if finding is not None else "it did not run"
     audit = f"{departure.subject} {name}".strip()
+    if finding is None:  # it is of a kind whose second half says what it is needed for
+        return f"{audit} did not run, and {_BECAME[departure.kind].partition(', and ')[2]}", ""
+    message = str(finding.get("message") or "")
     if departure.kind == "broken":
         return f"{audit} broke down, which is an error of kdbench and not of your study", message
     return f"{audit} {_BECAME[departure.kind]}", message
@@ -244,7 +246,10 @@ def _weak_teacher(study: StudyFolder, spec: Spec, result: Result) -> tuple[str, 
             f"{near}; it is the file that you brought ({teacher.file})",
             "check that the file was trained on these classes, in this order, and on images prepared alike",
         )
-    recipe = study.trial(spec.teacher.key).spec().recipe
+    trained = study.trial(spec.teacher.key)
+    if not (trained.path / "spec.json").is_file():
+        return near, "train the teacher longer"
+    recipe = trained.spec().recipe
     epochs = f"{recipe.epochs} epoch{'s' * (recipe.epochs > 1)}"
     return (
         f"{near}; it was trained for {epochs} only, on {recipe.train_size} images",

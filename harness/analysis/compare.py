@@ -15,7 +15,7 @@ from kdbench.harness.analysis.study_table import BySeed, Trials, order, scores
 from kdbench.harness.plan.plan import Arm, Decision
 from kdbench.harness.plan.variants import VARIANTS
 from kdbench.harness.records.spec import Spec
-from kdbench.kd.errors import InputError, unknown
+from kdbench.kd.errors import InputError
 from kdbench.kd.methods import METHODS
 
 # What two arms may differ in beside the seed, by what is compared: the fault, and with it the teacher where the fault
@@ -37,11 +37,10 @@ def _select(word: str, study: Trials) -> tuple[str, list[str | None]]:
     if _is_loaded(word):
         return "fault", [faults.get(word).name]
     have = _words(study)
-    if not difflib.get_close_matches(word, have, cutoff=0.5):
-        near = difflib.get_close_matches(word, [*faults.FAULTS, *METHODS], n=1, cutoff=0.5)
-        if near:
-            raise InputError(f"unknown arm {word!r}; did you mean {near[0]!r}? This study has: {', '.join(have)}")
-    raise unknown("arm", word, have)
+    near = difflib.get_close_matches(word, have, n=1, cutoff=0.5)
+    near = near or difflib.get_close_matches(word, [*faults.FAULTS, *METHODS], n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise InputError(f"unknown arm {word!r}; {hint}This study has: {', '.join(have)}", "unknown arm")
 
 
 def _words(study: Trials) -> list[str]:

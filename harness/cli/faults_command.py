@@ -53,14 +53,27 @@ def list_faults(as_json: bool) -> None:
             }
         )
         return
-    from rich.table import Table
+    from rich.markup import escape
+
+    from kdbench.harness.cli.tables import Column, show_table
 
     ids = audit_ids()
-    table = Table("fault", "replaces", "caught by", "what goes wrong", box=None, pad_edge=False, header_style="bold")
-    for _, f in sorted(FAULTS.items()):
-        caught = ", ".join(sorted(f"{ids[name]} {name}" for name in f.caught_by)) or "none (it escapes)"
-        table.add_row(f.name, f.seam, caught, f.story.splitlines()[0])
-    stdout().print(table)
+    columns = [
+        Column("fault", names=True),
+        Column("replaces", drop=1),
+        Column("caught by", wraps=True),
+        Column("what goes wrong", wraps=True),
+    ]
+    rows = [
+        (
+            fault.name,
+            fault.seam,
+            ", ".join(sorted(f"{ids[name]} {name}" for name in fault.caught_by)) or "none (it escapes)",
+            escape(fault.story.splitlines()[0]),
+        )
+        for _, fault in sorted(FAULTS.items())
+    ]
+    show_table(stdout(), columns, rows)
 
 
 @command.command(

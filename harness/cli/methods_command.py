@@ -36,13 +36,19 @@ def command(as_json: bool) -> None:
         ]
         print_json({"schema": "kdbench.methods/1", "methods": methods, "networks": [*MODELS]})
         return
-    from rich.table import Table
+    from rich.markup import escape
 
-    table = Table("method", "title", "source", "settings", box=None, pad_edge=False, header_style="bold")
-    for name, kind in METHODS.items():
-        table.add_row(name, kind.title, kind.paper, _settings(kind.Settings))
+    from kdbench.harness.cli.tables import Column, show_table
+
+    columns = [
+        Column("method", names=True),
+        Column("title", names=True),
+        Column("source", wraps=True),
+        Column("settings", wraps=True),
+    ]
+    rows = [(name, escape(kind.title), escape(kind.paper), _settings(kind.Settings)) for name, kind in METHODS.items()]
     console = stdout()
-    console.print(table)
+    show_table(console, columns, rows)
     console.print("\nA setting without a value has no default: a study's file names it.", markup=False)
     console.print(f"networks: {', '.join(MODELS)}", markup=False, soft_wrap=True)
 

@@ -132,11 +132,13 @@ def _widths(
     room = width - _GAP * (len(columns) - 1)
     for least in (list(map(cell_len, titles)), heads):  # with headers in one line, if that can be had
         widths = [max(body, head) for body, head in zip(bodies, least, strict=True)]
-        for i, column in enumerate(columns):
-            if wrap and column.wraps and sum(widths) > room:
-                longest = max((cell_len(word) for cell in cells[i] for word in _plain(cell, short).split()), default=0)
-                floor = max(longest, least[i], min(_LEAST_WRAP, widths[i]))
-                widths[i] = max(floor, widths[i] - (sum(widths) - room))
+        floors = {
+            i: max(_longest_word(cells[i], short), least[i], min(_LEAST_WRAP, widths[i]))
+            for i, column in enumerate(columns)
+            if wrap and column.wraps
+        }
+        while sum(widths) > room and (above := [i for i, floor in floors.items() if widths[i] > floor]):
+            widths[max(above, key=widths.__getitem__)] -= 1  # the widest gives first
         if sum(widths) <= room:
             break
     else:
@@ -145,6 +147,10 @@ def _widths(
         more = max(0, cell_len(title) - widths[i])
         widths[i] += more if sum(widths) + more <= room else 0
     return widths
+
+
+def _longest_word(cells: Sequence[Cell], short: bool) -> int:
+    return max((cell_len(word) for cell in cells for word in _plain(cell, short).split()), default=0)
 
 
 def _header(column: Column, short: bool, width: int) -> list[str]:
