@@ -129,8 +129,9 @@ class KD:
     "Weight of the distillation term by itself."
     share: tuple[float, float] | None = None
     "Range of the distillation term's share of the gradient at the student's logits."
-    form: Literal["decoupled"] | None = None
-    "Of the soft term, where it is not T^2 KL(teacher || student): the target class and the others apart (DKD)."
+    form: Literal["decoupled", "own"] | None = None
+    """Of the soft term, where it is not T^2 KL(teacher || student): the target class and the others apart (DKD), or a
+    form of one's own, which no audit is asked to know."""
 
 
 @dataclass
@@ -312,6 +313,8 @@ class Losses:
     idle_where: Where | None = None
     functions: list[str] = field(default_factory=list)
     "Names of torch's losses that reached a backward."
+    checked: list[tuple[str, str, tuple[int, int]]] = field(default_factory=list)
+    "Loss functions that :func:`kdbench.check_soft_loss` found right: name, file, first and last line."
     eval_steps: list[int] = field(default_factory=list)
     "Steps before which every forward of the student with a gradient was in evaluation mode."
     eval_where: Where | None = None

@@ -1,7 +1,16 @@
 """What the distillation term is, as its gradient tells: whom it reaches, its form, its temperature."""
 
 from kdbench.audits.checks.catalogue import Verdict, audit, failed, no_distillation, passed, some, undecided
-from kdbench.audits.checks.reading import declared_decoupled, explained, term_place
+from kdbench.audits.checks.reading import (
+    DIRECT,
+    NOT_UNDERSTOOD,
+    checked_by_properties,
+    declared_form,
+    explained,
+    known_distances,
+    term_place,
+    what_was_seen,
+)
 from kdbench.audits.infer.explain import Explanation
 from kdbench.audits.trace import Sight, Term, Trace, Where
 
@@ -15,15 +24,6 @@ _ROUNDING = 1e-6
 _TEMPERATURE = 1e-2
 "Share by which the temperature read off a gradient may be off the declared one: it is read in half precision too."
 
-_DIRECT = (
-    "kl_div",
-    "mse_loss",
-    "l1_loss",
-    "smooth_l1_loss",
-    "huber_loss",
-    "cosine_similarity",
-    "cosine_embedding_loss",
-)
 _FORMS = {
     "reversed": "it is KL(student || teacher): the student stands in the teacher's place",
     "probabilities": "the student's probabilities stand where torch's kl_div wants log-probabilities",
@@ -121,7 +121,7 @@ def _cut(terms: list[Term], acts: bool, backward: Where | None) -> Verdict | Non
     for kind in ("soft", "feature"):
         mine = [t for t in terms if t.kind == kind and not t.against_itself]
         # A similarity of the detached answers may weigh the samples of a term that acts.
-        direct = [t for t in mine if t.name in _DIRECT and not (acts and t.name == "cosine_similarity")]
+        direct = [t for t in mine if t.name in DIRECT and not (acts and t.name == "cosine_similarity")]
         cut = [t for t in direct if not t.reaches_student]
         if not cut and mine and not any(t.reaches_student for t in mine):
             cut = mine
@@ -155,7 +155,7 @@ def target_form(trace: Trace) -> Verdict:
     """
     if not trace.losses.sights:
         return no_distillation(trace)
-    if (verdict := _arguments(trace) or declared_decoupled(trace)) is not None:
+    if (verdict := _arguments(trace) or declared_form(trace)) is not None:
         return verdict
     read = explained(trace)
     for sight, e in read:
@@ -167,15 +167,15 @@ def target_form(trace: Trace) -> Verdict:
             return passed(f"the term is {_word(e.form)}{at}", {"form": e.form, "residual": e.residual})
         if e.form == "permuted":
             return undecided("form-not-recognised", "the rows do not belong together, so the form was not read")
+    if (own := checked_by_properties(trace)) is not None:
+        return passed(f"the term is {own}, a form of its own that check_soft_loss found right")
+    if distances := known_distances(trace):
+        return undecided(
+            "out-of-scope", f"no term between logits was seen; features are compared ({some(distances, 3)})"
+        )
     if read and read[0][1].form == "nothing":
         return undecided("not-in-these-steps", "the soft term has no gradient in the steps seen", "steps")
-    if read:
-        return undecided(
-            "form-not-recognised",
-            f"the form of the soft term was not recognised (residual {read[0][1].residual:.2g}): two temperatures, "
-            "masks, standardised logits and relational terms are not in the list",
-        )
-    return undecided("out-of-scope", "no term between logits was seen")
+    return undecided("form-not-recognised", f"{NOT_UNDERSTOOD}: {what_was_seen(trace)}", "form")
 
 
 def _arguments(trace: Trace) -> Verdict | None:

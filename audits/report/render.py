@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 from kdbench.audits.checks.all import CATALOGUE
 from kdbench.audits.finding import Finding, Report, Severity
-from kdbench.audits.report.policy import Verdict, fingerprint
+from kdbench.audits.report.policy import Verdict, fingerprint, is_not_understood
 
 _LEVELS: dict[Severity, str] = {"error": "error", "warn": "warning", "info": "note"}
 _COMMANDS: dict[Severity, str] = {"error": "error", "warn": "warning", "info": "notice"}
@@ -43,7 +43,9 @@ class Audited:
             last = self.script_error.splitlines()[-1] if self.script_error else None
             return last or broken or f"the script ended with exit code {self.script_exit}"
         if self.verdict == "undecided":
-            return next((f.message for f in self.report.findings if f.status == "not_triggered"), "no audit decided")
+            silent = [f for f in self.report.findings if f.status == "not_triggered"]
+            first = sorted(silent, key=lambda f: not is_not_understood(f))
+            return next((f.message for f in first), "no audit decided")
         return None
 
 

@@ -55,6 +55,11 @@ _MODES = {"--list": _FILES, "--explain": _FILES, "--run": _POLICY | _FILES, "--m
     "--alpha", type=float, callback=finite, help="Meant weight of the distillation term where the labels' is 1 - alpha."
 )
 @click.option("--kd-weight", type=float, callback=finite, help="Meant weight of the distillation term by itself.")
+@click.option(
+    "--form",
+    metavar="own|decoupled",
+    help="The distillation term is meant to have another form than T^2 KL: one of its own, which no audit knows.",
+)
 @click.option("--student", metavar="NAME", help="Variable or class of the network that is trained.")
 @click.option("--teacher", metavar="NAME", help="Variable or class of the network that teaches.")
 @click.option("--waive", multiple=True, metavar="ID=REASON", help="Accept a failure, and say why.")

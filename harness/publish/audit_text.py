@@ -6,7 +6,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from kdbench.audits.checks.reading import NOT_UNDERSTOOD
 from kdbench.audits.finding import Finding, Report
+from kdbench.audits.report.policy import is_not_understood
 from kdbench.audits.report.render import Audited
 from kdbench.audits.script import Observation
 
@@ -49,8 +51,24 @@ def coverage(report: Report) -> str:
     return ", ".join([*parts, f"not decided {len(undecided)}"]) + (f": {why}" if why else "")
 
 
+def of_the_term(audited: Audited) -> str | None:
+    """Return a line on a distillation term that was not read: not understood, or taken as it is, and on whose word."""
+    for f in audited.report.findings:
+        if f.id != "KD313":
+            continue
+        if is_not_understood(f):
+            return f"[bold yellow]undecided[/]: {escape(f.message)}" if audited.verdict == "undecided" else None
+        if f.status == "waived" and f.message.startswith(NOT_UNDERSTOOD):
+            return f"the distillation term was not read and is accepted as it is: {escape(f.reason or '')}"
+        if "form of its own" in f.message:
+            return escape(f.message)
+    return None
+
+
 def show_script(console: Console, audited: Audited, seen: Observation, remarks: Iterable[str]) -> None:
     """Print the report of a script."""
+    if (said := of_the_term(audited)) is not None:
+        console.print(said, soft_wrap=True)
     console.print(coverage(audited.report), soft_wrap=True)
     roles = [
         f"{role} {name or 'not recognised'}"
@@ -83,6 +101,8 @@ def show_script(console: Console, audited: Audited, seen: Observation, remarks: 
 def _show_undecided(console: Console, audited: Audited, seen: Observation) -> None:
     """Say what was seen where nothing decided, and how to go on."""
     trace, losses = seen.trace, seen.trace.losses
+    if losses.sights and any(is_not_understood(f) for f in audited.report.findings):
+        return  # said first
     if losses.sights:
         console.print("[bold yellow]undecided[/]: no audit that was asked for passed or failed")
         return
