@@ -116,6 +116,8 @@ class Hits:
 
     right: Tensor
     by_class: Tensor
+    said: Tensor | None = None
+    "How often each class was the teacher's answer."
 
 
 @dataclass(frozen=True)

@@ -44,8 +44,10 @@ class Gradients(Observer):
         counts = (labels >= 0) & (labels < logits.shape[1])
         right = ((logits.argmax(1) == labels) & counts).sum()
         by_class = torch.bincount(labels[counts].long(), minlength=logits.shape[1])
+        said = torch.bincount(logits.argmax(1)[counts], minlength=logits.shape[1])
         old = self._trace.teacher.hits
         if old is not None and len(old.by_class) == len(by_class):
             right, by_class = right + old.right, by_class + old.by_class
-        self._trace.teacher.hits = Hits(right, by_class)
+            said = said if old.said is None else said + old.said
+        self._trace.teacher.hits = Hits(right, by_class, said)
         self._trace.teacher.labels_shown = True
