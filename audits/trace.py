@@ -7,6 +7,8 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 Where = dict[str, Any]
+_UPDATES = 3
+"Updates of a teacher by hand, in a row, from which it is taken to be an average on purpose."
 
 
 @dataclass(frozen=True)
@@ -241,6 +243,9 @@ class Loaded:
     trained: bool
     route: str
     same_as_student: bool = False
+    "Whether it was loaded from the student's own start, which nothing had trained."
+    same_start: bool = False
+    "Whether it held, number by number, what the student did."
     made_from: str = ""
     "The name that a library such as Transformers made the teacher from, by routes of its own."
     where: Where | None = None
@@ -258,6 +263,23 @@ class Change:
     "q where new = old + q (student - old) for all parameters: an average that follows the student."
     silent: list[str] = field(default_factory=list)
     "Running statistics that stood still while those of the same name in the student moved."
+    rates: list[float] = field(default_factory=list)
+    "That share q, update by update."
+    updates: int = 0
+    "How often, between two backwards in a row, its parameters were written to, and by no optimizer."
+    astray: int = 0
+    "Of these updates, those that led elsewhere than to the student."
+    still: list[str] = field(default_factory=list)
+    "Its parameters that such updates leave out although the student's moved."
+    moved_share: float | None = None
+    "Of its numbers whose twins in the student moved, the part that moved in these updates."
+    dtype: str = ""
+    "Of its parameters."
+
+    @property
+    def follows(self) -> bool:
+        """Whether it is an average of the student, or is meant to be one: somebody writes to it step by step."""
+        return self.average_rate is not None or self.updates >= _UPDATES
 
 
 @dataclass(frozen=True)

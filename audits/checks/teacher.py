@@ -78,7 +78,7 @@ def _as_seen(trace: Trace) -> Verdict:
     """Judge a teacher of which nothing was declared by the routes on which its weights came."""
     if not trace.losses.sights:
         return no_distillation(trace)
-    if trace.peers or (trace.teacher.change is not None and trace.teacher.change.average_rate is not None):
+    if trace.peers or (trace.teacher.change is not None and trace.teacher.change.follows):
         return undecided("out-of-scope", "the teacher is trained along, or follows the student")
     found = trace.teacher.loaded
     if found is None or not found.total:
@@ -132,11 +132,10 @@ def _by_route(trace: Trace, found: Loaded) -> Verdict:
             return undecided(
                 "route-not-seen", f"the teacher's weights came by a route that was not seen, yet {verdict}"
             )
-        return failed(
-            "nothing was loaded into the teacher and nothing trained it: its weights are those it was made with",
-            observed,
-            place,
-        )
+        said = "nothing was loaded into the teacher and nothing trained it: its weights are those it was made with"
+        if found.same_start:
+            said = "the teacher is a copy of the student as it was made, and nothing has moved it since"
+        return failed(said, observed, place)
     return failed(
         f"only {share:.1%} of the teacher's numbers were loaded or trained; missing: {some(found.missing, 4)}",
         observed,
@@ -208,7 +207,7 @@ def teacher_above_chance(trace: Trace) -> Verdict:
         return undecided("no-teacher-seen", "no teacher was declared", "teacher=")
     if trace.script and not trace.losses.sights:
         return no_distillation(trace)
-    if trace.peers or (trace.teacher.change is not None and trace.teacher.change.average_rate is not None):
+    if trace.peers or (trace.teacher.change is not None and trace.teacher.change.follows):
         return undecided("out-of-scope", "the teacher is trained along, or follows the student")
     if not trace.teacher.labels_shown:
         if trace.script:

@@ -264,6 +264,8 @@ def cast(raw: RawWindow, taint: Taint, declared: Declared, known: list[nn.Module
         result.cached, result.doubtful = bool(stored), bool(stored) and not sure
         result.idle = _idle(raw, params_of, student, reached)
         result.self_taught = not (stored and sure) and any(_is_against_itself(f, student) for f in result.soft)
+        if result.self_taught and not result.idle:  # a teacher that is shown a view of its own, and is not heard
+            result.idle = _idle(raw, params_of, student, reached, views=True)
     return result
 
 
@@ -500,7 +502,10 @@ def _is_against_itself(call: FunctionCall, student: int) -> bool:
     return all(m & student for m in masks) and not any(m & ~student for m in masks)
 
 
-def _idle(raw: RawWindow, params_of: ParamsOf, student: int, reached: list[ModuleCall]) -> list[Group]:
+def _idle(
+    raw: RawWindow, params_of: ParamsOf, student: int, reached: list[ModuleCall], views: bool = False
+) -> list[Group]:
+    """Return the networks that answered the student's batch, or with `views` one of its shape, and reached nothing."""
     shown = [t for c in reached if params_of(c.module) & student and not c.fed.params for t in c.given[:1]]
     found = []
     for call in raw.calls:
@@ -510,6 +515,6 @@ def _idle(raw: RawWindow, params_of: ParamsOf, student: int, reached: list[Modul
             continue
         if any(c.index == call.parent and not params_of(c.module) & student for c in raw.calls):
             continue
-        if any(given is t for given in call.given[:1] for t in shown):
+        if any(given is t or (views and given.shape == t.shape) for given in call.given[:1] for t in shown):
             found.append(Group(mask, call.module, [call]))
     return found

@@ -203,13 +203,15 @@ class Loads:
                 aliases.append(name)
             else:
                 missing.append(name)
-        same = self._same_as_student([t.module for t in teachers if t.module is not None], students)
+        same, is_start = self._same_as_student([t.module for t in teachers if t.module is not None], students)
         route = "trained in this process" if any_trained else "loaded" if any_loaded else "not seen"
         if route == "loaded" and all(self._copies.get(t) for _, t in tensors if isinstance(t, nn.Parameter)):
             route = "copied from what was trained in this process"
         names = [getattr(t.module, "name_or_path", "") for t in teachers]
         made_from = next((n for n in names if isinstance(n, str) and n), "")
-        return Loaded(covered, total, missing, aliases, changed, any_trained, route, same, made_from, self.where)
+        return Loaded(
+            covered, total, missing, aliases, changed, any_trained, route, same, is_start, made_from, self.where
+        )
 
     def _is_trivial(self, t: Tensor) -> bool:
         return bool((t == 0).all() or (t == 1).all())
@@ -223,8 +225,9 @@ class Loads:
             if isinstance(t, nn.Parameter)
         )
 
-    def _same_as_student(self, teachers: list[nn.Module], students: list[nn.Module]) -> bool:
-        """Say whether the teacher, loaded from a file, holds number by number the student's start, saved untrained.
+    def _same_as_student(self, teachers: list[nn.Module], students: list[nn.Module]) -> tuple[bool, bool]:
+        """Say whether the teacher, loaded from a file, holds the student's start, saved untrained; and whether it holds
+        number by number what the student does, wherever from.
 
         To start from a trained teacher's file is a method.
         """
@@ -237,9 +240,11 @@ class Loads:
                 if not a or a.keys() != b.keys() or any(a[n].shape != b[n].shape for n in a):
                     continue
                 samples = {n: sample(a[n]) for n in a}
-                if all(s == sample(b[n]) and s in self._read for n, s in samples.items()):
-                    return not known & {s for n, s in samples.items() if not self._is_trivial(a[n])}
-        return False
+                if any(s != sample(b[n]) for n, s in samples.items()):
+                    continue
+                read = all(s in self._read for s in samples.values())
+                return read and not known & {s for n, s in samples.items() if not self._is_trivial(a[n])}, True
+        return False, False
 
 
 def _is_close(one: tuple[tuple[int, ...], bytes], other: tuple[tuple[int, ...], bytes]) -> bool:
