@@ -84,6 +84,7 @@ class ScriptWatch(Watch):
         trace = Trace(Declaration(clip=options.clip, kd=options.kd), script=True)
         super().__init__(trace, None, _BURN_IN, _LATER, "record", Declared(), windows=_WINDOWS)
         self._options, self._finish = options, finish
+        self._inference.players.optimizers = lambda: self._steps.stepping
         self._counted: int | None = None
         self.done: str | None = None
         self._raised = 0

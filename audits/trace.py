@@ -83,6 +83,28 @@ class Step:
     "Clips since this optimizer's step before of parameters that are none of `stepped`."
     distils: bool = False
     "Whether it came after the first distillation backward."
+    thrown: int = 0
+    "Backwards at the line of the last one whose gradients were zeroed since the step before, with no step between."
+    zeroed_at: Where | None = None
+    "Where that was."
+
+
+@dataclass
+class Empty:
+    """The steps of one optimizer for which no parameter had a gradient."""
+
+    kind: str
+    "The optimizer's class."
+    params: list[nn.Parameter]
+    "Some of its parameters."
+    steps: int = 0
+    "In a row, since the distillation began."
+    thrown: int = 0
+    "Of them, those before which a gradient was zeroed since the last backward."
+    where: Where | None = None
+    zeroed_at: Where | None = None
+    names: list[str] = field(default_factory=list)
+    "Of those parameters that are the student's or a projector's."
 
 
 @dataclass(frozen=True)
@@ -316,6 +338,8 @@ class Updates:
     group_names: list[str] = field(default_factory=list)
     scheduled_groups: int | None = None
     "Parameter groups that a scheduler of torch's sets on that optimizer; None without one."
+    empty: dict[int, Empty] = field(default_factory=dict)
+    "By the id of an optimizer, its steps without any gradient since the distillation began."
     scaler_calls: int = 0
     scaler_skips: int = 0
     scaler_search: int = 0

@@ -33,6 +33,9 @@ def teacher_mode(trace: Trace) -> Verdict:
                 {"layers": sight.teacher_training[:20], "teacher": sight.teacher},
                 sight.where,
             )
+    cut = bool(live) and all(s.student_frozen for s in trace.losses.sights)
+    if cut and any(s.teacher_leaves for s in live):
+        return undecided("out-of-scope", "the student gets no gradient at all, and the teacher in its place")
     for sight in live:
         if sight.teacher_leaves:
             return failed(
@@ -128,7 +131,10 @@ def teacher_frozen(trace: Trace) -> Verdict:
             )
         )
     changed = change.params + change.buffers
-    if not changed and not change.updates:
+    if not changed:
+        verdict = _average(trace, change)
+        if verdict is not None:
+            return verdict
         return passed("the teacher is bitwise what it was")
     if change.has_own_label_loss or trace.peers:
         return undecided("out-of-scope", "the teacher is trained by a label loss of its own")

@@ -77,6 +77,7 @@ class Inference:
 
     def step(self, optimizer: torch.optim.Optimizer, params: list[nn.Parameter]) -> None:
         """Take in a step, and the parameters that it moved."""
+        self.players.stepped(optimizer)
         if not self.known.started:
             self._loads.stepped(params)
             return
