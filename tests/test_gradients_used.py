@@ -123,6 +123,69 @@ def test_a_student_that_is_cut_off_does_not_become_the_teacher():
     assert named_first(report)[0] == "KD311", [f.message for f in report.failed("warn")]
 
 
+# -- terms without a share
+
+
+def mixture(logits, said, beta):
+    """The Jensen-Shannon divergence with a weight that is clamped for the sake of its logarithms."""
+    beta = min(max(beta, 1e-6), 1 - 1e-6)
+    p, q = said.log_softmax(1), logits.log_softmax(1)
+    m = (beta * p.exp() + (1 - beta) * q.exp()).log()
+    return (beta * (p.exp() * (p - m)).sum(1) + (1 - beta) * (q.exp() * (q - m)).sum(1)).mean()
+
+
+TERMS = {
+    "a clamp": (lambda logits, said, step: mixture(logits, said, 1.0), True),
+    "a weight in millionths": (lambda logits, said, step: 1e-6 * kd(logits, said), True),
+    "one half": (lambda logits, said, step: mixture(logits, said, 0.5), False),
+    "off": (lambda logits, said, step: 0.0 * kd(logits, said), False),
+    "on its way up": (lambda logits, said, step: 1e-7 * 1.5**step * kd(logits, said), False),
+}
+
+
+def with_a_term(term):
+    teacher, student = loaded("mlp"), mlp(8)
+    optimizer = torch.optim.Adam(student.parameters(), 1e-2)
+    for n in range(2 * STEPS):
+        x, y = rows()
+        with torch.no_grad():
+            said = teacher(x)
+        logits = student(x)
+        optimizer.zero_grad()
+        (F.cross_entropy(logits, y) + term(logits, said, n)).backward()
+        optimizer.step()
+    return teacher, student
+
+
+def a_student_in_its_teachers_place():
+    """A copy of the teacher begins where the term has no gradient, and leaves that place by and by."""
+    teacher = loaded("mlp")
+    student = copy.deepcopy(teacher).requires_grad_(True)
+    optimizer = torch.optim.SGD(student.parameters(), 1e-3)
+    for _ in range(2 * STEPS):
+        x, y = rows()
+        logits = student(x)
+        optimizer.zero_grad()
+        (F.cross_entropy(logits, y) + kd(logits, teacher(x).detach())).backward()
+        optimizer.step()
+    return teacher, student
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_a_term_whose_share_is_next_to_nothing_is_told_of(name):
+    term, wrong = TERMS[name]
+    report, _ = observed(with_a_term, term)
+    found = [f for f in report.failed("error") if f.id == "KD311"]
+    assert bool(found) == wrong, [f.message for f in report.failed("warn")]
+    if wrong:
+        assert "the distillation term has no share in the gradient" in found[0].message
+
+
+def test_a_student_that_begins_as_its_teacher_has_a_term():
+    report, _ = observed(a_student_in_its_teachers_place)
+    assert [f.message for f in report.failed("error")] == []
+
+
 # -- what looks like it
 
 

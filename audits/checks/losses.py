@@ -17,6 +17,11 @@ from kdbench.audits.trace import Sight, Term, Trace, Where
 _IDLE_SCRIPT, _IDLE_DECLARED, _LOST_DECLARED = 5, 3, 2
 """Backwards in which a network answers and is not heard until that is said. Declared, the teacher is known for one;
 without that, and at the beginning, it takes longer to be sure."""
+_NO_SHARE, _GROWTH = 1e-5, 2.0
+"""Share of the labels' gradient below which a term does nothing, and by how much it grows where a schedule or a student
+that leaves its teacher's place is about to make it something."""
+_WINDOWS, _FIRST, _APART = 5, 3, 10
+"Backwards that must agree, those of the beginning among them, and how far the last must lie behind the first."
 _SUM = 2e-2
 "Distance from one up to which a row of probabilities sums to one: half precision over a thousand classes."
 _ROUNDING = 1e-6
@@ -46,7 +51,8 @@ def term_provenance(trace: Trace) -> Verdict:
 
     Fails when a term's student side is cut from its graph, when the teacher answers and the student is held against
     itself, the teacher against itself, or the answer reaches no loss, when a feature term leaves its projector or the
-    student without a gradient, or when the student as a whole is frozen.
+    student without a gradient, when the student as a whole is frozen, or when the term's gradient is there and less
+    than 1e-5 of the labels', and stays so.
     """
     losses = trace.losses
     if (verdict := _heard(trace)) is not None:
@@ -65,6 +71,8 @@ def term_provenance(trace: Trace) -> Verdict:
                 {"term": t.name, "projectors": t.projectors_missed},
                 t.where or sight.where,
             )
+    if not acts and (verdict := _without_share(trace)) is not None:
+        return verdict
     if acts or any(t.kind == "feature" and t.reaches_student for t in terms):
         return passed("the distillation's gradient reaches the student")
     if any(t.reaches_student for t in terms):
@@ -72,6 +80,22 @@ def term_provenance(trace: Trace) -> Verdict:
             "not-in-these-steps", "the distillation term is off in the steps seen: its weight is 0", "steps"
         )
     return undecided("form-not-recognised", "no distance between student and teacher was recognised")
+
+
+def _without_share(trace: Trace) -> Verdict | None:
+    """Judge a term whose gradient is there and next to nothing, in windows far apart: no weight on its way up."""
+    read = [(s, e) for s, e in explained(trace) if e.form == "nothing"]
+    shares = [e.share for _, e in read]
+    if len(shares) < _WINDOWS or min(shares) <= 0 or read[-1][0].number - read[0][0].number < _APART:
+        return None
+    if max(shares) >= _NO_SHARE or max(shares[_FIRST:]) > _GROWTH * max(shares[:_FIRST]):
+        return None
+    return failed(
+        f"the distillation term has no share in the gradient: at the student's logits it is {max(shares):.1e} of the "
+        f"labels' part, in all of {len(shares)} backwards that were looked at",
+        {"shares": shares},
+        term_place(trace, read[0][0]),
+    )
 
 
 def _heard(trace: Trace) -> Verdict | None:
