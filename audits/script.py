@@ -183,6 +183,7 @@ class ScriptWatch(Watch):
         self._loads.open()
         self._stack.callback(self._loads.close)
         self._stack.enter_context(self.loaders.watching())
+        self._inference.features.hookups.open(self._stack)
         adopt = self._guarded(lambda optimizer, *args, **kwargs: self._steps.adopt(optimizer))
         self._stack.enter_context(hooks.around(torch.optim.Optimizer, "__init__", adopt))
         self._stack.callback(nn.modules.module.register_module_forward_pre_hook(self._again_in_module).remove)

@@ -195,6 +195,17 @@ class Term:
     "The dimension over which probabilities sum to one where it is not the classes'."
 
 
+@dataclass(frozen=True)
+class MissedHook:
+    """A hook that sees nothing."""
+
+    network: str
+    where: Where | None
+    "Of the search for its module, or of the hook."
+    module: str | None = None
+    "The hooked module that never answers; None where no module had the name that was looked for."
+
+
 @dataclass
 class Inputs:
     """How what the student was shown compares with what the teacher was shown."""
@@ -361,6 +372,7 @@ class Losses:
     idle_where: Where | None = None
     functions: list[str] = field(default_factory=list)
     "Names of torch's losses that reached a backward."
+    missed_hooks: list[MissedHook] = field(default_factory=list)
     checked: list[tuple[str, str, tuple[int, int]]] = field(default_factory=list)
     "Loss functions that :func:`kdbench.check_soft_loss` found right: name, file, first and last line."
     eval_steps: list[int] = field(default_factory=list)

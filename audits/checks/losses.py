@@ -51,8 +51,8 @@ def term_provenance(trace: Trace) -> Verdict:
 
     Fails when a term's student side is cut from its graph, when the teacher answers and the student is held against
     itself, the teacher against itself, or the answer reaches no loss, when a feature term leaves its projector or the
-    student without a gradient, when the student as a whole is frozen, or when the term's gradient is there and less
-    than 1e-5 of the labels', and stays so.
+    student without a gradient, when no module has the name by which one is looked for to be hooked, when the student as
+    a whole is frozen, or when the term's gradient is there and less than 1e-5 of the labels', and stays so.
     """
     losses = trace.losses
     if (verdict := _heard(trace)) is not None:
@@ -62,7 +62,7 @@ def term_provenance(trace: Trace) -> Verdict:
         return failed("no parameter of the student gets a gradient", {"student": sight.student}, sight.where)
     acts = any(e.form != "nothing" for _, e in explained(trace))
     terms = [t for s in losses.sights for t in s.terms]
-    if (verdict := _against_itself(trace) or _cut(terms, acts, sight.where)) is not None:
+    if (verdict := _against_itself(trace) or _cut(terms, acts, sight.where) or _unhooked(trace)) is not None:
         return verdict
     for t in terms:
         if t.projectors_missed:
@@ -80,6 +80,25 @@ def term_provenance(trace: Trace) -> Verdict:
             "not-in-these-steps", "the distillation term is off in the steps seen: its weight is 0", "steps"
         )
     return undecided("form-not-recognised", "no distance between student and teacher was recognised")
+
+
+def _unhooked(trace: Trace) -> Verdict | None:
+    """Judge hooks for features that see nothing: a search by name that found no module, a module that never answers."""
+    for missed in trace.losses.missed_hooks:
+        observed = {"network": missed.network, "module": missed.module}
+        if missed.module is None:
+            return failed(
+                f"no module of {missed.network} has a name by which hooks look for one: none of its features is taken",
+                observed,
+                missed.where,
+            )
+        return failed(
+            f"the hook on {missed.module} of {missed.network} is never called: that module answers nothing",
+            observed,
+            missed.where,
+            "warn",
+        )
+    return None
 
 
 def _without_share(trace: Trace) -> Verdict | None:
@@ -103,11 +122,13 @@ def _heard(trace: Trace) -> Verdict | None:
     losses = trace.losses
     if not losses.sights:
         if losses.idle_windows >= (_IDLE_SCRIPT if trace.script else _IDLE_DECLARED):
+            missed = next((m for m in losses.missed_hooks if m.module is None), None)
             return failed(
                 f"a second network ({losses.idle_name}) answered the student's batch before {losses.idle_windows} "
-                "backwards, and its answer reached no loss",
+                "backwards, and its answer reached no loss"
+                + (f": the search for modules to hook found none in {missed.network}" if missed else ""),
                 {"windows": losses.idle_windows, "network": losses.idle_name},
-                losses.idle_where,
+                missed.where if missed else losses.idle_where,
             )
         return no_distillation(trace)
     if losses.lost_windows >= (_IDLE_SCRIPT if trace.script else _LOST_DECLARED):

@@ -96,6 +96,7 @@ class Players(Observer):
             else:
                 losses.idle_windows += 1
             losses.idle_name = self._names.group(found.idle[0])
+            known.idle |= found.idle[0].mask | found.student_mask
             losses.idle_where = raw.where
             return None
         if not found.is_distillation:

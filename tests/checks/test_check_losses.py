@@ -25,7 +25,7 @@ from specimens import (
     undecided,
 )
 
-from kdbench.audits.trace import KD, Trace
+from kdbench.audits.trace import KD, MissedHook, Trace
 
 CASES: Cases = {}
 
@@ -49,6 +49,30 @@ CASES["KD311"] = {
             term="cosine_similarity",
             shapes=[[8, 4], [8, 4]],
         ),
+    ),
+    "hooks found no module, and a second network is not heard": (
+        trace(idle_windows=5, idle_name="Net (big)", idle_where=OTHER, missed_hooks=[MissedHook("Net (big)", TERM)]),
+        fails("the search for modules to hook found none in Net (big)", TERM, windows=5, network="Net (big)"),
+    ),
+    "hooks found no module": (
+        trace(sights=[sight(term(), explained())], missed_hooks=[MissedHook("Net (big)", OTHER)]),
+        fails("no module of Net (big) has a name by which hooks look", OTHER, network="Net (big)", module=None),
+    ),
+    "a hook that sees nothing": (
+        trace(sights=[sight(term(), explained())], missed_hooks=[MissedHook("Net (big)", OTHER, "neck")]),
+        fails("the hook on neck of Net (big) is never called", OTHER, "warn", network="Net (big)", module="neck"),
+    ),
+    "no share, five times": (
+        trace(sights=[sight(explained("nothing", share=1e-6), number=5 * n) for n in range(5)]),
+        fails("it is 1.0e-06 of the labels' part, in all of 5 backwards", BACKWARD, shares=[1e-6] * 5),
+    ),
+    "a share on its way up": (
+        trace(sights=[sight(term(), explained("nothing", share=4.0**n * 1e-9), number=5 * n) for n in range(5)]),
+        undecided("not-in-these-steps", "its weight is 0", "--steps"),
+    ),
+    "no share, four times": (
+        trace(sights=[sight(term(), explained("nothing", share=1e-6), number=5 * n) for n in range(4)]),
+        undecided("not-in-these-steps", "its weight is 0", "--steps"),
     ),
     "4 backwards beside a second network": (
         trace(idle_windows=4, idle_name="Net (big)", idle_where=OTHER, windows_seen=9, script=True),
