@@ -85,6 +85,7 @@ class ScriptWatch(Watch):
         trace = Trace(Declaration(clip=options.clip, kd=options.kd), script=True)
         super().__init__(trace, None, _BURN_IN, _LATER, "record", Declared(), windows=_WINDOWS)
         self._options, self._finish = options, finish
+        self._inference.players.optimizers = lambda: self._steps.stepping
         self._counted: int | None = None
         self.done: str | None = None
         self._raised = 0
@@ -185,6 +186,7 @@ class ScriptWatch(Watch):
         self._loads.open()
         self._stack.callback(self._loads.close)
         self._stack.enter_context(self.loaders.watching())
+        self._inference.features.hookups.open(self._stack)
         adopt = self._guarded(lambda optimizer, *args, **kwargs: self._steps.adopt(optimizer))
         self._stack.enter_context(hooks.around(torch.optim.Optimizer, "__init__", adopt))
         self._stack.callback(nn.modules.module.register_module_forward_pre_hook(self._again_in_module).remove)

@@ -7,6 +7,8 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 Where = dict[str, Any]
+_UPDATES = 3
+"Updates of a teacher by hand, in a row, from which it is taken to be an average on purpose."
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,28 @@ class Step:
     touched: bool | None = None
     """Whether a gradient was read between the backward and the step, so that a clip by hand may have looked and had
     nothing to do. None: not known, as where a class of somebody's steps and may clip within."""
+    thrown: int = 0
+    "Backwards at the line of the last one whose gradients were zeroed since the step before, with no step between."
+    zeroed_at: Where | None = None
+    "Where that was."
+
+
+@dataclass
+class Empty:
+    """The steps of one optimizer for which no parameter had a gradient."""
+
+    kind: str
+    "The optimizer's class."
+    params: list[nn.Parameter]
+    "Some of its parameters."
+    steps: int = 0
+    "In a row, since the distillation began."
+    thrown: int = 0
+    "Of them, those before which a gradient was zeroed since the last backward."
+    where: Where | None = None
+    zeroed_at: Where | None = None
+    names: list[str] = field(default_factory=list)
+    "Of those parameters that are the student's or a projector's."
 
 
 @dataclass(frozen=True)
@@ -121,6 +145,8 @@ class Hits:
 
     right: Tensor
     by_class: Tensor
+    said: Tensor | None = None
+    "How often each class was the teacher's answer."
 
 
 @dataclass(frozen=True)
@@ -134,8 +160,9 @@ class KD:
     "Weight of the distillation term by itself."
     share: tuple[float, float] | None = None
     "Range of the distillation term's share of the gradient at the student's logits."
-    form: Literal["decoupled"] | None = None
-    "Of the soft term, where it is not T^2 KL(teacher || student): the target class and the others apart (DKD)."
+    form: Literal["decoupled", "own"] | None = None
+    """Of the soft term, where it is not T^2 KL(teacher || student): the target class and the others apart (DKD), or a
+    form of one's own, which no audit is asked to know."""
 
 
 @dataclass
@@ -171,6 +198,17 @@ class Term:
     log_target: bool = False
     across: int | None = None
     "The dimension over which probabilities sum to one where it is not the classes'."
+
+
+@dataclass(frozen=True)
+class MissedHook:
+    """A hook that sees nothing."""
+
+    network: str
+    where: Where | None
+    "Of the search for its module, or of the hook."
+    module: str | None = None
+    "The hooked module that never answers; None where no module had the name that was looked for."
 
 
 @dataclass
@@ -246,6 +284,9 @@ class Loaded:
     trained: bool
     route: str
     same_as_student: bool = False
+    "Whether it was loaded from the student's own start, which nothing had trained."
+    same_start: bool = False
+    "Whether it held, number by number, what the student did."
     made_from: str = ""
     "The name that a library such as Transformers made the teacher from, by routes of its own."
     where: Where | None = None
@@ -263,6 +304,23 @@ class Change:
     "q where new = old + q (student - old) for all parameters: an average that follows the student."
     silent: list[str] = field(default_factory=list)
     "Running statistics that stood still while those of the same name in the student moved."
+    rates: list[float] = field(default_factory=list)
+    "That share q, update by update."
+    updates: int = 0
+    "How often, between two backwards in a row, its parameters were written to, and by no optimizer."
+    astray: int = 0
+    "Of these updates, those that led elsewhere than to the student."
+    still: list[str] = field(default_factory=list)
+    "Its parameters that such updates leave out although the student's moved."
+    moved_share: float | None = None
+    "Of its numbers whose twins in the student moved, the part that moved in these updates."
+    dtype: str = ""
+    "Of its parameters."
+
+    @property
+    def follows(self) -> bool:
+        """Whether it is an average of the student, or is meant to be one: somebody writes to it step by step."""
+        return self.average_rate is not None or self.updates >= _UPDATES
 
 
 @dataclass(frozen=True)
@@ -299,6 +357,8 @@ class Updates:
     group_names: list[str] = field(default_factory=list)
     scheduled_groups: int | None = None
     "Parameter groups that a scheduler of torch's sets on that optimizer; None without one."
+    empty: dict[int, Empty] = field(default_factory=dict)
+    "By the id of an optimizer, its steps without any gradient since the distillation began."
     scaler_calls: int = 0
     scaler_skips: int = 0
     scaler_search: int = 0
@@ -320,6 +380,9 @@ class Losses:
     idle_where: Where | None = None
     functions: list[str] = field(default_factory=list)
     "Names of torch's losses that reached a backward."
+    missed_hooks: list[MissedHook] = field(default_factory=list)
+    checked: list[tuple[str, str, tuple[int, int]]] = field(default_factory=list)
+    "Loss functions that :func:`kdbench.check_soft_loss` found right: name, file, first and last line."
     eval_steps: list[int] = field(default_factory=list)
     "Steps before which every forward of the student with a gradient was in evaluation mode."
     eval_where: Where | None = None

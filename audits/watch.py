@@ -22,6 +22,7 @@ from kdbench.audits.infer.answers import Answers
 from kdbench.audits.infer.inference import Inference
 from kdbench.audits.infer.provenance import provenance
 from kdbench.audits.infer.roles import Declared
+from kdbench.audits.laws.soft_loss import CHECKED
 from kdbench.audits.observe import hooks, torch_internals
 from kdbench.audits.observe.loads import Loads
 from kdbench.audits.observe.recorder import Recorder
@@ -253,6 +254,7 @@ class Watch:
         self._act()
 
     def _conclude(self) -> None:
+        self._trace.losses.checked = [(one[0], one[1], one[2]) for one in CHECKED]
         self._guarded(self._inference.finish)(self._steps.stepping)
         self._guarded(self._steps.finish)()
 

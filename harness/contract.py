@@ -29,9 +29,11 @@ class Contract:
     max_norm: float | None = None
     clip_scope: str | None = None
     "global or per_group."
+    form: str | None = None
+    "Of the distillation term, where it is not T^2 KL: decoupled, or own, which no audit is asked to know."
 
     def __post_init__(self) -> None:
-        for name in ("student", "teacher", "clip_scope"):
+        for name in ("student", "teacher", "clip_scope", "form"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
                 raise InputError(f"{name} is {value!r}; it must be a text")
@@ -43,6 +45,8 @@ class Contract:
                 raise InputError(f"{name} is {value!r}; it must be a positive number")
         if self.clip_scope not in (None, "global", "per_group"):
             raise unknown("clip_scope", self.clip_scope, ["global", "per_group"])
+        if self.form not in (None, "decoupled", "own"):
+            raise unknown("form", self.form, ["decoupled", "own"])
         if self.alpha is not None and self.kd_weight is not None:
             raise InputError("alpha and kd_weight both weigh the distillation term; give one of them")
         if self.alpha is not None and self.alpha > 1:
@@ -102,6 +106,7 @@ def contract_text(trace: Trace, target: str) -> str:
             )
     else:
         lines.append("# temperature, alpha, kd_weight: no soft term of a known form was seen")
+        lines.append('# form = "own"  # uncomment where the distillation term is meant to be of a form of its own')
     clipped = [step for step in trace.updates.steps if step.clips and step.distils]
     bounds = {clip.bound for step in clipped for clip in step.clips if clip.kind == "norm"}
     if len(bounds) == 1:

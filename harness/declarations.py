@@ -9,6 +9,7 @@ _OPTIONS = {
     "all steps": "--steps 0",
     "clip": "--max-norm and --clip-scope",
     "alpha": "--alpha",
+    "form": "--form own, kdbench.check_soft_loss(loss) in the script, or --waive KD313=REASON",
     "alpha or kd_weight": "--alpha or --kd-weight",
     "student and teacher, or steps": "--student NAME --teacher NAME, or more --steps",
 }

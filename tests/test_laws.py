@@ -20,7 +20,7 @@ def broken(*_args, **_kwargs):
 
 def test_every_law_is_in_the_table_and_shares_its_id_only_with_the_audit_of_the_same_name():
     assert {entry.id for entry in laws.LAWS.values()} == {
-        *("KD331", "KD332", "KD333", "KD334", "KD341", "KD342", "KD343", "KD344", "KD345", "KD346", "KD347")
+        *("KD313", "KD331", "KD332", "KD333", "KD334", "KD341", "KD342", "KD343", "KD344", "KD345", "KD346", "KD347")
     }
     names = {entry.id: entry.name for entry in laws.LAWS.values()}
     assert all(names.get(audit.id, audit.name) == audit.name for audit in CATALOGUE.values())
@@ -61,6 +61,7 @@ ERRORS = {
     "split of masks": lambda: laws.check_split(torch.ones(3, dtype=torch.bool), torch.ones(3, dtype=torch.bool)),
     "split of ids and samples": lambda: laws.check_split([1, 2], torch.rand(3, 2)),
     "split of columns": lambda: laws.check_split((torch.rand(3, 2), torch.ones(3)), (torch.rand(3, 2), torch.ones(3))),
+    "soft loss": lambda: laws.check_soft_loss(broken),
     "workers": lambda: laws.check_workers(Drawn(broken)),
     "workers with a broken start": lambda: laws.check_workers(Drawn(lambda: torch.ones(3)), broken),
     "workers of nothing": lambda: laws.check_workers(None),
@@ -100,6 +101,7 @@ def test_no_law_moves_a_global_random_state():
     before = random_states()
     laws.check_selection(lambda val, test: int(mess()))
     laws.check_weighting(mess)
+    laws.check_soft_loss(lambda s, t: mess() * s.sum())
     laws.check_augmentation(messy_image)
     laws.check_augmentation(lambda: torch.rand(3, 4, 4))
     laws.check_schedule(mess, 10, first=1.0)

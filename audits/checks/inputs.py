@@ -68,7 +68,7 @@ def same_input(trace: Trace) -> Verdict:
     seen = [s for s in trace.losses.sights if s.inputs is not None]
     if not seen or _are_stored(trace.losses.sights):
         return undecided("no-teacher-seen", "no live teacher answered beside the student: nothing to compare")
-    follows = trace.teacher.change is not None and trace.teacher.change.average_rate is not None
+    follows = trace.teacher.change is not None and trace.teacher.change.follows
     for sight in seen:
         assert sight.inputs is not None
         if follows and sight.inputs.relation in ("flipped", "differ"):

@@ -1,13 +1,27 @@
 """What the distillation term is, as its gradient tells: whom it reaches, its form, its temperature."""
 
 from kdbench.audits.checks.catalogue import Verdict, audit, failed, no_distillation, passed, some, undecided
-from kdbench.audits.checks.reading import declared_decoupled, explained, term_place
+from kdbench.audits.checks.reading import (
+    DIRECT,
+    NOT_UNDERSTOOD,
+    checked_by_properties,
+    declared_form,
+    explained,
+    known_distances,
+    term_place,
+    what_was_seen,
+)
 from kdbench.audits.infer.explain import Explanation
 from kdbench.audits.trace import Sight, Term, Trace, Where
 
 _IDLE_SCRIPT, _IDLE_DECLARED, _LOST_DECLARED = 5, 3, 2
 """Backwards in which a network answers and is not heard until that is said. Declared, the teacher is known for one;
 without that, and at the beginning, it takes longer to be sure."""
+_NO_SHARE, _GROWTH = 1e-5, 2.0
+"""Share of the labels' gradient below which a term does nothing, and by how much it grows where a schedule or a student
+that leaves its teacher's place is about to make it something."""
+_WINDOWS, _FIRST, _APART = 5, 3, 10
+"Backwards that must agree, those of the beginning among them, and how far the last must lie behind the first."
 _SUM = 2e-2
 "Distance from one up to which a row of probabilities sums to one: half precision over a thousand classes."
 _ROUNDING = 1e-6
@@ -15,15 +29,6 @@ _ROUNDING = 1e-6
 _TEMPERATURE = 1e-2
 "Share by which the temperature read off a gradient may be off the declared one: it is read in half precision too."
 
-_DIRECT = (
-    "kl_div",
-    "mse_loss",
-    "l1_loss",
-    "smooth_l1_loss",
-    "huber_loss",
-    "cosine_similarity",
-    "cosine_embedding_loss",
-)
 _FORMS = {
     "reversed": "it is KL(student || teacher): the student stands in the teacher's place",
     "probabilities": "the student's probabilities stand where torch's kl_div wants log-probabilities",
@@ -46,7 +51,8 @@ def term_provenance(trace: Trace) -> Verdict:
 
     Fails when a term's student side is cut from its graph, when the teacher answers and the student is held against
     itself, the teacher against itself, or the answer reaches no loss, when a feature term leaves its projector or the
-    student without a gradient, or when the student as a whole is frozen.
+    student without a gradient, when no module has the name by which one is looked for to be hooked, when the student as
+    a whole is frozen, or when the term's gradient is there and less than 1e-5 of the labels', and stays so.
     """
     losses = trace.losses
     if (verdict := _heard(trace)) is not None:
@@ -56,7 +62,7 @@ def term_provenance(trace: Trace) -> Verdict:
         return failed("no parameter of the student gets a gradient", {"student": sight.student}, sight.where)
     acts = any(e.form != "nothing" for _, e in explained(trace))
     terms = [t for s in losses.sights for t in s.terms]
-    if (verdict := _against_itself(trace) or _cut(terms, acts, sight.where)) is not None:
+    if (verdict := _against_itself(trace) or _cut(terms, acts, sight.where) or _unhooked(trace)) is not None:
         return verdict
     for t in terms:
         if t.projectors_missed:
@@ -65,6 +71,8 @@ def term_provenance(trace: Trace) -> Verdict:
                 {"term": t.name, "projectors": t.projectors_missed},
                 t.where or sight.where,
             )
+    if not acts and (verdict := _without_share(trace)) is not None:
+        return verdict
     if acts or any(t.kind == "feature" and t.reaches_student for t in terms):
         return passed("the distillation's gradient reaches the student")
     if any(t.reaches_student for t in terms):
@@ -77,16 +85,53 @@ def term_provenance(trace: Trace) -> Verdict:
     return undecided("form-not-recognised", "no distance between student and teacher was recognised")
 
 
+def _unhooked(trace: Trace) -> Verdict | None:
+    """Judge hooks for features that see nothing: a search by name that found no module, a module that never answers."""
+    for missed in trace.losses.missed_hooks:
+        observed = {"network": missed.network, "module": missed.module}
+        if missed.module is None:
+            return failed(
+                f"no module of {missed.network} has a name by which hooks look for one: none of its features is taken",
+                observed,
+                missed.where,
+            )
+        return failed(
+            f"the hook on {missed.module} of {missed.network} is never called: that module answers nothing",
+            observed,
+            missed.where,
+            "warn",
+        )
+    return None
+
+
+def _without_share(trace: Trace) -> Verdict | None:
+    """Judge a term whose gradient is there and next to nothing, in windows far apart: no weight on its way up."""
+    read = [(s, e) for s, e in explained(trace) if e.form == "nothing"]
+    shares = [e.share for _, e in read]
+    if len(shares) < _WINDOWS or min(shares) <= 0 or read[-1][0].number - read[0][0].number < _APART:
+        return None
+    if max(shares) >= _NO_SHARE or max(shares[_FIRST:]) > _GROWTH * max(shares[:_FIRST]):
+        return None
+    return failed(
+        f"the distillation term has no share in the gradient: at the student's logits it is {max(shares):.1e} of the "
+        f"labels' part, in all of {len(shares)} backwards that were looked at",
+        {"shares": shares},
+        term_place(trace, read[0][0]),
+    )
+
+
 def _heard(trace: Trace) -> Verdict | None:
     """Judge a network that answers the student's batch and is not heard, from the first or from some step on."""
     losses = trace.losses
     if not losses.sights:
         if losses.idle_windows >= (_IDLE_SCRIPT if trace.script else _IDLE_DECLARED):
+            missed = next((m for m in losses.missed_hooks if m.module is None), None)
             return failed(
                 f"a second network ({losses.idle_name}) answered the student's batch before {losses.idle_windows} "
-                "backwards, and its answer reached no loss",
+                "backwards, and its answer reached no loss"
+                + (f": the search for modules to hook found none in {missed.network}" if missed else ""),
                 {"windows": losses.idle_windows, "network": losses.idle_name},
-                losses.idle_where,
+                missed.where if missed else losses.idle_where,
             )
         return no_distillation(trace)
     if losses.lost_windows >= (_IDLE_SCRIPT if trace.script else _LOST_DECLARED):
@@ -124,7 +169,7 @@ def _cut(terms: list[Term], acts: bool, backward: Where | None) -> Verdict | Non
     for kind in ("soft", "feature"):
         mine = [t for t in terms if t.kind == kind and not t.against_itself]
         # A similarity of the detached answers may weigh the samples of a term that acts.
-        direct = [t for t in mine if t.name in _DIRECT and not (acts and t.name == "cosine_similarity")]
+        direct = [t for t in mine if t.name in DIRECT and not (acts and t.name == "cosine_similarity")]
         cut = [t for t in direct if not t.reaches_student]
         if not cut and mine and not any(t.reaches_student for t in mine):
             cut = mine
@@ -158,7 +203,7 @@ def target_form(trace: Trace) -> Verdict:
     """
     if not trace.losses.sights:
         return no_distillation(trace)
-    if (verdict := _arguments(trace) or declared_decoupled(trace)) is not None:
+    if (verdict := _arguments(trace) or declared_form(trace)) is not None:
         return verdict
     read = explained(trace)
     for sight, e in read:
@@ -170,15 +215,15 @@ def target_form(trace: Trace) -> Verdict:
             return passed(f"the term is {_word(e.form)}{at}", {"form": e.form, "residual": e.residual})
         if e.form == "permuted":
             return undecided("form-not-recognised", "the rows do not belong together, so the form was not read")
+    if (own := checked_by_properties(trace)) is not None:
+        return passed(f"the term is {own}, a form of its own that check_soft_loss found right")
+    if distances := known_distances(trace):
+        return undecided(
+            "out-of-scope", f"no term between logits was seen; features are compared ({some(distances, 3)})"
+        )
     if read and read[0][1].form == "nothing":
         return undecided("not-in-these-steps", "the soft term has no gradient in the steps seen", "steps")
-    if read:
-        return undecided(
-            "form-not-recognised",
-            f"the form of the soft term was not recognised (residual {read[0][1].residual:.2g}): two temperatures, "
-            "masks, standardised logits and relational terms are not in the list",
-        )
-    return undecided("out-of-scope", "no term between logits was seen")
+    return undecided("form-not-recognised", f"{NOT_UNDERSTOOD}: {what_was_seen(trace)}", "form")
 
 
 def _arguments(trace: Trace) -> Verdict | None:

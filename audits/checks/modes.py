@@ -1,7 +1,7 @@
 """In which mode the networks answer, and whether the teacher stays what it was."""
 
 from kdbench.audits.checks.catalogue import Verdict, audit, failed, no_distillation, passed, some, undecided
-from kdbench.audits.trace import Trace
+from kdbench.audits.trace import Change, Trace
 
 
 @audit(
@@ -23,17 +23,19 @@ def teacher_mode(trace: Trace) -> Verdict:
         return no_distillation(trace)
     if trace.peers:
         return undecided("out-of-scope", "the teacher has a label loss of its own: peers teach each other")
-    if trace.teacher.change is not None and trace.teacher.change.average_rate is not None:
-        return undecided("out-of-scope", "the teacher is a moving average of the student, in whichever mode")
+    follows = trace.teacher.change is not None and trace.teacher.change.follows
     live = [s for s in trace.losses.sights if s.teacher and not (s.cached and not s.teacher_training)]
     for sight in live:
-        if sight.teacher_training:
+        if sight.teacher_training and not follows:
             return failed(
                 f"{len(sight.teacher_training)} layers of the teacher answered in training mode: "
                 f"{some(sight.teacher_training, 4)}",
                 {"layers": sight.teacher_training[:20], "teacher": sight.teacher},
                 sight.teacher_where or sight.where,
             )
+    cut = bool(live) and all(s.student_frozen for s in trace.losses.sights)
+    if cut and any(s.teacher_leaves for s in live):
+        return undecided("out-of-scope", "the student gets no gradient at all, and the teacher in its place")
     for sight in live:
         if sight.teacher_leaves:
             return failed(
@@ -42,6 +44,8 @@ def teacher_mode(trace: Trace) -> Verdict:
                 {"parameters": sight.teacher_leaves[:20], "teacher": sight.teacher},
                 sight.teacher_where or sight.where,
             )
+    if follows:
+        return undecided("out-of-scope", "the teacher is a moving average of the student, in whichever mode")
     for sight in live:
         if sight.teacher_grad:
             return failed(
@@ -57,6 +61,52 @@ def teacher_mode(trace: Trace) -> Verdict:
     return passed(f"the teacher ({live[0].teacher}) answered in evaluation mode, without a gradient")
 
 
+_STILL = 0.2
+"Part of a teacher's numbers that must move in the updates of an average in half precision."
+_INVERTED, _COPIED, _EVEN, _SEVERAL = 0.5, 0.9999, 0.05, 4
+"""Share of the student from which an average is none any more, that from which it is a copy on purpose, the spread up
+to which the shares are one, unlike those of a decay that is warmed up, and the updates which that takes."""
+
+
+def _average(trace: Trace, change: Change) -> Verdict | None:
+    """Hold a teacher to which somebody writes step by step to the law of an average; None where it obeys."""
+    place = trace.losses.sights[0].where if trace.losses.sights else None
+    observed = {"updates": change.updates, "rate": change.average_rate, "moved_share": change.moved_share}
+    if change.updates < 2 or change.by_optimizer:
+        return None
+    if change.moved_share is not None and change.moved_share < _STILL and change.dtype in ("bfloat16", "float16"):
+        return failed(
+            f"the average does not follow the student: in {change.updates} updates {1 - change.moved_share:.0%} of its "
+            f"numbers stood still, since one update is less than {change.dtype} resolves; keep the average in float32",
+            observed,
+            place,
+        )
+    if change.still and change.average_rate is not None:
+        return failed(
+            f"the teacher averages the student, but for {len(change.still)} of its parameters, which stand still: "
+            f"{some(change.still, 3)}",
+            {**observed, "still": change.still[:20]},
+            place,
+        )
+    q = change.average_rate
+    even = len(change.rates) >= _SEVERAL and max(change.rates) - min(change.rates) < _EVEN
+    if q is not None and even and _INVERTED < q < _COPIED:
+        return failed(
+            f"the average takes {q:.3g} of the student at each update and keeps {1 - q:.3g} of itself: the decay is "
+            "inverted; teacher = decay * teacher + (1 - decay) * student",
+            observed,
+            place,
+        )
+    if q is None and change.astray >= change.updates - 1 and change.params:
+        return failed(
+            f"the teacher is written to at each step ({change.updates} seen), and does not move towards the student: "
+            "the average is taken of another network, or of none",
+            observed,
+            place,
+        )
+    return None
+
+
 @audit(
     "KD302",
     severity="error",
@@ -67,8 +117,9 @@ def teacher_mode(trace: Trace) -> Verdict:
 def teacher_frozen(trace: Trace) -> Verdict:
     """The teacher is bitwise what it was when the distillation began, or an average that follows the student whole.
 
-    Fails when its parameters or buffers differ and neither such an average nor a label loss of its own explains it;
-    and when its parameters follow, and the running statistics that it answers with in evaluation mode stand still.
+    Fails when its parameters or buffers differ and neither such an average nor a label loss of its own explains it.
+    An average obeys teacher' = d teacher + (1 - d) student: fails when it stands still in half precision, leaves
+    parameters or the running statistics that it answers with out, has d inverted, or leads elsewhere.
     """
     change = trace.teacher.change
     if change is None:
@@ -81,9 +132,14 @@ def teacher_frozen(trace: Trace) -> Verdict:
         )
     changed = change.params + change.buffers
     if not changed:
+        verdict = _average(trace, change)
+        if verdict is not None:
+            return verdict
         return passed("the teacher is bitwise what it was")
     if change.has_own_label_loss or trace.peers:
         return undecided("out-of-scope", "the teacher is trained by a label loss of its own")
+    if (verdict := _average(trace, change)) is not None:
+        return verdict
     if change.average_rate is not None:
         if change.silent and not any(s.teacher_training for s in trace.losses.sights):
             return failed(

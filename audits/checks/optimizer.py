@@ -7,6 +7,8 @@ _NEVER = 8
 "Calls of a scaler, all of them skipped, after which it finds no scale: it halves at each, from 65536 to 256."
 _CALLS, _SKIPPED = 20, 0.05
 "Calls that a share needs to be one, and the share of skipped ones above which updates are lost."
+_EMPTY = 8
+"Steps without one gradient from which an optimizer has none: networks that alternate are given some before."
 _TAIL = 10
 "Steps from the first that held on among which one more skip still belongs to the search: the scale is halved again."
 
@@ -169,6 +171,47 @@ def one_step_per_backward(trace: Trace) -> Verdict:
             repeated[0].where,
         )
     return passed(f"each of the {len(steps)} steps watched followed a backward", {"steps": len(steps)})
+
+
+@audit(
+    "KD215",
+    severity="error",
+    phase="burn-in",
+    follows=("KD101", "KD311"),
+    mend="optimizer.zero_grad() once for each step, before the first of its backwards; and a loss on what is optimised",
+)
+def gradients_used(trace: Trace) -> Verdict:
+    """Each backward's gradients reach a step, and each step has gradients.
+
+    Fails when, in most steps, gradients of a backward at the same line were zeroed since the step before with nothing
+    done with them: accumulation that is undone, so that only the last part of each batch trains. And when an optimizer
+    of the student or a projector steps, and none of its parameters ever has a gradient.
+    """
+    for empty in trace.updates.empty.values():
+        if empty.steps >= _EMPTY and (empty.names or empty.thrown == empty.steps):
+            why = (
+                "zero_grad stands between backward and step"
+                if empty.thrown >= empty.steps - 1
+                else f"no loss reaches {some(empty.names, 3)}"
+            )
+            return failed(
+                f"an optimizer ({empty.kind}) stepped {empty.steps} times without one gradient: {why}",
+                {"steps": empty.steps, "parameters": empty.names[:20]},
+                empty.zeroed_at or empty.where,
+            )
+    steps = _judged(trace)
+    if len(steps) < 2:
+        return undecided("not-in-these-steps", f"{len(steps)} steps were seen; two are needed")
+    thrown = [s for s in steps if s.thrown]
+    if 2 * len(thrown) > len(steps):
+        most = max(s.thrown for s in thrown)
+        return failed(
+            f"in {len(thrown)} of {len(steps)} steps the gradients of {most} of {most + 1} backwards were zeroed "
+            "before the step: accumulation is undone, and only the last of them trains",
+            {"steps": [s.number for s in thrown[:10]], "thrown": most},
+            thrown[0].zeroed_at,
+        )
+    return passed(f"the gradients of every backward reached one of {len(steps)} steps", {"steps": len(steps)})
 
 
 @audit(

@@ -4,10 +4,12 @@ import math
 
 from kdbench.audits.checks.catalogue import Verdict, audit, failed, no_distillation, passed, some, undecided
 from kdbench.audits.finding import Severity
-from kdbench.audits.trace import Loaded, Trace
+from kdbench.audits.trace import Hits, Loaded, Trace
 
 DOUBT = 1e-3
 "Probability under which the observed number of right answers is taken to contradict a rate."
+_ELSEWHERE = 0.1
+"Share of a teacher's answers that may name labelled classes where it is said to know others."
 _ONE_CLASS = 0.5
 "Share of the commonest label above which a teacher of rare classes may well be right less often than a constant."
 
@@ -76,7 +78,7 @@ def _as_seen(trace: Trace) -> Verdict:
     """Judge a teacher of which nothing was declared by the routes on which its weights came."""
     if not trace.losses.sights:
         return no_distillation(trace)
-    if trace.peers or (trace.teacher.change is not None and trace.teacher.change.average_rate is not None):
+    if trace.peers or (trace.teacher.change is not None and trace.teacher.change.follows):
         return undecided("out-of-scope", "the teacher is trained along, or follows the student")
     found = trace.teacher.loaded
     if found is None or not found.total:
@@ -99,10 +101,9 @@ def _by_route(trace: Trace, found: Loaded) -> Verdict:
     }
     place = found.where or trace.losses.sights[0].where
     if found.same_as_student:
-        # To start from a trained teacher's weights is a method; then the teacher knows something.
         severity: Severity | None = "warn" if _knows_something(trace) else None
         return failed(
-            "the teacher was loaded from a checkpoint of the student's own weights", observed, place, severity
+            "the teacher was loaded from the student's own start, which nothing had trained", observed, place, severity
         )
     if share == 1:
         return passed(f"all of the teacher was {found.route}", observed)
@@ -131,11 +132,10 @@ def _by_route(trace: Trace, found: Loaded) -> Verdict:
             return undecided(
                 "route-not-seen", f"the teacher's weights came by a route that was not seen, yet {verdict}"
             )
-        return failed(
-            "nothing was loaded into the teacher and nothing trained it: its weights are those it was made with",
-            observed,
-            place,
-        )
+        said = "nothing was loaded into the teacher and nothing trained it: its weights are those it was made with"
+        if found.same_start:
+            said = "the teacher is a copy of the student as it was made, and nothing has moved it since"
+        return failed(said, observed, place)
     return failed(
         f"only {share:.1%} of the teacher's numbers were loaded or trained; missing: {some(found.missing, 4)}",
         observed,
@@ -207,7 +207,7 @@ def teacher_above_chance(trace: Trace) -> Verdict:
         return undecided("no-teacher-seen", "no teacher was declared", "teacher=")
     if trace.script and not trace.losses.sights:
         return no_distillation(trace)
-    if trace.peers or (trace.teacher.change is not None and trace.teacher.change.average_rate is not None):
+    if trace.peers or (trace.teacher.change is not None and trace.teacher.change.follows):
         return undecided("out-of-scope", "the teacher is trained along, or follows the student")
     if not trace.teacher.labels_shown:
         if trace.script:
@@ -225,6 +225,13 @@ def teacher_above_chance(trace: Trace) -> Verdict:
     chance = int(trace.teacher.hits.by_class.max()) / n
     threshold = over_chance(chance)
     observed = {"accuracy": right / n, "labels": n, "chance": chance, "threshold": threshold}
+    if threshold < 1 and at_most(right, n, threshold) < DOUBT and _names_other_classes(trace.teacher.hits):
+        return undecided(
+            "out-of-scope",
+            f"the teacher names other classes than the {int((trace.teacher.hits.by_class > 0).sum())} that are "
+            "labelled, as one does that learned others before: these labels say nothing of it",
+            observed=observed,
+        )
     if trace.script and chance > _ONE_CLASS and at_most(right, n, threshold) < DOUBT:
         return undecided(
             "out-of-scope", "most labels are of one class: accuracy is no measure of a teacher there", observed=observed
@@ -246,6 +253,13 @@ def teacher_above_chance(trace: Trace) -> Verdict:
         "steps" if trace.script else "burn_in= (more steps)",
         observed,
     )
+
+
+def _names_other_classes(hits: Hits) -> bool:
+    """Say whether the teacher hardly ever answers with a class that is labelled: its head was trained for others."""
+    if hits.said is None or bool((hits.by_class > 0).all()):
+        return False
+    return int(hits.said[hits.by_class > 0].sum()) <= _ELSEWHERE * int(hits.said.sum())
 
 
 def _labels_needed(rate: float, threshold: float) -> str:

@@ -4,7 +4,7 @@ import math
 from typing import NamedTuple
 
 from kdbench.audits.checks.catalogue import Verdict, audit, failed, no_distillation, passed, undecided
-from kdbench.audits.checks.reading import declared_decoupled, explained, term_place
+from kdbench.audits.checks.reading import declared_form, explained, term_place
 from kdbench.audits.infer.explain import Explanation
 from kdbench.audits.trace import KD, Trace, Where
 
@@ -72,7 +72,7 @@ def kd_scale(trace: Trace) -> Verdict:
     """
     if not trace.losses.sights:
         return no_distillation(trace)
-    if (verdict := declared_decoupled(trace)) is not None:
+    if (verdict := declared_form(trace)) is not None:
         return verdict
     read = [(s, e) for s, e in explained(trace) if e.form == "forward" and e.weight is not None and e.temperature]
     if not read:
@@ -295,7 +295,7 @@ def weight_endpoints(trace: Trace) -> Verdict:
     """
     if not trace.losses.sights:
         return no_distillation(trace)
-    if (verdict := declared_decoupled(trace)) is not None:
+    if (verdict := declared_form(trace)) is not None:
         return verdict
     alpha = trace.declared.kd.alpha
     read = [(s, e) for s, e in explained(trace) if e.form == "forward" and e.weight is not None]

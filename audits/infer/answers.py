@@ -58,9 +58,11 @@ class Answers(Observer):
             right = ((logits.argmax(1) == labels) & counts).sum()
             by_class = torch.zeros(logits.shape[1], dtype=torch.long, device=logits.device)
             by_class.index_add_(0, labels.clamp(0, logits.shape[1] - 1), counts.long())
+            said = torch.bincount(logits.argmax(1)[counts], minlength=logits.shape[1])
             if teacher.hits is not None:
                 right, by_class = right + teacher.hits.right, by_class + teacher.hits.by_class
-            teacher.hits = Hits(right, by_class)
+                said = said if teacher.hits.said is None else said + teacher.hits.said
+            teacher.hits = Hits(right, by_class, said)
 
     def forget(self) -> None:
         """Forget the last answer: labels shown after a step are another batch's, or come too late."""

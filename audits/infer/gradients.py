@@ -8,6 +8,8 @@ from kdbench.audits.infer.roles import Cast
 from kdbench.audits.observe.windows import RawWindow
 from kdbench.audits.trace import Hits, Sight, Trace
 
+_AGAIN = 5
+"Windows from one look at a term without a gradient to the next."
 _LABELS = 1000
 "Labels that the teacher's answers are held against: enough to tell a trained teacher from chance nearly always."
 
@@ -21,10 +23,18 @@ class Gradients(Observer):
 
     def window(self, raw: RawWindow, cast: Cast, sight: Sight) -> None:
         """Explain the gradient."""
-        if len(self._trace.losses.sights) < EXPLAINED or self._awaits_labels():
+        if len(self._trace.losses.sights) < EXPLAINED or self._awaits_labels() or self._awaits_share():
             sight.explanations = explain(raw, cast)
         for e in sight.explanations:
             self._count_hits(e)
+
+    def _awaits_share(self) -> bool:
+        """Say whether the term had no gradient so far, and is looked at again: its weight may be on the way up."""
+        sights = self._trace.losses.sights
+        if len(sights) >= self._windows or len(sights) % _AGAIN:
+            return False
+        read = [e for s in sights for e in s.explanations]
+        return bool(read) and all(e.form == "nothing" for e in read)
 
     def _awaits_labels(self) -> bool:
         sights, hits = self._trace.losses.sights, self._trace.teacher.hits
@@ -44,8 +54,10 @@ class Gradients(Observer):
         counts = (labels >= 0) & (labels < logits.shape[1])
         right = ((logits.argmax(1) == labels) & counts).sum()
         by_class = torch.bincount(labels[counts].long(), minlength=logits.shape[1])
+        said = torch.bincount(logits.argmax(1)[counts], minlength=logits.shape[1])
         old = self._trace.teacher.hits
         if old is not None and len(old.by_class) == len(by_class):
             right, by_class = right + old.right, by_class + old.by_class
-        self._trace.teacher.hits = Hits(right, by_class)
+            said = said if old.said is None else said + old.said
+        self._trace.teacher.hits = Hits(right, by_class, said)
         self._trace.teacher.labels_shown = True

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from kdbench.audits.infer.batches import Batches
+from kdbench.audits.infer.features import Features
 from kdbench.audits.infer.gradients import Gradients
 from kdbench.audits.infer.modes import Modes
 from kdbench.audits.infer.names import Names
@@ -33,6 +34,7 @@ class Inference:
         stored = Stored(trace, taint)
         self.players = Players(trace, taint, known, names, declared, stored)
         self.modes = Modes(trace)
+        self.features = Features(trace, taint, self.known, names)
         self._observers: list[Observer] = [
             stored,
             self.players,
@@ -43,6 +45,7 @@ class Inference:
             Gradients(trace, windows),
             Batches(trace, taint),
             Terms(trace, taint, names),
+            self.features,
             names,  # names for good what the others have named by then
         ]
 
@@ -77,6 +80,7 @@ class Inference:
 
     def step(self, optimizer: torch.optim.Optimizer, params: list[nn.Parameter]) -> None:
         """Take in a step, and the parameters that it moved."""
+        self.players.stepped(optimizer)
         if not self.known.started:
             self._loads.stepped(params)
             return

@@ -42,6 +42,8 @@ class Known:
     students: list[Group] = field(default_factory=list)
     teachers: list[Group] = field(default_factory=list)
     projectors: list[Group] = field(default_factory=list)
+    idle: int = 0
+    "Mask of networks that answered the student's batch and reached no loss, and of that student."
     labelled: int = 0
     "Mask of what a label loss was computed from since the distillation began."
     moved: Any = field(default_factory=WeakTensorKeyDictionary)

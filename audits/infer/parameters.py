@@ -10,7 +10,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from kdbench.audits.infer.living import live_parameters, living
 from kdbench.audits.infer.names import Names
 from kdbench.audits.infer.observer import Known, Observer
-from kdbench.audits.infer.roles import Cast
+from kdbench.audits.infer.roles import Cast, Group
 from kdbench.audits.observe import torch_internals
 from kdbench.audits.observe.taint import Taint
 from kdbench.audits.observe.windows import RawWindow
@@ -123,6 +123,9 @@ class Parameters(Observer):
             for p in self._taint.parameters(self._leaves & ~self._known.teacher_mask)
         ]
         updates.ineffective = self._ineffective()
+        own = self._known.student_mask | _union(self._known.projectors)
+        for empty in updates.empty.values():
+            empty.names = self._names.params(self._taint.mask(empty.params) & own)
         schedulers = [s for s in living(torch.optim.lr_scheduler.LRScheduler) if s.optimizer is self._optimizer]
         sets = (len(getattr(s, "base_lrs", updates.group_names)) for s in schedulers)
         updates.scheduled_groups = max(sets, default=None)
@@ -151,3 +154,10 @@ class Parameters(Observer):
             if torch.equal(p.detach(), first[1]):
                 found.append(self._names.param(p))
         return found
+
+
+def _union(groups: list[Group]) -> int:
+    whole = 0
+    for group in groups:
+        whole |= group.mask
+    return whole

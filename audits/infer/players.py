@@ -1,5 +1,8 @@
 """Is there a distillation, and who plays which part in it?"""
 
+from collections.abc import Callable
+from weakref import WeakKeyDictionary
+
 import torch
 from torch import nn
 
@@ -32,6 +35,8 @@ class Players(Observer):
         self._trace, self._taint, self._known, self._names = trace, taint, known, names
         self._declared, self._stored = declared, stored
         self._answered: list[nn.Module] = []
+        self.optimizers: Callable[[], list[torch.optim.Optimizer]] = list
+        self._stepped: WeakKeyDictionary[torch.optim.Optimizer, bool] = WeakKeyDictionary()
         self._is_new = True
         "Whether a network answered for the first time since the declared names were looked for."
 
@@ -76,7 +81,7 @@ class Players(Observer):
         losses.windows_seen += 1
         if self._trace.not_found:
             return None
-        found = cast(raw, self._taint, self._declared, self._answered)
+        found = cast(raw, self._taint, self._declared, self._answered, self._trainee())
         self._stored.recognise(raw, found)
         if found.doubtful and found.stored_rows is None and not known.settled:
             found.cached = False  # numbers that nobody was seen to say are labels
@@ -91,6 +96,7 @@ class Players(Observer):
             else:
                 losses.idle_windows += 1
             losses.idle_name = self._names.group(found.idle[0])
+            known.idle |= found.idle[0].mask | found.student_mask
             losses.idle_where = raw.where
             return None
         if not found.is_distillation:
@@ -100,6 +106,17 @@ class Players(Observer):
             return found
         self.begin(found)
         return found
+
+    def _trainee(self) -> int:
+        """Return the parameters that are trained now: of the students known, else of optimizers yet to step."""
+        if self._known.started:
+            return self._known.student_mask
+        new = [o for o in self.optimizers() if o not in self._stepped]
+        return self._taint.mask(p for o in new for group in o.param_groups for p in group["params"])
+
+    def stepped(self, optimizer: torch.optim.Optimizer) -> None:
+        """Note an optimizer that steps, in whatever training."""
+        self._stepped[optimizer] = True
 
     def begin(self, found: Cast) -> None:
         """Take in that a window is one of a distillation."""

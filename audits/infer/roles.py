@@ -202,8 +202,11 @@ def _are_log_probabilities(value: Tensor) -> bool:
         return bool((value.detach().float().logsumexp(-1).abs() < _LOG_SUM).all())
 
 
-def cast(raw: RawWindow, taint: Taint, declared: Declared, known: list[nn.Module]) -> Cast:
-    """Assign the roles in a window; `known` are modules that answered data on their own before."""
+def cast(raw: RawWindow, taint: Taint, declared: Declared, known: list[nn.Module], trainee: int = 0) -> Cast:
+    """Assign the roles in a window; `known` are modules that answered data on their own before.
+
+    `trainee` are the parameters that are about to be trained, as far as that is known: those of new optimizers.
+    """
     result = Cast(labels=labels_in(raw, taint))
     trained = taint.moved_by(raw.leaves)
     own: dict[int, int] = {}
@@ -221,7 +224,7 @@ def cast(raw: RawWindow, taint: Taint, declared: Declared, known: list[nn.Module
     peer = params_of(declared.teacher) if declared.teacher is not None else 0
     if declared.student is not None and peer & trained and not params_of(declared.student) & trained:
         return result  # the backward of a peer's own loss
-    masks = _student_masks(raw, reached, fed_data, params_of, trained, declared, result.labels)
+    masks = _student_masks(raw, reached, fed_data, params_of, trained, declared, result.labels, trainee)
     base = _base(reached, fed_data, params_of, _union(masks), trained)
     if base is not None:
         result.teachers.append(base)
@@ -264,6 +267,8 @@ def cast(raw: RawWindow, taint: Taint, declared: Declared, known: list[nn.Module
         result.cached, result.doubtful = bool(stored), bool(stored) and not sure
         result.idle = _idle(raw, params_of, student, reached)
         result.self_taught = not (stored and sure) and any(_is_against_itself(f, student) for f in result.soft)
+        if result.self_taught and not result.idle:  # a teacher that is shown a view of its own, and is not heard
+            result.idle = _idle(raw, params_of, student, reached, views=True)
     return result
 
 
@@ -287,13 +292,15 @@ def _student_masks(
     trained: int,
     declared: Declared,
     labels: list[Label],
+    trainee: int,
 ) -> list[int]:
     """Return the students: the declared one, or what the label losses were computed from, or what data trains."""
     teacher = params_of(declared.teacher) if declared.teacher is not None else 0
     if declared.student is not None:
         mask = params_of(declared.student)
         return [mask & ~teacher or mask]
-    masks = _merge([label.made for label in labels]) or _trained_by_data(raw, reached, fed_data, params_of, trained)
+    masks = _merge([label.made for label in labels])
+    masks = masks or _trained_by_data(raw, reached, fed_data, params_of, trained, trainee)
     if teacher and not (raw.root.params | trained) & ~teacher:
         # Nothing but the teacher: a training of its own, unless a network that is its own base teaches itself.
         return masks if any(not c.grad and params_of(c.module) & teacher for c in reached) else []
@@ -340,9 +347,15 @@ def _merge(masks: list[int]) -> list[int]:
 
 
 def _trained_by_data(
-    raw: RawWindow, reached: list[ModuleCall], fed_data: set[int], params_of: ParamsOf, trained: int
+    raw: RawWindow, reached: list[ModuleCall], fed_data: set[int], params_of: ParamsOf, trained: int, trainee: int
 ) -> list[int]:
-    """Without a label loss: what is trained, fed with data and called outermost."""
+    """Without a label loss: what is trained, fed with data and called outermost.
+
+    Where a new optimizer's network is among what reached the loss, that one, though its side be cut from the graph.
+    """
+    mine = [c for c in reached if c.index in fed_data and params_of(c.module) & trainee and not c.out.params & ~trainee]
+    if mine:
+        trained = trained & trainee or _union(c.out.params for c in mine)
     found = 0
     for call in reached:
         if call.index in fed_data and params_of(call.module) & trained and not params_of(call.module) & found:
@@ -500,7 +513,10 @@ def _is_against_itself(call: FunctionCall, student: int) -> bool:
     return all(m & student for m in masks) and not any(m & ~student for m in masks)
 
 
-def _idle(raw: RawWindow, params_of: ParamsOf, student: int, reached: list[ModuleCall]) -> list[Group]:
+def _idle(
+    raw: RawWindow, params_of: ParamsOf, student: int, reached: list[ModuleCall], views: bool = False
+) -> list[Group]:
+    """Return the networks that answered the student's batch, or with `views` one of its shape, and reached nothing."""
     shown = [t for c in reached if params_of(c.module) & student and not c.fed.params for t in c.given[:1]]
     found = []
     for call in raw.calls:
@@ -510,6 +526,6 @@ def _idle(raw: RawWindow, params_of: ParamsOf, student: int, reached: list[Modul
             continue
         if any(c.index == call.parent and not params_of(c.module) & student for c in raw.calls):
             continue
-        if any(given is t for given in call.given[:1] for t in shown):
+        if any(given is t or (views and given.shape == t.shape) for given in call.given[:1] for t in shown):
             found.append(Group(mask, call.module, [call]))
     return found

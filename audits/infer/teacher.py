@@ -1,10 +1,9 @@
 """Where do the teacher's weights come from, and does the teacher stay what it was?"""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
+from kdbench.audits.infer.averages import Averages, Pair
 from kdbench.audits.infer.layers import plain_name
 from kdbench.audits.infer.names import Names
 from kdbench.audits.infer.observer import Known, Observer
@@ -14,20 +13,10 @@ from kdbench.audits.observe.taint import Taint
 from kdbench.audits.observe.windows import RawWindow
 from kdbench.audits.trace import Change, Sight, Trace
 
-_FOLLOWED = 6
+_FOLLOWED, _TENSORS = 24, 400
 "Windows, and parameters in each, that show whether a teacher follows its student: a moving average moves all alike."
-_OFF_THE_WAY = 2e-2
-"Share of a teacher's movement that may lead elsewhere than to the student: rounding, where the share moved is small."
 _STATISTICS = ("running_mean", "running_var")
 "Buffers that a training moves; others may be queues and caches."
-
-
-class _Pair(NamedTuple):
-    """A parameter of a teacher and the student's of the same name."""
-
-    name: str
-    teacher: nn.Parameter
-    student: nn.Parameter
 
 
 class TeacherState(Observer):
@@ -42,8 +31,7 @@ class TeacherState(Observer):
         self._first: dict[str, tuple[Tensor, Tensor]] | None = None
         "By name, the teacher's tensors and what was in them."
         self._first_student: dict[str, Tensor] = {}
-        self._before: dict[str, tuple[Tensor, Tensor]] = {}
-        self._rates: list[float] = []
+        self._averages = Averages()
 
     def window(self, raw: RawWindow, cast: Cast, sight: Sight) -> None:
         """Remember the teacher, the first time; see whether it follows the student and gets a gradient."""
@@ -57,7 +45,7 @@ class TeacherState(Observer):
                 self._names.param,
             )
         if len(self._trace.losses.sights) < _FOLLOWED:
-            self._follow()
+            self._averages.window(self._pairs(), self._taint.window)
         calls = [c for g in (*cast.teachers, *cast.idle) for c in g.calls]
         sight.teacher_leaves = self._names.params(self._taint.moved_by(raw.leaves) & cast.teacher_mask)
         sight.teacher_grad = any(c.answer is not None and c.answer.requires_grad for c in calls)
@@ -77,6 +65,9 @@ class TeacherState(Observer):
         teacher = self._known.teacher_mask
         stepped = teacher & self._taint.mask(list(self._known.moved.keys()))
         self._trace.teacher.stepped = self._names.params(stepped)
+        if self._averages.shared and self._trace.teacher.shared is None:
+            name = self._names.group(self._known.teachers[0])
+            self._trace.teacher.shared = name, [self._names.param(p) for p in self._averages.shared]
         self._trace.teacher.change = self._change(bool(stepped), bool(teacher & self._known.labelled))
 
     def _change(self, by_optimizer: bool, has_own_label_loss: bool) -> Change | None:
@@ -90,8 +81,23 @@ class TeacherState(Observer):
                 params.append(name)
             elif name.endswith(_STATISTICS):
                 buffers.append(name)
-        rate = sum(self._rates) / len(self._rates) if self._rates else None
-        return Change(params, buffers, by_optimizer, has_own_label_loss, rate, self._silent(buffers))
+        seen = self._averages
+        rate = sum(seen.rates) / len(seen.rates) if len(seen.rates) > seen.astray else None
+        still = seen.still
+        return Change(
+            params,
+            buffers,
+            by_optimizer,
+            has_own_label_loss,
+            rate,
+            self._silent(buffers),
+            rates=seen.rates,
+            updates=0 if by_optimizer else seen.updates,
+            astray=seen.astray,
+            still=still,
+            moved_share=seen.moved_share,
+            dtype=str(seen.dtype).removeprefix("torch."),
+        )
 
     def _silent(self, moved: list[str]) -> list[str]:
         """Return the teacher's running statistics that stood still while the student's of the same name moved."""
@@ -109,38 +115,20 @@ class TeacherState(Observer):
                         found.append(full)
         return found
 
-    def _follow(self) -> None:
-        """See whether the teacher moved towards the student, all parameters by one share: a moving average does."""
-        pairs = self._pairs()
-        if pairs and self._before:
-            moved, way, old_way = [], [], []
-            for name, p, other in pairs:
-                if name in self._before:
-                    t0, s0 = self._before[name]
-                    moved.append((p.detach() - t0).flatten())
-                    way.append((other.detach() - t0).flatten())
-                    old_way.append((s0 - t0).flatten())
-            m = torch.cat(moved).double() if moved else torch.zeros(1)
-            if float(m.norm()) > 0:
-                for w in (torch.cat(way).double(), torch.cat(old_way).double()):
-                    size = float(w @ w)
-                    q = float(m @ w) / size if size else 0.0
-                    if size and 0 < q <= 1 and float((m - q * w).norm()) <= _OFF_THE_WAY * float(m.norm()):
-                        self._rates.append(q)
-                        break
-        self._before = {name: (p.detach().clone(), s.detach().clone()) for name, p, s in pairs}
-
-    def _pairs(self) -> list[_Pair]:
-        """Return some parameters that teacher and student have under one name and in one shape."""
-        pairs: list[_Pair] = []
+    def _pairs(self) -> list[Pair]:
+        """Return the parameters in the loss that teacher and student have under one name and in one shape."""
+        mask = self._known.teacher_mask
+        pairs: list[Pair] = []
         for teacher in _modules(self._known.teachers):
             for student in _modules(self._known.students):
                 own = {plain_name(n): p for n, p in student.named_parameters()}
                 for name, p in teacher.named_parameters():
                     other = own.get(plain_name(name))
+                    if not self._taint.bit(p) & mask:
+                        continue
                     if other is not None and other.shape == p.shape and other is not p and other.device == p.device:
-                        pairs.append(_Pair(name, p, other))
-        return pairs[:_FOLLOWED]
+                        pairs.append(Pair(name, p, other))
+        return pairs[:_TENSORS]
 
 
 def _modules(groups: list[Group]) -> list[nn.Module]:

@@ -16,6 +16,7 @@ from kdbench.audits.laws.registry import LAWS, Law, law, same_random_state
 from kdbench.audits.laws.schedule import check_group_schedule, check_schedule
 from kdbench.audits.laws.seeds import check_seeds
 from kdbench.audits.laws.selection import check_selection
+from kdbench.audits.laws.soft_loss import check_soft_loss
 from kdbench.audits.laws.splits import check_held_out, check_split
 from kdbench.audits.laws.weighting import check_weighting
 
@@ -30,6 +31,7 @@ __all__ = [
     "check_schedule",
     "check_seeds",
     "check_selection",
+    "check_soft_loss",
     "check_split",
     "check_spread",
     "check_weighting",

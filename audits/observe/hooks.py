@@ -41,6 +41,11 @@ def call_site() -> Where | None:
     return library
 
 
+def is_users(name: str) -> bool:
+    """Say whether a file is the user's own: neither torch's nor ours nor a library's."""
+    return not name.startswith((*_NOT_THE_USERS, *_LIBRARIES, "<"))
+
+
 @cache
 def _relative(name: str) -> str:
     path = Path(name)

@@ -18,6 +18,8 @@ from kdbench.audits.trace import Loaded
 
 _SAMPLE = 256
 _MOST_TENSORS = 20_000
+_ALIKE = 0.5
+"Cosine from which values are taken for a continuation of others: those drawn anew are near 0 over many numbers."
 _ROUNDED = 2e-2
 "Share by which values may differ after a visit to half precision; the coarser bfloat16 leaves less than 1e-2."
 
@@ -48,6 +50,8 @@ class Loads:
         "Saved by this very process from modules that nothing had trained: to read them back proves nothing."
         self._loaded: Any = WeakTensorKeyDictionary()
         self._aliased: Any = WeakTensorKeyDictionary()
+        self._copies: Any = WeakTensorKeyDictionary()
+        "Copies of what was trained (True) or loaded by then, whatever became of the original since."
         self._trained_values: set[tuple[tuple[int, ...], bytes]] = set()
         self.trained: Any = WeakTensorKeyDictionary()
         "Parameters that an optimizer stepped before the distillation began."
@@ -63,6 +67,7 @@ class Loads:
         enter(hooks.patched(torch, "save", self._wrap_save))
         enter(hooks.patched(torch.jit, "load", self._wrap_read))
         enter(hooks.patched(nn.Module, "load_state_dict", self._wrap_load))
+        enter(hooks.patched(nn.Parameter, "__deepcopy__", self._wrap_copy))
         try:
             import safetensors.torch as st
         except ImportError:
@@ -136,6 +141,16 @@ class Loads:
 
         return load
 
+    def _wrap_copy(self, original: Any) -> Any:
+        def copy(param: Tensor, *args: Any, **kwargs: Any) -> Any:
+            result = original(param, *args, **kwargs)
+            if result is not param and (param in self.trained or param in self._loaded):
+                self._loaded[result] = sample(result)
+                self._copies[result] = param in self.trained or param in self._copies
+            return result
+
+        return copy
+
     def stepped(self, params: Any) -> None:
         """Note parameters that an optimizer moved, and that are not taught yet."""
         for p in params:
@@ -176,7 +191,8 @@ class Loads:
                 any_trained = True
             elif loaded is not None:
                 any_loaded = True
-                if loaded == now or _is_close(loaded, now) or not isinstance(t, nn.Parameter):
+                like = _is_alike if t in self._copies else _is_close  # what was copied may be averaged since
+                if loaded == now or like(loaded, now) or not isinstance(t, nn.Parameter):
                     covered += size
                 else:
                     changed.append(name)
@@ -187,11 +203,15 @@ class Loads:
                 aliases.append(name)
             else:
                 missing.append(name)
-        same = self._same_as_student([t.module for t in teachers if t.module is not None], students)
+        same, is_start = self._same_as_student([t.module for t in teachers if t.module is not None], students)
         route = "trained in this process" if any_trained else "loaded" if any_loaded else "not seen"
+        if route == "loaded" and all(self._copies.get(t) for _, t in tensors if isinstance(t, nn.Parameter)):
+            route = "copied from what was trained in this process"
         names = [getattr(t.module, "name_or_path", "") for t in teachers]
         made_from = next((n for n in names if isinstance(n, str) and n), "")
-        return Loaded(covered, total, missing, aliases, changed, any_trained, route, same, made_from, self.where)
+        return Loaded(
+            covered, total, missing, aliases, changed, any_trained, route, same, is_start, made_from, self.where
+        )
 
     def _is_trivial(self, t: Tensor) -> bool:
         return bool((t == 0).all() or (t == 1).all())
@@ -205,8 +225,13 @@ class Loads:
             if isinstance(t, nn.Parameter)
         )
 
-    def _same_as_student(self, teachers: list[nn.Module], students: list[nn.Module]) -> bool:
-        """Say whether the teacher, loaded from a file, holds number by number what the student holds."""
+    def _same_as_student(self, teachers: list[nn.Module], students: list[nn.Module]) -> tuple[bool, bool]:
+        """Say whether the teacher, loaded from a file, holds the student's start, saved untrained; and whether it holds
+        number by number what the student does, wherever from.
+
+        To start from a trained teacher's file is a method.
+        """
+        known = self._from_file | self._trained_values
         for teacher in teachers:
             for student in students:
                 if teacher is student:
@@ -214,9 +239,12 @@ class Loads:
                 a, b = dict(teacher.named_parameters()), dict(student.named_parameters())
                 if not a or a.keys() != b.keys() or any(a[n].shape != b[n].shape for n in a):
                     continue
-                if all(sample(a[n]) == sample(b[n]) and sample(a[n]) in self._read for n in a):
-                    return True
-        return False
+                samples = {n: sample(a[n]) for n in a}
+                if any(s != sample(b[n]) for n, s in samples.items()):
+                    continue
+                read = all(s in self._read for s in samples.values())
+                return read and not known & {s for n, s in samples.items() if not self._is_trivial(a[n])}, True
+        return False, False
 
 
 def _is_close(one: tuple[tuple[int, ...], bytes], other: tuple[tuple[int, ...], bytes]) -> bool:
@@ -224,6 +252,13 @@ def _is_close(one: tuple[tuple[int, ...], bytes], other: tuple[tuple[int, ...], 
     a = torch.frombuffer(bytearray(one[1]), dtype=torch.float32) if one[1] else torch.empty(0)
     b = torch.frombuffer(bytearray(other[1]), dtype=torch.float32) if other[1] else torch.empty(0)
     return len(a) == len(b) and bool((a - b).norm() <= _ROUNDED * a.norm())
+
+
+def _is_alike(one: tuple[tuple[int, ...], bytes], other: tuple[tuple[int, ...], bytes]) -> bool:
+    """Say whether values lead the same way, as an average does that started from others; fresh ones do not."""
+    a = torch.frombuffer(bytearray(one[1]), dtype=torch.float32) if one[1] else torch.empty(0)
+    b = torch.frombuffer(bytearray(other[1]), dtype=torch.float32) if other[1] else torch.empty(0)
+    return len(a) == len(b) and bool(a @ b >= _ALIKE * a.norm() * b.norm())
 
 
 def _teacher_tensors(teachers: list[Network], name_of: Callable[[Tensor], str]) -> list[tuple[str, Tensor]]:

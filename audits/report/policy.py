@@ -108,7 +108,9 @@ class Policy:
         """Leave out what was not selected or is ignored, and accept what is waived."""
         return sorted_report(
             [
-                replace(f, status="waived", reason=self.waive[f.id]) if f.status == "fail" and f.id in self.waive else f
+                replace(f, status="waived", reason=self.waive[f.id])
+                if f.id in self.waive and (f.status == "fail" or is_not_understood(f))
+                else f
                 for f in report.findings
                 if (not self.select or f.id in self.select) and f.id not in self.ignore
             ]
@@ -122,16 +124,25 @@ class Policy:
         """Return what a report comes to after the choices; silence is never clean.
 
         `ran` says whether what was watched ended well, `distilled` whether any distillation was seen in it. Without
-        one, audits of gradients and clips that pass prove nothing of what was asked.
+        one, audits of gradients and clips that pass prove nothing of what was asked; nor do they where the distillation
+        term was not understood.
         """
         if report.failed(self.threshold):
             return "failed"
         counts = report.counts()
         if not ran or counts["error"]:
             return "could-not-run"
+        if any(is_not_understood(f) for f in report.findings):
+            return "undecided"
         if not distilled or not counts["pass"] + counts["waived"]:
             return "undecided"
         return "clean"
+
+
+def is_not_understood(finding: Finding) -> bool:
+    """Say whether a finding is that the distillation term was not understood, or did nothing while it was looked at."""
+    reasons = ("form-not-recognised", "not-in-these-steps")
+    return finding.id == "KD313" and finding.status == "not_triggered" and finding.reason in reasons
 
 
 def fingerprint(finding: Finding) -> str:

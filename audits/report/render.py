@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 from kdbench.audits.checks.all import CATALOGUE
 from kdbench.audits.finding import Finding, Report, Severity, body, is_ours
-from kdbench.audits.report.policy import Verdict, fingerprint
+from kdbench.audits.report.policy import Verdict, fingerprint, is_not_understood
 from kdbench.audits.report.verdict import sentence
 
 _LEVELS: dict[Severity, str] = {"error": "error", "warn": "warning", "info": "note"}
@@ -57,9 +57,10 @@ class Audited:
             return last or broken or f"the script ended with exit code {self.script_exit}"
         if self.verdict == "undecided":
             silent = [f for f in self.report.findings if f.status == "not_triggered"]
+            unread = [f.message for f in silent if is_not_understood(f)]
             unseen = [f.message for f in silent if f.reason == "no-teacher-seen"]
             nothing = "none of the audits asked for passed or failed"
-            return self.undecided_because or next(iter(unseen or [f.message for f in silent]), nothing)
+            return self.undecided_because or next(iter(unread or unseen or [f.message for f in silent]), nothing)
         return None
 
 

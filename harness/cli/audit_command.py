@@ -108,6 +108,13 @@ _OF_MATRIX = ("seeds", "zoo_seeds", "workers", "output", "format_", "quiet", "ve
     panel=MEANT,
     help="The distillation term is to have this weight; nothing is said of the label loss.",
 )
+@click.option(
+    "--form",
+    metavar="own|decoupled",
+    panel=MEANT,
+    shell_complete=one_of("own", "decoupled"),
+    help="The term is to have another form than T^2 KL: decoupled, or one of your own that no audit knows.",
+)
 @click.option("--student", metavar="NAME", panel=MEANT, help="Variable or class of the network that is trained.")
 @click.option("--teacher", metavar="NAME", panel=MEANT, help="Variable or class of the network that teaches.")
 @click.option(

@@ -19,6 +19,7 @@ _CONFIG: dict[str, tuple[type, ...]] = {
     "max_seconds": (int, float),
     "max_norm": (int, float),
     "clip_scope": (str,),
+    "form": (str,),
     "temperature": (int, float),
     "alpha": (int, float),
     "kd_weight": (int, float),

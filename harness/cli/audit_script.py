@@ -9,7 +9,7 @@ import sysconfig
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 from click.core import ParameterSource
@@ -211,7 +211,12 @@ def _options(contract: Contract, options: dict[str, Any]) -> engine.Options:
         steps=options["steps"],
         max_seconds=options["max_seconds"],
         clip=Clip(contract.max_norm, scope) if contract.max_norm is not None else None,
-        kd=KD(temperature=contract.temperature, alpha=contract.alpha, kd_weight=contract.kd_weight),
+        kd=KD(
+            temperature=contract.temperature,
+            alpha=contract.alpha,
+            kd_weight=contract.kd_weight,
+            form=cast(Any, contract.form),
+        ),
         student=contract.student,
         teacher=contract.teacher,
         guard=options["guard"],

@@ -27,6 +27,15 @@ def double_step() -> Sequence[str]:
     return ("zero", "backward", "unscale", "clip", "step", "step")
 
 
+@fault("order", caught_by=["gradients-used"], needs="distillation")
+def zeroed_before_step() -> Sequence[str]:
+    """The gradients are zeroed between the clip and the step, so that nothing is ever trained.
+
+    zero_grad was moved behind the backward when the loop was reordered. The loss stands still, and no error tells.
+    """
+    return ("backward", "unscale", "clip", "zero", "step")
+
+
 @fault("trainable", caught_by=["optimizer-coverage"], needs="projectors")
 def projector_not_in_optimizer(student: nn.Module, method: nn.Module, teacher: nn.Module | None) -> Sequence[Params]:
     """The projection layers get gradients and are never moved.

@@ -7,7 +7,9 @@ from typing import Literal
 from rich.console import Console
 from rich.text import Text
 
+from kdbench.audits.checks.reading import NOT_UNDERSTOOD
 from kdbench.audits.finding import Finding, Report, body, is_ours, standing
+from kdbench.audits.report.policy import is_not_understood
 from kdbench.audits.report.render import Audited
 from kdbench.audits.report.verdict import decidable
 from kdbench.audits.script import Observation
@@ -42,9 +44,25 @@ def show_verdict(console: Console, audited: Audited) -> None:
     _print(console, audited.summary, hang="  ", style=_VERDICTS[audited.verdict])
 
 
+def of_the_term(audited: Audited) -> str | None:
+    """Return a line on a distillation term that was not read: not understood, or taken as it is, and on whose word."""
+    for f in audited.report.findings:
+        if f.id != "KD313":
+            continue
+        if is_not_understood(f):
+            return f"Undecided: {f.message}" if audited.verdict == "undecided" else None
+        if f.status == "waived" and f.message.startswith(NOT_UNDERSTOOD):
+            return f"the distillation term was not read and is accepted as it is: {f.reason or ''}"
+        if "form of its own" in f.message:
+            return f.message
+    return None
+
+
 def _show_seen(console: Console, audited: Audited, seen: Observation) -> None:
     """Say who played which part and how long was looked; and what was seen where nothing was recognised."""
     trace, losses = seen.trace, seen.trace.losses
+    if (said := of_the_term(audited)) is not None:
+        _print(console, said, hang="  ", style="bold yellow" if audited.verdict == "undecided" else "")
     roles = [
         f"{role} {name or 'not recognised'}"
         for role, name in (("student", audited.student), ("teacher", audited.teacher))

@@ -104,6 +104,8 @@ def declared(method: str, settings: MethodSettings) -> audits.KD:
     soft = METHODS[method].soft
     if soft is Soft.DECOUPLED:
         return audits.KD(form="decoupled")
+    if soft is Soft.OTHER:
+        return audits.KD(form="own")
     if soft is not Soft.HINTON:
         return audits.KD()
     weight, temperature = settings.weight("kd"), float(vars(settings)["temperature"])

@@ -21,6 +21,7 @@ from specimens import (
     HINT,
     OWN,
     SEVEN,
+    STEP,
     TURN,
     A,
     B,
@@ -43,7 +44,7 @@ from specimens import (
 from kdbench.audits.checks.all import CATALOGUE, run
 from kdbench.audits.checks.catalogue import Audit, Verdict, audit, passed, some
 from kdbench.audits.finding import Finding
-from kdbench.audits.trace import KD, Clip, Inputs, Loaded, Trace
+from kdbench.audits.trace import KD, Clip, Empty, Inputs, Loaded, Trace
 
 SUBJECTS = (
     test_check_architecture,
@@ -76,6 +77,7 @@ WITHOUT = (
     "KD211",
     "KD212",
     "KD214",
+    "KD215",
     "KD303",
     "KD332",
     "KD344",
@@ -150,6 +152,7 @@ def spoil(made: Trace, id: str) -> None:
         "KD212": (first, {"repeated": True}),
         "KD213": (made, {"ineffective": ["fc.weight"]}),
         "KD214": (made, {"scaler_skips": 20}),
+        "KD215": (made, {"empty": {1: Empty("SGD", [A], 9, 9, STEP, CLIP)}}),
         "KD301": (s, {"teacher_training": ["bn1"]}),
         "KD302": (made, {"change": change(1)}),
         "KD303": (made, {"hits": hits(64, *[64] * 10)}),
@@ -194,6 +197,7 @@ def test_a_fault_fails_its_audit_and_only_what_follows(id: str) -> None:
 FOLLOWS = {
     "KD101": ["KD103"],
     "KD213": ["KD101", "KD103", "KD214"],
+    "KD215": ["KD101", "KD311"],
     "KD301": ["KD102"],
     "KD302": ["KD301", "KD102"],
     "KD303": ["KD104", "KD301", "KD304", "KD305"],
@@ -301,7 +305,7 @@ def test_phases_are_those_in_which_a_property_shows() -> None:
     phases = {
         "static": "KD104",
         "first": "KD101 KD102 KD103 KD105 KD106 KD304 KD305 KD311 KD312 KD313 KD341",
-        "burn-in": "KD201 KD202 KD203 KD204 KD205 KD211 KD212 KD213 KD301 KD303 KD314 KD321 KD344",
+        "burn-in": "KD201 KD202 KD203 KD204 KD205 KD211 KD212 KD213 KD215 KD301 KD303 KD314 KD321 KD344",
         "end": "KD214 KD302 KD332",
     }
     assert {a.id: a.phase for a in CATALOGUE.values()} == {id: p for p, ids in phases.items() for id in ids.split()}

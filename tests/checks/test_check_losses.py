@@ -25,10 +25,11 @@ from specimens import (
     undecided,
 )
 
-from kdbench.audits.trace import KD, Trace
+from kdbench.audits.trace import KD, MissedHook, Trace
 
 CASES: Cases = {}
 
+OWN_FORM = "--form own, kdbench.check_soft_loss(loss) in the script, or --waive KD313=REASON"
 CUT = {"reaches_student": False, "student_ran_detached": True}
 STOPS = {"reaches_student": False}
 
@@ -48,6 +49,30 @@ CASES["KD311"] = {
             term="cosine_similarity",
             shapes=[[8, 4], [8, 4]],
         ),
+    ),
+    "hooks found no module, and a second network is not heard": (
+        trace(idle_windows=5, idle_name="Net (big)", idle_where=OTHER, missed_hooks=[MissedHook("Net (big)", TERM)]),
+        fails("the search for modules to hook found none in Net (big)", TERM, windows=5, network="Net (big)"),
+    ),
+    "hooks found no module": (
+        trace(sights=[sight(term(), explained())], missed_hooks=[MissedHook("Net (big)", OTHER)]),
+        fails("no module of Net (big) has a name by which hooks look", OTHER, network="Net (big)", module=None),
+    ),
+    "a hook that sees nothing": (
+        trace(sights=[sight(term(), explained())], missed_hooks=[MissedHook("Net (big)", OTHER, "neck")]),
+        fails("the hook on neck of Net (big) is never called", OTHER, "warn", network="Net (big)", module="neck"),
+    ),
+    "no share, five times": (
+        trace(sights=[sight(explained("nothing", share=1e-6), number=5 * n) for n in range(5)]),
+        fails("it is 1.0e-06 of the labels' part, in all of 5 backwards", BACKWARD, shares=[1e-6] * 5),
+    ),
+    "a share on its way up": (
+        trace(sights=[sight(term(), explained("nothing", share=4.0**n * 1e-9), number=5 * n) for n in range(5)]),
+        undecided("not-in-these-steps", "its weight is 0", "--steps"),
+    ),
+    "no share, four times": (
+        trace(sights=[sight(term(), explained("nothing", share=1e-6), number=5 * n) for n in range(4)]),
+        undecided("not-in-these-steps", "its weight is 0", "--steps"),
     ),
     "4 backwards beside a second network": (
         trace(idle_windows=4, idle_name="Net (big)", idle_where=OTHER, windows_seen=9, script=True),
@@ -371,23 +396,50 @@ CASES["KD313"] = {
     ),
     "one side is sharpened": (
         seen(explained("one-sided", temperature=(1.0, 0.5))),
-        undecided("form-not-recognised", "was not recognised"),
+        undecided("form-not-recognised", "was not understood", decide_with=OWN_FORM),
     ),
     "two temperatures": (
         seen(explained("one-sided", temperature=(4.0, 2.0), residual=0.125)),
-        undecided("form-not-recognised", "the form of the soft term was not recognised (residual 0.12)"),
+        undecided("form-not-recognised", "the distillation term was not understood", decide_with=OWN_FORM),
     ),
     "two forms not known": (
         seen(explained("unknown", residual=0.25), explained("unknown", residual=0.5)),
-        undecided("form-not-recognised", "was not recognised (residual 0.25)"),
+        undecided("form-not-recognised", "form fits its gradient (residual 0.25)", decide_with=OWN_FORM),
     ),
     "one-sided, temperatures not read": (
         seen(explained("one-sided", temperature=None)),
-        undecided("form-not-recognised", "was not recognised"),
+        undecided("form-not-recognised", "was not understood", decide_with=OWN_FORM),
+    ),
+    "a form of one's own": (seen(explained("unknown"), kd=KD(form="own")), undecided("out-of-scope", "its own")),
+    "a form of one's own, of swapped arguments": (
+        seen(term(swapped=True), explained("unknown"), kd=KD(form="own")),
+        fails("kl_div's arguments are swapped", TERM, target_sum=None, target_least=None, input_sum=None),
+    ),
+    "checked by its properties": (
+        trace(script=True, sights=[sight(term("sub"), explained("unknown"))], checked=[("mine", "loop.py", (3, 5))]),
+        passes("the term is mine, a form of its own that check_soft_loss found right"),
+    ),
+    "checked, but elsewhere": (
+        trace(script=True, sights=[sight(term("sub"), explained("unknown"))], checked=[("mine", "loop.py", (7, 9))]),
+        undecided(
+            "form-not-recognised", "meet in sub at loop.py:5 of shapes (8, 10) and (8, 10)", decide_with=OWN_FORM
+        ),
+    ),
+    "distances of features alone": (
+        seen(feature("l1_loss"), feature("sub"), explained("unknown", classes=12)),
+        undecided("out-of-scope", "features are compared (l1_loss, sub)"),
+    ),
+    "distances beside a soft term": (
+        seen(feature("l1_loss"), term(), explained("unknown")),
+        undecided("form-not-recognised", "no known form fits its gradient", decide_with=OWN_FORM),
+    ),
+    "positions of a map": (
+        seen(term(shapes=[(24, 36), (24, 36)], target_sum=1.0, input_sum=1.0), explained("unknown")),
+        undecided("out-of-scope", "features are compared (kl_div)"),
     ),
     "another form, one temperature 1": (
         seen(explained("unknown", temperature=(4.0, 1.0))),
-        undecided("form-not-recognised", "was not recognised"),
+        undecided("form-not-recognised", "was not understood", decide_with=OWN_FORM),
     ),
     "the declared temperature": (
         seen(explained(temperature=(4.03, 4.03)), kd=KD(temperature=4.0)),
@@ -431,7 +483,10 @@ CASES["KD313"] = {
     ),
     "rows permuted": (seen(explained("permuted")), undecided("form-not-recognised", "the rows do not belong together")),
     "off": (seen(NOTHING), undecided("not-in-these-steps", "no gradient in the steps seen", "--steps")),
-    "not known, and off": (seen(explained("unknown"), NOTHING), undecided("form-not-recognised", "not recognised")),
+    "not known, and off": (
+        seen(explained("unknown"), NOTHING),
+        undecided("form-not-recognised", "was not understood", decide_with=OWN_FORM),
+    ),
     "no logits": (seen(feature()), undecided("out-of-scope", "no term between logits")),
 }
 
@@ -445,8 +500,13 @@ WHOLE = {
     ("KD311", "against itself, asked twice"): "the student is held against its own answer",
     ("KD313", "squared distance of probabilities"): "the term is the squared distance of probabilities",
     ("KD313", "a temperature declared, none read"): "the term is KL(teacher || student)",
-    ("KD313", "two forms not known"): "the form of the soft term was not recognised (residual 0.25): two temperatures, "
-    "masks, standardised logits and relational terms are not in the list",
+    (
+        "KD313",
+        "two forms not known",
+    ): "the distillation term was not understood: no loss in which the two meet was seen, "
+    "no known form fits its gradient (residual 0.25)",
+    ("KD313", "two temperatures"): "the distillation term was not understood: no loss in which the two meet was seen, "
+    "its gradient is that of temperature 4 for the student and 2 for the teacher",
 }
 
 

@@ -3,6 +3,7 @@
 import pytest
 from specimens import (
     BODY,
+    CLIP,
     HINT,
     MANY,
     STEP,
@@ -22,7 +23,7 @@ from specimens import (
     undecided,
 )
 
-from kdbench.audits.trace import Leaf, Trace
+from kdbench.audits.trace import Empty, Leaf, Trace
 
 CASES: Cases = {}
 
@@ -172,6 +173,52 @@ CASES["KD212"] = {
         trace(steps=[step(1, repeated=True), step(2, distils=True), step(3, distils=True)]),
         passes("each of the 2 steps watched", steps=2),
     ),
+}
+
+
+def emptied(*names: str, count: int = 9, thrown: int = 0) -> Trace:
+    return trace(steps=steps(3), empty={1: Empty("Adam", [A], count, thrown, STEP, CLIP if thrown else None, [*names])})
+
+
+UNDONE = {"thrown": 3, "zeroed_at": CLIP}
+CASES["KD215"] = {
+    "one step": (trace(steps=[step()]), undecided("not-in-these-steps", "1 steps were seen; two are needed")),
+    "every gradient": (
+        trace(steps=steps(2)),
+        passes("the gradients of every backward reached one of 2 steps", steps=2),
+    ),
+    "accumulation undone": (
+        trace(steps=[step(1), *(step(i, **UNDONE) for i in range(2, 15))]),
+        fails(
+            "in 13 of 14 steps the gradients of 3 of 4 backwards were zeroed before the step",
+            CLIP,
+            steps=list(range(2, 12)),
+            thrown=3,
+        ),
+    ),
+    "in half of the steps": (
+        trace(steps=[step(1), step(2, **UNDONE)]),
+        passes("the gradients of every backward reached one of 2 steps", steps=2),
+    ),
+    "before the distillation": (
+        trace(steps=[step(1, **UNDONE), step(2, distils=True), step(3, distils=True)]),
+        passes("reached one of 2 steps", steps=2),
+    ),
+    "zeroed between backward and step": (
+        emptied(count=8, thrown=8),
+        fails(
+            "an optimizer (Adam) stepped 8 times without one gradient: zero_grad stands between backward and step",
+            CLIP,
+            steps=8,
+            parameters=[],
+        ),
+    ),
+    "the student's optimizer, without a gradient": (
+        emptied("body.weight"),
+        fails("9 times without one gradient: no loss reaches body.weight", STEP, steps=9, parameters=["body.weight"]),
+    ),
+    "without a gradient at first": (emptied("body.weight", count=7), passes("every backward", steps=3)),
+    "without a gradient, of nobody's": (emptied(), passes("every backward", steps=3)),
 }
 CASES["KD213"] = {
     "few steps": (trace(leaves=[]), undecided("not-in-these-steps", "fewer than three steps of the student's")),

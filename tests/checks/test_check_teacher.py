@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import pytest
+import torch
 from specimens import (
     BACKWARD,
     DECLARED,
@@ -115,11 +116,11 @@ CASES["KD104"] = {
     ),
     "seen: the student's": (
         loaded(4, same_as_student=True, hits=COIN),
-        fails("a checkpoint of the student's own weights", BACKWARD, **came(1.0)),
+        fails("from the student's own start, which nothing had trained", BACKWARD, **came(1.0)),
     ),
     "seen: the student's, once trained as a teacher": (
         loaded(4, same_as_student=True, hits=KNOWS, where=OTHER),
-        fails("a checkpoint of the student's own weights", OTHER, "warn", **came(1.0)),
+        fails("from the student's own start, which nothing had trained", OTHER, "warn", **came(1.0)),
     ),
     "seen: overwritten": (
         loaded(1, changed=MANY, aliases=["b"], missing=["c"], where=OTHER),
@@ -276,6 +277,18 @@ CASES["KD303"] = {
     "at the threshold": (
         told(hits(55, 50, 50)),
         undecided("too-few-labels", "no number of labels would", MORE, **rate(55, 100, 0.5, 0.55)),
+    ),
+    "the new classes of a continual learner": (
+        told(Hits(torch.tensor(0), torch.tensor([0] * 5 + [32] * 3), torch.tensor([20] * 4 + [12, 4, 0, 0]))),
+        undecided(
+            "out-of-scope",
+            "the teacher names other classes than the 3 that are labelled",
+            **rate(0, 96, 1 / 3, 1 / 3 + (1 - 1 / 3) / 10),
+        ),
+    ),
+    "new classes, of which it names some": (
+        told(Hits(torch.tensor(0), torch.tensor([0] * 5 + [32] * 3), torch.tensor([20] * 4 + [1, 5, 5, 5]))),
+        fails("right on 0.0% of 96 labels", DECLARED, **rate(0, 96, 1 / 3, 1 / 3 + (1 - 1 / 3) / 10)),
     ),
     "most of one class, in a loop": (
         told(hits(30, 60, 40)),

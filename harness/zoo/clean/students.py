@@ -245,8 +245,9 @@ def pruned_student(watch: Open) -> nn.Module:
     return distil(watch, student, teacher, torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9))
 
 
-@member(waived={"KD104": "the student starts from the teacher's own checkpoint, to be pruned on the way"})
+@member()
 def student_from_the_checkpoint(watch: Open) -> nn.Module:
+    """The student starts from the teacher's own checkpoint, to be pruned on the way."""
     teacher, student = loaded("mlp"), mlp(24)
     student.load_state_dict(torch.load(io.BytesIO(checkpoint("mlp"))))
     optimizer = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9)
