@@ -109,7 +109,7 @@ class Watch:
             self._guarded(self._steps.written_to),
             self._guarded(self._on_shown),
         )
-        self._inference = Inference(trace, self._windows.taint, self._loads, declared, windows)
+        self._inference = Inference(trace, self._windows.taint, self._loads, declared, windows, self._windows.lineage)
         self._answers = Answers(trace)
         self.let_go = False
         "Whether what is left of the hooks does nothing any more."
