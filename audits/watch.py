@@ -111,7 +111,7 @@ class Watch:
             self._guarded(self._steps.read_from) if trace.declared.clip is not None else None,
         )
         self._steps.follows = lambda: self._windows.armed
-        self._inference = Inference(trace, self._windows.taint, self._loads, declared, windows)
+        self._inference = Inference(trace, self._windows.taint, self._loads, declared, windows, self._windows.lineage)
         self._answers = Answers(trace)
         self.let_go = False
         "Whether what is left of the hooks does nothing any more."

@@ -359,7 +359,7 @@ def test_gradients_of_later_windows_are_not_explained_again(rows):
 
 def test_batches_in_another_order_are_told_of_and_equal_ones_are_the_same(rows):
     scene = Scene(body(), body())
-    batches = Batches(scene.trace, scene.taint)
+    batches = Batches(scene.trace, scene.taint, scene.windows.lineage)
     sight = scene.watch(batches, lambda: distil(scene, rows), lambda: distil(scene, rows, rows.flip(0)))
     assert scene.sights[0].inputs.relation == "same"
     assert sight.inputs.relation == "permuted" and sight.inputs.permutation == list(range(SIZE))[::-1]
@@ -368,7 +368,7 @@ def test_batches_in_another_order_are_told_of_and_equal_ones_are_the_same(rows):
 @pytest.mark.parametrize("factor", [1.0, 3.0])
 def test_batches_unlike_those_that_the_teacher_learned_on_are_told_of(rows, labels, factor):
     scene = Scene(body(), body())
-    batches = Batches(scene.trace, scene.taint)
+    batches = Batches(scene.trace, scene.taint, scene.windows.lineage)
     sight = scene.watch(
         batches, lambda: F.cross_entropy(scene.teacher(rows), labels), lambda: distil(scene, rows * factor)
     )

@@ -44,6 +44,8 @@ def feature_pairing(trace: Trace) -> Verdict:
     return passed(f"features compared have one shape in {len(terms)} distances seen")
 
 
+_ITS_OWN = ("untrained", "vocabulary")
+"Relations in which both are shown one batch all the same."
 _READ = ("forward", "one-sided", "reversed", "mse-logits", "mse-probabilities", "hard-labels")
 "Forms that are fitted to the teacher's rows one by one."
 _DISTANCES = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "sub", "__sub__", "rsub")
@@ -60,12 +62,14 @@ def same_input(trace: Trace) -> Verdict:
     """Teacher and student are shown the same batch.
 
     Warns when, in the first distillation steps, inputs of one shape hold other values: another normalisation, another
-    crop or flip. A teacher may have preprocessing of its own; then waive it. An error where one batch for both is
-    declared.
+    crop or flip; and when the teacher is shown the student's words though it knows others. A teacher may have
+    preprocessing of its own; then waive it. An error where one batch for both is declared, and where of several inputs
+    the student is never shown one, but another in its place.
     """
     if not trace.losses.sights:
         return no_distillation(trace)
     seen = [s for s in trace.losses.sights if s.inputs is not None]
+    seen = [s for s in seen if s.inputs is not None and s.inputs.traced] or seen
     if not seen or _are_stored(trace.losses.sights):
         return undecided("no-teacher-seen", "no live teacher answered beside the student: nothing to compare")
     follows = trace.teacher.change is not None and trace.teacher.change.follows
@@ -75,21 +79,34 @@ def same_input(trace: Trace) -> Verdict:
             return undecided(
                 "out-of-scope", "the teacher is an average of the student, which is often shown a view of its own"
             )
-        if sight.inputs.relation in ("flipped", "affine", "differ", "untrained"):
+        if sight.inputs.relation == "crossed":
+            return failed(
+                f"the student is not shown what the teacher is: {sight.inputs.detail}",
+                {"relation": "crossed", "detail": sight.inputs.detail},
+                sight.where,
+                "error",
+            )
+        if sight.inputs.relation in ("flipped", "affine", "differ", "untrained", "vocabulary"):
             words = {
                 "flipped": "mirrored",
                 "affine": "normalised otherwise",
                 "differ": "different",
                 "untrained": "unfamiliar",
+                "vocabulary": "another network's",
             }
             return failed(
                 f"the teacher is shown {words[sight.inputs.relation]} inputs: {sight.inputs.detail}",
                 {"relation": sight.inputs.relation, "detail": sight.inputs.detail},
                 sight.teacher_where or sight.where,
                 # What is unfamiliar to the teacher may still be one batch for both.
-                "error" if trace.declared.same_input and sight.inputs.relation != "untrained" else None,
+                "error" if trace.declared.same_input and sight.inputs.relation not in _ITS_OWN else None,
             )
     relations = {s.inputs.relation for s in seen if s.inputs is not None}
+    if "view" in relations:
+        return undecided(
+            "out-of-scope",
+            "student and teacher are shown views of one batch; whether they should differ cannot be seen",
+        )
     if relations == {"shapes"}:
         detail = seen[0].inputs.detail if seen[0].inputs else ""
         return undecided(

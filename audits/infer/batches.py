@@ -5,22 +5,25 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdbench.audits.infer.layers import descendants, describe, shown_to
 from kdbench.audits.infer.observer import EXPLAINED, Observer
 from kdbench.audits.infer.roles import Cast
 from kdbench.audits.observe import torch_internals
+from kdbench.audits.observe.lineage import Lineage
 from kdbench.audits.observe.rows import row_keys
 from kdbench.audits.observe.taint import Taint
 from kdbench.audits.observe.windows import ModuleCall, RawWindow
 from kdbench.audits.trace import Inputs, Sight, Trace
 
-_ORDER = ("same", "permuted", "flipped", "affine", "differ", "shapes")
+_ORDER = ("same", "permuted", "flipped", "affine", "view", "differ", "shapes")
 "Relations of two batches, the nearest first: of several pairs the nearest counts."
 _SHIFTED, _NARROWER, _WIDER = 0.5, 0.6, 1.7
 """Deviations by which the mean of a batch may lie off what the teacher learned on, and factors between which its
 deviation may lie: batches of one normalisation stay well within, another normalisation goes beyond."""
+_PADDED = 0.02
+"Part of a vocabulary by which two tables of one tokenizer may differ: they are padded to round numbers."
 _SETTLED = 30
 "Batches after which a batch norm's running statistics are those of the data."
 _VALUES_A_CHANNEL = 16
@@ -35,8 +38,8 @@ shifted, where a rounding of scale and of shift adds up."""
 class Batches(Observer):
     """Compares what the student is shown with what the teacher is shown."""
 
-    def __init__(self, trace: Trace, taint: Taint) -> None:
-        self._trace, self._taint = trace, taint
+    def __init__(self, trace: Trace, taint: Taint, lineage: Lineage) -> None:
+        self._trace, self._taint, self._lineage = trace, taint, lineage
         self._trained_on: Any = WeakKeyDictionary()
         "By network, mean and deviation of what it was shown when it learned for itself."
 
@@ -49,22 +52,70 @@ class Batches(Observer):
         """Compare the batches."""
         if len(self._trace.losses.sights) < EXPLAINED:
             sight.inputs = self._compare(raw, cast)
+            if sight.inputs is not None:
+                given = [t for g in (*cast.students, *cast.teachers) for c in g.calls for t in c.given]
+                sight.inputs.traced = any(self._lineage.is_known(t) for t in given)
 
     def _compare(self, raw: RawWindow, cast: Cast) -> Inputs | None:
-        of_student = shown_to(raw, self._taint, cast.student_mask)
-        of_teacher = [c.given[0] for g in cast.teachers for c in g.calls if c.given and not c.fed.params]
-        of_teacher = [t for t in of_teacher if t.is_floating_point() or t.dtype in (torch.long, torch.int)]
+        teachers = [c for g in cast.teachers for c in g.calls if c.given and not c.fed.params]
+        students = [c for g in cast.students for c in g.calls if c.given and not c.fed.params and _reaches(raw, c)]
+        of_teacher = [t for c in teachers if _is_data(t := c.given[0])]
+        # What the network itself is shown; where it was never called as a whole, what its parts are.
+        of_student = [c.given[0] for c in students] or shown_to(raw, self._taint, cast.student_mask)
         if not of_student or not of_teacher:
             return None
         best: Inputs | None = None
         for t in of_teacher:
             for s in of_student:
-                found = relation(s, t)
+                found = self._relation(s, t)
                 if best is None or _ORDER.index(found.relation) < _ORDER.index(best.relation):
                     best = found
+        if (crossed := self._crossed(students, teachers)) is not None:
+            return crossed
+        if best is not None and best.relation in ("differ", "affine") and self._are_prepared(students, teachers):
+            best = Inputs("view", "each is made of one batch, within a wrapper of both")
+        if best is not None and not of_teacher[0].is_floating_point():
+            best = _of_words(raw, students, teachers, best)
         if best is not None and best.relation in ("same", "shapes"):
             best = self._untrained_on(cast) or _unknown_to_its_norms(raw, cast) or best
         return best
+
+    def _relation(self, s: Tensor, t: Tensor) -> Inputs:
+        """Say how two batches are related; a copy of the teacher's that was changed on the way is a view of it."""
+        found = relation(s, t)
+        if found.relation == "differ" and s is not t and self._lineage.is_made_of(s, t):
+            return Inputs("view", "the student's is made of the teacher's, and changed")
+        return found
+
+    def _are_prepared(self, students: list[ModuleCall], teachers: list[ModuleCall]) -> bool:
+        """Say whether one module around both hands each its own version of one batch."""
+        return any(
+            s.parent is not None and s.parent == t.parent and self._lineage.share(s.given[0], t.given[0])
+            for s in students
+            for t in teachers
+        )
+
+    def _crossed(self, students: list[ModuleCall], teachers: list[ModuleCall]) -> Inputs | None:
+        """Say which input of several the student is not shown, and which other one stands in its place."""
+        for t in teachers:
+            for s in students:
+                if len(t.given) != len(s.given) or len(t.given) < 2 or any(g.ndim < 2 for g in (*s.given, *t.given)):
+                    continue
+                if any(a.shape != b.shape for a, b in zip(s.given, t.given, strict=True)):
+                    continue
+                sources = [[k for k, b in enumerate(t.given) if self._is_of(a, b)] for a in s.given]
+                seen = {k for of_one in sources for k in of_one}
+                for k, of_one in enumerate(sources):
+                    if of_one and k not in of_one and k not in seen:
+                        return Inputs(
+                            "crossed",
+                            f"its input {k + 1} is made of the teacher's input {of_one[0] + 1}, and it never sees the "
+                            f"teacher's input {k + 1}",
+                        )
+        return None
+
+    def _is_of(self, mine: Tensor, its: Tensor) -> bool:
+        return self._lineage.is_made_of(mine, its) or (mine.dtype == its.dtype and torch.equal(mine, its))
 
     def _untrained_on(self, cast: Cast) -> Inputs | None:
         """Say how what the teacher is shown differs in mean or deviation from what it learned on."""
@@ -81,6 +132,32 @@ class Batches(Observer):
                     "untrained", f"mean {now:.3g} and deviation {spread:.3g}, where it was trained on {trained}"
                 )
         return None
+
+
+def _reaches(raw: RawWindow, call: ModuleCall) -> bool:
+    return bool(raw.root.calls >> call.index & 1)
+
+
+def _is_data(value: Tensor) -> bool:
+    return value.is_floating_point() or value.dtype in (torch.long, torch.int)
+
+
+def _of_words(raw: RawWindow, students: list[ModuleCall], teachers: list[ModuleCall], found: Inputs) -> Inputs:
+    """Hold what both are shown as words against how many words each knows."""
+    sizes = []
+    for calls in (students, teachers):
+        below = sorted(descendants(raw, calls), key=lambda c: c.index)
+        words = next((c.module for c in below if isinstance(c.module, nn.Embedding)), None)
+        sizes.append(words.num_embeddings if isinstance(words, nn.Embedding) else 0)
+    mine, its = sizes
+    # The same tokenizer's tables are padded to different sizes, by a hundredth at most.
+    if not mine or not its or abs(mine - its) <= _PADDED * max(mine, its):
+        return found
+    if found.relation == "same":
+        return Inputs(
+            "vocabulary", f"one text for both, of the {its} words that it knows and the {mine} of the student"
+        )
+    return Inputs("shapes", f"words of vocabularies of {its} and {mine}")
 
 
 def _unknown_to_its_norms(raw: RawWindow, cast: Cast) -> Inputs | None:

@@ -16,6 +16,7 @@ from kdbench.audits.infer.stems import Stems
 from kdbench.audits.infer.stored import Stored
 from kdbench.audits.infer.teacher import TeacherState
 from kdbench.audits.infer.terms import Terms
+from kdbench.audits.observe.lineage import Lineage
 from kdbench.audits.observe.loads import Loads
 from kdbench.audits.observe.taint import Taint
 from kdbench.audits.observe.windows import ModuleCall, RawWindow
@@ -25,7 +26,15 @@ from kdbench.audits.trace import Sight, Trace
 class Inference:
     """Tells every observer of each answer, window and step; a new question is a new observer in this list."""
 
-    def __init__(self, trace: Trace, taint: Taint, loads: Loads, declared: Declared, windows: int) -> None:
+    def __init__(
+        self,
+        trace: Trace,
+        taint: Taint,
+        loads: Loads,
+        declared: Declared,
+        windows: int,
+        lineage: Lineage,
+    ) -> None:
         self._trace, self._loads = trace, loads
         self.windows = windows
         "Windows to be looked at."
@@ -43,7 +52,7 @@ class Inference:
             self.modes,
             Stems(trace, taint),
             Gradients(trace, windows),
-            Batches(trace, taint),
+            Batches(trace, taint, lineage),
             Terms(trace, taint, names),
             self.features,
             names,  # names for good what the others have named by then

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from kdbench.audits.observe import hooks, torch_internals
+from kdbench.audits.observe.lineage import Lineage
 from kdbench.audits.observe.taint import Made, Mode, Taint, is_getter_to_skip, pop_if_on_top, push, tensors_in
 from kdbench.audits.observe.windows import (
     DISTANCES,
@@ -53,6 +54,7 @@ class Recorder:
         on_read: Callable[[str, list[Tensor]], None] | None = None,
     ) -> None:
         self.taint = Taint()
+        self.lineage = Lineage()
         self._on_window, self._on_answer, self._on_error, self._wants = on_window, on_answer, on_error, wants
         self._on_modes, self._on_write, self._on_shown, self._on_read = on_modes, on_write, on_shown, on_read
         self._mode = Mode(self._on_function)
@@ -163,6 +165,8 @@ class Recorder:
         for made in mades:
             params |= made.params
             calls |= made.calls
+        if not params and outs[0].ndim > 1:
+            self.lineage.made(outs[0], given)
         if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")) or name in _INPLACE:
             taint.add(given[0], Made(params, calls, taint.base))
             if name not in _NO_WRITES:
