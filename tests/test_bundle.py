@@ -519,7 +519,7 @@ def refused(archive, place):
     """Return what is said of an archive that is not reproduced, and make sure that nothing was written."""
     before = sorted(place.rglob("*"))
     with contextlib.chdir(place):
-        code, out, err = kdbench("reproduce", str(archive), "--json")
+        code, out, err = kdbench("reproduce", str(archive), "--json", "-q")
     assert (code, out) == (2, "") and len(err.splitlines()) == 1 and "Traceback" not in err, err
     assert sorted(place.rglob("*")) == before
     return err

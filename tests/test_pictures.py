@@ -17,13 +17,8 @@ def test_a_terminals_picture_holds_what_was_printed_and_fetches_nothing(tmp_path
     assert "url(http" not in svg and "@import" not in svg and "src:" not in svg
 
 
-def test_what_a_terminal_wipes_out_again_is_not_in_its_picture(tmp_path):
+def test_what_a_terminal_wipes_out_again_is_not_in_its_picture():
     program = r"import shutil; print('working', end='\r\x1b[2K'); print('\x1b[31mred\x1b[0m')"
     program += "; print(shutil.get_terminal_size()[0])"
-    printed = pictures._on_a_terminal([sys.executable, "-c", program], 50, tmp_path)
+    printed = pictures._on_a_terminal([sys.executable, "-c", program], 50)
     assert printed == "\x1b[31mred\x1b[0m\n50"
-
-
-def test_the_mistakes_are_in_the_script_to_be_made():
-    text = pictures._SCRIPT.read_text(encoding="utf-8")
-    assert len(pictures._MISTAKES) == 2 and all(text.count(right) == 1 for right in pictures._MISTAKES)

@@ -105,8 +105,8 @@ def found_departures(fault: Fault | None, said: Said, *, reached: bool, method: 
 def needed_passes(method: str, recipe: Recipe) -> frozenset[str]:
     """Return the ids of the audits that must say `pass` of a corrected training before it is called clean.
 
-    They are what the faults that could act in it are caught by; without the law on augmentation where the recipe has
-    none, which nothing can be said of.
+    They are what the faults that could act in it are caught by; without the property check on augmentation where the
+    recipe has none, which nothing can be said of.
     """
     able = [f for f in faults.FAULTS.values() if not f.why_not(method) and f.recipe(recipe) == recipe]
     names = {name for fault in able for name in fault.caught_by}

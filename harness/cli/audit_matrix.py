@@ -25,8 +25,8 @@ def run_matrix(
     workers: int | None,
     output: Path | None,
     format_: str,
-    quiet: bool = False,
-    verbose: bool = False,
+    quiet: bool,
+    verbose: bool,
 ) -> int:
     """Run the matrix; return 1 if anything in it is not as declared.
 

@@ -216,6 +216,7 @@ def _curves(study: Trials, narrow: bool) -> str:
             )
         axes.set_title(pair)
         axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_ylabel("validation accuracy, %")
         axes.grid()
     panels[0].legend()

@@ -114,7 +114,6 @@ def _final(trials: BySeed, mean: float, sd: float | None) -> dict[str, float]:
         "final/val_accuracy": over_seeds("val_accuracy"),
         "final/agreement": over_seeds("agreement"),
         "final/audits_failed": fmean(len(r.roots) + len(r.consequences) for r in results),
-        "final/seeds": float(len(results)),
     }
     return {name: value for name, value in found.items() if value is not None}
 

@@ -35,6 +35,7 @@ _CHARTS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 "Sections of charts in the order in which they are shown; the metrics of each, and how they are drawn."
+_NAME = "attributes.`Run Name`"
 _COLUMNS = {
     "tags.`test accuracy`": 170,
     "tags.`findings`": 230,
@@ -86,13 +87,13 @@ def links(base: str, experiment: str) -> tuple[str, str]:
 
 def _arms() -> dict[str, Any]:
     """Return the view of the arms: a run each, so with a colour of its own and a name that is not cut so soon."""
-    return {**_state("summary", _COLUMNS), "groupBy": None}
+    return {**_state("summary", {_NAME: 240, **_COLUMNS}), "groupBy": None}
 
 
 def _seeds(groups: Iterable[str]) -> dict[str, Any]:
     """Return the view of all seeds, grouped by arm."""
     return {
-        **_state("arm", _COLUMNS_OF_SEEDS),
+        **_state("arm", {_NAME: 340, **_COLUMNS_OF_SEEDS}),
         "groupBy": {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "group"}]},
         "groupsExpanded": {f"tag.group.{name}": False for name in groups},  # closed, they are the charts' legend
         "useGroupedValuesInCharts": True,
@@ -118,14 +119,14 @@ def _state(role: str, columns: dict[str, int]) -> dict[str, Any]:
         {"uuid": name, "name": name, "display": True, "isReordered": True, "columns": 2, "cardHeight": 340}
         for name in _CHARTS
     ]
-    widths = {"attributes.`Run Name`": 240, **columns, "runDateAndNestInfo": 130, "duration": 90}
+    widths = {**columns, "runDateAndNestInfo": 130, "duration": 90}
     return {
         "runsHiddenMode": "SHOW_ALL",
         # Teachers train longer and would stretch every axis; of a grid the test scores are not to be looked at.
         "searchFilter": f"tags.role = '{role}'",
         "orderByKey": "tags.`group`",
         "orderByAsc": True,
-        "selectedColumns": list(columns),
+        "selectedColumns": [column for column in columns if column != _NAME],
         "columnOrder": list(widths),
         "columnWidths": widths,
         "compareRunCharts": charts,

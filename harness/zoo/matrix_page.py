@@ -134,7 +134,7 @@ def show(console: Console, matrix: dict[str, Any]) -> None:
     """Print the matrix, a line a fault; below it what is not as declared, and the whole in sentences."""
     wide = console.width >= _WIDE
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("fault", overflow="fold")
+    table.add_column("fault", no_wrap=True)
     for title in ("caught by", "caught", "as declared"):
         table.add_column(title, overflow="fold")
     for title in ("methods", "at least", "followed by", "noticed without audits", "changed nothing") if wide else ():
