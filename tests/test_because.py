@@ -164,7 +164,7 @@ def test_a_trial_without_a_result_is_a_reason_too(study):
     trials = {seed: (plan.trials[key], None) for seed, key in plan.arms[CLEAN].items()}
     trials[0] = (trials[0][0], Result(trials[0][0].key, "failed", "killed"))
     stopped, unfinished = because(Trials(folder, plan.preset.decision, {CLEAN: trials}), [], None)
-    assert (stopped.kind, stopped.seeds, stopped.said) == ("stopped", [0], "its training is failed: killed")
+    assert (stopped.kind, stopped.seeds, stopped.said) == ("stopped", [0], "the trial failed: killed")
     assert (unfinished.kind, unfinished.seeds, unfinished.said) == ("unfinished", [1], "it has no result yet")
 
 

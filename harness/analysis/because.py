@@ -172,7 +172,7 @@ def _reason(
         again = "the study's command, run again, trains what is missing"
         if result is None:
             return Because(*of, seeds, "unfinished", None, "it has no result yet", "", None, again, place)
-        status, why = f"its training is {result.status}", result.reason or ""
+        status, why = f"the trial {'was ' * (result.status == 'interrupted')}{result.status}", result.reason or ""
         return Because(*of, seeds, "stopped", None, status, why, None, again, place)
     finding = next((f for f in result.findings if f["id"] == departure.subject), None)
     audit = None if departure.kind == "unreached" else departure.subject
