@@ -8,6 +8,7 @@ from rich.markup import escape
 
 from kdbench.harness import loading
 from kdbench.harness.analysis.because import Because
+from kdbench.harness.analysis.headline import headline
 from kdbench.harness.analysis.rows import Again, ArmRow, ControlsRow, GridRow, Positive, TeacherRow
 from kdbench.harness.cli.common import program
 from kdbench.harness.cli.comparisons import show_comparisons
@@ -172,6 +173,8 @@ def show_study(console: Console, found: "StudySummary", decision: Decision) -> N
     of_controls = [reason for reason in found.because if reason.whose == "control"]
     show_controls(console, found.controls, of_controls, shown)
     _conclude(console, found)
+    words = headline(found.arms, found.because, found.gains, found.comparisons, found.controls, size)
+    note(console, escape(words.text), style="bold", indent=0)
     counts = ", ".join(f"{getattr(found, name)} {name}" for name in ("trained", "reused", "failed"))
     counts += (
         "".join(f", {getattr(found, name)} {name}" for name in ("retried", "diverged") if getattr(found, name)) + "."
