@@ -7,6 +7,7 @@ import pytest
 from kdbench.harness import faults
 from kdbench.harness.analysis.expectation import Said, departures, needed_passes, trial_as_declared
 from kdbench.harness.plan.plan import Ground, load_preset, make_plan
+from kdbench.harness.records.environment import audits_digest
 from kdbench.harness.records.record import FaultStory, Result
 
 RECIPE = load_preset("quick").recipe
@@ -134,3 +135,22 @@ def test_a_trial_whose_fault_was_never_asked_is_not_as_declared(trial):
     assert trial_as_declared(result, trial)
     unasked = dataclasses.replace(story, calls=0, reached=False)
     assert not trial_as_declared(dataclasses.replace(result, fault=unasked), trial)
+
+
+def test_nothing_is_expected_of_an_audit_that_is_younger_than_the_record():
+    """A new audit with a new fault must not turn every earlier study into one that is not as declared."""
+    needed = needed_passes("feature", RECIPE)
+    older = findings(passed=needed - {"KD201"})
+    judged = {digest: judge_of(Said.of(older, digest)) for digest in ("another", audits_digest(), None)}
+    assert judged == {"another": [], audits_digest(): ["KD201 did not pass"], None: ["KD201 did not pass"]}
+    silent = [*older, finding("KD201", "not_triggered")]
+    assert judge_of(Said.of(silent, "another")) == ["KD201 did not pass"], "it was there, and saw nothing"
+    bugged = findings({"KD204": "KD201"})
+    told = departures(
+        faults.get("projector-unclipped"), Said.of(bugged, "another"), reached=True, method="feature", recipe=RECIPE
+    )
+    assert told == []
+
+
+def judge_of(said):
+    return departures(None, said, reached=True, method="feature", recipe=RECIPE)

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from kdbench.harness import faults
 from kdbench.harness.faults import Fault, Together
+from kdbench.harness.records.environment import audits_digest
 from kdbench.harness.records.record import FINAL, Result
 from kdbench.harness.records.spec import Spec
 from kdbench.kd.recipe import Recipe
@@ -27,11 +28,18 @@ class Said:
     "Could not do their work."
     idle: frozenset[str] = frozenset()
     "Had nothing that could be wrong: the network answers alike in both modes."
+    younger: frozenset[str] = frozenset()
+    "Did not exist when the training was recorded, so nothing is expected of them."
 
     @classmethod
-    def of(cls, findings: Iterable[Mapping[str, Any]]) -> "Said":
-        """Read findings as they stand in a record."""
+    def of(cls, findings: Iterable[Mapping[str, Any]], recorded_by: str | None = None) -> "Said":
+        """Read findings as they stand in a record; `recorded_by` is the digest of the audits that made them.
+
+        Without it they are those of the present audits, each of which must be among them.
+        """
         found = list(findings)
+        known = frozenset(faults.audit_ids().values())
+        others = recorded_by is not None and recorded_by != audits_digest()
         errors = [f for f in found if f["status"] == "fail" and f["severity"] == "error"]
         return cls(
             frozenset(f["id"] for f in errors if f["consequence_of"] is None),
@@ -39,6 +47,7 @@ class Said:
             frozenset(f["id"] for f in found if f["status"] == "pass"),
             frozenset(f["id"] for f in found if f["status"] == "error"),
             frozenset(f["id"] for f in found if f.get("reason") == "mode-independent"),
+            known - {f["id"] for f in found} if others else frozenset(),
         )
 
 
@@ -89,12 +98,12 @@ def found_departures(fault: Fault | None, said: Said, *, reached: bool, method: 
     found = each("broken", said.broken)
     failed = said.roots | said.consequences
     if fault is None:
-        silent = needed_passes(method, recipe) - said.passed - said.idle - failed - said.broken
+        silent = needed_passes(method, recipe) - said.passed - said.idle - failed - said.broken - said.younger
         return [*found, *each("failed", failed), *each("silent", silent)]
     caught, follows = frozenset(fault.ids(fault.caught_by)), frozenset(fault.ids(fault.follows))
     if not reached:
         found.append(Departure("unreached", fault.seam))
-    found += each("escaped", caught - failed)
+    found += each("escaped", caught - failed - said.younger)
     found += each("undeclared", failed - caught - follows)
     if not isinstance(fault, Together):  # of several faults, what one is caught by may follow from another's
         found += each("not-a-root", caught & said.consequences)
@@ -120,7 +129,7 @@ def trial_departures(result: Result, spec: Spec) -> list[Departure]:
     """Return in what the audits of a finished or diverged trial did not say what its arm declares."""
     fault = faults.get(result.fault.name) if result.fault is not None else None
     reached = result.fault is None or result.fault.reached
-    said = Said.of(result.findings)
+    said = Said.of(result.findings, result.environment.get("audits_digest"))
     return found_departures(fault, said, reached=reached, method=spec.method, recipe=spec.recipe)
 
 
