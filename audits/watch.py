@@ -252,7 +252,7 @@ class Watch:
         self._act()
 
     def _conclude(self) -> None:
-        self._trace.losses.checked = [tuple(one) for one in CHECKED]
+        self._trace.losses.checked = [(one.name, one.file, one.lines) for one in CHECKED]
         self._guarded(self._inference.finish)(self._steps.stepping)
         self._guarded(self._steps.finish)()
 

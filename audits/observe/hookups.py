@@ -66,7 +66,8 @@ class Hookups:
     def _wrap_hook(self, original: Any) -> Any:
         def register(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             handle = original(module, *args, **kwargs)
-            frame, codes = sys._getframe(2), []
+            frame = sys._getframe(2)
+            codes: list[CodeType] = []
             while frame is not None and len(codes) < _DEEP:
                 codes.append(frame.f_code)
                 frame = frame.f_back  # type: ignore[assignment]
