@@ -254,7 +254,7 @@ class Watch:
         self._act()
 
     def _conclude(self) -> None:
-        self._trace.losses.checked = [(one[0], one[1], one[2]) for one in CHECKED]
+        self._trace.losses.checked = [(one.name, one.file, one.lines) for one in CHECKED]
         self._guarded(self._inference.finish)(self._steps.stepping)
         self._guarded(self._steps.finish)()
 

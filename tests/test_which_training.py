@@ -345,3 +345,32 @@ def test_steps_are_counted_from_the_distillation_on(slip, found):
     report, seen = observed(warmed_up, slip)
     assert len([s for s in seen.updates.steps if s.distils]) >= STEPS
     assert [f.id for f in report.failed("error")] == ([found] if found else []), [f.message for f in report.failed()]
+
+
+class Tagger(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.words, self.out = nn.Embedding(20, width), nn.Linear(width, 7)
+
+    def forward(self, ids):
+        return self.out(self.words(ids).cumsum(1))
+
+
+def stored_states(slip):
+    """What a tagger says of each word is stored, and regressed by a narrower one: rows of matrices, in their order."""
+    teacher, small = Tagger(16), Tagger(4)
+    ids = torch.randint(20, (64, 12))
+    with torch.no_grad():
+        table = torch.from_numpy(teacher(ids).numpy().copy())
+    optimizer = torch.optim.Adam(small.parameters(), 1e-2)
+    for _ in range(STEPS):
+        which = torch.randperm(64)[:16]
+        step(optimizer, F.l1_loss(small(ids[which]), table[which.roll(1) if slip else which]))
+    return teacher, small
+
+
+def test_stored_answers_of_sequences_are_known_too():
+    _, seen = observed(stored_states, False)
+    assert len(seen.losses.sights) == STEPS and seen.losses.sights[0].cached_rows == (16, 0)
+    report, _ = observed(stored_states, True)
+    assert "KD305" in [f.id for f in report.failed("error")]

@@ -72,7 +72,7 @@ class Batches(Observer):
                     best = found
         if (crossed := self._crossed(students, teachers)) is not None:
             return crossed
-        if best is not None and best.relation in ("differ", "affine") and self._are_prepared(students, teachers):
+        if best is not None and best.relation == "differ" and self._are_prepared(students, teachers):
             best = Inputs("view", "each is made of one batch, within a wrapper of both")
         if best is not None and not of_teacher[0].is_floating_point():
             best = _of_words(raw, students, teachers, best)

@@ -12,14 +12,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from kdbench.audits.infer.targets import is_against_itself, is_against_stored, one_answer
 from kdbench.audits.observe.taint import Taint
 from kdbench.audits.observe.windows import DISTANCES, LABEL_LOSSES, LOOKUPS, FunctionCall, ModuleCall, RawWindow
 
 ParamsOf = Callable[[nn.Module], int]
 _EXACT = 1e-6
 "Up to which two probabilities that somebody wrote are one number: single precision."
-_ROWS, _ONE_ANSWER, _TINIEST = 64, 0.99, 1e-30
-"Rows compared, the cosine above which two answers, centred, are one, and what is kept from dividing by zero."
 _LOG_SUM = 2e-2
 "Up to which the logarithm of a sum of probabilities is zero: half precision over a thousand classes."
 
@@ -262,11 +261,11 @@ def cast(raw: RawWindow, taint: Taint, declared: Declared, known: list[nn.Module
         and all(f is not label.call for label in result.labels)
     ]
     if not result.teachers:
-        stored = [f for f in result.soft if _is_against_stored(f, student)]
+        stored = [f for f in result.soft if is_against_stored(f, student)]
         sure = declared.stored or any(_is_no_label(f, student, result.labels) for f in stored)
         result.cached, result.doubtful = bool(stored), bool(stored) and not sure
         result.idle = _idle(raw, params_of, student, reached)
-        result.self_taught = not (stored and sure) and any(_is_against_itself(f, student) for f in result.soft)
+        result.self_taught = not (stored and sure) and any(is_against_itself(f, student) for f in result.soft)
         if result.self_taught and not result.idle:  # a teacher that is shown a view of its own, and is not heard
             result.idle = _idle(raw, params_of, student, reached, views=True)
     return result
@@ -467,18 +466,6 @@ def _holder(
     return best, [c for c in reached if c.module is best]
 
 
-def _is_against_stored(call: FunctionCall, student: int) -> bool:
-    """Say whether the student's answer is held against what may be a stored one: floating numbers that no parameter
-    made."""
-    if call.name not in ("kl_div", "mse_loss", "cross_entropy", "smooth_l1_loss", "l1_loss", "huber_loss"):
-        return False
-    stored = [
-        (t, shape) for t, made, shape in call.operands if not made.params and (t is None or t.is_floating_point())
-    ]
-    of_student = [shape for _, made, shape in call.operands if made.params & student]
-    return any(shape == own and len(shape) >= 2 and shape[-1] > 1 for _, shape in stored for own in of_student)
-
-
 def _is_no_label(call: FunctionCall, student: int, labels: list[Label]) -> bool:
     """Say whether the numbers that the student is held against are surely a network's answers, and no labels.
 
@@ -489,28 +476,7 @@ def _is_no_label(call: FunctionCall, student: int, labels: list[Label]) -> bool:
         targets = [t for t, made, _ in call.operands[1:2] if not made.params]
         return not any(t is not None and _looks_like_labels(t) for t in targets)
     mine = [t for t, made, _ in call.operands[:2] if t is not None and made.params & student]
-    return any(_one_answer(t, label.logits) for t in mine for label in labels if label.logits is not None)
-
-
-def _one_answer(one: Tensor, logits: Tensor) -> bool:
-    """Say whether numbers are these logits, be they divided by a temperature or the probabilities of that."""
-    if one.ndim < 2 or one.shape != logits.shape or one.shape[-1] < 2:
-        return False
-
-    def unit(rows: Tensor) -> Tensor:
-        rows = rows - rows.mean(1, keepdim=True)
-        return rows / rows.norm(dim=1, keepdim=True).clamp_min(_TINIEST)
-
-    a, b = (t.detach().reshape(-1, t.shape[-1])[:_ROWS].double() for t in (one, logits))
-    forms = [a, a.log()] if bool((a > 0).all()) else [a]
-    return any(bool(((unit(form) * unit(b)).sum(1) > _ONE_ANSWER).all()) for form in forms)
-
-
-def _is_against_itself(call: FunctionCall, student: int) -> bool:
-    if call.name not in ("kl_div", "mse_loss") or len(call.operands) < 2:
-        return False
-    masks = [made.params for _, made, _ in call.operands[:2]]
-    return all(m & student for m in masks) and not any(m & ~student for m in masks)
+    return any(one_answer(t, label.logits) for t in mine for label in labels if label.logits is not None)
 
 
 def _idle(

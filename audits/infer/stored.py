@@ -1,5 +1,7 @@
 """Which network gave the stored answers that a student is taught by, and to which samples?"""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -13,12 +15,16 @@ from kdbench.audits.trace import Sight, Trace
 
 _NETWORKS = 8
 "Networks whose answers are kept: a teacher, the students before, and some room."
+_NUMBERS_KEPT = 2**27
+"Numbers kept of one network, half a gigabyte: hidden states are wider than answers."
 _ROWS_KEPT = 100_000
 "Answers kept of one network: a common data set, in some hundred megabytes at most."
 _LARGEST = 2**25
 "Numbers in a batch up to which its rows are told apart; above, digesting them would hold up the script."
 _AGAINST = ("kl_div", "cross_entropy", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 "Losses whose operands may be stored answers."
+_COMPARED = 4096
+"Answers up to which all are compared in every window that may be one of labels."
 _FEWEST = 8
 "Rows below which a match may be chance."
 _MOST_KNOWN = 0.9
@@ -43,7 +49,9 @@ class Stored(Observer):
         if table is None:
             self._answers = [*self._answers[1 - _NETWORKS :], (call.module, table := {})]
         if len(table) < _ROWS_KEPT:
-            table.update(zip(row_keys(call.given[0]), call.value.cpu().unbind(0), strict=True))
+            rows = call.value.cpu().flatten(1)
+            if len(table) * rows.shape[1] < _NUMBERS_KEPT:
+                table.update(zip(row_keys(call.given[0]), rows.unbind(0), strict=True))
 
     def window(self, raw: RawWindow, cast: Cast, sight: Sight) -> None:
         """Say whether stored answers were recognised."""
@@ -55,40 +63,58 @@ class Stored(Observer):
         """Find the network that stored answers came from: each is what it was seen to say of some sample."""
         if not cast.cached or len(self._trace.losses.sights) >= EXPLAINED:
             return
+        shapes = [shape for f in raw.functions if f.name in _AGAINST for _, _, shape in f.operands[:2]]
         used = [
-            t.detach().cpu().float()
+            t.detach().cpu().float().flatten(1)
             for f in raw.functions
             if raw.root.calls >> f.index & 1 and f.name in (*SOFTMAXES, *_AGAINST)
             for t, made, shape in f.operands[:2]
-            if t is not None and t.is_floating_point() and not made.params & cast.student_mask and len(shape) == 2
+            if t is not None and t.is_floating_point() and not made.params & cast.student_mask and len(shape) > 1
         ]
         for module, table in self._answers:
             mask = self._taint.mask(module.parameters())
             if mask & cast.student_mask or not table:
                 continue
-            said = torch.stack(list(table.values())).float()
-            places = {key: i for i, key in enumerate(table)}
             for x in shown_to(raw, self._taint, cast.student_mask):
-                own = [places.get(key, -1) for key in row_keys(x)] if x.ndim else []
-                for t in used:
-                    if len(own) != len(t) or t.shape[1] != said.shape[1] or len(own) < _FEWEST:
+                keys = row_keys(x) if x.ndim else []
+                rows = _held_against(table, keys, cast.doubtful)
+                for t in used if rows is not None else ():
+                    if len(keys) != len(t) or t.shape[1] != rows.said.shape[1] or len(keys) < _FEWEST:
                         continue
-                    match = _matches(t, said)
-                    known = [i for i, place in enumerate(own) if place >= 0 and bool(match[i].any())]
-                    if len(known) < _MOST_KNOWN * len(own):
+                    match = _matches(t, rows.said)
+                    known = [i for i, place in enumerate(rows.own) if place >= 0 and bool(match[i].any())]
+                    if len(known) < _MOST_KNOWN * len(keys):
                         continue
-                    differ = sum(not bool(match[i, own[i]]) for i in known)
+                    differ = sum(not bool(match[i, rows.own[i]]) for i in known)
                     cast.stored_rows = (len(known), differ)
                     if not any(g.mask & mask for g in cast.teachers):
                         cast.teachers.append(Group(mask, module))
-                    if all(place >= 0 for place in own):
-                        cast.stored = said[own]
+                    if all(place >= 0 for place in rows.own) and any(len(shape) == 2 for shape in shapes):
+                        cast.stored = rows.said[rows.own]
                     return
 
 
+class _Rows(NamedTuple):
+    """What a network said of some samples, and where among it each sample of a batch is."""
+
+    said: Tensor
+    own: list[int]
+
+
+def _held_against(table: dict[bytes, Tensor], keys: list[bytes], doubtful: bool) -> _Rows | None:
+    """Return what answers to a batch may be compared with: all that a network said; of much, where most of it may be
+    labels, what it said of these very samples."""
+    known = [key for key in keys if key in table]
+    if len(known) < _MOST_KNOWN * len(keys):
+        return None
+    among = dict.fromkeys(known) if doubtful and len(table) > _COMPARED else table
+    places = {key: i for i, key in enumerate(among)}
+    return _Rows(torch.stack([table[key] for key in among]).float(), [places.get(key, -1) for key in keys])
+
+
 def may_be_stored(call: ModuleCall) -> bool:
-    """Say whether an answer learns nothing and is one row (C,) to each sample, so that it may be stored for later."""
-    if call.grad or call.value is None or call.value.ndim != 2 or not call.given:
+    """Say whether an answer learns nothing and is one row to each sample, so that it may be stored for later."""
+    if call.grad or call.value is None or call.value.ndim < 2 or not call.given:
         return False
     return len(call.given[0]) == len(call.value) and call.given[0].numel() <= _LARGEST
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
@@ -11,24 +11,13 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from kdbench.audits.observe import hooks, torch_internals
-from kdbench.audits.trace import ClipCall, Empty, Step, Trace, Where
+from kdbench.audits.observe.unused import Unused
+from kdbench.audits.trace import ClipCall, Empty, Step, Trace
 
 # A bound that large is how a norm is measured, not clipped.
 _NO_BOUND = 1e6
 _ONE_FACTOR, _ROUNDING = 1e-3, 1e-6
 "Share by which gradients multiplied by one factor may be off it, in half precision; and off a factor of 1, in single."
-
-
-class _Fresh(NamedTuple):
-    """A gradient that no step has used yet."""
-
-    where: Where | None
-    "Of the backward."
-    version: int
-    "Of the parameter then."
-    steps: int
-    "Of all optimizers, up to then."
-    param: nn.Parameter
 
 
 Guard = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -59,10 +48,7 @@ class Steps:
         self._tell_step = after_step
         self.counts: dict[int, int] = {}
         "Steps by optimizer."
-        self._fresh: dict[int, _Fresh] = {}
-        "By parameter, gradients that no step has used."
-        self._thrown: dict[int, tuple[Where | None, Where | None, int]] = {}
-        "By parameter, where gradients came from that were zeroed before any step, where they were, and how many."
+        self._unused = Unused()
         self._before: dict[int, int] = {}
         "Of them, those before the distillation."
         self._depth = 0
@@ -227,7 +213,8 @@ class Steps:
         before = self._versions or {}
         self._versions = self._stamps()
         grown = {key for key, stamp in self._versions.items() if before.get(key) != stamp}
-        self._note_fresh(grown)
+        held = (p for optimizer in self.stepping for p in with_gradient(optimizer))
+        self._unused.grown([p for p in held if id(p) in grown], sum(self.counts.values()))
         if self._watches_all and self._trace.declared.clip is None:
             self._kept.update((k, g.detach().clone()) for k, g in self._gradients() if k in grown and not g.is_sparse)
         self._written -= grown
@@ -239,14 +226,6 @@ class Steps:
             for c in self._clips
         ]
 
-    def _note_fresh(self, grown: set[int]) -> None:
-        """Note which parameters this backward gave a gradient to, and what they were."""
-        where, taken = hooks.call_site(), sum(self.counts.values())
-        for optimizer in self.stepping:
-            for param in with_gradient(optimizer):
-                if id(param) in grown:
-                    self._fresh[id(param)] = _Fresh(where, torch_internals.version_of(param), taken, param)
-
     def _before_zero(self, *args: Any, **kwargs: Any) -> None:
         self._busy = 1
         self._note_writes()
@@ -257,17 +236,9 @@ class Steps:
             now = self._stamps()
             self._zeroed = {key for key, stamp in now.items() if self._versions.get(key) != stamp}
             if not self._depth:
-                self._note_thrown(self._zeroed | (self._versions.keys() - now.keys()))
+                gone = self._zeroed | (self._versions.keys() - now.keys())
+                self._unused.zeroed(gone, sum(self.counts.values()))
             self._snapshot()
-
-    def _note_thrown(self, zeroed: set[int]) -> None:
-        """Note gradients that are gone before a step; not those put to use, as to move the weights by hand."""
-        taken = sum(self.counts.values())
-        for key in zeroed & self._fresh.keys():
-            fresh = self._fresh.pop(key)
-            if fresh.steps == taken and torch_internals.version_of(fresh.param) == fresh.version:
-                _, _, before = self._thrown.get(key, (None, None, 0))
-                self._thrown[key] = (fresh.where, hooks.call_site(), before + 1)
 
     # -- clips
 
@@ -411,7 +382,7 @@ class Steps:
         backwards = self._backwards - self._backwards_used.get(key, 0)
         by_hand = not clips and bool(written & stepped) and scale is None
         factors = self._hand_factors(params) if by_hand else {}
-        thrown, zeroed_at = self._thrown_before(stepped)
+        thrown, zeroed_at = self._unused.before(stepped)
         self._trace.updates.steps.append(
             Step(
                 number=self._count(optimizer) + 1,
@@ -439,15 +410,6 @@ class Steps:
             )
         )
 
-    def _thrown_before(self, stepped: set[int]) -> tuple[int, Where | None]:
-        """Return how many backwards, at the line of the one that is stepped, were undone before it; and where."""
-        found = [
-            (count, at)
-            for key, (where, at, count) in self._thrown.items()
-            if key in stepped and key in self._fresh and self._fresh[key].where == where
-        ]
-        return max(found, key=lambda one: one[0], default=(0, None))
-
     def _note_empty(self, optimizer: torch.optim.Optimizer) -> None:
         """Count a step that has nothing to go by."""
         if not self.distils or not self._backwards:
@@ -461,7 +423,7 @@ class Steps:
             empty[id(optimizer)] = Empty(type(optimizer).__name__, params, where=hooks.call_site())
         mine = empty[id(optimizer)]
         mine.steps += 1
-        thrown = [self._thrown[id(p)] for p in params if id(p) in self._thrown]
+        thrown = [self._unused.thrown[id(p)] for p in params if id(p) in self._unused.thrown]
         mine.thrown += bool(thrown)
         mine.zeroed_at = thrown[0][1] if thrown else mine.zeroed_at
 
@@ -504,7 +466,7 @@ class Steps:
         self._scaled.discard(key)
         params = with_gradient(optimizer) if active else []
         marked = (self._written, self._written_with_all, self._written_after, self._hand_scaled, self._stale)
-        if active or any(marked) or self._kept or self._consumed or self._fresh:
+        if active or any(marked) or self._kept or self._consumed or self._unused.fresh:
             stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
             for marks in marked:
                 marks -= stepped
@@ -512,9 +474,7 @@ class Steps:
                 del self._kept[kept]
             for used in () if active else stepped & self._consumed.keys():
                 del self._consumed[used]
-            for gone in stepped:
-                self._fresh.pop(gone, None)
-                self._thrown.pop(gone, None)
+            self._unused.stepped(stepped)
         if active:
             self._consumed.update((id(p), p) for p in params)
             self._stamps_used[key] = {id(p): _stamp(p.grad) for p in params if p.grad is not None}

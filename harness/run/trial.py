@@ -100,14 +100,12 @@ def teacher_checkpoint(folder: Folder, spec: Spec) -> train.Teacher | None:
 
 
 def declared(method: str, settings: MethodSettings) -> audits.KD:
-    """Return what a method declares of its soft term; nothing for one that has none, or of a form that no audit has."""
+    """Return what a method declares of its terms: a form of its own where it is none that an audit reads."""
     soft = METHODS[method].soft
     if soft is Soft.DECOUPLED:
         return audits.KD(form="decoupled")
-    if soft is Soft.OTHER:
-        return audits.KD(form="own")
     if soft is not Soft.HINTON:
-        return audits.KD()
+        return audits.KD(form="own")
     weight, temperature = settings.weight("kd"), float(vars(settings)["temperature"])
     if settings.ce_weight + weight == 1:
         return audits.KD(temperature=temperature, alpha=weight)
