@@ -78,7 +78,9 @@ class Stored(Observer):
             for x in shown_to(raw, self._taint, cast.student_mask):
                 keys = row_keys(x) if x.ndim else []
                 rows = _held_against(table, keys, cast.doubtful)
-                for t in used if rows is not None else ():
+                if rows is None:
+                    continue
+                for t in used:
                     if len(keys) != len(t) or t.shape[1] != rows.said.shape[1] or len(keys) < _FEWEST:
                         continue
                     match = _matches(t, rows.said)
