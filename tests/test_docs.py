@@ -90,3 +90,10 @@ def test_the_readme_shows_what_its_commands_print():
             line for line in shown.splitlines() if line.rstrip() not in {"", "..."} and line.rstrip() not in said
         ]
         assert not missing, result.stdout + result.stderr
+
+
+def test_pages_count_the_faults_rightly():
+    from kdbench.harness.faults import FAULTS
+
+    said = [int(n) for page in PAGES for n in re.findall(r"(\d+) (?:deliberate bugs|of them)", page.read_text("utf-8"))]
+    assert len(said) >= 2 and set(said) == {len(FAULTS)}
