@@ -186,14 +186,18 @@ def test_a_comparison_in_words():
         row = comparison(**{"a": "plain", "b": "kd", "difference_pp": 0.42, "ci95_pp": [-0.1, 0.94], **changes})
         return in_words(row, 0.5, 2, "")
 
-    assert told() == "plain vs kd: different; kd is higher by 0.42 (95% interval -0.10 to +0.94)."
+    beyond = told(difference_pp=0.9, ci95_pp=[0.6, 1.2])
+    assert beyond == "plain vs kd: different; kd is higher by 0.90 (95% interval +0.60 to +1.20)."
+    small = told(ci95_pp=[0.1, 0.74])
+    assert small.endswith("(95% interval +0.10 to +0.74); that it differs by more than 0.5 is not shown.")
     assert told(verdict="undecided") == (
         "plain vs kd: undecided; kd minus plain is +0.42 (95% interval -0.10 to +0.94); neither a difference nor "
-        "equality within 0.5 is shown. About 12 seeds each would show a difference of 0.5 with power 0.8."
+        "equality within 0.5 is shown. About 12 seeds each would show a difference of 0.5 with power 0.8 in "
+        "this comparison alone; a family takes more."
     )
     assert "seeds each" not in told(verdict="undecided", seeds_for_power_80=5), "there are as many already"
     odd = told(verdict="undecided", ci95_pp=[0.1, 0.74], welch_p=0.03, holm_p=0.06)
     assert "p is adjusted for a family of 2 comparisons: 0.03 alone, 0.06 adjusted" in odd
     assert "equivalent; kd minus plain is +0.42" in told(verdict="equivalent")
-    assert told(verdict="both").endswith("and the difference is within the margin of 0.5.")
+    assert told(verdict="both").endswith(", within the margin of 0.5.")
     assert told(verdict="undefined", warnings=["torch: 1 against 2"]) == "plain vs kd: undefined; torch: 1 against 2."

@@ -138,7 +138,7 @@ def test_github_says_one_line_a_failure_at_its_level():
             "1 audit broke, which is an error of kdbench: KD101",
         ),
         (audited(MODE, INPUT, verdict="clean"), "Clean: 1 audit passed. 1 warning: KD304"),
-        (audited(MODE, OPEN, verdict="clean"), "Clean: 1 audit passed, 1 more is decided with --alpha"),
+        (audited(MODE, OPEN, verdict="clean"), "Clean: 1 audit passed. 1 more needs --alpha to decide"),
         (audited(MODE, LONGER, verdict="clean"), "Clean: 1 audit passed"),
         (audited(MODE, OPEN, verdict="clean", declarable=False), "Clean: 1 audit passed"),
         (audited(MODE, BROKEN, verdict="could-not-run"), "Error of kdbench: 1 audit broke and decided nothing: KD101"),

@@ -197,7 +197,7 @@ AGAIN = Again("a trial", "baseline", None, seed=0, epochs=0, verdict="missing")
 def test_what_is_missing_of_the_controls_is_said(capsys):
     show_controls(stdout(), ControlsRow(AGAIN, None, as_declared=True, sound=False))
     said = capsys.readouterr().out
-    assert "(Baseline, corrected, seed 0): did not finish" in said and "no positive control: no method here" in said
+    assert "(Baseline, corrected, seed 0): did not finish" in said and "no positive control: its fault" in said
 
 
 UNSAID = dict.fromkeys(field.name for field in dataclasses.fields(ArmRow))

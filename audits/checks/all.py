@@ -42,7 +42,7 @@ def run(trace: Trace) -> Report:
                 mend=entry.mend,
                 where=verdict.where,
                 consequence_of=next((id for id in entry.follows if id in failures), None)
-                if verdict.status == "fail"
+                if verdict.status == "fail" and not verdict.by_itself
                 else None,
                 reason=verdict.reason,
                 decide_with=verdict.decide_with,

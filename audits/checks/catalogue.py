@@ -23,6 +23,8 @@ class Verdict:
     decide_with: str | None = None
     severity: Severity | None = None
     "Where it is milder than the audit's own."
+    by_itself: bool = False
+    "Whether what was seen is wrong whatever else failed, so that it follows from no other failure."
 
 
 def passed(message: str, observed: Mapping[str, Any] | None = None) -> Verdict:
@@ -31,10 +33,14 @@ def passed(message: str, observed: Mapping[str, Any] | None = None) -> Verdict:
 
 
 def failed(
-    message: str, observed: Mapping[str, Any], where: Where | None = None, severity: Severity | None = None
+    message: str,
+    observed: Mapping[str, Any],
+    where: Where | None = None,
+    severity: Severity | None = None,
+    by_itself: bool = False,
 ) -> Verdict:
     """Say that the property does not hold, and where in the user's code."""
-    return Verdict("fail", message, dict(observed), where, severity=severity)
+    return Verdict("fail", message, dict(observed), where, severity=severity, by_itself=by_itself)
 
 
 def undecided(

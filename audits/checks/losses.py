@@ -241,6 +241,7 @@ def _arguments(trace: Trace) -> Verdict | None:
                 f"the {answers} answers are probabilities already, and a {again} is taken of them again",
                 {"whose": sight.probabilities},
                 term_place(trace, sight),
+                by_itself=True,
             )
     return None
 
@@ -262,6 +263,7 @@ def _gradient(trace: Trace, sight: Sight, e: Explanation) -> Verdict | None:
             f"{e.temperature[1]:g} for the teacher",
             observed,
             place,
+            by_itself=True,
         )
     seen = e.temperature[0] if e.form == "forward" and e.temperature is not None else None
     if declared is not None and seen is not None and abs(seen - declared) > _TEMPERATURE * declared:
@@ -289,6 +291,7 @@ def _operands(t: Term, trace: Trace) -> Verdict | None:
             f"the softmax runs over the {over} (dimension {t.across} of {shape}), not over the {shape[-1]} classes",
             {**observed, "dimension": t.across, "shape": list(shape)},
             t.where,
+            by_itself=True,
         )
     if t.input_sum is not None and abs(t.input_sum - 1) > _SUM:
         return failed(

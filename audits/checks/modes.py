@@ -151,9 +151,10 @@ def teacher_frozen(trace: Trace) -> Verdict:
         return undecided(
             "out-of-scope", f"the teacher is a moving average of the student (rate {change.average_rate:.3g} a step)"
         )
+    counts = ((len(change.params), "parameters"), (len(change.buffers), "buffers"))
+    what = " and ".join(f"{n} {kind if n > 1 else kind[:-1]}" for n, kind in counts if n)
     return failed(
-        f"{len(change.params)} parameters and {len(change.buffers)} buffers of the teacher have changed: "
-        f"{some(changed, 4)}",
+        f"{what} of the teacher {'has' if len(changed) == 1 else 'have'} changed: {some(changed, 4)}",
         {"parameters": change.params[:20], "buffers": change.buffers[:20], "by_optimizer": change.by_optimizer},
         trace.losses.sights[0].where if trace.losses.sights else None,
     )

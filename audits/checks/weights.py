@@ -60,8 +60,8 @@ def _digits(x: float) -> int:
     severity="error",
     phase="first",
     follows=("KD313", "KD305", "KD311", "KD341"),
-    mend="write reduction='batchmean' and multiply the term by T * T; if the scale is intended (as with a mean over all "
-    "numbers), waive it with the reason",
+    mend="write reduction='batchmean' and multiply the term by T * T; if the scale is intended (as with a mean over "
+    "all numbers), waive it with the reason",
 )
 def kd_scale(trace: Trace) -> Verdict:
     """The distillation term acts with the weight that is written.

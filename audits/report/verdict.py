@@ -53,9 +53,9 @@ def _open(report: Report) -> str:
     ways = list(dict.fromkeys(f.decide_with for f in open_))
     if not ways:
         return ""
-    verb = "is" if len(open_) == 1 else "are"
+    verb = "needs" if len(open_) == 1 else "need"
     how = " and ".join(map(str, ways)) if len(ways) <= _WAYS else "declarations of yours"
-    return f", {len(open_)} more {verb} decided with {how}"
+    return f". {len(open_)} more {verb} {how} to decide"
 
 
 def _besides(report: Report, failed: Sequence[Finding], verdict: Verdict) -> list[str]:

@@ -48,15 +48,18 @@ def in_words(row: ComparisonRow, margin: float, family: int, unit: str = "pp", f
     which = "higher" if row.difference_pp > 0 else "lower"
     if row.verdict in ("different", "both"):
         told = f"{row.b} is {which} by {format(abs(row.difference_pp), form)}{behind} {interval}"
-        return f"{head}; {told}{f', and the difference is within the margin of {size}' * (row.verdict == 'both')}."
+        nearest = min(map(abs, row.ci95_pp))
+        beyond = "" if nearest > margin else f"; that it differs by more than {size} is not shown"
+        return f"{head}; {told}{', within the margin of ' + size if row.verdict == 'both' else beyond}."
     told = f"{row.b} minus {row.a} is {format(row.difference_pp, f'+{form}')}{behind} {interval}"
     if row.verdict == "equivalent":
         return f"{head}; {told}, within the margin of {size}."
     why = adjusted(row, family) or f"neither a difference nor equality within {size} is shown"
     need = row.seeds_for_power_80
     more = (
-        f" About {need} seeds each would show a difference of {size} with power 0.8."
+        f" About {need} seeds each would show a difference of {size} with power 0.8"
         if need and need > min(row.n)
         else ""
     )
+    more += " in this comparison alone; a family takes more." if more and family > 1 else "." if more else ""
     return f"{head}; {told}; {why}.{more}"

@@ -250,7 +250,7 @@ def compare_paired(a: Sequence[float], b: Sequence[float], margin: float, alpha:
     if n < 8:
         remarks.append(
             f"{n} pairs of seeds: no exact test can give p < {least:.2g}; differences under about {mde:.1f} sd of the "
-            "differences are undetectable"
+            "differences are easily missed"
         )
     if least < alpha and (permutation < alpha) != (found.p < alpha):
         remarks.append("the paired t and the exact sign-flip test fall on different sides of alpha")
@@ -313,7 +313,7 @@ def compare(a: Sequence[float], b: Sequence[float], margin: float, alpha: float 
     if smaller < 6:
         remarks.append(
             f"{n_a} v {n_b} seeds: no exact test can give p < {least:.2g}; differences under about {mde:.1f} sd "
-            "are undetectable"
+            "are easily missed"
         )
     if least < alpha and (permutation < alpha) != (found.p < alpha):
         remarks.append("the Welch and the exact permutation test fall on different sides of alpha")

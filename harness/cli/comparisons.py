@@ -142,6 +142,19 @@ def conclude(
         return
     form = number_format(entries, unit)
     several = len({(e.pair, e.method if e.b != e.method else "") for e in entries}) > 1
+    if len(entries) > 1:
+        shown = sum(e.verdict in ("different", "both") for e in entries)
+        rest = [
+            f"{n} {name}"
+            for name in ("equivalent", "undecided", "undefined")
+            if (n := sum(e.verdict == name for e in entries))
+        ]
+        note(
+            console,
+            f"{shown} of {len(entries)} differences are shown" + (f"; {', '.join(rest)}." if rest else "."),
+            style="bold",
+            indent=0,
+        )
     for entry in entries:
         place = ", ".join(filter(None, (entry.pair, _title(entry.method) if entry.b != entry.method else "")))
         head = f"{place}: " if several and place else ""

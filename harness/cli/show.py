@@ -106,10 +106,15 @@ def _row(reason: Because) -> str:
     return f"{_title(reason.method)} {reason.fault or 'corrected'} ({reason.pair}, {seeds})"
 
 
+def own_files(*kinds: str) -> str:
+    """Return the options that name the user's own files that are loaded, as they follow a command that is printed."""
+    loaded = [(kind, path) for kind, path in loading.LOADED if not kinds or kind in kinds]
+    return "".join(f" {loading.KINDS[kind].option} {path}" for kind, path in loaded)
+
+
 def _more(trial: str) -> str:
     """Return the command that shows all findings of a trial, with the files that it needs."""
-    own = "".join(f" {loading.KINDS[kind].option} {path}" for kind, path in loading.LOADED)
-    return f"{program()} audits show {trial}{own}"
+    return f"{program()} audits show {trial}{own_files()}"
 
 
 def show_grid(console: Console, rows: Sequence[GridRow]) -> None:
@@ -265,7 +270,11 @@ def show_controls(
     if controls.again is not None:
         _show_again(console, controls.again)
     if controls.positive is None:
-        note(console, "no positive control: no method here has a teacher whose answers could be shuffled", style="")
+        note(
+            console,
+            "no positive control: its fault, teacher-rows-shuffled, applies to no method of this study",
+            style="",
+        )
     else:
         _show_positive(console, controls.positive)
     show_because(console, reasons, "Why a control is not as it must be", shown)

@@ -14,6 +14,8 @@ import rich_click as click
 from rich.markup import escape
 
 from kdbench.harness.cli.common import (
+    FAULTS_OPTION,
+    METHOD_OPTION,
     RUNS_OPTION,
     STUDY_OPTION,
     find_study,
@@ -41,6 +43,8 @@ _PATIENCE = 10.0
 )
 @RUNS_OPTION
 @STUDY_OPTION
+@FAULTS_OPTION
+@METHOD_OPTION
 @click.option(
     "--port",
     type=click.IntRange(1, 65535),

@@ -86,7 +86,7 @@ CASES["KD302"] = {
     "parameters": (
         trace(change=change(25, by=True), sights=[sight(), sight(where=OTHER)]),
         fails(
-            "25 parameters and 0 buffers of the teacher have changed: layer0, layer1, layer2, layer3, and 21 more",
+            "25 parameters of the teacher have changed: layer0, layer1, layer2, layer3, and 21 more",
             BACKWARD,
             parameters=MANY[:20],
             buffers=[],
@@ -96,7 +96,7 @@ CASES["KD302"] = {
     "buffers": (
         trace(change=change(0, 25)),
         fails(
-            "0 parameters and 25 buffers of the teacher have changed: layer0.running_mean",
+            "25 buffers of the teacher have changed: layer0.running_mean",
             None,
             parameters=[],
             buffers=[f"{name}.running_mean" for name in MANY[:20]],
