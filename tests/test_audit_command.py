@@ -112,7 +112,7 @@ def test_a_right_script_is_clean_and_the_roles_are_named():
     assert found["script_error"] is None and found["script_exit"] is None
 
 
-def test_a_wrong_script_fails_and_the_text_says_where_and_how_to_mend_it(monkeypatch):
+def test_a_wrong_script_fails_and_the_text_says_where_and_how_to_fix_it(monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     code, out, _ = audit("wrong.py")
     assert code == 1
@@ -122,7 +122,7 @@ def test_a_wrong_script_fails_and_the_text_says_where_and_how_to_mend_it(monkeyp
     line = WRONG.splitlines().index(
         '    soft = F.kl_div(F.log_softmax(logits / 4, 1), F.softmax(answer / 4, 1), reduction="batchmean")'
     )
-    assert f"KD312 kd-scale  wrong.py:{line + 1}" in lines and "is missing)" in out and "  fix: reduction=" in out
+    assert f"KD312 kd-scale  wrong.py:{line + 1}" in lines and "is missing)" in out and "  fix: write reduction=" in out
     assert out.index("KD312 kd-scale") < out.index("undecided, and what decides it") < out.index("Not clean")
 
 

@@ -36,7 +36,7 @@ def test_a_study_killed_and_resumed_is_held_against_an_unbroken_one(tmp_path, ca
 def test_a_study_that_cannot_begin_is_reported_in_its_own_words(tmp_path):
     (tmp_path / "toy.toml").write_text(SMALL.replace("epochs = 3", "epoks = 3"))
     way = Way("killed", tmp_path / "toy.toml", None, tmp_path, 2, "cpu")
-    with pytest.raises(SystemExit, match=r"killed: the study ended with code 2: error: .*epoks"):
+    with pytest.raises(SystemExit, match=r"(?s)killed: the study ended with code 2: .*error: .*epoks"):
         way.finish(way.start())
 
 

@@ -225,7 +225,7 @@ def test_the_table_fits_a_terminal_of_80_columns_and_says_more_in_a_wide_one():
         (["--matrix", "--format", "sarif"], "printed as text, json or html"),
         (["--matrix", "--steps", "3"], "--steps does nothing with --matrix"),
         (["--matrix", "--fault", "kl-revered"], "did you mean 'kl-reversed'"),
-        (["--format", "html"], "is of --matrix"),
+        (["--format", "html"], "works with --matrix only"),
         (["--seeds", "0-1"], "--seeds does nothing without --matrix"),
         (["--matrix", "--seeds", "5"], "write 0-4 for 5 seeds"),
     ],
