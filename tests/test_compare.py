@@ -81,3 +81,14 @@ def test_an_unknown_arm_names_the_nearest_and_the_studys_own(trials, word, says)
     with pytest.raises(InputError) as error:
         compare.pairs_of_arms(trials, "corrected", word)
     assert says in str(error.value) and len(str(error.value)) < 200
+
+
+def test_a_name_that_may_differ_must_be_one_that_there_is(trials):
+    specs = [spec for by_seed in trials.arms.values() for spec, _ in by_seed.values()]
+    compare.check_allowed(specs, ["torch", "recipe.epochs"])
+    with pytest.raises(
+        InputError, match=r"--allow-difference: unknown difference 'recipe\.epoks'; did you mean 'recipe\.epochs'"
+    ):
+        compare.check_allowed(specs, ["recipe.epoks"])
+    with pytest.raises(InputError, match="did you mean 'torch'"):
+        compare.compare_within_family(trials, compare.bug_pairs(trials.arms), ["torchh"])

@@ -70,6 +70,8 @@ def test_groups_that_differ_in_more_are_refused_and_the_difference_is_named():
         compare(found)
     entries = compare(found, allowed=["epochs", "crop"])
     assert any("allowed to differ: epochs: 100 against 200" in w for w in entries[0].warnings)
+    with pytest.raises(InputError, match="unknown --allow-difference 'epoks'; did you mean 'epochs'"):
+        compare(found, allowed=["epoks", "crop"])
 
 
 def test_what_differs_for_some_runs_only_is_remarked_on():

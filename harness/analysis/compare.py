@@ -15,7 +15,7 @@ from kdbench.harness.analysis.study_table import BySeed, Trials, order, scores
 from kdbench.harness.plan.plan import Arm, Decision
 from kdbench.harness.plan.variants import VARIANTS
 from kdbench.harness.records.spec import Spec
-from kdbench.kd.errors import InputError
+from kdbench.kd.errors import InputError, unknown
 from kdbench.kd.methods import METHODS
 
 # What two arms may differ in beside the seed, by what is compared: the fault, and with it the teacher where the fault
@@ -97,6 +97,8 @@ def compare_within_family(
     To ask for one comparison alone must not make it look surer: the family was declared before the run. What is wanted
     and not declared is counted on top. `refuse` is as in :func:`compare_arms`.
     """
+    if refuse:
+        check_allowed((spec for trials in study.arms.values() for spec, _ in trials.values()), allowed)
     if not wanted:
         return [], 0
     by_method = wanted[0][0].method != wanted[0][1].method
@@ -106,6 +108,14 @@ def compare_within_family(
         compare_arms(study, [pair], allowed)
     entries = compare_arms(study, [*wanted, *others], allowed, refuse=False)
     return entries[: len(wanted)], len(entries)
+
+
+def check_allowed(specs: Iterable[Spec], allowed: Sequence[str]) -> None:
+    """Raise InputError for a name that nothing in these trials has: it would allow nothing, in silence."""
+    known = {*_ENVIRONMENT, "method_digest"}.union(*(spec.names() for spec in specs))
+    for name in allowed:
+        if name not in known:
+            raise unknown("difference", name, known, "--allow-difference")
 
 
 def _other_differences(a: Arm, b: Arm, study: Trials) -> dict[str, set[str]]:

@@ -114,6 +114,9 @@ def compare(
     that is the same within one of them only is remarked on. `baseline` may be empty: the runs whose group is.
     """
     _check(rows, columns, baseline)
+    for name in allowed:
+        if name not in rows[0].cells:
+            raise _unknown("--allow-difference", name, sorted(rows[0].cells))
     families = _grouped(rows, columns)
     everything = {group for groups in families.values() for group in groups}
     if baseline not in everything:

@@ -124,10 +124,12 @@ def command(
     load_own_files(ctx)
     if not dry_run and asked["scheduler"] is None:
         start_server({asked["threads"]})
+    from kdbench.harness.analysis.compare import check_allowed
     from kdbench.harness.study import prepare
 
     request = _request(asked)
     ready = prepare(request)
+    check_allowed(ready.plan.trials.values(), allowed)
     _announce(ready, notes)
     if dry_run:
         _print_plan(ready, as_json)

@@ -84,6 +84,10 @@ class Spec:
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"not a trial's spec: {error}") from error
 
+    def names(self) -> set[str]:
+        """Return the dotted names of all that decides the numbers."""
+        return set(_flat(self))
+
     def differences(self, other: "Spec") -> dict[str, tuple[Any, Any]]:
         """Return what differs between two specs, by dotted name."""
         mine, theirs = _flat(self), _flat(other)
