@@ -85,6 +85,16 @@ def is_loaded(kind: str, path: Path) -> bool:
     return any(done.kind == kind and digest_of(done.path) == digest for done in LOADED if done.path.is_file())
 
 
+def as_options(*kinds: str, whole: bool = True) -> str:
+    """Return the options that name the files loaded so far, as they follow a command that is shown.
+
+    `kinds`, if any, are the kinds that the command takes. Where the text leaves this machine, without `whole`, a file
+    is named without its folder.
+    """
+    loaded = [(kind, path) for kind, path in LOADED if not kinds or kind in kinds]
+    return "".join(f" {KINDS[kind].option} {path if whole else path.name}" for kind, path in loaded)
+
+
 def load(kind: str, path: Path) -> None:
     """Register what a file of the user's holds, once; a file without anything of the kind is an InputError."""
     entry, path = KINDS[kind], path.resolve()

@@ -8,6 +8,7 @@ import re
 import pytest
 from test_cli import kdbench
 
+from kdbench.harness import loading
 from kdbench.harness.analysis import expectation, study_table
 from kdbench.harness.analysis.because import because
 from kdbench.harness.analysis.rows import ComparisonRow
@@ -397,3 +398,10 @@ def test_the_study_is_named_by_an_argument_and_its_page_is_the_same_again(study,
     assert code == 2 and f"did you mean '{name}'" in err
     code, _, err = kdbench("report", name, "--study", "other", "--runs", runs, "--output", tmp_path)
     assert code == 2 and "leave one out" in err
+
+
+def test_the_page_names_the_command_that_makes_it_with_files_of_ones_own(tmp_path, monkeypatch):
+    study = write(tmp_path, faults=[None])
+    monkeypatch.setattr(loading, "LOADED", [loading.Loaded("methods", tmp_path / "mine.py")])
+    page = report.html(report.read(study), {})
+    assert f"kdbench report {study.folder.path.name} --method-file mine.py<" in page and str(tmp_path) not in page

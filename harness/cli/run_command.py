@@ -194,14 +194,15 @@ def _conclude(ready: "Ready", outcome: "Outcome", allowed: tuple[str, ...], as_j
         return _grid_is_short(ready, found.grid, outcome.failed)
     if ready.mine is not None and found.unfinished:
         return _shard_is_done(ready, found.unfinished, outcome.failed)
-    from kdbench.harness.cli.show import own_files, show_study
+    from kdbench.harness import loading
+    from kdbench.harness.cli.show import show_study
 
     console = stdout()
     show_study(console, found, ready.plan.preset.decision)
     _show_failed(ready, outcome.failed, console)
     console.print(f"records: {escape(str(ready.folder.path))} (results.csv is the table)", soft_wrap=True)
     if mirror_or_remark(runs, ready.folder, stderr()):
-        call = f"{program()} ui --runs {runs} --study {ready.plan.study}{own_files('faults', 'methods')}"
+        call = f"{program()} ui --runs {runs} --study {ready.plan.study}{loading.as_options('faults', 'methods')}"
         console.print(f"MLflow:  {escape(call)}", soft_wrap=True)
     return exit_code(found)
 

@@ -106,15 +106,9 @@ def _row(reason: Because) -> str:
     return f"{_title(reason.method)} {reason.fault or 'corrected'} ({reason.pair}, {seeds})"
 
 
-def own_files(*kinds: str) -> str:
-    """Return the options that name the user's own files that are loaded, as they follow a command that is printed."""
-    loaded = [(kind, path) for kind, path in loading.LOADED if not kinds or kind in kinds]
-    return "".join(f" {loading.KINDS[kind].option} {path}" for kind, path in loaded)
-
-
 def _more(trial: str) -> str:
     """Return the command that shows all findings of a trial, with the files that it needs."""
-    return f"{program()} audits show {trial}{own_files()}"
+    return f"{program()} audits show {trial}{loading.as_options()}"
 
 
 def show_grid(console: Console, rows: Sequence[GridRow]) -> None:

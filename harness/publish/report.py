@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from kdbench.harness import faults
+from kdbench.harness import faults, loading
 from kdbench.harness.analysis import compare, selection_bias, stats
 from kdbench.harness.analysis.arms import summary, teacher_row, with_effects
 from kdbench.harness.analysis.because import Because, because
@@ -72,6 +72,7 @@ def read(study: Trials) -> dict[str, Any]:
         "choice": selection_bias.read(study),
         "environment": _environment(study),
         "commands": commands(study.folder),
+        "command": f"kdbench report {study.folder.path.name}{loading.as_options('faults', 'methods', whole=False)}",
         "setting": _setting(study),
         "about": _about(study),
         "state": _state(arms),
