@@ -61,3 +61,10 @@ def test_seeds(name):
 def test_seeds_of_a_run(name):
     run, *expected = RUNS[name]
     holds(laws.check_seeds(run=run), *expected)
+
+
+@pytest.mark.parametrize("set_already", [0, 1, 2**63])
+def test_a_run_that_is_not_seeded_is_seen_whatever_the_global_seed_is(set_already):
+    torch.manual_seed(set_already)
+    run, *expected = RUNS["not seeded"]
+    holds(laws.check_seeds(run=run), *expected)
