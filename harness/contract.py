@@ -50,7 +50,9 @@ class Contract:
         if self.alpha is not None and self.kd_weight is not None:
             raise InputError("alpha and kd_weight both weigh the distillation term; give one of them")
         if self.alpha is not None and self.alpha > 1:
-            raise InputError(f"alpha is {self.alpha:g}; the labels have 1 - alpha, so it is at most 1 (else kd_weight)")
+            raise InputError(
+                f"alpha is {self.alpha:g}, which is more than 1: the labels would have the weight 1 - alpha. Set kd_weight instead"
+            )
 
 
 def read_contract(path: Path) -> Contract:

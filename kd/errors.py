@@ -3,8 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
-_FEW = 12
-"Names that are listed whole where none is near."
+_FEW, _SOME = 12, 5
+"Names up to which all are listed where none is near, and how many are of more."
 
 
 class InputError(ValueError):
@@ -22,7 +22,7 @@ class InputError(ValueError):
 def unknown(kind: str, word: str, choices: Iterable[str], where: str = "") -> InputError:
     """Return the error for a name that does not exist, with the nearest one that does.
 
-    Without a near one all are listed where they are few. Its `about` is "unknown" and the kind.
+    Without a near one all are listed where they are few, else some. Its `about` is "unknown" and the kind.
     """
     names = sorted(choices)
     near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
@@ -31,5 +31,5 @@ def unknown(kind: str, word: str, choices: Iterable[str], where: str = "") -> In
     elif len(names) <= _FEW:
         hint = f"there are: {', '.join(names)}"
     else:
-        hint = f"none of the {len(names)} that there are is near it"
+        hint = f"there are {len(names)}, such as {', '.join(names[:_SOME])}"
     return InputError(f"{where}{': ' if where else ''}unknown {kind} {word!r}; {hint}", f"unknown {kind}")

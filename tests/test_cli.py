@@ -192,7 +192,10 @@ def test_an_option_that_would_do_nothing_is_refused(name, quiet_folder):
             ["run", "--fault", "kl-revered"],
             "did you mean 'kl-reversed'? (kdbench faults list shows them; --faults FILE",
         ),
-        (["run", "--fault", "xyzzy"], "that there are is near it (kdbench faults list shows them; --faults FILE loads"),
+        (
+            ["run", "--fault", "xyzzy"],
+            "clip-after-step, clip-before-backward (kdbench faults list shows them; --faults FILE loads",
+        ),
         (["run", "--preset", "quik"], "did you mean 'quick'? (a file of your own is named in its place: kdbench run"),
         (["run", "--pair", "r50-r17"], "did you mean 'r50-r18'? (kdbench methods lists the networks; --model-file"),
         (["run", "mine.toml"], "mine.toml does not exist; kdbench init writes a study to start from"),

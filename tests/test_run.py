@@ -342,7 +342,7 @@ def test_a_false_alarm_in_a_clean_arm_is_exit_1_and_shown(copy):
 
     edit_result(copy, None, alarm)
     done = kdbench("run", TINY, cwd=copy)
-    assert done.returncode == 1 and "Not as declared: 1 of 11 rows are marked NO" in done.stdout
+    assert done.returncode == 1 and "Not as declared: 1 of 11 rows is marked NO" in done.stdout
     said = " ".join(done.stdout.split())
     assert "Why NO KD105 stem-resolution failed: " in said and "fix: " in said
     assert "in Feature-KD corrected (r34-r18, seed 1)" in said

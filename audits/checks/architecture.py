@@ -41,7 +41,8 @@ def stem_resolution(trace: Trace) -> Verdict:
     if not seen:
         return undecided(
             "out-of-scope",
-            "no student or teacher with two layers of convolution or pooling was seen: a stem is told by two",
+            "the stem cannot be judged: no student or teacher with at least two layers of convolution or pooling was "
+            "seen",
         )
     small = {role: calls for role, calls in seen.items() if max(calls[0].input_size) <= SMALL}
     if not small:

@@ -151,7 +151,7 @@ def _shared_with_hand(step: Step) -> bool:
     "clip_grad_norm_([*student.parameters(), *projector.parameters()], max_norm)",
 )
 def clip_coverage(trace: Trace) -> Verdict:
-    """Whatever is stepped is clipped: a clip that leaves parameters out bounds nothing for them.
+    """Whatever the optimizer steps is clipped: a parameter outside the clip has no bound.
 
     Fails when, in a step in which something was clipped, a stepped gradient was in no torch clip call and was not
     written to between its accumulation and the step (a write to ``grad.data`` is invisible). Decidable at the first
@@ -193,7 +193,7 @@ def clip_coverage(trace: Trace) -> Verdict:
         bound, first = trace.declared.clip.max_norm, steps[0]
         names = [trace.name(p) for p in first.stepped]
         return failed(
-            f"no gradient is clipped in {len(steps)} steps, and a clip to norm {bound:g} is declared",
+            f"a clip to norm {bound:g} is declared, but no gradient is clipped in {len(steps)} steps",
             {"step": first.number, "missed": names, "stepped": len(names), "clip_calls": [], "bound": bound},
             first.where,
         )

@@ -115,7 +115,7 @@ def _average(trace: Trace, change: Change) -> Verdict | None:
     mend="teacher.eval() and torch.no_grad(), and the teacher's parameters in no optimizer",
 )
 def teacher_frozen(trace: Trace) -> Verdict:
-    """The teacher is bitwise what it was when the distillation began, or an average that follows the student whole.
+    """The teacher does not change after the distillation begins, bit by bit, or it is an average of the whole student.
 
     Fails when its parameters or buffers differ and neither such an average nor a label loss of its own explains it.
     An average obeys teacher' = d teacher + (1 - d) student: fails when it stands still in half precision, leaves

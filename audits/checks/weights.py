@@ -306,7 +306,7 @@ def weight_endpoints(trace: Trace) -> Verdict:
     if alpha is None:
         return undecided(
             "intent-unknown",
-            f"labels act with weight {a:.4g}, distillation with {k:.4g}; which was meant for which was not declared",
+            f"the labels have weight {a:.4g} and the distillation has {k:.4g}; the intended weights are not declared",
             "alpha" if trace.script else "kd=kdbench.KD(alpha=), or kdbench.check_weighting(combine)",
             {"label_weight": a, "kd_weight": k},
         )

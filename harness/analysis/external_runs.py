@@ -1,7 +1,6 @@
 """Compare groups of runs in anybody's table of results: a column that says the group, one the seed, one the metric."""
 
 import csv
-import difflib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from urllib.parse import urlsplit
 from kdbench.harness.analysis import stats
 from kdbench.harness.analysis.compare import Judged, as_family
 from kdbench.harness.analysis.rows import ComparisonRow, Missing
-from kdbench.kd.errors import InputError
+from kdbench.kd.errors import InputError, unknown
 
 _NO_VALUE = ("", "nan", "na", "n/a", "none", "null")
 "What stands in the metric's column of a run that has none, in any case of letters."
@@ -90,10 +89,10 @@ def where(rows: Sequence[Row], conditions: Sequence[str]) -> list[Row]:
         if not equals:
             raise InputError(f"--where {condition}: write it as COLUMN=VALUE")
         if rows and name not in rows[0].cells:
-            raise _unknown("column (--where)", name, list(rows[0].cells))
+            raise unknown("column (--where)", name, list(rows[0].cells))
         kept = [row for row in rows if _text(row.cells[name]) == value]
         if rows and not kept:
-            raise _unknown(f"--where {name}", value, sorted({_text(row.cells[name]) for row in rows}))
+            raise unknown(f"--where {name}", value, sorted({_text(row.cells[name]) for row in rows}))
         rows = kept
     return list(rows)
 
@@ -116,11 +115,11 @@ def compare(
     _check(rows, columns, baseline)
     for name in allowed:
         if name not in rows[0].cells:
-            raise _unknown("--allow-difference", name, sorted(rows[0].cells))
+            raise unknown("difference", name, rows[0].cells, "--allow-difference")
     families = _grouped(rows, columns)
     everything = {group for groups in families.values() for group in groups}
     if baseline not in everything:
-        raise _unknown(f"--baseline ({columns.group})", baseline, sorted(everything))
+        raise unknown(f"--baseline ({columns.group})", baseline, sorted(everything))
     found = []
     for family in sorted(families, key=_natural):
         groups = families[family]
@@ -195,7 +194,7 @@ def _check(rows: Sequence[Row], columns: Columns, baseline: str) -> None:
     options = {"--group": columns.group, "--seed": columns.seed, "--metric": columns.metric, "--family": columns.family}
     for option, name in options.items():
         if name is not None and name not in rows[0].cells:
-            raise _unknown(f"column ({option})", name, list(rows[0].cells))
+            raise unknown(f"column ({option})", name, list(rows[0].cells))
     for row in rows:
         for option, name in options.items():
             if name is None or option == "--metric" or _text(row.cells[name]):
@@ -205,18 +204,6 @@ def _check(rows: Sequence[Row], columns: Columns, baseline: str) -> None:
             mend = "; are these runs the baseline? --baseline ''" if option == "--group" else ""
             raise InputError(f"{row.where}: {name} is empty{mend}")
         _number(row, columns.metric)
-
-
-_LISTED = 8
-"Names that an error lists."
-
-
-def _unknown(kind: str, word: str, choices: Sequence[str]) -> InputError:
-    """Return the error for a name that the table has not: the nearest that it has, and a few of all."""
-    near = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    more = f" and {len(choices) - _LISTED} more" if len(choices) > _LISTED else ""
-    return InputError(f"unknown {kind} {word!r}; {hint}There are: {', '.join(choices[:_LISTED])}{more}")
 
 
 def _text(value: Any) -> str:
@@ -318,7 +305,7 @@ def read_mlflow(uri: str, experiment: str, metric: str) -> list[Row]:
         found = client.get_experiment_by_name(experiment)
         if found is None:
             names = sorted(e.name for e in client.search_experiments())
-            raise _unknown("experiment", experiment, names)
+            raise unknown("experiment", experiment, names)
         runs: list[Any] = []
         token = None
         while token is None or token:

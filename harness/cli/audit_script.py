@@ -262,7 +262,7 @@ def _intent(
         merged.update(layer)
     contract = Contract(**merged)
     if contract.clip_scope is not None and contract.max_norm is None:
-        raise InputError("--clip-scope says of what --max-norm is the bound; give --max-norm too")
+        raise InputError("--clip-scope says what --max-norm applies to; give --max-norm too")
     return contract, remarks
 
 

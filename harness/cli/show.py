@@ -195,7 +195,11 @@ def _conclude(console: Console, found: "StudySummary") -> None:
         return
     marks = [teacher.as_expected for teacher in found.teachers] + [arm.as_expected for arm in found.arms]
     wrong = marks.count(False)
-    parts = [f"{wrong} of {len(marks)} rows are marked NO, and `Why NO` above says why"] if wrong else []
+    parts = (
+        [f"{wrong} of {len(marks)} rows {'is' if wrong == 1 else 'are'} marked NO; `Why NO` above has the reasons"]
+        if wrong
+        else []
+    )
     if found.controls is not None and not found.controls.as_declared:
         parts.append("a control is not as it must be" + " (see Controls)" * bool(not wrong))
     broken = [reason for reason in found.because if reason.kind == "broken"]

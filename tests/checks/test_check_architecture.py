@@ -36,8 +36,8 @@ FIRST = {"student": {"input": [32, 32], "first": "conv1"}}
 STRIDED = "a stride-2 convolution followed by a pool (conv1)"
 
 CASES["KD105"] = {
-    "no image": (trace(), undecided("out-of-scope", "no student or teacher with two layers")),
-    "one call": (net(SEVEN), undecided("out-of-scope", "no student or teacher with two layers")),
+    "no image": (trace(), undecided("out-of-scope", "no student or teacher with at least two layers")),
+    "one call": (net(SEVEN), undecided("out-of-scope", "no student or teacher with at least two layers")),
     "65 pixels": (
         net(conv(7, 2, 65), conv()),
         undecided("out-of-scope", "the first convolution's input is larger than 64 pixels"),

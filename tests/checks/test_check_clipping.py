@@ -79,7 +79,7 @@ CASES["KD201"] = {
     "no clip, one declared, and nothing looked at a gradient": (
         trace(steps=steps(3, touched=False), clip=Clip(5.0)),
         fails(
-            "no gradient is clipped in 3 steps, and a clip to norm 5 is declared",
+            "a clip to norm 5 is declared, but no gradient is clipped in 3 steps",
             {**STEP, "step": 1},
             step=1,
             missed=["body.weight", "body.bias"],

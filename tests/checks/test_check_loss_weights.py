@@ -414,7 +414,9 @@ CASES["KD341"] = {
     "no label weight": (ends(0.9, None, 0.9), undecided("form-not-recognised", "were not read")),
     "not declared": (
         ends(0.25, 0.75, None),
-        undecided("intent-unknown", "labels act with weight 0.75, distillation with 0.25", "--alpha", **of(0.25, 0.75)),
+        undecided(
+            "intent-unknown", "the labels have weight 0.75 and the distillation has 0.25", "--alpha", **of(0.25, 0.75)
+        ),
     ),
     "as declared": (ends(0.9, 0.1, 0.9), passes("1 - alpha = 0.1", **of(0.9, 0.1, 0.9))),
     "as declared, the other scaled": (ends(0.05, 0.1, 0.9), passes("1 - alpha = 0.1", **of(0.05, 0.1, 0.9))),
