@@ -51,7 +51,7 @@ class Contract:
             raise InputError("alpha and kd_weight both weigh the distillation term; give one of them")
         if self.alpha is not None and self.alpha > 1:
             raise InputError(
-                f"alpha is {self.alpha:g}, which is more than 1: the labels would have the weight 1 - alpha. Set kd_weight instead"
+                f"alpha is {self.alpha:g}, more than 1; set kd_weight instead, since the labels have 1 - alpha"
             )
 
 
