@@ -68,10 +68,9 @@ class Averages:
 
     def _compare(self, pairs: list[Pair]) -> None:
         known = [(pair, self._before[pair.name]) for pair in pairs if pair.name in self._before]
-        if not any(torch_internals.version_of(pair.teacher) != was.version for pair, was in known):
-            known_moved = any(not torch.equal(_some(pair.teacher), was.teacher) for pair, was in known)
-            if not known_moved:
-                return
+        written = any(torch_internals.version_of(pair.teacher) != was.version for pair, was in known)
+        if not written and all(torch.equal(_some(pair.teacher), was.teacher) for pair, was in known):
+            return  # a write to .data changes no version
         self.updates += 1
         if self.updates == _SETTLED:
             self._numbers = [0, 0]
