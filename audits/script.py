@@ -26,6 +26,7 @@ from kdbench.audits.finding import Report
 from kdbench.audits.infer.players import STORED
 from kdbench.audits.infer.roles import Declared
 from kdbench.audits.observe import hooks
+from kdbench.audits.observe.readable import is_readable
 from kdbench.audits.observe.rows import row_keys
 from kdbench.audits.observe.splits import Loaders
 from kdbench.audits.observe.taint import tensors_in
@@ -126,7 +127,7 @@ class ScriptWatch(Watch):
     def _on_shown(self, module: nn.Module, args: Any) -> None:
         first = next(iter(tensors_in(args, 2)), None)
         long_enough = first is not None and (first.is_floating_point() or first[:1].numel() >= _LONG_ENOUGH)
-        if first is not None and first.ndim >= 2 and long_enough:
+        if first is not None and first.ndim >= 2 and long_enough and is_readable(first):
             self.loaders.shown(id(module), row_keys(first), torch.is_grad_enabled())
 
     def _after_step(self, optimizer: torch.optim.Optimizer, params: list[nn.Parameter]) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from kdbench.audits.observe import hooks, torch_internals
+from kdbench.audits.observe.readable import address, is_readable, numbers
 from kdbench.audits.observe.taint import tensors_in
 from kdbench.audits.trace import Loaded
 
@@ -32,8 +33,9 @@ class Network(NamedTuple):
 
 
 def sample(value: Tensor) -> tuple[tuple[int, ...], bytes]:
-    """Return a tensor's shape and some of its numbers."""
-    flat = value.detach().reshape(-1)
+    """Return a tensor's shape and some of its numbers, which must lie here (:mod:`audits.observe.readable`)."""
+    here = numbers(value)
+    flat = (value.detach() if here is None else here).reshape(-1)
     if flat.numel() > _SAMPLE:
         step = flat.numel() // _SAMPLE
         flat = flat[:: step + (step % 2 == 0)][:_SAMPLE]
@@ -92,7 +94,7 @@ class Loads:
         def save(obj: Any, *args: Any, **kwargs: Any) -> Any:
             self.remember_trained()
             values = list(obj.state_dict().values()) if isinstance(obj, nn.Module) else list(tensors_in(obj, 4))
-            samples = {sample(t) for t in values[:_MOST_TENSORS] if t.is_floating_point() and not t.is_sparse}
+            samples = {sample(t) for t in values[:_MOST_TENSORS] if _has_weights(t)}
             if not samples & (self._trained_values | self._from_file):
                 self._saved_fresh |= samples
             return original(obj, *args, **kwargs)
@@ -105,7 +107,7 @@ class Loads:
             modules += [v for v in value.values() if isinstance(v, nn.Module)]
         found = [*tensors_in(value, 4), *(t for m in modules for t in m.state_dict().values())]
         for tensor in found[:_MOST_TENSORS]:
-            if tensor.is_floating_point() and not tensor.is_sparse:
+            if _has_weights(tensor):
                 self._read.add(at := sample(tensor))
                 if at not in self._saved_fresh:
                     self._from_file.add(at)
@@ -113,23 +115,22 @@ class Loads:
     def _wrap_load(self, original: Any) -> Any:
         def load(module: nn.Module, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
             self.calls += 1
-            own: dict[str, Tensor] = dict([*module.named_parameters(), *module.named_buffers()])
+            own = _readable_state(module)
             aliased, given = [], {}
             self.remember_trained()
             known = self._from_file | self._trained_values
             if isinstance(state_dict, Mapping):
                 for name, t in own.items():
                     value = state_dict.get(name)
-                    if isinstance(value, Tensor):
+                    if isinstance(value, Tensor) and numbers(value) is not None:
                         given[name] = sample(value)
                         same = given[name] == sample(t) and given[name] not in known and isinstance(t, nn.Parameter)
                         same = same and not self._is_trivial(t)
-                        if (value.data_ptr() == t.data_ptr() or same) and value.numel():
+                        if (address(value) == address(t) or same) and value.numel():
                             aliased.append(name)
             result = original(module, state_dict, *args, **kwargs)
             self.where = hooks.call_site()
-            own = dict([*module.named_parameters(), *module.named_buffers()])
-            for name, t in own.items():
+            for name, t in _readable_state(module).items():
                 if name in aliased:
                     self._aliased[t] = name
                     self._loaded.pop(t, None)
@@ -144,7 +145,8 @@ class Loads:
     def _wrap_copy(self, original: Any) -> Any:
         def copy(param: Tensor, *args: Any, **kwargs: Any) -> Any:
             result = original(param, *args, **kwargs)
-            if result is not param and (param in self.trained or param in self._loaded):
+            known = param in self.trained or param in self._loaded
+            if result is not param and known and numbers(result) is not None:
                 self._loaded[result] = sample(result)
                 self._copies[result] = param in self.trained or param in self._copies
             return result
@@ -161,7 +163,7 @@ class Loads:
         """Take the values of what was trained: a copy of it is trained too."""
         for p in list(self.trained.keys()):
             version = torch_internals.version_of(p)
-            if self.trained[p] != version:
+            if self.trained[p] != version and numbers(p) is not None:
                 self.trained[p] = version
                 self._trained_values.add(sample(p))
 
@@ -214,7 +216,8 @@ class Loads:
         )
 
     def _is_trivial(self, t: Tensor) -> bool:
-        return bool((t == 0).all() or (t == 1).all())
+        here = numbers(t)
+        return here is not None and bool((here == 0).all() or (here == 1).all())
 
     def _follows(self, tensors: list[tuple[str, Tensor]], name: str) -> bool:
         """Say whether a buffer's own module has trained parameters: then its statistics are trained along."""
@@ -238,6 +241,8 @@ class Loads:
                     continue
                 a, b = dict(teacher.named_parameters()), dict(student.named_parameters())
                 if not a or a.keys() != b.keys() or any(a[n].shape != b[n].shape for n in a):
+                    continue
+                if not all(is_readable(t) for t in (*a.values(), *b.values())):
                     continue
                 samples = {n: sample(a[n]) for n in a}
                 if any(s != sample(b[n]) for n, s in samples.items()):
@@ -279,4 +284,14 @@ def _teacher_tensors(teachers: list[Network], name_of: Callable[[Tensor], str]) 
                     if b is not None and n.startswith("running")
                 ]
     # A shell on the meta device holds no weights: what answers is handed to it call by call.
-    return [(name, t) for name, t in found if not t.is_meta]
+    return [(name, t) for name, t in found if numbers(t) is not None]
+
+
+def _has_weights(value: Tensor) -> bool:
+    return value.is_floating_point() and not value.is_sparse and numbers(value) is not None
+
+
+def _readable_state(module: nn.Module) -> dict[str, Tensor]:
+    """Return a module's parameters and buffers by name, those whose numbers lie here."""
+    both = [*module.named_parameters(), *module.named_buffers()]
+    return {name: value for name, value in both if numbers(value) is not None}

@@ -12,6 +12,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 from kdbench.audits.observe import hooks, torch_internals
 from kdbench.audits.observe.lineage import Lineage
+from kdbench.audits.observe.readable import is_readable
 from kdbench.audits.observe.taint import Made, Mode, Taint, is_getter_to_skip, pop_if_on_top, push, tensors_in
 from kdbench.audits.observe.windows import (
     DISTANCES,
@@ -171,7 +172,7 @@ class Recorder:
             taint.add(given[0], Made(params, calls, taint.base))
             if name not in _NO_WRITES:
                 self._on_write(given if name.startswith("_foreach") else given[:1])
-        if self._matters(name, func, given, mades, outs):
+        if self._matters(name, func, given, mades, outs) and all(map(is_readable, given)):
             index = self._number()
             calls |= 1 << index
             first = outs[0]
@@ -292,6 +293,8 @@ class Recorder:
             parent = next((c for c in reversed(self._stack) if c is not None), None)
             if parent is not None:
                 parent.has_children = True
+            if parent is None and torch.distributed.is_available() and torch.distributed.is_initialized():
+                self.taint.note_sharded(module)
             given = list(tensors_in(args, 2))
             call = ModuleCall(
                 module,
@@ -347,7 +350,9 @@ class Recorder:
             call.shape = tuple(outs[0].shape)
             call.outputs = torch.utils.weak.TensorWeakRef(outs[0])
             call.version = 0 if outs[0].is_inference() else torch_internals.version_of(outs[0])
-        likely = [t for t in outs if t.ndim in (2, 3) and t.numel() <= SMALL and t.is_floating_point()]
+        likely = [
+            t for t in outs if t.ndim in (2, 3) and t.numel() <= SMALL and t.is_floating_point() and is_readable(t)
+        ]
         leaf = not call.has_children
         if likely and (not leaf or isinstance(call.module, nn.Linear | nn.Bilinear) or call.parent is None):
             best = _logits_among(out, likely)
