@@ -144,7 +144,7 @@ def labels_in(raw: RawWindow, taint: Taint) -> list[Label]:
 def _label(call: FunctionCall, raw: RawWindow, taint: Taint) -> Label | None:
     if call.name in LABEL_LOSSES:
         logits, target = call.arg(0, "input"), call.arg(1, "target")
-        if not isinstance(target, Tensor) or not isinstance(logits, Tensor) or taint.of(target).params:
+        if not isinstance(target, Tensor) or not isinstance(logits, Tensor) or taint.of(target, ids=True).params:
             return None
         if _is_a_place(target):
             return None

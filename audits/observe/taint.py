@@ -121,12 +121,17 @@ class Taint:
             whole |= self.bit(leaf) if isinstance(leaf, nn.Parameter) else self.of(leaf).params
         return whole
 
-    def of(self, value: Any) -> Made:
-        """Return what a tensor, or all tensors in a nest of them, was made of."""
+    def of(self, value: Any, ids: bool = False) -> Made:
+        """Return what a tensor, or all tensors in a nest of them, was made of.
+
+        Whole numbers are data, whoever chose them; with `ids` they are what chose them.
+        """
         params = calls = 0
         for tensor in (value,) if isinstance(value, Tensor) else tensors_in(value):
             if isinstance(tensor, nn.Parameter):
                 params |= self.bit(tensor)
+                continue
+            if not ids and not (tensor.is_floating_point() or tensor.is_complex()):
                 continue
             made = self._made.get(tensor)
             if made is not None:
