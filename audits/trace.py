@@ -240,8 +240,10 @@ class Sight:
     student_where: Where | None = None
     teacher_training: list[str] = field(default_factory=list)
     "Modules of the teacher that answered in training mode and answer otherwise in it."
+    teacher_in_training: bool = False
+    "Whether the teacher answered in training mode, be it of effect or not."
     teacher_leaves: list[str] = field(default_factory=list)
-    "The teacher's parameters that get a gradient from this backward."
+    "The teacher's parameters that get a gradient from this backward, but for those that the student's goes through."
     teacher_grad: bool = False
     "Whether the teacher's answer carried a gradient."
     student_eval: bool = False

@@ -23,7 +23,7 @@ _ORDER = ("same", "permuted", "flipped", "affine", "view", "differ", "shapes")
 _SHIFTED, _NARROWER, _WIDER = 0.5, 0.6, 1.7
 """Deviations by which the mean of a batch may lie off what the teacher learned on, and factors between which its
 deviation may lie: batches of one normalisation stay well within, another normalisation goes beyond."""
-_PADDED = 0.02
+_PADDED = 0.05
 "Part of a vocabulary by which two tables of one tokenizer may differ: they are padded to round numbers."
 _SETTLED = 30
 "Batches after which a batch norm's running statistics are those of the data."
@@ -154,7 +154,7 @@ def _of_words(raw: RawWindow, students: list[ModuleCall], teachers: list[ModuleC
         words = next((c.module for c in below if isinstance(c.module, nn.Embedding)), None)
         sizes.append(words.num_embeddings if isinstance(words, nn.Embedding) else 0)
     mine, its = sizes
-    # The same tokenizer's tables are padded to different sizes, by a hundredth at most.
+    # The same tokenizer's tables are padded to different sizes.
     if not mine or not its or abs(mine - its) <= _PADDED * max(mine, its):
         return found
     if found.relation == "same":

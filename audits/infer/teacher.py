@@ -48,8 +48,22 @@ class TeacherState(Observer):
         if len(self._trace.losses.sights) < _FOLLOWED:
             self._averages.window(self._pairs(), self._taint.window)
         calls = [c for g in (*cast.teachers, *cast.idle) for c in g.calls]
-        sight.teacher_leaves = self._names.params(self._taint.moved_by(raw.leaves) & cast.teacher_mask)
+        leaves = self._taint.moved_by(raw.leaves) & cast.teacher_mask
+        sight.teacher_leaves = self._names.params(leaves & ~self._passed_through(raw, cast) if leaves else 0)
         sight.teacher_grad = any(c.answer is not None and c.answer.requires_grad for c in calls)
+
+    def _passed_through(self, raw: RawWindow, cast: Cast) -> int:
+        """Return the parameters of the teacher's parts that the student's own features go through, gradient and all."""
+        student = cast.student_mask
+        through = [
+            self._taint.mask(c.module.parameters())
+            for c in raw.calls
+            if c.grad and c.fed.params & student and raw.root.calls >> c.index & 1
+        ]
+        whole = 0
+        for mask in through:
+            whole |= 0 if mask & student else mask
+        return whole
 
     def _tensors(self) -> dict[str, tuple[Tensor, Tensor]]:
         return {

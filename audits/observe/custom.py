@@ -28,6 +28,25 @@ def applied(around: Callable[[str, Callable[[], Any], tuple[Any, ...], dict[str,
         setattr(torch.autograd.Function, "apply", original)  # noqa: B010
 
 
+@contextmanager
+def named_variable(tell: Callable[[Any, Any], None]) -> Iterator[None]:
+    """Tell of each tensor that is wrapped in ``autograd.Variable``, and of the new tensor that comes of it."""
+    kind = type(torch.autograd.Variable)
+
+    def call(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        made = type.__call__(cls, *args, **kwargs)
+        if cls is torch.autograd.Variable and args:
+            tell(args[0], made)
+        return made
+
+    kind.__call__ = call  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        if kind.__dict__.get("__call__") is call:
+            del kind.__call__
+
+
 class Passing:
     """Which inputs of each kind of such a function were seen to get a gradient."""
 

@@ -114,6 +114,9 @@ class Loads:
         if isinstance(value, Mapping):
             modules += [v for v in value.values() if isinstance(v, nn.Module)]
         found = [*tensors_in(value, 4), *(t for m in modules for t in m.state_dict().values())]
+        for module in modules:  # a whole network: whatever moves of it later, as statistics do, was read
+            state = ((t, sample(t)) for t in _readable_state(module).values() if _has_weights(t))
+            self._loaded.update((t, at) for t, at in state if at not in self._saved_fresh)
         for tensor in found[:_MOST_TENSORS]:
             if _has_weights(tensor):
                 self._read.add(at := sample(tensor))

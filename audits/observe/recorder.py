@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from kdbench.audits.observe import custom, hooks, torch_internals
+from kdbench.audits.observe import custom, hooks, moods, torch_internals
 from kdbench.audits.observe.decoding import Decoding
 from kdbench.audits.observe.flow import (
     INPLACE,
@@ -89,6 +89,7 @@ class Recorder:
         self._exit.callback(register_module_forward_pre_hook(self._enter_module).remove)
         self._exit.callback(register_module_forward_hook(self._leave_module, with_kwargs=True, always_call=True).remove)
         self._exit.enter_context(custom.applied(self._on_custom))
+        self._exit.enter_context(custom.named_variable(self._on_variable))
         self._exit.enter_context(hooks.patched(torch.amp.grad_scaler.GradScaler, "scale", self._wrap_scale))
         self.arm()
 
@@ -216,7 +217,7 @@ class Recorder:
                     hooks.call_site(),
                 )
             )
-        elif name in ("dropout", "batch_norm", "instance_norm", "alpha_dropout", "feature_dropout") and self._stack:
+        elif name in moods.FUNCTIONS and self._stack:
             self._note_mood(name, args, kwargs)
         elif name in (
             "mul",
@@ -272,16 +273,8 @@ class Recorder:
             self.raw.pools.append((self._number(), top.index, _largest(kernel), _largest(stride or kernel), *sizes))
 
     def _note_mood(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        position = {"dropout": 2, "batch_norm": 5, "instance_norm": 5}.get(name, 2)
-        training = args[position] if len(args) > position else kwargs.get("training", name != "batch_norm")
-        rate = args[1] if len(args) > 1 and not isinstance(args[1], Tensor) else kwargs.get("p", 0.5)
         top = self._stack[-1]
-        if (
-            top is not None
-            and training is True
-            and ("dropout" not in name or rate)
-            and not isinstance(top.module, MOODY)
-        ):
+        if top is not None and not isinstance(top.module, MOODY) and moods.depends(name, args, kwargs, top.training):
             top.moody.append(name)
 
     def _note_scale(self, name: str, args: tuple[Any, ...], mades: list[Made], params: int, calls: int) -> None:
@@ -412,6 +405,10 @@ class Recorder:
             except Exception as error:
                 self._on_error(error)
         return out
+
+    def _on_variable(self, value: Any, made: Any) -> None:
+        if self._seeing() and isinstance(value, Tensor) and isinstance(made, Tensor) and made is not value:
+            self.taint.put(made, self.taint.of(value, ids=True))
 
     def _wrap_scale(self, original: Any) -> Any:
         def scale(scaler: Any, outputs: Any) -> Any:
