@@ -25,7 +25,7 @@ from torch import nn
 from kdbench.audits.finding import Report
 from kdbench.audits.infer.players import STORED
 from kdbench.audits.infer.roles import Declared
-from kdbench.audits.observe import hooks
+from kdbench.audits.observe import compiled, hooks
 from kdbench.audits.observe.readable import is_readable
 from kdbench.audits.observe.rows import row_keys
 from kdbench.audits.observe.splits import Loaders
@@ -61,6 +61,8 @@ class Options:
     kd: KD = field(default_factory=KD)
     student: str | None = None
     teacher: str | None = None
+    compiles: bool = True
+    "Whether torch.compile compiles; else it leaves things as they are, so that they are seen."
     guard: str | None = None
     "warn or stop: the script is a real job, and runs on when it has been looked at."
 
@@ -188,10 +190,14 @@ class ScriptWatch(Watch):
         self._stack.callback(self._loads.close)
         self._stack.enter_context(self.loaders.watching())
         self._inference.features.hookups.open(self._stack)
+        self._stack.enter_context(compiled.watching(self._note_compiled, self._options.compiles))
         adopt = self._guarded(lambda optimizer, *args, **kwargs: self._steps.adopt(optimizer))
         self._stack.enter_context(hooks.around(torch.optim.Optimizer, "__init__", adopt))
         self._stack.callback(nn.modules.module.register_module_forward_pre_hook(self._again_in_module).remove)
         return self
+
+    def _note_compiled(self) -> None:
+        self._trace.compiled = True
 
     def _again_in_module(self, module: nn.Module, args: Any) -> None:
         if self.done is not None and not torch.compiler.is_compiling() and os.getpid() == self._home:

@@ -445,6 +445,8 @@ class Trace:
     data: Data = field(default_factory=Data)
     broken: str | None = None
     "What went wrong in watching itself; from then on nothing was seen."
+    compiled: bool = False
+    "Whether something is compiled: what it computes is not seen."
     not_found: dict[str, str] = field(default_factory=dict)
     "Names that were declared, by role, under which no network was found."
     names_there: list[str] = field(default_factory=list)

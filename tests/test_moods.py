@@ -1,4 +1,4 @@
-"""Networks that answer otherwise in training by functions alone, and those that never do; gradients that move nothing."""
+"""Networks that answer otherwise in training by functions, and those that never do; gradients that move nothing."""
 
 import pytest
 import torch

@@ -65,8 +65,8 @@ def teacher_mode(trace: Trace) -> Verdict:
     if any(s.teacher_in_training for s in live):
         return undecided(
             "mode-independent",
-            f"the teacher ({live[0].teacher}) answered in training mode, in which it cannot differ: nothing in it drops "
-            "or takes norms over the batch",
+            f"the teacher ({live[0].teacher}) answered in training mode, in which it cannot differ: nothing in it "
+            "drops or takes norms over the batch",
         )
     return passed(f"the teacher ({live[0].teacher}) answered in evaluation mode, without a gradient")
 

@@ -4,7 +4,7 @@ from kdbench.audits.infer.layers import depends_on_mode, descendants, describe, 
 from kdbench.audits.infer.observer import Observer
 from kdbench.audits.infer.roles import Cast
 from kdbench.audits.infer.stored import may_be_stored
-from kdbench.audits.observe import hooks
+from kdbench.audits.observe import hooks, torch_internals
 from kdbench.audits.observe.windows import MOODY, ModuleCall, RawWindow
 from kdbench.audits.trace import Sight, Trace, Where
 
@@ -64,8 +64,15 @@ def _in_training(raw: RawWindow, calls: list[ModuleCall]) -> list[str]:
     inside = {  # where nothing below was seen, as in compiled code
         type(m).__name__
         for c in calls
-        if not c.has_children
+        if not c.has_children or _is_dark(raw, c)
         for m in c.module.modules()
         if isinstance(m, MOODY) and getattr(m, "training", False) and depends_on_mode(m)
     }
     return sorted(seen | inside)
+
+
+def _is_dark(raw: RawWindow, call: ModuleCall) -> bool:
+    """Say whether a network is compiled: the modules that were called within it are none of its own."""
+    network = getattr(call.module, torch_internals.COMPILED, call.module)
+    own = {id(m) for m in network.modules() if m is not network}
+    return bool(own) and not any(id(c.module) in own for c in descendants(raw, [call]))

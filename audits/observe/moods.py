@@ -1,5 +1,6 @@
-"""Functions that answer otherwise in training: dropout by whatever name, norms by the batch, recurrent layers that drop."""
+"""Functions that answer otherwise in training: dropout by whatever name, norms by the batch, layers that drop."""
 
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
@@ -22,8 +23,7 @@ def depends(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], training: 
     if name == "multi_head_attention_forward":
         return bool(arg(10, "dropout_p", 0.0)) and bool(arg(13, "training", True))
     if name in _RECURRENT:  # the rate and the mode stand side by side, after tensors, flags and sizes
-        pairs = zip(args, args[1:], strict=False)
-        return any(type(rate) is float and rate > 0 and mode is True for rate, mode in pairs)
+        return any(type(rate) is float and rate > 0 and mode is True for rate, mode in pairwise(args))
     if name in _DRAWS:  # paths that are dropped draw for themselves
         return training
     is_training = arg(2 if name in _DROPOUTS else 5, "training", name != "batch_norm")
