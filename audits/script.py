@@ -206,9 +206,11 @@ class ScriptWatch(Watch):
     def conclude(self, whole: bool) -> None:
         """Draw the conclusions of what was seen; `whole` says that the script ran to its own end."""
         self._conclude()
-        self._trace.data.split_overlap = self._guarded(self.loaders.overlap)() or (
+        data = self._trace.data
+        found = self._guarded(self.loaders.overlap)(whole) or (
             self._guarded(self.loaders.overlap_of_rows)() if whole else None
         )
+        data.split_overlap, data.split_where = (found[:4], found.where) if found is not None else (None, None)
 
 
 def run(

@@ -422,6 +422,8 @@ class Data:
     "By role, the first three calls of convolution or pooling modules."
     split_overlap: tuple[int, int, str, bool] | None = None
     "Samples in evaluation, those of them trained on too, how it was seen, and whether it is sure."
+    split_where: Where | None = None
+    "Where they were evaluated."
 
 
 @dataclass
