@@ -9,7 +9,7 @@ from torch import Tensor
 from kdbench.harness.faults.registry import fault
 from kdbench.harness.injection.calls import Call
 from kdbench.harness.injection.mechanism import Acts, Live, answers_of, at, injected, mapped
-from kdbench.harness.injection.scene import NotApplicableError, Scene, Site
+from kdbench.harness.injection.scene import Scene, Site
 from kdbench.harness.injection.taps import with_number
 from kdbench.kd.models import Answer
 
@@ -435,17 +435,17 @@ def _kd_term_forgotten(scene: Scene) -> Acts:
 
 
 def _weights(scene: Scene) -> tuple[Site, Site]:
-    """Return where the label loss and the term get their weights; what weighs both is a free choice else."""
-    if not {"alpha", "kd_weight"} & {*scene.declared}:
-        raise NotApplicableError("nobody declared the weights (--alpha or --kd-weight), so any are right")
-    t = scene.temperature or 1.0
-    ours = [s for s in scene.of("scale", "distillation") if not _is(s.number, t) and not _is(s.number, t * t)]
-    theirs = scene.of("scale", "labels")
-    scene.need(ours and theirs, "the weights of the two terms are not written as numbers by which they are multiplied")
-    return theirs[0], ours[-1]
+    """Return where the label loss and the term get the weights that were declared; others are a free choice."""
+    term = scene.declared.get("alpha", scene.declared.get("kd_weight"))
+    scene.need(term is not None, "nobody declared the weights (--alpha or --kd-weight), so any are right")
+    ours = [s for s in scene.of("scale", "distillation") if _is(s.number, float(term or 0))]
+    labels = 1 - float(term or 0) if "alpha" in scene.declared else None
+    theirs = [s for s in scene.of("scale", "labels") if labels is None or _is(s.number, labels)]
+    scene.need(ours and theirs, "the declared weights are not written as numbers by which the two terms are multiplied")
+    return theirs[0], ours[0]
 
 
-@injected("alpha-swapped", ("KD312",))
+@injected("alpha-swapped", ("KD341", "KD312"))
 def _alpha_swapped(scene: Scene) -> Acts:
     labels, term = _weights(scene)
     scene.need(labels.number != term.number, "both terms have one weight")

@@ -274,7 +274,7 @@ def _teacher_rows_shuffled(scene: Scene) -> Acts:
 
 
 _STORED = 5
-"Steps after which the store of answers has ended: within those that the audits look at."
+"Answers after which the store has ended: within the steps that the audits look at."
 
 
 @injected("cached-answers-by-step")
@@ -283,6 +283,7 @@ def _cached_answers_by_step(scene: Scene) -> Acts:
 
     def stored(call: Call, live: Live) -> Any:
         out = call.proceed()
-        return mapped(out, torch.zeros_like) if live.world.steps >= _STORED else out
+        live.kept["answers"] = live.kept.get("answers", 0) + 1
+        return mapped(out, torch.zeros_like) if live.kept["answers"] > _STORED else out
 
     return {"forward": answers_of("teacher", stored)}

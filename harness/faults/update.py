@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from kdbench.harness.faults.registry import fault
@@ -107,12 +108,19 @@ def projector_lr_lost(groups: Sequence[Group]) -> Sequence[Group]:
 # --- the same in a script of somebody's
 
 
+def _trains_the_student(call: Call, live: Live) -> bool:
+    """Say whether a call is of an optimizer, or a module, of the student's: the teacher's own training stays right."""
+    owner = call.args[0]
+    groups = owner.param_groups if isinstance(owner, torch.optim.Optimizer) else [{"params": [*owner.parameters()]}]
+    return any(role in ("student", "projector") for group in groups for role, _ in live.named(group["params"]))
+
+
 @injected("no-zero-grad")
 def _no_zero_grad(scene: Scene) -> Acts:
     scene.need(scene.of("zero_grad"), "the script calls no zero_grad")
 
     def leave_out(call: Call, live: Live) -> Any:
-        if not call.is_direct:
+        if not call.is_direct or not _trains_the_student(call, live):
             return call.proceed()
         live.acted += 1
         return None
@@ -123,7 +131,7 @@ def _no_zero_grad(scene: Scene) -> Acts:
 @injected("double-step")
 def _double_step(scene: Scene) -> Acts:
     def twice(call: Call, live: Live) -> Any:
-        if call.arg(1, "closure") is not None:
+        if call.arg(1, "closure") is not None or not _trains_the_student(call, live):
             return call.proceed()
         live.acted += 1
         call.proceed()
@@ -135,7 +143,7 @@ def _double_step(scene: Scene) -> Acts:
 @injected("zeroed-before-step")
 def _zeroed_before_step(scene: Scene) -> Acts:
     def zeroed(call: Call, live: Live) -> Any:
-        if call.arg(1, "closure") is None:
+        if call.arg(1, "closure") is None and _trains_the_student(call, live):
             live.acted += 1
             call.args[0].zero_grad()
         return call.proceed()

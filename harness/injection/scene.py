@@ -75,8 +75,8 @@ class Scene:
     moody_teacher: bool = False
     steps: int = 0
     "Calls of an optimizer's step."
-    declared: list[str] = field(default_factory=list)
-    "What the user declared: clip, temperature, alpha, kd_weight."
+    declared: dict[str, Any] = field(default_factory=dict)
+    "What the user declared, by option: max_norm, temperature, alpha, kd_weight, ..."
 
     def of(self, kind: str, *sides: Side) -> list[Site]:
         """Return the sites of a kind on these sides; on any if none is named."""

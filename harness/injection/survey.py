@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from kdbench.audits.infer.observer import Observer
@@ -133,8 +132,7 @@ class Survey(Observer):
 
     def _on_forward(self, call: Call) -> Any:
         module = call.args[0]
-        keep = len(self.answers) < _COMPARED and not torch.jit.is_tracing()
-        if not keep:
+        if len(self.answers) >= _COMPARED:
             return call.proceed()
         name = type(module).__name__
         where = words(hooks.call_site())
@@ -199,9 +197,10 @@ class Survey(Observer):
                 last = weighed[-1].module
                 scene.head = [f"{inside[id(last)]}.{n}".lstrip(".") for n, _ in last.named_parameters()]
             scene.norms = [n for n, p in student.named_parameters() if p.ndim == 1]
-            first = next((c for c in own if isinstance(c.module, nn.Conv2d)), None)
-            if first is not None:
-                self._note_conv(first.module, first.given)
+            for call in own:
+                if isinstance(call.module, nn.Conv2d):
+                    self._note_conv(call.module, call.given)
+                    break
         for teacher in cast.teachers:
             if teacher.call is not None:
                 scene.teacher_input = _kind_of_input(teacher.call.given)
@@ -262,7 +261,7 @@ class Survey(Observer):
 
     # -- the end
 
-    def finish_scene(self, declared: list[str]) -> Scene:
+    def finish_scene(self, declared: dict[str, Any]) -> Scene:
         """Return what was learned, when the run has ended."""
         scene, world = self.scene, self.world
         roles = world.parameters(scene)

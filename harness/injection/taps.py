@@ -189,7 +189,7 @@ def _number(name: str, args: tuple[Any, ...]) -> float | None:
 def with_number(call: Call, number: float) -> Any:
     """Make a multiplication or division with another number."""
     value = 1 / number if "div" in call.name and number else number
-    given = [value if not isinstance(a, Tensor) else a for a in call.args]
-    if len([a for a in given if isinstance(a, Tensor)]) == 2:  # a tensor that holds the number
+    given: list[Any] = [value if not isinstance(a, Tensor) else a for a in call.args]
+    if all(isinstance(a, Tensor) for a in given[:2]):  # a tensor that holds the number
         given[1] = torch.full_like(given[1], value)
     return call.original(*given, **call.kwargs)

@@ -73,7 +73,7 @@ class World:
         """Return by parameter its role and its name in the module that plays it."""
         found: Any = WeakTensorKeyDictionary()
         for role in ("teacher", "student", "projector"):  # an inner network's own role stands above the outer one's
-            for module in self.playing(scene, role):  # type: ignore[arg-type]
+            for module in self.playing(scene, role):
                 for name, p in module.named_parameters():
                     found[p] = (role, name)
         return found

@@ -127,7 +127,7 @@ def carry_out(order: Order) -> Outcome:
     report = policy.apply(seen.report)
     ran, distilled = seen.error is None and not seen.exit_code, bool(seen.trace.losses.sights)
     if isinstance(agent, Survey):
-        scene = agent.finish_scene([k for k, v in order.declared.items() if v is not None])
+        scene = agent.finish_scene({k: v for k, v in order.declared.items() if v is not None})
     return Outcome(
         policy.verdict(report, ran=ran, distilled=distilled),
         report.to_dicts(),

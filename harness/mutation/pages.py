@@ -4,7 +4,7 @@ import html
 from collections import Counter
 from typing import Any
 
-from kdbench.harness.mutation.runs import Measured, Row
+from kdbench.harness.mutation.runs import Measured, Row, Status
 from kdbench.harness.zoo.matrix_page import STYLE
 
 KDBENCH = {
@@ -50,7 +50,7 @@ def first_line(found: Measured) -> str:
     return "; ".join([whole, *more]) + "."
 
 
-_MORE = {"dormant": "dormant here", "not-applicable": "not applicable", "broken": "could not run"}
+_MORE: dict[Status, str] = {"dormant": "dormant here", "not-applicable": "not applicable", "broken": "could not run"}
 
 
 def _many(n: int, word: str) -> str:

@@ -71,7 +71,7 @@ class Mutating:
     def _note(self, name: str, agent: Survey | Injector, watch: ScriptWatch, scene: Scene) -> None:
         report = judge(watch.trace)
         if isinstance(agent, Survey):
-            scene = agent.finish_scene([])
+            scene = agent.finish_scene({})
         self.outcomes[name] = Outcome(
             Policy().verdict(report, ran=True, distilled=bool(watch.trace.losses.sights)),
             report.to_dicts(),

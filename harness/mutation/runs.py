@@ -144,7 +144,7 @@ def judge(fault: str, base: Outcome, seen: Outcome, seconds: float) -> Row:
         expected=expected,
         found=tuple(found),
         # Where the script ends itself before anything could be seen, nobody needs an audit.
-        kdbench=None if seen.error and not found else _answer(expected, found, seen.verdict, base.verdict),
+        kdbench=None if seen.error and not seen.distilled else _answer(expected, found, seen.verdict, base.verdict),
         by_script=by_script,
         where=tuple(seen.where),
         seconds=round(seconds, 1),
