@@ -228,7 +228,7 @@ def test_the_command_line_from_a_script_to_a_table(tmp_path, monkeypatch):
     found = json.loads(done.stdout)
     assert done.return_value == 0, done.stderr
     assert [f["status"] for f in found["faults"]] == ["injected", "not-applicable"]
-    assert found["faults"][0]["where"] == ["train.py:75"]
+    assert found["faults"][0]["where"] == ["train.py:71"]
     assert [path.name for path in tmp_path.iterdir()] == ["train.py"]
 
 

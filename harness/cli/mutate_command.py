@@ -209,11 +209,11 @@ def _in_script(setting: "Setting", names: Sequence[str], list_: bool, notes: "Co
         found.rows += [runs.Row(fault, "injected", expected=runs.expected_of(fault)) for fault in fit]
         return found
     notes.print(f"{len(fit)} faults have a place in it, {setting.workers} at a time", soft_wrap=True)
+    absent = len(found.rows)
     with Meter(notes, len(fit), "faults", len(fit)) as meter:
         for row in runs.inject(setting, base, fit):
             found.rows.append(row)
-            done = len(found.rows) - len(rows)
-            meter.update(done, done)
+            meter.update(len(found.rows) - absent, len(found.rows) - absent)
     found.seconds = time.monotonic() - start
     return found
 
@@ -253,10 +253,11 @@ def _in_tests(
         found.rows += [runs.Row(fault, "injected", expected=runs.expected_of(fault)) for fault in fit]
         return found
     notes.print(f"{len(base.outcomes)} tests distil; {len(fit)} faults have a place in them", soft_wrap=True)
+    absent = len(found.rows)
     with Meter(notes, len(fit), "faults", len(fit)) as meter:
         for row in sessions.inject(session, base, fit):
             found.rows.append(row)
-            meter.update(len(found.rows) - len(rows), len(found.rows) - len(rows))
+            meter.update(len(found.rows) - absent, len(found.rows) - absent)
     found.seconds = time.monotonic() - start
     return found
 
