@@ -13,7 +13,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -23,13 +23,14 @@ import torch
 from torch import nn
 
 from kdbench.audits.finding import Report
+from kdbench.audits.infer.observer import Observer
 from kdbench.audits.infer.players import STORED
 from kdbench.audits.infer.roles import Declared
 from kdbench.audits.observe import compiled, hooks
 from kdbench.audits.observe.readable import is_readable
 from kdbench.audits.observe.rows import row_keys
 from kdbench.audits.observe.splits import Loaders
-from kdbench.audits.observe.taint import tensors_in
+from kdbench.audits.observe.taint import Taint, tensors_in
 from kdbench.audits.observe.windows import RawWindow
 from kdbench.audits.trace import KD, Clip, Declaration, Trace
 from kdbench.audits.watch import Watch
@@ -141,6 +142,15 @@ class ScriptWatch(Watch):
         if self._options.steps and self.seen >= self._options.steps and settled:
             self._end(f"{self._options.steps} steps of distillation were seen")
 
+    def observe(self, observer: Observer) -> Taint:
+        """Tell an observer of each window of the distillation; return the table of what tensors are made of."""
+        self._inference.add(observer)
+        return self._windows.taint
+
+    def end(self, why: str) -> None:
+        """End the script here: it was seen for long enough."""
+        self._end(why)
+
     def _end(self, why: str) -> None:
         if self.done is None:
             self.done = why
@@ -221,11 +231,13 @@ def run(
     options: Options | None = None,
     make_report: Callable[[Trace], Report],
     finish: Callable[[Observation], int] | None = None,
+    within: Callable[[ScriptWatch], AbstractContextManager[Any]] | None = None,
 ) -> Observation:
     """Run a script (or, with `module`, a module) as ``__main__`` under observation, and say what was seen.
 
     `finish` is called with the observation where the script could not be ended politely, or, on guard, while it still
-    runs: it reports, and returns the exit code. A script that is not there is the caller's to refuse.
+    runs: it reports, and returns the exit code. `within` returns a context that the script runs in: it is entered when
+    the hooks are in place. A script that is not there is the caller's to refuse.
     """
     options = options or Options()
     unobserved: list[str] = []
@@ -260,7 +272,8 @@ def run(
         if timer:
             timer.start()
         try:
-            _run_as_main(target, module, watch, state)
+            with within(watch) if within is not None else nullcontext():
+                _run_as_main(target, module, watch, state)
         finally:
             if timer:
                 timer.cancel()

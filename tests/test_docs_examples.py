@@ -76,3 +76,17 @@ def test_the_example_for(make, wrong, capsys, monkeypatch, tmp_path):
     shown = capsys.readouterr().out
     assert "KD301 teacher-mode" in shown.partition("passed: ")[2]
     assert ("KD312 kd-scale  " in shown) == bool(wrong)
+
+
+def test_the_fixed_example_is_the_other_one_without_its_mistakes():
+    folder = PAGE.parent / "examples"
+    fixed, broken = (
+        (folder / name).read_text(encoding="utf-8").split('"""', 2)[2] for name in ("fixed.py", "train.py")
+    )
+    for wrong, right in (
+        ("alpha * soft + hint", "alpha * soft * T * T + hint"),
+        ("student.parameters(), 1.0", "parameters, 1.0"),
+    ):
+        assert broken.count(wrong) == 1
+        broken = broken.replace(wrong, right)
+    assert fixed == broken

@@ -17,8 +17,8 @@ FLOORS = {
     "kd": ("models", "methods", ""),
     "audits": ("finding", "trace", "observe", "infer", "checks", "laws", "report", "watch", ""),
     "harness": (
-        "options", "declarations", "records", "loading", "faults", "plan", "run", "analysis", "publish", "zoo", "study",
-        "signature", "archive", "doctor", "contract", "cli",
+        "options", "declarations", "records", "loading", "injection", "faults", "plan", "run", "analysis", "publish",
+        "zoo", "study", "signature", "archive", "doctor", "contract", "mutation", "cli",
     ),
 }  # fmt: skip
 "From the ground up: a room imports from itself and from those before it. The empty name is every other module."

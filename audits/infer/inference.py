@@ -58,6 +58,10 @@ class Inference:
             names,  # names for good what the others have named by then
         ]
 
+    def add(self, observer: Observer) -> None:
+        """Tell one more observer, after the others."""
+        self._observers.append(observer)
+
     def answered(self, raw: RawWindow, call: ModuleCall) -> None:
         """Take in the answer of a module that nothing called."""
         if call.fed.params or not any(True for _ in call.module.parameters()):

@@ -22,7 +22,16 @@ from kdbench.audits.observe import torch_internals
 from kdbench.audits.trace import Where
 
 _LIBRARIES = tuple({sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")})
-_NOT_THE_USERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent.parent))
+AUDITS = str(Path(__file__).parent.parent)
+"The folder of the audits."
+_not_the_users: tuple[str, ...] = (str(Path(torch.__file__).parent), AUDITS)
+
+
+def pass_over(folder: str) -> None:
+    """Pass over the frames of files in this folder, as over torch's, where a line of the user's is looked for."""
+    global _not_the_users
+    if folder not in _not_the_users:
+        _not_the_users = (*_not_the_users, folder)
 
 
 def call_site() -> Where | None:
@@ -32,7 +41,7 @@ def call_site() -> Where | None:
     library: Where | None = None
     while frame is not None:
         name = frame.f_code.co_filename
-        if not name.startswith(_NOT_THE_USERS) and not name.startswith("<") and "contextlib" not in name:
+        if not name.startswith(_not_the_users) and not name.startswith("<") and "contextlib" not in name:
             found = {"file": _relative(name), "line": frame.f_lineno}
             if not name.startswith(_LIBRARIES):
                 return found
@@ -43,7 +52,7 @@ def call_site() -> Where | None:
 
 def is_users(name: str) -> bool:
     """Say whether a file is the user's own: neither torch's nor ours nor a library's."""
-    return not name.startswith((*_NOT_THE_USERS, *_LIBRARIES, "<"))
+    return not name.startswith((*_not_the_users, *_LIBRARIES, "<"))
 
 
 @cache

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 JOBS = {
     "Is my script right?": {
         "audit": "Audit a distillation script as it is.",
+        "mutate": "Put known bugs into a script, and show who would have noticed.",
         "audits": "List the audits, explain one, and show how well they find faults.",
     },
     "Is my gain real?": {

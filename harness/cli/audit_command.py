@@ -8,12 +8,13 @@ from click.core import ParameterSource
 
 from kdbench.harness.cli.audit_config import ConfiguredCommand
 from kdbench.harness.cli.audit_output import detail, policy_errors, read_policy
-from kdbench.harness.cli.common import FAULTS_OPTION, METHOD_OPTION, MODEL_OPTION, finite
+from kdbench.harness.cli.common import FAULTS_OPTION, METHOD_OPTION, MODEL_OPTION
 from kdbench.harness.cli.completion import complete_fault, complete_method, one_of
 from kdbench.harness.cli.help import OUTPUT, explained
+from kdbench.harness.cli.meant_options import meant_options
 from kdbench.kd.errors import InputError
 
-SCRIPT, MEANT = "How the script is run", "What the training is meant to be"
+SCRIPT = "How the script is run"
 FINDINGS, OURS, SHORT = "Which findings count", "Without SCRIPT: our own training", "Short for kdbench audits"
 "Groups of options."
 
@@ -75,54 +76,7 @@ _OF_MATRIX = ("seeds", "zoo_seeds", "workers", "output", "format_", "quiet", "ve
     panel=SCRIPT,
     help="Run the script without torch.compile, so that what is compiled is seen too; its last bits may differ.",
 )
-@click.option(
-    "--max-norm",
-    type=float,
-    callback=finite,
-    metavar="NORM",
-    panel=MEANT,
-    help="Gradients are to be clipped to this norm.",
-)
-@click.option(
-    "--clip-scope",
-    metavar="SCOPE",
-    panel=MEANT,
-    shell_complete=one_of("global", "per_group"),
-    help="--max-norm applies to all parameters at once (global, the default) or to each group (per_group).",
-)
-@click.option(
-    "--temperature",
-    type=float,
-    callback=finite,
-    metavar="T",
-    panel=MEANT,
-    help="The soft targets are to have this temperature.",
-)
-@click.option(
-    "--alpha",
-    type=float,
-    callback=finite,
-    metavar="WEIGHT",
-    panel=MEANT,
-    help="The distillation term is to have this weight, and the label loss 1 - WEIGHT.",
-)
-@click.option(
-    "--kd-weight",
-    type=float,
-    callback=finite,
-    metavar="WEIGHT",
-    panel=MEANT,
-    help="The distillation term is to have this weight; nothing is said of the label loss.",
-)
-@click.option(
-    "--form",
-    metavar="own|decoupled",
-    panel=MEANT,
-    shell_complete=one_of("own", "decoupled"),
-    help="The term is to have another form than T^2 KL: decoupled, or one of your own that no audit knows.",
-)
-@click.option("--student", metavar="NAME", panel=MEANT, help="Variable or class of the network that is trained.")
-@click.option("--teacher", metavar="NAME", panel=MEANT, help="Variable or class of the network that teaches.")
+@meant_options
 @click.option(
     "--waive",
     multiple=True,

@@ -160,7 +160,7 @@ class _Reporter:
 def audit_script(ctx: click.Context, script: str, args: Sequence[str], policy: Policy, options: dict[str, Any]) -> int:
     """Run a script under observation and report; return the exit code, which is the script's own under a guard."""
     module, guard, format_ = options["module"], options["guard"], options["format_"]
-    _check_target(script, module)
+    check_target(script, module)
     _check_selection(policy)
     baseline = _read_baseline(options["baseline"], options["update_baseline"])
     written: Path | None = options["write_contract"]
@@ -224,7 +224,8 @@ def _options(contract: Contract, options: dict[str, Any]) -> engine.Options:
     )
 
 
-def _check_target(script: str, module: bool) -> None:
+def check_target(script: str, module: bool) -> None:
+    """Raise InputError where there is no such script or module, with the nearest there is."""
     if module:
         top = script.partition(".")[0]
         if importlib.machinery.PathFinder.find_spec(top, [str(Path.cwd()), *sys.path]) is None:

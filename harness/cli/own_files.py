@@ -8,11 +8,18 @@ from pathlib import Path
 import click
 
 _NOTED = "kdbench.own_files"
+_FILES = "kdbench.all_own_files"
 
 
 def note(ctx: click.Context, what: str, files: tuple[Path, ...]) -> None:
     """Note files that hold faults, methods or models, to be loaded by :func:`load_own_files`."""
-    ctx.meta.setdefault(_NOTED, []).extend((what, file) for file in files)
+    for key in (_NOTED, _FILES):
+        ctx.meta.setdefault(key, []).extend((what, file) for file in files)
+
+
+def files_of(ctx: click.Context, what: str) -> list[Path]:
+    """Return the files of a kind that the command line names, loaded or not."""
+    return [file for kind, file in ctx.meta.get(_FILES, []) if kind == what]
 
 
 def load_own_files(ctx: click.Context) -> None:

@@ -1,10 +1,14 @@
 """Faults in gradient clipping: which parameters are clipped, and when within an update."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import nn
 
 from kdbench.harness.faults.registry import fault
+from kdbench.harness.injection.calls import Call
+from kdbench.harness.injection.mechanism import Acts, Live, at, injected
+from kdbench.harness.injection.scene import Role, Scene, Site
 from kdbench.kd.procedure import Params
 
 
@@ -78,3 +82,123 @@ def clip_before_unscale() -> Sequence[str]:
     pytorch/examples#1196.
     """
     return ("zero", "backward", "clip", "unscale", "step")
+
+
+# --- the same in a script of somebody's
+
+
+def _clips(scene: Scene) -> list[Site]:
+    found: list[Site] = scene.need(scene.of("clip"), "the script clips no gradient with torch's functions")
+    return found
+
+
+def _without(leave_out: Callable[[Role, str], bool]) -> Callable[[Call, Live], Any]:
+    """Return a clip of what is left when some parameters are not handed over."""
+
+    def change(call: Call, live: Live) -> Any:
+        params = list(call.arg(0, "parameters"))
+        call.put(
+            0, "parameters", [p for p, (r, n) in zip(params, live.named(params), strict=True) if not leave_out(r, n)]
+        )
+        return call.proceed()
+
+    return change
+
+
+@injected("projector-unclipped")
+def _projector_unclipped(scene: Scene) -> Acts:
+    clips = _clips(scene)
+    scene.need(scene.modules.get("projector"), "no projector stands between student and teacher")
+    clips = scene.need([s for s in clips if s.data["projector"]], "the projectors are not clipped as it is")
+    return {"clip": at(clips, _without(lambda role, name: role == "projector"))}
+
+
+@injected("head-unclipped")
+def _head_unclipped(scene: Scene) -> Acts:
+    clips = _clips(scene)
+    scene.need(scene.head, "the student's last layer was not found")
+    return {"clip": at(clips, _without(lambda role, name: role == "student" and name in scene.head))}
+
+
+@injected("clip-per-module")
+def _clip_per_module(scene: Scene) -> Acts:
+    scene.need("max_norm" in scene.declared, "nobody declared one bound over student and projectors (--max-norm)")
+    clips = [s for s in _clips(scene) if s.name == "clip_grad_norm" and s.data["projector"] and s.data["student"]]
+    scene.need(clips, "student and projectors are not clipped in one call")
+
+    def change(call: Call, live: Live) -> Any:
+        params = list(call.arg(0, "parameters"))
+        roles = live.named(params)
+        norms = []
+        for ours in (True, False):
+            call.put(
+                0, "parameters", [p for p, (r, _) in zip(params, roles, strict=True) if (r == "projector") == ours]
+            )
+            norms.append(call.proceed())
+        return norms[-1]
+
+    return {"clip": at(clips, change)}
+
+
+@injected("clip-exhausted-generator")
+def _clip_exhausted_generator(scene: Scene) -> Acts:
+    return {"clip": at(_clips(scene), _without(lambda role, name: True))}
+
+
+@injected("clip-before-backward")
+def _clip_before_backward(scene: Scene) -> Acts:
+    scene.need(not scene.of("unscale"), "the gradients are unscaled first, so the clip cannot come before the backward")
+    places = {s.place for s in _clips(scene)}
+
+    def wait(call: Call, live: Live) -> Any:
+        if call.place not in places:
+            return call.proceed()
+        params = list(call.arg(0, "parameters"))
+        call.put(0, "parameters", params)
+        live.kept["clip"] = call
+        return params[0].new_zeros(()) if params else None
+
+    def backward(call: Call, live: Live) -> Any:
+        if "clip" in live.kept:
+            live.acted += 1
+            live.kept["clip"].proceed()
+        return call.proceed()
+
+    return {"clip": wait, "backward": backward}
+
+
+@injected("clip-after-step")
+def _clip_after_step(scene: Scene) -> Acts:
+    scene.need(not scene.of("unscale"), "the gradients are unscaled first, so the clip cannot come after the step")
+    places = {s.place for s in _clips(scene)}
+
+    def wait(call: Call, live: Live) -> Any:
+        if call.place not in places:
+            return call.proceed()
+        params = list(call.arg(0, "parameters"))
+        call.put(0, "parameters", params)
+        live.kept.setdefault("clips", []).append(call)
+        return params[0].new_zeros(()) if params else None
+
+    def step(call: Call, live: Live) -> Any:
+        result = call.proceed()
+        for clip in live.kept.pop("clips", []):
+            live.acted += 1
+            clip.proceed()
+        return result
+
+    return {"clip": wait, "step": step}
+
+
+@injected("clip-before-unscale")
+def _clip_before_unscale(scene: Scene) -> Acts:
+    _clips(scene)
+    scene.need(scene.of("unscale"), "no GradScaler unscales gradients before the clip")
+
+    def leave_out(call: Call, live: Live) -> Any:
+        if not call.is_direct:  # the scaler's own step, which unscales what nobody did by then
+            return call.proceed()
+        live.acted += 1
+        return None
+
+    return {"unscale": leave_out}

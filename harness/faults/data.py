@@ -1,9 +1,15 @@
 """Faults in the data: what is trained on, and how it is shown."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from kdbench.harness.faults.registry import fault
+from kdbench.harness.injection.calls import Call
+from kdbench.harness.injection.mechanism import Acts, Live, answers_of, injected
+from kdbench.harness.injection.scene import Scene
 from kdbench.kd.data import Crops, Pool
 from kdbench.kd.procedure import Split, Views
 from kdbench.kd.recipe import Recipe
@@ -80,3 +86,30 @@ def no_augmentation(pool: Pool, ids: Tensor, crops: Crops) -> Views:
     """
     images = pool.centre(ids)
     return Views(images, images)
+
+
+# --- the same in a script of somebody's
+
+
+def _shown_otherwise(scene: Scene, change: Callable[[Tensor], Tensor]) -> Acts:
+    """Show the teacher something else than the script hands it."""
+    scene.need(scene.modules.get("teacher"), "no network teaches in this script")
+
+    def show(call: Call, live: Live) -> Any:
+        first = next(n for n, a in enumerate(call.args) if isinstance(a, Tensor))
+        call.args[first] = change(call.args[first])
+        return call.proceed()
+
+    return {"forward": answers_of("teacher", show)}
+
+
+@injected("teacher-other-view")
+def _teacher_other_view(scene: Scene) -> Acts:
+    scene.need(scene.teacher_input == "images", "the teacher is not shown images, of which there could be another view")
+    return _shown_otherwise(scene, lambda images: images.flip(-1))
+
+
+@injected("teacher-other-normalisation")
+def _teacher_other_normalisation(scene: Scene) -> Acts:
+    scene.need(scene.teacher_input in ("images", "numbers"), "what the teacher is shown are no numbers to normalise")
+    return _shown_otherwise(scene, lambda values: values * 0.5 + 0.25)

@@ -1,8 +1,14 @@
 """Faults in the student's own mode."""
 
+from typing import Any
+
+import torch
 from torch import nn
 
 from kdbench.harness.faults.registry import fault
+from kdbench.harness.injection.calls import Call
+from kdbench.harness.injection.mechanism import Acts, Live, answers_of, injected
+from kdbench.harness.injection.scene import Scene
 
 
 @fault("set_modes", caught_by=["student-mode"], needs="distillation")
@@ -34,3 +40,18 @@ def student_norms_frozen(student: nn.Module, teacher: nn.Module | None, method: 
     method.train()
     if teacher is not None:
         teacher.eval()
+
+
+# --- the same in a script of somebody's
+
+
+@injected("student-eval-mode")
+def _student_eval_mode(scene: Scene) -> Acts:
+    scene.need(scene.moody, "the student answers the same in either mode: it has no batch norm and no dropout module")
+
+    def in_eval(call: Call, live: Live) -> Any:
+        if torch.is_grad_enabled():
+            call.args[0].eval()
+        return call.proceed()
+
+    return {"forward": answers_of("student", in_eval)}

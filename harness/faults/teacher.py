@@ -1,12 +1,17 @@
 """Faults in the teacher: how it comes to its weights, how it is asked, and what becomes of its answers."""
 
 import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kdbench.harness.faults.registry import fault
+from kdbench.harness.injection.calls import Call
+from kdbench.harness.injection.mechanism import Acts, Live, answers_of, injected, mapped
+from kdbench.harness.injection.scene import Load, Scene
 from kdbench.kd.models import Answer
 from kdbench.kd.teacher import Provenance, read_checkpoint
 
@@ -150,3 +155,135 @@ def teacher_nan_skipped(teacher: nn.Module, images: Tensor, step: int, steps_per
         answer: Answer = teacher(images)
     nothing = float("nan")
     return Answer(answer.logits * nothing, tuple(feature * nothing for feature in answer.features))
+
+
+# --- the same in a script of somebody's
+
+State = Mapping[str, Tensor]
+_NOTHING_MISSED = nn.modules.module._IncompatibleKeys([], [])
+
+
+def _loads(scene: Scene) -> list[Load]:
+    found = [load for load in scene.loads if load.side == "teacher"]
+    why = "the teacher's weights do not come by load_state_dict: it was trained in this script, or its library loads it"
+    loads: list[Load] = scene.need(found, why)
+    return loads
+
+
+def _loaded_otherwise(loads: list[Load], change: Callable[[Call, Live], Any]) -> Acts:
+    """Change the loads of the teacher."""
+    numbers = {load.number for load in loads}
+
+    def load(call: Call, live: Live) -> Any:
+        if live.world.loads not in numbers:
+            return call.proceed()
+        live.acted += 1
+        return change(call, live)
+
+    return {"load": load}
+
+
+def _loaded_from(loads: list[Load], change: Callable[[nn.Module, State], State]) -> Acts:
+    """Load another state dict into the teacher, without a word on what is missing in it."""
+
+    def other(call: Call, live: Live) -> Any:
+        state = change(call.args[0], call.arg(1, "state_dict"))
+        return call.original(call.args[0], state, strict=False)
+
+    return _loaded_otherwise(loads, other)
+
+
+@injected("random-teacher")
+def _random_teacher(scene: Scene) -> Acts:
+    return _loaded_otherwise(_loads(scene), lambda call, live: _NOTHING_MISSED)
+
+
+@injected("partial-teacher")
+def _partial_teacher(scene: Scene) -> Acts:
+    return _loaded_from(_loads(scene), lambda teacher, state: {f"module.{name}": t for name, t in state.items()})
+
+
+@injected("teacher-head-fresh")
+def _teacher_head_fresh(scene: Scene) -> Acts:
+    loads = _loads(scene)
+    head = {name for load in loads for name in load.head}
+    scene.need(head, "the teacher's last layer was not found in what is loaded")
+    return _loaded_from(loads, lambda teacher, state: {name: t for name, t in state.items() if name not in head})
+
+
+@injected("teacher-without-statistics")
+def _teacher_without_statistics(scene: Scene) -> Acts:
+    loads = scene.need([load for load in _loads(scene) if load.statistics], "the teacher has no running statistics")
+    return _loaded_from(loads, lambda teacher, state: {name: t for name, t in state.items() if "running_" not in name})
+
+
+@injected("teacher-overwritten")
+def _teacher_overwritten(scene: Scene) -> Acts:
+    def load(call: Call, live: Live) -> Any:
+        result = call.proceed()
+        for module in call.args[0].modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.normal_(module.weight, std=0.01)
+        return result
+
+    return _loaded_otherwise(_loads(scene), load)
+
+
+@injected("teacher-is-student-checkpoint")
+def _teacher_is_student_checkpoint(scene: Scene) -> Acts:
+    mine = [load for load in scene.loads if load.side == "student"]
+    loads = _loads(scene)
+    scene.need(mine, "no checkpoint of the student's is loaded that could be taken for the teacher's")
+    first, last = min(load.number for load in mine), max(load.number for load in loads)
+    scene.need(first < last, "the student's checkpoint is loaded after the teacher's")
+
+    def load(call: Call, live: Live) -> Any:
+        if live.world.loads in {load.number for load in mine}:
+            live.kept["mine"] = dict(call.arg(1, "state_dict"))
+        if live.world.loads not in {load.number for load in loads} or "mine" not in live.kept:
+            return call.proceed()
+        live.acted += 1
+        own = call.args[0].state_dict()
+        fits = {n: t for n, t in live.kept["mine"].items() if n in own and own[n].shape == t.shape}
+        return call.original(call.args[0], fits, strict=False)
+
+    return {"load": load}
+
+
+@injected("teacher-train-mode")
+def _teacher_train_mode(scene: Scene) -> Acts:
+    why = "the teacher answers the same in either mode: it has no batch norm and no dropout module"
+    scene.need(scene.modules.get("teacher"), "no network teaches in this script")
+    scene.need(scene.moody_teacher, why)
+
+    def in_training(call: Call, live: Live) -> Any:
+        call.args[0].train()
+        return call.proceed()
+
+    return {"forward": answers_of("teacher", in_training)}
+
+
+@injected("teacher-rows-shuffled")
+def _teacher_rows_shuffled(scene: Scene) -> Acts:
+    scene.need(scene.modules.get("teacher"), "no network teaches in this script")
+
+    def shuffled(call: Call, live: Live) -> Any:
+        return mapped(call.proceed(), lambda t: t.roll(1, 0) if t.ndim > 1 else t)
+
+    return {"forward": answers_of("teacher", shuffled)}
+
+
+_STORED = 5
+"Answers after which the store has ended: within the steps that the audits look at."
+
+
+@injected("cached-answers-by-step")
+def _cached_answers_by_step(scene: Scene) -> Acts:
+    scene.need(scene.modules.get("teacher"), "no network teaches in this script")
+
+    def stored(call: Call, live: Live) -> Any:
+        out = call.proceed()
+        live.kept["answers"] = live.kept.get("answers", 0) + 1
+        return mapped(out, torch.zeros_like) if live.kept["answers"] > _STORED else out
+
+    return {"forward": answers_of("teacher", stored)}

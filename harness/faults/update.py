@@ -1,11 +1,16 @@
 """Faults in what an update does with the gradients: zeroing, stepping, and which parameters move at all."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from kdbench.harness.faults.registry import fault
+from kdbench.harness.injection.calls import Call
+from kdbench.harness.injection.mechanism import Acts, Live, injected
+from kdbench.harness.injection.scene import Role, Scene
 from kdbench.kd.procedure import Group, Params
 
 
@@ -98,3 +103,132 @@ def projector_lr_lost(groups: Sequence[Group]) -> Sequence[Group]:
     ``param_groups[0]["lr"] = rate``, or a scheduler built before the projectors' group was added.
     """
     return groups[:1]
+
+
+# --- the same in a script of somebody's
+
+
+def _trains_the_student(call: Call, live: Live) -> bool:
+    """Say whether a call is of an optimizer, or a module, of the student's: the teacher's own training stays right."""
+    owner = call.args[0]
+    groups = owner.param_groups if isinstance(owner, torch.optim.Optimizer) else [{"params": [*owner.parameters()]}]
+    return any(role in ("student", "projector") for group in groups for role, _ in live.named(group["params"]))
+
+
+@injected("no-zero-grad")
+def _no_zero_grad(scene: Scene) -> Acts:
+    scene.need(scene.of("zero_grad"), "the script calls no zero_grad")
+
+    def leave_out(call: Call, live: Live) -> Any:
+        if not call.is_direct or not _trains_the_student(call, live):
+            return call.proceed()
+        live.acted += 1
+        return None
+
+    return {"zero_grad": leave_out}
+
+
+@injected("double-step")
+def _double_step(scene: Scene) -> Acts:
+    def twice(call: Call, live: Live) -> Any:
+        if call.arg(1, "closure") is not None or not _trains_the_student(call, live):
+            return call.proceed()
+        live.acted += 1
+        call.proceed()
+        return call.proceed()
+
+    return {"step": twice}
+
+
+@injected("zeroed-before-step")
+def _zeroed_before_step(scene: Scene) -> Acts:
+    def zeroed(call: Call, live: Live) -> Any:
+        if call.arg(1, "closure") is None and _trains_the_student(call, live):
+            live.acted += 1
+            call.args[0].zero_grad()
+        return call.proceed()
+
+    return {"step": zeroed}
+
+
+def _built_with(
+    scene: Scene, keep: Callable[[Role, str], bool], why: str, put: Callable[[Any], Any] | None = None
+) -> Acts:
+    """Build the optimizers without the parameters that are not kept, or with others in their place."""
+    chosen = {
+        n: [[keep(role, name) for role, name in group] for group in optimizer.groups]
+        for n, optimizer in enumerate(scene.optimizers)
+        if any(role == "student" for group in optimizer.groups for role, _ in group)
+        or any(role == "projector" for group in optimizer.groups for role, _ in group)
+    }
+    acting = {n for n, groups in chosen.items() if any(not kept for group in groups for kept in group)}
+    whole = {n for n in acting if not any(kept for group in chosen[n] for kept in group)}
+    scene.need(acting, why)
+    scene.need(not whole, "an optimizer of its own holds nothing else, and torch builds none without parameters")
+
+    def build(call: Call, live: Live) -> Any:
+        number = len(live.world.optimizers) - 1
+        if number not in acting:
+            return call.proceed()
+        live.acted += 1
+        flat = [kept for group in chosen[number] for kept in group]
+        call.put(1, "params", _picked(list(call.arg(1, "params")), flat, put))
+        return call.proceed()
+
+    return {"optimizer": build}
+
+
+def _picked(params: list[Any], kept: list[bool], put: Callable[[Any], Any] | None) -> list[Any]:
+    """Return parameters or groups of them with those left out, or replaced, that are not kept."""
+    at = iter(kept)
+
+    def pick(some: Any) -> list[Any]:
+        found = []
+        for p in some:
+            if next(at):
+                found.append(p)
+            elif put is not None:
+                found.append(put(p))
+        return found
+
+    if params and isinstance(params[0], dict):
+        groups = []
+        for group in params:
+            given = group["params"]
+            left = pick([given] if isinstance(given, Tensor) else list(given))
+            if left:
+                groups.append({**group, "params": left})
+        return groups
+    named = params and isinstance(params[0], tuple)
+    return pick(params) if not named else [p for p, keep in zip(params, kept, strict=True) if keep]
+
+
+@injected("projector-not-in-optimizer")
+def _projector_not_in_optimizer(scene: Scene) -> Acts:
+    scene.need(scene.modules.get("projector"), "no projector stands between student and teacher")
+    return _built_with(scene, lambda role, name: role != "projector", "no optimizer holds the projectors as it is")
+
+
+@injected("optimizer-built-early")
+def _optimizer_built_early(scene: Scene) -> Acts:
+    scene.need(scene.modules.get("projector"), "no projector stands between student and teacher")
+
+    def replaced(p: Any) -> Any:
+        return nn.Parameter(p.detach().clone())
+
+    why = "no optimizer holds the projectors as it is"
+    return _built_with(scene, lambda role, name: role != "projector", why, replaced)
+
+
+@injected("norms-not-in-optimizer")
+def _norms_not_in_optimizer(scene: Scene) -> Acts:
+    norms = set(scene.norms)
+    why = "the optimizer holds no biases and norms of the student's as it is"
+    return _built_with(scene, lambda role, name: role != "student" or name not in norms, why)
+
+
+@injected("head-not-in-optimizer")
+def _head_not_in_optimizer(scene: Scene) -> Acts:
+    head = set(scene.need(scene.head, "the student's last layer was not found"))
+    why = "the optimizer does not hold the student's last layer as it is"
+    return _built_with(scene, lambda role, name: role != "student" or name not in head, why)

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from kdbench.kd.methods import METHODS
 
-_STYLE = """
+STYLE = """
 :root { --ink: #1b1f24; --soft: #57606a; --line: #d8dee4; --back: #fff; --shade: rgb(27 31 36 / .16); --bad: #b42318 }
 @media screen and (prefers-color-scheme: dark) {
   :root { --ink: #e6edf3; --soft: #9aa4af; --line: #30363d; --back: #0d1117; --shade: rgb(0 0 0 / .6); --bad: #f87171 }
@@ -51,7 +51,7 @@ _COLOURS = {
     "wrong": ("#b42318", "#ffffff"),
     "alone": ("#d98324", "#1b1f24"),
 }
-_STYLE += "".join(f".{kind} {{ background: {back}; color: {ink} }}\n" for kind, (back, ink) in _COLOURS.items())
+STYLE += "".join(f".{kind} {{ background: {back}; color: {ink} }}\n" for kind, (back, ink) in _COLOURS.items())
 _WORDS = {
     "hit": "caught in every run",
     "follow": "failed as a declared consequence",
@@ -188,7 +188,7 @@ def page(matrix: dict[str, Any]) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>Faults and audits</title>
-<style>{_STYLE}</style>
+<style>{STYLE}</style>
 <h1>Faults and audits</h1>
 <p>Each row is a fault, a deliberate bug, and each column an audit. A cell counts the runs in which the audit failed.
 The last row does the same for correct trainings.</p>

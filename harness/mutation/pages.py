@@ -1,0 +1,165 @@
+"""What `kdbench mutate` found, in sentences, as JSON, as Markdown and as a page."""
+
+import html
+from collections import Counter
+from typing import Any
+
+from kdbench.harness.mutation.runs import Measured, Row, Status
+from kdbench.harness.zoo.matrix_page import STYLE
+
+KDBENCH = {
+    "first": "cause named first",
+    "named": "named",
+    "other": "other alarm",
+    "undecided": "undecided",
+    "silent": "silent",
+}
+"In words, what kdbench says of a fault."
+ORDER = ("injected", "dormant", "not-applicable", "broken")
+"In which the rows stand."
+
+
+def counted(rows: list[Row]) -> list[Row]:
+    """Return the rows that count: the fault acted, and changed what is trained."""
+    return [row for row in rows if row.status == "injected"]
+
+
+def is_caught(row: Row) -> bool:
+    """Say whether kdbench named the cause, or had not to: the script ended itself."""
+    return row.kdbench in ("first", "named") or row.kdbench is None
+
+
+def ordered(rows: list[Row]) -> list[Row]:
+    """Return the rows as they are shown: what counts first, and by name."""
+    return sorted(rows, key=lambda row: (ORDER.index(row.status), row.fault))
+
+
+def first_line(found: Measured) -> str:
+    """Return the whole in a sentence."""
+    rows = counted(found.rows)
+    sites = {place for row in rows for place in row.where}
+    noticed = [f"your script noticed {sum(row.by_script is not None for row in rows)}"] if found.tests is None else []
+    if found.tests is not None:
+        noticed.append(f"your tests noticed {sum(bool(row.by_tests) for row in rows)}")
+    count = Counter(row.status for row in found.rows)
+    more = [f"{n} {word}" for status, word in _MORE.items() if (n := count[status])]
+    whole = (
+        f"{_many(len(rows), 'fault')} injected at {_many(len(sites), 'place')}: {noticed[0]}, "
+        f"kdbench {sum(row.kdbench in ('first', 'named') for row in rows)}"
+    )
+    return "; ".join([whole, *more]) + "."
+
+
+_MORE: dict[Status, str] = {"dormant": "dormant here", "not-applicable": "not applicable", "broken": "could not run"}
+
+
+def _many(n: int, word: str) -> str:
+    return f"{n} {word}{'s' * (n != 1)}"
+
+
+def told(row: Row) -> str:
+    """Return what kdbench says of a row, with the audits that failed."""
+    if row.kdbench is None:
+        return row.why or "the script ended before there was anything to see"
+    found = f": {', '.join(row.found)}" if row.found else ""
+    missing = f" (expected {', '.join(row.expected)})" if row.kdbench not in ("first", "named") else ""
+    return f"{KDBENCH[row.kdbench]}{found}{missing}"
+
+
+def noticed(row: Row) -> str:
+    """Return who else noticed, in words."""
+    if row.status != "injected":
+        return ""
+    if row.by_tests is not None:
+        return f"{len(row.by_tests)} tests" if len(row.by_tests) != 1 else row.by_tests[0]
+    return row.by_script or "no"
+
+
+def to_json(found: Measured) -> dict[str, Any]:
+    """Return the kdbench.mutate/1 object."""
+    return {
+        "schema": "kdbench.mutate/1",
+        "target": found.target,
+        "summary": first_line(found),
+        "steps": found.steps,
+        "seconds": round(found.seconds, 1),
+        "tests": found.tests,
+        "student": found.scene.names.get("student") or None,
+        "teacher": found.scene.names.get("teacher") or None,
+        "remarks": found.remarks,
+        "faults": [
+            {
+                "name": row.fault,
+                "status": row.status,
+                "why": row.why or None,
+                "where": list(row.where),
+                "expected": list(row.expected),
+                "failed": list(row.found),
+                "kdbench": row.kdbench,
+                "by_script": row.by_script,
+                "by_tests": list(row.by_tests) if row.by_tests is not None else None,
+                "seconds": row.seconds,
+            }
+            for row in ordered(found.rows)
+        ],
+    }
+
+
+def to_markdown(found: Measured) -> str:
+    """Return the table in Markdown."""
+    who = "your script" if found.tests is None else "your tests"
+    lines = [f"**{first_line(found)}**", "", f"| fault | where | {who} | kdbench |", "|---|---|---|---|"]
+    for row in ordered(found.rows):
+        if row.status != "not-applicable":
+            cells = (row.fault, ", ".join(row.where), noticed(row), told(row))
+            lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
+    absent = [row for row in ordered(found.rows) if row.status == "not-applicable"]
+    if absent:
+        lines += ["", "Not applicable:", ""]
+        lines += [f"- {row.fault}: {row.why}" for row in absent]
+    lines += ["", *(f"{remark}." for remark in found.remarks)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def to_html(found: Measured) -> str:
+    """Return the table as a page that needs nothing else."""
+    who = "your script" if found.tests is None else "your tests"
+    rows = "".join(_html_row(row) for row in ordered(found.rows) if row.status != "not-applicable")
+    absent = "".join(
+        f"<li><b>{html.escape(row.fault)}</b>: {html.escape(row.why)}</li>"
+        for row in ordered(found.rows)
+        if row.status == "not-applicable"
+    )
+    missing = f"<h2>Not applicable</h2><ul>{absent}</ul>" if absent else ""
+    remarks = "".join(f"<p class=soft>{html.escape(remark)}.</p>" for remark in found.remarks)
+    target = html.escape(found.target)
+    return f"""<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>Who would notice? {target}</title>
+<style>{STYLE}h2 {{ font-size: 1.1rem; margin: 1.4rem 0 .3rem }} td.wide {{ white-space: normal; min-width: 11rem }}
+</style>
+<h1>Who would notice a bug in {target}?</h1>
+<p>{html.escape(first_line(found))}</p>
+<p class="soft">Each row is a bug that was put into the script, in a run of its own over {found.steps} steps. A bug
+counts if it acted and changed what is trained.</p>
+<p class="hint">Swipe the table sideways for more columns \N{RIGHTWARDS ARROW}</p>
+<div class="scroll" tabindex="0" role="region" aria-label="Who noticed"><table>
+<thead><tr><th>fault</th><th>where</th><th>{who}</th><th>kdbench</th></tr></thead>
+<tbody>{rows}</tbody></table></div>
+{missing}{remarks}
+</html>
+"""
+
+
+_CLASS = {"first": "hit", "named": "hit", "other": "miss", "undecided": "miss", "silent": "wrong", None: "none"}
+
+
+def _html_row(row: Row) -> str:
+    where = "<br>".join(map(html.escape, row.where))
+    return (
+        f"<tr><td>{html.escape(row.fault)}</td><td>{where}</td><td class=wide>{html.escape(noticed(row))}</td>"
+        f'<td class="wide {_CLASS[row.kdbench]}">{html.escape(told(row))}</td></tr>'
+    )

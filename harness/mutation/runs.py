@@ -1,0 +1,277 @@
+"""The runs of `kdbench mutate`: as many processes as faults, and what each of them shows."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from kdbench.harness.faults import FAULTS, audit_ids
+from kdbench.harness.injection.mechanism import MECHANISMS
+from kdbench.harness.injection.scene import NotApplicableError, Scene
+from kdbench.harness.mutation.child import Order, Outcome
+from kdbench.harness.mutation.workspace import copy_of
+
+_GRACE = 30.0
+"Seconds beyond its own limit after which a process is ended: it may hang where Python is not asked."
+_TAIL = 2000
+"Characters of a script's output that are kept."
+
+Status = Literal["injected", "dormant", "not-applicable", "broken"]
+Answer = Literal["first", "named", "other", "undecided", "silent"]
+
+
+class CannotServeError(Exception):
+    """The script as it is cannot be a base for faults; the message says what stands in the way."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What came of one fault."""
+
+    fault: str
+    status: Status
+    why: str = ""
+    "Of dormant, not applicable or broken."
+    expected: tuple[str, ...] = ()
+    "Ids of the audits that should tell."
+    found: tuple[str, ...] = ()
+    "Ids of the audits that failed, the causes first."
+    kdbench: Answer | None = None
+    by_script: str | None = None
+    "How the script itself tells: an exception, NaN, another exit code."
+    by_tests: tuple[str, ...] | None = None
+    "Tests that fail with the fault and pass without; None where no tests were asked."
+    where: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+
+@dataclass
+class Measured:
+    """The whole of a `kdbench mutate`."""
+
+    target: str
+    scene: Scene
+    rows: list[Row] = field(default_factory=list)
+    steps: int = 0
+    seconds: float = 0.0
+    remarks: list[str] = field(default_factory=list)
+    tests: int | None = None
+    "Tests of the session that step an optimizer; None for a script."
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How the runs are made."""
+
+    base: Order
+    workers: int = 2
+    share_folder: bool = False
+
+
+def environment(workers: int) -> dict[str, str]:
+    """Return the environment of every run: it is the same for all, and sets iterate in one order."""
+    threads = str(max(1, (os.cpu_count() or 1) // workers))
+    return {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": threads, **os.environ}
+
+
+def run_once(order: Order, setting: Setting) -> tuple[Outcome, float]:
+    """Make one run in a process of its own; CannotServeError where nothing came back."""
+    start = time.monotonic()
+    folder = nullcontext(Path.cwd()) if setting.share_folder else copy_of(Path.cwd())
+    with folder as there, tempfile.TemporaryDirectory(prefix="kdbench-order-") as desk:
+        asked, result = Path(desk) / "order.json", Path(desk) / "result.json"
+        asked.write_text(json.dumps(asdict(order)), encoding="utf-8")
+        with (Path(desk) / "output").open("w+b") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "kdbench.harness.mutation.child", str(asked), str(result)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=there,
+                env=environment(setting.workers),
+                start_new_session=True,
+            )
+            try:
+                process.wait(order.max_seconds + _GRACE)
+            except subprocess.TimeoutExpired:
+                end(process)
+            except BaseException:
+                end(process)
+                raise
+            output.seek(0)
+            said = output.read()[-_TAIL:].decode("utf-8", "replace")
+        seconds = time.monotonic() - start
+        if not result.exists():
+            how = f"exit code {process.returncode}" if process.returncode else "no result"
+            raise CannotServeError(f"the run ended without a report ({how}):\n{said.strip()}")
+        values = json.loads(result.read_text(encoding="utf-8"))
+    if "broken" in values:
+        raise CannotServeError(f"kdbench itself failed in this run; please report it:\n{values['broken']}")
+    values["answers"] = [tuple(pair) for pair in values["answers"]]
+    return Outcome(**values), seconds
+
+
+def end(process: "subprocess.Popen[bytes]") -> None:
+    """End a process and those that it started."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    process.wait()
+
+
+def judge(fault: str, base: Outcome, seen: Outcome, seconds: float) -> Row:
+    """Return what a run with a fault shows beside the run without."""
+    expected = expected_of(fault)
+    if seen.not_applicable is not None:
+        return Row(fault, "not-applicable", seen.not_applicable, expected)
+    failed = [f for f in seen.findings if f["status"] == "fail" and f["severity"] in ("error", "warn")]
+    known = {f["id"] for f in base.findings if f["status"] == "fail"}
+    found = [f["id"] for f in failed if f["id"] not in known]
+    by_script = _noticed(base, seen)
+    row = Row(
+        fault,
+        "injected",
+        expected=expected,
+        found=tuple(found),
+        # Where the script ends itself before anything could be seen, nobody needs an audit.
+        kdbench=None if seen.error and not seen.distilled else _answer(expected, found, seen.verdict, base.verdict),
+        by_script=by_script,
+        where=tuple(seen.where),
+        seconds=round(seconds, 1),
+    )
+    if not seen.acted:
+        return replace(row, status="dormant", why="the place of the fault was not reached in these steps", kdbench=None)
+    if seen.digests == base.digests and by_script is None:
+        return replace(row, status="dormant", why="it acted, and the weights are the same bit for bit")
+    return row
+
+
+def expected_of(fault: str) -> tuple[str, ...]:
+    """Return the ids of the audits that should tell of a fault in a script."""
+    own = MECHANISMS[fault].caught_by
+    ids = audit_ids()
+    return own or tuple(ids[name] for name in FAULTS[fault].caught_by)
+
+
+def _answer(expected: Sequence[str], found: Sequence[str], verdict: str, before: str) -> Answer:
+    if found and found[0] in expected:
+        return "first"
+    if set(found) & set(expected):
+        return "named"
+    if found:
+        return "other"
+    return "undecided" if verdict != before and verdict == "undecided" else "silent"
+
+
+def _noticed(base: Outcome, seen: Outcome) -> str | None:
+    """Say how the script itself tells of the fault."""
+    if seen.error is not None and base.error is None:
+        return seen.error.strip().splitlines()[-1][:120]
+    if (seen.exit_code or 0) != (base.exit_code or 0):
+        return f"exit code {seen.exit_code}"
+    if seen.not_finite and not base.not_finite:
+        return "the loss is not finite"
+    return None
+
+
+def survey(setting: Setting, told: Callable[[str], None]) -> tuple[Outcome, Scene]:
+    """Run the script as it is, twice, and with taps that change nothing; CannotServeError where it cannot serve."""
+    from kdbench.harness.injection.survey import first_difference
+
+    told("the script as it is")
+    base, seconds = run_once(setting.base, setting)
+    refuse(base, setting.base)
+    assert base.scene is not None
+    told(f"the script as it is: {base.verdict}, {seconds:.0f} s; once more, and with taps that change nothing")
+    idle = replace(setting.base, what="idle", scene=base.scene)
+    with ThreadPoolExecutor(min(2, setting.workers)) as pool:
+        again, untouched = (f.result()[0] for f in [pool.submit(run_once, o, setting) for o in (setting.base, idle)])
+    if again.digests != base.digests:
+        what = first_difference(base.answers, again.answers) or "the weights after these steps"
+        raise CannotServeError(
+            f"the script does not repeat: two runs of it differ, first in {what}. A fault cannot be told from chance "
+            "there. Set a seed before it (torch.manual_seed), and the generator of the loader that shuffles"
+        )
+    if untouched.digests != base.digests:
+        raise CannotServeError("the script's weights change when its calls are only looked at; please report this")
+    if [f["id"] for f in untouched.findings if f["status"] == "fail"] != [
+        f["id"] for f in base.findings if f["status"] == "fail"
+    ]:
+        raise CannotServeError("the audits answer otherwise when calls are only looked at; please report this")
+    return base, Scene.from_json(base.scene)
+
+
+def refuse(base: Outcome, order: Order) -> None:
+    """Raise CannotServeError where faults in this script would prove nothing."""
+    failed = [f for f in base.findings if f["status"] == "fail" and f["severity"] == "error"]
+    if base.error is not None:
+        hint = ""
+        if "EOF when reading a line" in base.error:
+            hint = "\nIt asks for input, and nobody answers here: give what it asks for as an argument"
+        elif "CUDA" in base.error or "NVIDIA" in base.error:
+            hint = "\nIt needs a GPU that this machine does not have: let it run on the CPU, with less data"
+        raise CannotServeError(f"the script does not run as it is:\n{base.error}{hint}")
+    if not base.distilled:
+        seconds = f" within {order.max_seconds:g} seconds (--max-seconds)" if "seconds" in base.stopped else ""
+        raise CannotServeError(
+            f"no distillation was seen in the script{seconds}, so no fault of one can be put into it"
+        )
+    if base.scene is not None and not base.scene["modules"].get("student"):
+        raise CannotServeError(
+            "the student is no module that the script calls, so nobody can say whether a fault changed it"
+        )
+    if failed:
+        lines = [f"{f['id']} {f['name']}: {f['message']}" for f in failed]
+        raise CannotServeError(
+            "the script is not clean as it is; fix this first, or accept it with --waive ID=REASON:\n"
+            + "\n".join(lines)
+        )
+    if base.verdict not in ("clean", "undecided"):
+        raise CannotServeError(
+            f"the audit of the script as it is ends with {base.verdict!r}; see kdbench audit {order.target}"
+        )
+
+
+def plan(scene: Scene, chosen: Sequence[str]) -> tuple[list[str], list[Row]]:
+    """Return the faults that have a place in the script, and a row for each that has none."""
+    fit, rows = [], []
+    for fault in chosen:
+        try:
+            MECHANISMS[fault].acts(scene)
+        except NotApplicableError as error:
+            rows.append(Row(fault, "not-applicable", str(error), expected_of(fault)))
+        else:
+            fit.append(fault)
+    return fit, rows
+
+
+def inject(setting: Setting, base: Outcome, chosen: Sequence[str]) -> Iterator[Row]:
+    """Run the script once with each fault, several at a time, and yield each row as it comes."""
+
+    def one(fault: str) -> Row:
+        order = replace(setting.base, what="fault", fault=fault, scene=base.scene)
+        try:
+            seen, seconds = run_once(order, setting)
+        except CannotServeError as error:
+            return Row(fault, "broken", str(error), expected_of(fault))
+        return judge(fault, base, seen, seconds)
+
+    with ThreadPoolExecutor(setting.workers) as pool:
+        tasks = [pool.submit(one, fault) for fault in chosen]
+        try:
+            for done in as_completed(tasks):
+                yield done.result()
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            raise

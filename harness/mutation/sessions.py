@@ -1,0 +1,167 @@
+"""`kdbench mutate --tests`: a pytest session for each fault, and which tests notice it."""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from kdbench.harness.injection.mechanism import MECHANISMS
+from kdbench.harness.injection.scene import NotApplicableError, Scene
+from kdbench.harness.mutation.child import Outcome
+from kdbench.harness.mutation.plugin import TestOrder
+from kdbench.harness.mutation.runs import (
+    Answer,
+    CannotServeError,
+    Row,
+    end,
+    environment,
+    expected_of,
+    judge,
+)
+from kdbench.harness.mutation.workspace import copy_of
+
+_TAIL = 3000
+"Characters of a session's output that are shown where it failed."
+_BEST: tuple[Answer | None, ...] = ("first", "named", "other", "undecided", "silent", None)
+
+
+@dataclass(frozen=True)
+class Session:
+    """How the sessions are made."""
+
+    path: str
+    args: tuple[str, ...] = ()
+    workers: int = 2
+    max_seconds: float = 300.0
+    share_folder: bool = False
+    fault_files: tuple[str, ...] = ()
+
+
+@dataclass
+class Sitting:
+    """What came of one session."""
+
+    outcomes: dict[str, Outcome]
+    failed: set[str]
+
+
+def run_session(session: Session, order: TestOrder) -> Sitting:
+    """Run the tests in a process of their own; CannotServeError where it brings no result."""
+    folder = nullcontext(Path.cwd()) if session.share_folder else copy_of(Path.cwd())
+    with folder as there, tempfile.TemporaryDirectory(prefix="kdbench-order-") as desk:
+        asked, result, said = (Path(desk) / name for name in ("order.json", "result.json", "output"))
+        asked.write_text(json.dumps(asdict(order)), encoding="utf-8")
+        names = {"KDBENCH_MUTATE_ORDER": str(asked), "KDBENCH_MUTATE_RESULT": str(result)}
+        words = [sys.executable, "-m", "pytest", "-q", "-p", "kdbench.harness.mutation.plugin"]
+        words += ["-p", "no:cacheprovider", "-p", "no:xdist", session.path, *session.args]
+        with said.open("wb") as output:
+            process = subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=there,
+                env={**environment(session.workers), **names},
+                start_new_session=True,
+            )
+            try:
+                process.wait(session.max_seconds)
+            except subprocess.TimeoutExpired:
+                end(process)
+                raise CannotServeError(
+                    f"the tests took more than {session.max_seconds:g} seconds (--max-seconds)"
+                ) from None
+            except BaseException:
+                end(process)
+                raise
+        if not result.exists():
+            raise CannotServeError(f"the tests could not run:\n{said.read_text(errors='replace')[-_TAIL:].strip()}")
+        values = json.loads(result.read_text(encoding="utf-8"))
+    outcomes = {name: Outcome(**outcome) for name, outcome in values["outcomes"].items()}
+    return Sitting(outcomes, set(values["failed"]))
+
+
+def survey(session: Session, told: Callable[[str], None]) -> tuple[Sitting, list[str]]:
+    """Run the tests as they are, twice; return what came of it, and remarks. CannotServeError where none can serve."""
+    told("the tests as they are, twice")
+    order = TestOrder("survey", fault_files=list(session.fault_files))
+    with ThreadPoolExecutor(min(2, session.workers)) as pool:
+        base, again = (f.result() for f in [pool.submit(run_session, session, order) for _ in range(2)])
+    if base.failed | again.failed:
+        names = "\n".join(sorted(base.failed | again.failed))
+        raise CannotServeError(f"these tests fail as they are; fix them first, or leave them out (-k):\n{names}")
+    remarks = []
+    trained = {name: o for name, o in base.outcomes.items() if o.steps and o.distilled}
+    unsteady = [
+        name for name, o in trained.items() if name not in again.outcomes or again.outcomes[name].digests != o.digests
+    ]
+    if unsteady:
+        remarks.append(f"left out, since two runs of them differ: {', '.join(sorted(unsteady))}")
+    kept = {name: o for name, o in trained.items() if name not in unsteady}
+    accused = [
+        n for n, o in kept.items() if any(f["status"] == "fail" and f["severity"] == "error" for f in o.findings)
+    ]
+    if accused:
+        remarks.append(f"left out, since the audits accuse what they train as it is: {', '.join(sorted(accused))}")
+    kept = {name: o for name, o in kept.items() if name not in accused}
+    if not kept:
+        why = "; ".join(remarks) or "none of the tests distils a student and steps an optimizer"
+        raise CannotServeError(f"no test can serve: {why}")
+    return Sitting(kept, set()), remarks
+
+
+def place_in(base: Sitting, fault: str) -> str | None:
+    """Return why a fault has no place in any of the tests; None if it has one."""
+    why = ""
+    for outcome in base.outcomes.values():
+        try:
+            MECHANISMS[fault].acts(Scene.from_json(outcome.scene or {}))
+            return None
+        except NotApplicableError as error:
+            why = str(error)
+    return why
+
+
+def inject(session: Session, base: Sitting, chosen: Sequence[str]) -> Iterator[Row]:
+    """Run the tests once with each fault, several sessions at a time, and yield each row as it comes."""
+    scenes = {name: outcome.scene for name, outcome in base.outcomes.items()}
+
+    def one(fault: str) -> Row:
+        order = TestOrder("fault", fault, scenes, list(session.fault_files))
+        try:
+            sitting = run_session(session, order)
+        except CannotServeError as error:
+            return Row(fault, "broken", str(error), expected_of(fault))
+        return together(fault, base, sitting)
+
+    with ThreadPoolExecutor(session.workers) as pool:
+        tasks = [pool.submit(one, fault) for fault in chosen]
+        try:
+            for done in as_completed(tasks):
+                yield done.result()
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            raise
+
+
+def together(fault: str, base: Sitting, sitting: Sitting) -> Row:
+    """Return one row for all tests in which a fault acted: kdbench's best answer, and every test that failed."""
+    rows = [
+        judge(fault, base.outcomes[name], outcome, 0.0)
+        for name, outcome in sitting.outcomes.items()
+        if name in base.outcomes
+    ]
+    acting = [row for row in rows if row.status == "injected"]
+    noticed = tuple(sorted(sitting.failed))
+    if not acting and not noticed:
+        why = rows[0].why if rows else "the place of the fault was not reached in these tests"
+        return Row(fault, "dormant", why, expected_of(fault), by_tests=())
+    best = min(acting or rows, key=lambda row: _BEST.index(row.kdbench)) if rows else Row(fault, "injected")
+    where = tuple(sorted({place for row in acting for place in row.where}))
+    return replace(best, status="injected", by_script=None, by_tests=noticed, where=where)

@@ -1,0 +1,296 @@
+"""kdbench mutate: each fault acts in a script that knows nothing of it, and the audits see a script that has it."""
+
+import contextlib
+import io
+import json
+import re
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from conftest import put_back
+from corpus import SCRIPTS, twins
+
+from kdbench.audits.checks.all import CATALOGUE
+from kdbench.harness import faults, loading
+from kdbench.harness.cli import cli
+from kdbench.harness.faults import FAULTS
+from kdbench.harness.injection.mechanism import MECHANISMS, Injector
+from kdbench.harness.injection.scene import Scene
+from kdbench.harness.injection.survey import first_difference
+from kdbench.harness.mutation import pages, runs
+from kdbench.harness.mutation.child import Order, Outcome, carry_out
+from kdbench.harness.mutation.workspace import copy_of
+
+SCRIPT = str(Path(__file__).with_name("mutation") / "train.py")
+DECLARED = {"temperature": 4.0, "alpha": 0.7, "max_norm": 0.1}
+
+
+def run(script=SCRIPT, args=("3",), **order):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        return carry_out(Order(target=str(script), args=list(args), **{"declared": DECLARED, **order}))
+
+
+@pytest.fixture(scope="module")
+def base():
+    return run(what="survey")
+
+
+QUICK = {"projector-unclipped", "projector-not-in-optimizer", "random-teacher", "missing-t-squared", "no-zero-grad"}
+ELSEWHERE = {
+    "clip-before-unscale": ("not-applicable", None),  # no GradScaler
+    "cached-answers-by-step": ("injected", "silent"),  # the hint goes on, so the teacher still teaches
+    "imagenet-stem": ("injected", None),  # the student's own checkpoint does not fit the other stem, and torch says so
+}
+"Faults that end otherwise in this script: how, and what is left for the audits to say."
+
+
+@pytest.mark.parametrize(
+    "fault", [pytest.param(f, marks=[] if f in QUICK else pytest.mark.long) for f in sorted(MECHANISMS)]
+)
+def test_each_fault_acts_and_its_cause_is_named_first(base, fault):
+    row = runs.judge(fault, base, run(what="fault", fault=fault, scene=base.scene), 0.0)
+    assert (row.status, row.kdbench) == ELSEWHERE.get(fault, ("injected", "first")), row
+    assert (row.by_script is not None) == (fault in ("imagenet-stem", *NOT_FINITE)), row
+
+
+NOT_FINITE = ("log-target-forgotten", "logits-as-target")
+"The loss is no number, and whoever looks at it sees that."
+
+
+def test_the_taps_alone_change_no_bit_and_raise_no_alarm(base):
+    idle = run(what="idle", scene=base.scene)
+    assert idle.digests == base.digests != run(what="survey", args=["2"]).digests
+    assert [f["id"] for f in idle.findings if f["status"] == "fail"] == ["KD205"]  # a note: 3 times the bound
+
+
+SAME = {"step-twice": "double-step", "zero-grad-missing": "no-zero-grad", "kd-detached": "kd-term-detached",
+        "student-eval-after-validation": "student-eval-mode", "target-logits": "logits-as-target",
+        "one-side-softened": "temperature-one-side", "probabilities-for-log-probabilities": "kl-of-probabilities",
+        "own-answer": "student-teaches-itself"}  # fmt: skip
+"What the twins of the corpus call faults that have another name in the zoo."
+EXACT = ["plain_loop:missing-t-squared", "feature_hooks:projector-unclipped", "plain_loop:kl-reversed"]
+
+
+def hand_written():
+    found = []
+    for twin in twins():
+        fault = SAME.get(twin.fault, twin.fault)
+        if fault in MECHANISMS and Path(twin.script).parent == Path():
+            found.append(pytest.param(twin, fault, marks=[] if twin.name in EXACT else pytest.mark.long, id=twin.name))
+    return found
+
+
+PLAIN = {"declared": {}, "args": []}
+
+
+@cache
+def scene_of(script):
+    return run(script, what="survey", **PLAIN).scene
+
+
+@pytest.mark.parametrize(("twin", "fault"), hand_written())
+def test_the_audits_see_what_they_see_of_the_fault_written_by_hand(twin, fault, tmp_path, monkeypatch):
+    monkeypatch.chdir(SCRIPTS)
+    acting = run(twin.script, what="fault", fault=fault, scene=scene_of(twin.script), **PLAIN)
+    if not acting.acted:
+        pytest.skip("the script has no place for it")
+    by_hand = run(twin.write(tmp_path), what="survey", **PLAIN)
+
+    def failed(outcome):
+        return {f["id"] for f in outcome.findings if f["status"] == "fail" and f["severity"] != "info"}
+
+    assert failed(acting) == failed(by_hand)
+
+
+def test_an_unknown_fault_is_named_with_the_nearest():
+    done = CliRunner().invoke(cli, ["mutate", "--fault", "projector-uncliped", SCRIPT])
+    assert "did you mean 'projector-unclipped'" in str(done.exception)
+    done = CliRunner().invoke(cli, ["mutate", "--fault", "split-leak", SCRIPT])
+    assert "cannot be put into a script" in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "says"),
+    [
+        ({"error": "RuntimeError: Found no NVIDIA driver on your system"}, "needs a GPU"),
+        ({"error": "EOFError: EOF when reading a line"}, "asks for input"),
+        ({"distilled": False, "stopped": "9 seconds were over"}, "no distillation was seen in the script within 9 sec"),
+        ({"findings": [{"id": "KD201", "name": "clip", "status": "fail", "severity": "error", "message": "m"}]},
+         "KD201 clip: m"),
+        ({"scene": Scene().to_json()}, "the student is no module"),
+    ],
+)  # fmt: skip
+def test_what_cannot_serve_says_why(base, outcome, says):
+    with pytest.raises(runs.CannotServeError, match=says):
+        runs.refuse(replace(base, **outcome), Order("survey", SCRIPT, [], max_seconds=9))
+    runs.refuse(base, Order("survey", SCRIPT, []))
+
+
+def test_the_first_call_that_differs_between_two_runs_is_named():
+    one = [("the weights of Net before its call at a.py:3", "1"), ("what Net is given at a.py:3", "2")]
+    assert first_difference(one, list(one)) is None
+    assert first_difference(one, [one[0], (one[1][0], "3")]) == "what Net is given at a.py:3"
+
+
+def judged(**seen):
+    blank = Outcome("clean", [], {"student": "1"}, 30)
+    return runs.judge(
+        "projector-unclipped", blank, replace(blank, **{"acted": 3, "digests": {"student": "2"}, **seen}), 1.0
+    )
+
+
+def finding(id, severity="error", status="fail"):
+    return {"id": id, "severity": severity, "status": status}
+
+
+def test_a_row_says_who_noticed():
+    assert (judged().status, judged().kdbench, judged().by_script) == ("injected", "silent", None)
+    assert judged(findings=[finding("KD201"), finding("KD204", "warn")]).kdbench == "first"
+    assert judged(findings=[finding("KD101"), finding("KD201")]).kdbench == "named"
+    assert judged(findings=[finding("KD101")]).kdbench == "other"
+    assert judged(findings=[finding("KD201", "info")]).kdbench == "silent"
+    assert judged(verdict="undecided").kdbench == "undecided"
+    assert judged(acted=0).status == "dormant"
+    assert judged(digests={"student": "1"}).status == "dormant"
+    assert judged(not_finite=True).by_script == "the loss is not finite"
+    assert judged(error="a\nValueError: no").by_script == "ValueError: no"
+    assert judged(error="a\nValueError: no").kdbench is None  # nothing was left to be seen
+
+
+def test_the_first_line_counts_what_acted():
+    rows = [
+        judged(findings=[finding("KD201")], where=["a.py:3"]),
+        judged(error="ValueError: no", where=["a.py:4"]),
+        judged(acted=0),
+        runs.Row("clip-before-unscale", "not-applicable", "no GradScaler"),
+    ]
+    found = runs.Measured("a.py", Scene(), rows, 30)
+    says = "2 faults injected at 2 places: your script noticed 1, kdbench 1; 1 dormant here; 1 not applicable."
+    assert pages.first_line(found) == says
+    assert json.loads(json.dumps(pages.to_json(found)))["faults"][0]["kdbench"] == "first"
+    assert "| projector-unclipped | a.py:3 | no | cause named first: KD201 |" in pages.to_markdown(found)
+    page = pages.to_html(replace_target(found, "<script>"))
+    assert "&lt;script&gt;" in page and "<script>" not in page
+
+
+def replace_target(found, target):
+    return replace(found, target=target)
+
+
+def test_each_run_has_a_copy_of_the_folder_and_large_files_are_links(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "small.txt").write_text("as it was")
+    (tmp_path / ".git").mkdir()
+    with (tmp_path / "large.bin").open("wb") as file:
+        file.truncate(9 * 2**20)
+    with copy_of(tmp_path) as there:
+        assert (there / "large.bin").is_symlink() and not (there / ".git").exists()
+        (there / "data" / "small.txt").write_text("changed")
+    assert not there.exists() and (tmp_path / "data" / "small.txt").read_text() == "as it was"
+
+
+def test_each_mechanism_belongs_to_a_fault_that_an_audit_of_a_script_catches():
+    assert {*MECHANISMS} <= {*FAULTS} and len(MECHANISMS) >= 30
+    for name in MECHANISMS:
+        assert runs.expected_of(name), name
+
+
+def test_what_is_tapped_for_one_fault_are_its_own_places(base):
+    scene = Scene.from_json(base.scene)
+    assert Injector(MECHANISMS["no-zero-grad"].acts(scene), scene).kinds == {
+        "forward", "load", "conv", "step", "backward", "zero_grad",
+    }  # fmt: skip
+
+
+def test_a_fault_of_ones_own_acts_in_a_script_as_its_page_shows(base, monkeypatch, tmp_path):
+    page = Path(faults.__file__).with_name("README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"<!-- (?:file|added to): own_faults.py -->\n```python\n(.*?)```", page, re.S)
+    assert len(blocks) == 2
+    (tmp_path / "own_faults.py").write_text("\n\n".join(blocks))
+    monkeypatch.setattr(loading, "LOADED", [])
+    with put_back(FAULTS, CATALOGUE), put_back(MECHANISMS):
+        seen = run(
+            what="fault", fault="first-epoch-lost", scene=base.scene, fault_files=[str(tmp_path / "own_faults.py")]
+        )
+        row = runs.judge("first-epoch-lost", base, seen, 0.0)
+    assert (row.status, row.kdbench) == ("injected", "first") and seen.acted == 5, row
+
+
+@pytest.mark.long
+def test_the_command_line_from_a_script_to_a_table(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").write_text(Path(SCRIPT).read_text())
+    chosen = ["--fault", "projector-unclipped", "--fault", "clip-before-unscale", "--steps", "12", "--format", "json"]
+    done = CliRunner().invoke(cli, ["mutate", "-q", *chosen, "train.py", "2"], standalone_mode=False)
+    found = json.loads(done.stdout)
+    assert done.return_value == 0, done.stderr
+    assert [f["status"] for f in found["faults"]] == ["injected", "not-applicable"]
+    assert found["faults"][0]["where"] == ["train.py:71"]
+    assert [path.name for path in tmp_path.iterdir()] == ["train.py"]
+
+
+TESTS = """
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+def distil(check):
+    torch.manual_seed(0)
+    x, y = torch.randn(64, 8), torch.randint(0, 3, (64,))
+    teacher = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+    warm = torch.optim.Adam(teacher.parameters(), 0.05)
+    for _ in range(40):
+        warm.zero_grad(); F.cross_entropy(teacher(x), y).backward(); warm.step()
+    student = nn.Linear(8, 3)
+    optimizer = torch.optim.SGD(student.parameters(), 0.5)
+    losses = []
+    for rows in torch.arange(64).split(16) * 3:
+        with torch.no_grad():
+            t = teacher(x[rows])
+        s = student(x[rows])
+        kd = F.kl_div(F.log_softmax(s / 2, 1), F.softmax(t / 2, 1), reduction="batchmean") * 4
+        loss = 0.5 * F.cross_entropy(s, y[rows]) + 0.5 * kd
+        optimizer.zero_grad(); loss.backward(); optimizer.step()
+        losses.append(float(loss))
+    check(losses)
+
+def test_the_loss_falls():
+    distil(lambda losses: None if losses[-1] < losses[0] else 1 / 0)
+
+def test_the_loss_is_what_it_was():
+    def check(losses):
+        assert abs(losses[-1] - EXPECTED) < 1e-3
+    distil(check)
+
+def test_nothing_is_trained():
+    assert True
+"""
+
+
+@pytest.mark.long
+def test_the_tests_that_notice_a_fault_are_named(tmp_path, monkeypatch):
+    """One test knows the loss to three digits and notices; one only sees it fall, and does not."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "test_mine.py").write_text(f"EXPECTED = 0.0\n{TESTS}")
+    done = CliRunner().invoke(cli, ["mutate", "-q", "--tests", "test_mine.py"], standalone_mode=False)
+    assert done.return_value == 3 and "test_the_loss_is_what_it_was" in done.stderr  # it fails as it is
+    last: dict[str, float] = {}
+    scope: dict[str, object] = {}
+    exec(TESTS, scope)
+    scope["distil"](lambda losses: last.update(it=losses[-1]))
+    (tmp_path / "test_mine.py").write_text(f"EXPECTED = {last['it']}\n{TESTS}")
+    chosen = ["--fault", "missing-t-squared", "--format", "json"]
+    done = CliRunner().invoke(cli, ["mutate", "-q", "--tests", "test_mine.py", *chosen], standalone_mode=False)
+    found = json.loads(done.stdout)
+    assert found["tests"] == 2, done.stderr
+    (row,) = found["faults"]
+    assert row["by_tests"] == ["test_mine.py::test_the_loss_is_what_it_was"]
+    assert row["kdbench"] == "first" and row["expected"] == ["KD312"]
+
+
+def test_the_readme_counts_the_faults():
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    assert f"puts {len(MECHANISMS)} known bugs into your script" in readme
