@@ -171,7 +171,7 @@ def test_the_first_line_counts_what_acted():
     says = "2 faults injected at 2 places: your script noticed 1, kdbench 1; 1 dormant here; 1 not applicable."
     assert pages.first_line(found) == says
     assert json.loads(json.dumps(pages.to_json(found)))["faults"][0]["kdbench"] == "first"
-    assert "| projector-unclipped | a.py:3 | no | cause named first: KD201 |" in pages.to_markdown(found)
+    assert "| projector-unclipped | a.py:3 | no | named first: KD201 |" in pages.to_markdown(found)
     page = pages.to_html(replace_target(found, "<script>"))
     assert "&lt;script&gt;" in page and "<script>" not in page
 

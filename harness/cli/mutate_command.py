@@ -288,16 +288,22 @@ def _show(found: "Measured") -> None:
     rows = [row for row in ordered(found.rows) if row.status in ("injected", "dormant", "broken")]
     columns = [
         Column("fault", names=True),
-        Column("where", drop=1, wraps=True),
+        Column("where", drop=1),
         Column("your script" if found.tests is None else "your tests", wraps=True),
         Column("kdbench", wraps=True),
     ]
-    cells = [[row.fault, escape(", ".join(row.where)), escape(noticed(row)), escape(told(row))] for row in rows]
+    cells = [[row.fault, escape(_places(row.where)), escape(noticed(row)), escape(told(row))] for row in rows]
     if cells:
         show_table(console, columns, cells, elsewhere="--format json")
     for remark in found.remarks:
         note(console, escape(f"{remark}."))
     _absent(found)
+
+
+def _places(where: Sequence[str]) -> str:
+    """Return places in short: the file's name without its folders, and how many more there are."""
+    first = where[0].rpartition("/")[2] if where else ""
+    return f"{first} +{len(where) - 1}" if len(where) > 1 else first
 
 
 def _absent(found: "Measured") -> None:

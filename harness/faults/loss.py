@@ -406,6 +406,7 @@ def _temperature_one_side(scene: Scene) -> Acts:
 
 @injected("temperature-ignored")
 def _temperature_ignored(scene: Scene) -> Acts:
+    scene.need("temperature" in scene.declared, "nobody declared the temperature (--temperature), so 1 is right")
     both = {**_softened(scene, "teacher"), **_softened(scene, "student")}
     return {"scale": _numbers(both)}
 

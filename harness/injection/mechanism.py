@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdbench.audits.observe import hooks
 from kdbench.harness.injection.calls import Call, Kind, words
@@ -40,10 +40,6 @@ class Live:
         """Return by parameter whose it is and its name."""
         known = self.world.parameters(self.scene)
         return [known.get(p, ("other", "")) for p in params]
-
-    def plays(self, module: nn.Module, role: Role) -> bool:
-        """Say whether a module plays this role."""
-        return self.world.number(module) in self.scene.modules.get(role, [])
 
 
 @dataclass(frozen=True)
@@ -138,7 +134,9 @@ def answers_of(role: Role, change: Callable[[Call, Live], Any]) -> Act:
     """Return an act that changes the calls of the networks that play a role, where the script itself makes them."""
 
     def act(call: Call, live: Live) -> Any:
-        if not live.plays(call.args[0], role) or live.kept.get("within"):
+        number = live.world.number(call.args[0])
+        early = live.world.called[number] <= live.scene.begins.get(str(number), 0)  # its own training stays right
+        if early or number not in live.scene.modules.get(role, []) or live.kept.get("within"):
             return call.proceed()
         live.kept["within"] = True
         try:

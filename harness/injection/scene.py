@@ -55,6 +55,8 @@ class Scene:
 
     modules: dict[str, list[int]] = field(default_factory=dict)
     "By role, the numbers of the modules that play it, in the order in which the script first calls modules."
+    begins: dict[str, int] = field(default_factory=dict)
+    "By number of a module, how often it is called before the distillation begins: in its own training, say."
     names: dict[str, str] = field(default_factory=dict)
     "By role, the name in the report."
     head: list[str] = field(default_factory=list)

@@ -179,6 +179,7 @@ class Survey(Observer):
         """Begin anew: what was taken for a distillation was another training."""
         kept = {key: site for key, site in self._sites.items() if key[0] in ("clip", "unscale", "zero_grad")}
         self._sites, self._windows, self._events = kept, 0, []
+        self.scene.modules, self.scene.begins = {}, {}
 
     def _roles(self, raw: RawWindow, cast: Cast, sight: Sight) -> None:
         numbers, scene = self.world.numbers(), self.scene
@@ -186,6 +187,10 @@ class Survey(Observer):
         for role, found in groups.items():
             known = [numbers[id(g.module)] for g in found if g.module is not None and id(g.module) in numbers]
             scene.modules[role] = list(dict.fromkeys([*scene.modules.get(role, []), *known]))
+        for number in {n for found in scene.modules.values() for n in found}:
+            if str(number) not in scene.begins:  # the calls of this window belong to the distillation
+                within = sum(numbers.get(id(c.module)) == number for c in raw.calls)
+                scene.begins[str(number)] = max(0, self.world.called[number] - within)
         scene.names = {"student": sight.student, "teacher": sight.teacher}
         scene.moody = any(_is_moody(m) for m in self.world.playing(scene, "student"))
         scene.moody_teacher = any(_is_moody(m) for m in self.world.playing(scene, "teacher"))

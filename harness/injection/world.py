@@ -5,6 +5,7 @@ same object where a fault is to act.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -26,6 +27,8 @@ class World:
         self.loads = -1
         self.convs: list[nn.Module] = []
         self.steps = 0
+        self.called: Counter[int] = Counter()
+        "By number of a module: its calls so far."
         self.not_finite = False
         "Whether a loss was no number when its backward was called."
         self.backwards = 0
@@ -33,7 +36,7 @@ class World:
     def note(self, call: Call) -> None:
         """Count what this call makes or calls, before it is made."""
         if call.kind == "forward":
-            self.number(call.args[0])
+            self.called[self.number(call.args[0])] += 1
         elif call.kind == "optimizer":
             self.optimizers.append(call.args[0])
         elif call.kind == "load":

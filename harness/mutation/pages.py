@@ -8,7 +8,7 @@ from kdbench.harness.mutation.runs import Measured, Row, Status
 from kdbench.harness.zoo.matrix_page import STYLE
 
 KDBENCH = {
-    "first": "cause named first",
+    "first": "named first",
     "named": "named",
     "other": "other alarm",
     "undecided": "undecided",
@@ -72,7 +72,10 @@ def noticed(row: Row) -> str:
         return ""
     if row.by_tests is not None:
         return f"{len(row.by_tests)} tests" if len(row.by_tests) != 1 else row.by_tests[0]
-    return row.by_script or "no"
+    if row.by_script is None:
+        return "no"
+    kind, _, rest = row.by_script.partition(": ")  # the whole stands in JSON
+    return kind if rest else row.by_script
 
 
 def to_json(found: Measured) -> dict[str, Any]:
