@@ -8,6 +8,7 @@ import functools
 import importlib.metadata
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -146,3 +147,15 @@ def test_every_script_has_a_case_and_stays_short():
         assert len(text[script].splitlines()) <= 40, script
     for case in CASES.values():
         compile(case.text(), case.name, "exec")
+
+
+def test_the_page_of_findings_shows_what_the_tests_expect():
+    """Needs no package: the output on reports/found is that of a script here, and names the ids that a run must name."""
+    page = (FOLDER.parent.parent / "reports" / "found" / "README.md").read_text()
+    blocks = re.findall(r"^\$ kdbench audit -q tests/packages/(\w+)\.py\n(.*?)^```$", page, re.S | re.M)
+    assert len(blocks) >= 9
+    for name, output in blocks:
+        shown = set(re.findall(r"^(KD\d{3}) ", output, re.M))
+        assert set(CASES[name].errors) <= shown, name
+        lines = [int(n) for n in re.findall(rf"tests/packages/{name}\.py:(\d+)", output)]
+        assert lines and max(lines) <= len((FOLDER / f"{name}.py").read_text().splitlines()), name
