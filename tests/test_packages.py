@@ -150,7 +150,7 @@ def test_every_script_has_a_case_and_stays_short():
 
 
 def test_the_page_of_findings_shows_what_the_tests_expect():
-    """Needs no package: the output on reports/found is that of a script here, and names the ids that a run must name."""
+    """Needs no package: what reports/found prints comes from a script here, and names the ids that a run must name."""
     page = (FOLDER.parent.parent / "reports" / "found" / "README.md").read_text()
     blocks = re.findall(r"^\$ kdbench audit -q tests/packages/(\w+)\.py\n(.*?)^```$", page, re.S | re.M)
     assert len(blocks) >= 9
