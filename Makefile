@@ -1,10 +1,11 @@
 # Two commands do everything on a machine with Python >= 3.11: `make demo` and `make test`.
 
 VENV := .venv
+PACKAGES := .venv-packages
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-long test-variants bench lint ui clean
+.PHONY: demo test test-long test-variants test-packages bench lint ui clean
 
 demo: $(READY)  ## train, audit and compare corrected and bugged variants on real digits (minutes)
 	$(BIN)/kdbench run --preset quick --variant both
@@ -19,6 +20,17 @@ test-long: $(READY)  ## what `make test` leaves out: every fault, the whole clea
 
 test-variants: $(READY)  ## the tests that train, as other processors would, with two threads, and from other seeds
 	$(BIN)/python tests/variants.py $(PYTEST)
+
+test-packages: $(PACKAGES)/.ready  ## other people's packages under the audits, in an environment of their own
+	$(PACKAGES)/bin/python -m pytest -n 2 --dist loadgroup -m packages tests/test_packages.py
+
+# Apart from .venv, whose versions are pinned: datasets 5 fails beside pyarrow 25. KD_Lib pins torch 1.8 and is installed alone.
+$(PACKAGES)/.ready: $(READY)
+	$(BIN)/python -m venv $(PACKAGES)
+	grep -v '^pyarrow' constraints.txt > $(PACKAGES)/constraints.txt
+	$(PACKAGES)/bin/python -m pip install --quiet --disable-pip-version-check -c $(PACKAGES)/constraints.txt -e '.[test,packages]'
+	$(PACKAGES)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps KD_Lib
+	@touch $@
 
 bench: $(READY)  ## ratios against a textbook loop, into reports/; for a machine that does nothing else meanwhile
 	@rm -f $(VENV)/bench.json
@@ -47,4 +59,4 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 clean:  ## remove the environment; records in runs/ stay
-	rm -rf $(VENV) *.egg-info
+	rm -rf $(VENV) $(PACKAGES) *.egg-info

@@ -28,7 +28,9 @@ def main(command: list[str]) -> int:
             print(f"left out, this processor has no AVX-512: {said}", flush=True)
             continue
         print(said, flush=True)
-        if subprocess.run([*command, "-m", "trains and not long"], env={**os.environ, **variant}).returncode:
+        if subprocess.run(
+            [*command, "-m", "trains and not long and not packages"], env={**os.environ, **variant}
+        ).returncode:
             failed.append(said)
     print("\n".join(["failed:", *failed] if failed else ["every variant passed"]))
     return len(failed)
