@@ -21,8 +21,13 @@ _CLIPS, _ALWAYS = 10, 0.95
 
 
 def _steps(trace: Trace) -> list[Step]:
-    """Return the steps to judge: of a whole script those of the distillation, if there is one."""
-    return [s for s in trace.updates.steps if s.distils or not trace.script] or trace.updates.steps
+    """Return the steps to judge: of a whole script those of the distillation, if one was seen.
+
+    There may be none, where every gradient of it is thrown away: what was trained before it is another training.
+    """
+    if not trace.script or not trace.losses.sights:
+        return trace.updates.steps
+    return [s for s in trace.updates.steps if s.distils]
 
 
 def _option(trace: Trace) -> str:
@@ -158,7 +163,7 @@ def clip_coverage(trace: Trace) -> Verdict:
     step, whatever the size of the norms. Fails, too, when a clip is declared and nothing is clipped, nor any gradient
     looked at before its step.
     """
-    if not trace.updates.steps:
+    if not _steps(trace):
         return undecided("not-in-these-steps", "no step of a watched optimizer was seen")
     # Without a torch clip call, writes to gradients are a clip only if a clip was declared.
     steps = _steps(trace)
@@ -231,7 +236,7 @@ def clip_order(trace: Trace) -> Verdict:
     the step that had used them, a backward followed that it did not see, or it was handed the parameters of a network
     that nothing steps. One in the middle of an accumulation is no fault if another follows the last backward.
     """
-    if not trace.updates.steps:
+    if not _steps(trace):
         return undecided("not-in-these-steps", "no step of a watched optimizer was seen")
     steps = _steps(trace)
     with_clips = [s for s in steps if s.clips]
@@ -342,7 +347,7 @@ def norm_bound(trace: Trace) -> Verdict:
     consequence of KD201; and KD201 can fail while this holds, for as long as the norms left out stay small. Undeclared,
     a clip by hand that bounds each gradient on its own is only warned of: it may be meant.
     """
-    if not trace.updates.steps:
+    if not _steps(trace):
         return undecided("not-in-these-steps", "no step of a watched optimizer was seen")
     each = _each_by_hand(trace)
     each = each if each is not None and each.sure and each.over is None else None

@@ -124,7 +124,9 @@ def no_stale_parameters(trace: Trace) -> Verdict:
 
 
 def _judged(trace: Trace) -> list[Step]:
-    return [s for s in trace.updates.steps if s.distils] or trace.updates.steps
+    of_it = [s for s in trace.updates.steps if s.distils]
+    # Of a distillation whose gradients are all thrown away there are none; what came before it is another training.
+    return of_it if trace.script and trace.losses.sights else of_it or trace.updates.steps
 
 
 @audit(
