@@ -78,7 +78,7 @@ class Terms(Observer):
             return
         student = cast.student_mask
         (x, made_x, _), (target, made_t, _) = f.operands[:2]
-        term.reduction = str(f.arg(4, "reduction", "mean"))
+        term.reduction = f.reduction
         term.log_target = bool(f.arg(5, "log_target", False))
         if target is not None and target.requires_grad and not made_t.params & student:
             term.target_grad = bool(self._taint.moved_by(leaves_of([target.grad_fn])) & cast.teacher_mask)

@@ -215,7 +215,7 @@ class Recorder:
         if name in LABEL_LOSSES or name in DISTANCES or name == "kl_div":
             return True
         if name in SOFTMAXES:
-            return given[0].ndim in (2, 3) and given[0].numel() <= SMALL and given[0].is_floating_point()
+            return given[0].ndim in (2, 3, 4) and given[0].numel() <= SMALL and given[0].is_floating_point()
         if name in LOOKUPS:
             return (
                 len(given) > 1
@@ -352,8 +352,18 @@ class Recorder:
         if likely and (not leaf or isinstance(call.module, nn.Linear | nn.Bilinear) or call.parent is None):
             best = _logits_among(out, likely)
             call.answer, call.value = best, best.detach().clone()
+        elif not leaf or isinstance(call.module, nn.Linear) or call.parent is None:
+            self._note_large(call, out, outs)
         if call.parent is None:
             self._on_answer(call)
+
+    def _note_large(self, call: ModuleCall, out: Any, outs: list[Tensor]) -> None:
+        """Note an output that could be logits, without a copy: a network's is held, one within it only if it lives."""
+        likely = [t for t in outs if t.ndim in (2, 3, 4) and t.is_floating_point() and t.shape[-1] > 1]
+        if likely:
+            best = _logits_among(out, likely)
+            call.large = best if call.parent is None else torch.utils.weak.TensorWeakRef(best)
+            call.large_version = 0 if best.is_inference() else torch_internals.version_of(best)
 
     # -- what else makes tensors out of tensors
 
