@@ -292,7 +292,7 @@ def test_a_term_is_recognised_by_form_temperature_and_weight():
     assert fits(one, best) and best.form == "forward" and best.temperature == (T, T)
     assert best.weight == pytest.approx(0.3) and best.residual < 1e-10
     assert torch.allclose(best.coefficients, torch.full((N,), 0.3 / N, dtype=torch.float64))
-    best = seen_fit(one, UNSEEN, BLANK)  # written out by hand
+    best = best_fit(one, UNSEEN)  # written out by hand
     assert fits(one, best) and best.form == "forward" and best.temperature == (T, T)
 
 

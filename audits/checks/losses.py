@@ -148,6 +148,8 @@ def _without_share(trace: Trace) -> Verdict | None:
     """Judge a term whose gradient is there and next to nothing, in windows far apart: no weight on its way up."""
     read = [(s, e) for s, e in explained(trace) if e.form == "nothing"]
     shares = [e.share for _, e in read]
+    if any(e.vanishes for _, e in read):
+        return None  # there is more to say of it
     if len(shares) < _WINDOWS or min(shares) <= 0 or read[-1][0].number - read[0][0].number < _APART:
         return None
     if max(shares) >= _NO_SHARE or max(shares[_FIRST:]) > _GROWTH * max(shares[:_FIRST]):
@@ -246,6 +248,8 @@ def target_form(trace: Trace) -> Verdict:
     if (verdict := _arguments(trace) or declared_form(trace)) is not None:
         return verdict
     read = explained(trace)
+    if (verdict := _features(trace) or _vanished(trace)) is not None:
+        return verdict
     for sight, e in read:
         if (verdict := _gradient(trace, sight, e)) is not None:
             return verdict
@@ -283,6 +287,42 @@ def _arguments(trace: Trace) -> Verdict | None:
                 by_itself=True,
             )
     return None
+
+
+def _features(trace: Trace) -> Verdict | None:
+    """Judge a distance of features: whether it draws them together, and what a cosine runs over."""
+    terms = [t for s in trace.losses.sights for t in s.terms if t.kind == "feature"]
+    for t in terms:
+        if t.apart:
+            said = f"the feature term ({t.name}) has the wrong sign: it drives the student away from the teacher"
+            return failed(said, {"term": t.name, "shapes": [list(s) for s in t.shapes]}, t.where)
+    over = [t for t in terms if t.across is not None and t.name == "cosine_similarity"]
+    if over and all(t.across is not None for t in terms if t.name == "cosine_similarity"):
+        t = over[0]
+        along = "batch" if t.across == 0 else "sequence"
+        return failed(
+            f"the cosine runs over the {along} (dimension {t.across} of {t.shapes[0]}), not over the features",
+            {"dimension": t.across, "shape": list(t.shapes[0])},
+            t.where,
+        )
+    return None
+
+
+def _vanished(trace: Trace) -> Verdict | None:
+    """Judge a term that has a weight and whose gradient cancels at the student's logits, each time."""
+    read = [e for _, e in explained(trace)]
+    if len(read) < _TWICE or not all(e.vanishes for e in read):
+        return None
+    return failed(
+        "the distillation term has a weight, and its gradient cancels at the student's logits: the probabilities that "
+        "weigh the student's log-probabilities are detached",
+        {"backwards": len(read)},
+        term_place(trace),
+    )
+
+
+_TWICE = 2
+"Backwards that must agree: in one, the answers may be equal by chance."
 
 
 def _gradient(trace: Trace, sight: Sight, e: Explanation) -> Verdict | None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.audits.infer.layers import describe
+from kdbench.audits.infer.meeting import cosine_over, drives_apart, order_of
 from kdbench.audits.infer.names import Names
 from kdbench.audits.infer.observer import EXPLAINED, Observer
 from kdbench.audits.infer.roles import Cast
@@ -68,9 +69,19 @@ class Terms(Observer):
             )
             self._read_operands(term, raw, cast, f)
             if not soft:
-                term.permutation = _rows_moved(raw, cast, f)
+                self._read_feature(term, raw, cast, f)
             terms.append(term)
         return terms
+
+    def _read_feature(self, term: Term, raw: RawWindow, cast: Cast, f: FunctionCall) -> None:
+        """Read in which order the rows of features meet, and whether the loss draws them together."""
+        order = order_of(raw, cast, f)
+        term.permutation = order is False or _rows_moved(raw, cast, f)
+        batch = {len(t) for g in cast.students for c in g.calls for t in c.given[:1] if t.ndim}
+        term.whole_rows = bool(order) or all(bool(s) and s[0] in batch for s in term.shapes)
+        if f.name in DISTANCES and order and term.reaches_student:
+            term.apart = drives_apart(raw, f)
+            term.across = cosine_over(raw, cast, f)
 
     def _read_operands(self, term: Term, raw: RawWindow, cast: Cast, f: FunctionCall) -> None:
         """Read what went into a Kullback-Leibler divergence, and the weight of what came out."""

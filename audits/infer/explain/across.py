@@ -31,12 +31,7 @@ def across_fit(
     if rest.is_invariant is not False or not rest.known or head.value.ndim < 2:
         return None
     layout = rest.layout
-    for dim in range(head.value.ndim):
-        if dim != layout.dim and layout.shape[dim] > 1 and rest.sizes.sums[dim] < _ZERO:
-            other = Head(head.z, head.value, head.labels, dim)
-            words = f"the {_word(dim, layout)} (dimension {dim} of {layout.shape})"
-            shown = _is_shown(raw, student, layout, dim)
-            return _confirmed(raw, cast, student, other, gradients, answers, words, shown)
+    found: Explanation | None = None
     if layout.dim != head.value.ndim - 1 and rest.sizes.cut < _ZERO:
         value = head.value.reshape(-1, layout.classes)
         other = Head(head.z, value, head.labels, -1)
@@ -45,10 +40,15 @@ def across_fit(
         assert whole is not None
         words = f"rows that mix {'pixels' if len(layout.shape) == 4 else 'positions'} and classes: {layout.shape} is "
         words += f"reshaped to rows of {layout.classes} without moving the classes to the end"
-        return _confirmed(
-            raw, cast, student, other, gradients._replace(whole=whole, of_labels=part), mixed, words, False
-        )
-    return None
+        of_cut = gradients._replace(whole=whole, of_labels=part)
+        found = _confirmed(raw, cast, student, other, of_cut, mixed, words, False)
+    for dim in range(head.value.ndim):
+        if found is None and dim != layout.dim and layout.shape[dim] > 1 and rest.sizes.sums[dim] < _ZERO:
+            other = Head(head.z, head.value, head.labels, dim)
+            words = f"the {_word(dim, layout)} (dimension {dim} of {layout.shape})"
+            shown = _is_shown(raw, student, layout, dim)
+            found = _confirmed(raw, cast, student, other, gradients, answers, words, shown)
+    return found
 
 
 def _confirmed(

@@ -92,6 +92,8 @@ class Explanation:
     "Rows that were looked at."
     pictures: bool = False
     "Whether the logits are those of pixels."
+    vanishes: bool = False
+    "Whether a term has a weight and is in the student's logits, and yet leaves no gradient there."
     attempt: Try | None = None
     "The form with its numbers, to be tried first in the next window."
 
@@ -216,7 +218,7 @@ def screened(rest: Rest) -> Rest:
 def seen_fit(rest: Rest, softening: Softening, blank: Explanation) -> Explanation | None:
     """Return the form that explains best what is left, at the temperatures seen; None if none can be tried."""
     first = next(((said, pair) for said in softening.answers for pair in softening.pairs(said)), None)
-    if first is not None and rest.is_invariant is not False:
+    if first is not None and softening.is_seen and rest.is_invariant is not False:
         e = tried(rest, first[0], Try(FORWARD, *first[1]), blank)
         if e is not None and e.residual <= _CLEAR * rest.tolerance and not e.uneven:
             return e
@@ -229,10 +231,10 @@ def seen_fit(rest: Rest, softening: Softening, blank: Explanation) -> Explanatio
     ranked: list[tuple[float, int, Said, Try]] = []
     for said in softening.answers:
         part = cut(rest, small, said)
-        for ts, tt in softening.pairs(said):
+        for ts, tt in softening.pairs(said) if softening.is_seen or not rest.known else [(1.0, 1.0)]:
             sides = Sides(small.z, part.rows, part.kind, ts, tt)
-            # Where no temperature was seen, the others are searched for.
-            for form in (f for f in eligible(rest, said) if softening.is_seen or f is FORWARD or not f.softens):
+            # Where no temperature was seen, those that soften are searched for.
+            for form in (f for f in eligible(rest, said) if not f.softens or softening.is_seen or not rest.known):
                 one = Try(form, ts, tt)
                 found = tried(small, part, one, blank, sides)
                 if found is not None:

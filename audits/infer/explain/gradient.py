@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from kdbench.audits.infer.explain.across import across_fit
 from kdbench.audits.infer.explain.fit import Explanation, beside_each_other, fits, seen_fit
@@ -12,7 +13,7 @@ from kdbench.audits.infer.explain.heads import Answer, Head, heads, teacher_answ
 from kdbench.audits.infer.explain.parts import Gradients, gradients_at
 from kdbench.audits.infer.explain.permutation import order_searched, ordered_fit, permutation_of
 from kdbench.audits.infer.explain.rest import Rest, rest_of
-from kdbench.audits.infer.explain.search import searched_fit
+from kdbench.audits.infer.explain.search import forward_searched, searched_fit
 from kdbench.audits.infer.explain.softening import Softening, softening
 from kdbench.audits.infer.explain.topk import topk_fit
 from kdbench.audits.infer.roles import Cast
@@ -64,6 +65,7 @@ def _explain_head(
     targets = (label.target for label in head.labels if label.target is not None)
     blank.labels = next((t for t in targets if not t.is_floating_point() and t.numel() == n), None)
     if is_nothing:
+        blank.vanishes = _vanishes(raw, cast, head, layout.classes)
         return blank
     softened = softening(raw, cast, student, rest, answers, hints)
     found = _explained(raw, cast, student, head, gradients, rest, answers, softened, blank)
@@ -92,7 +94,15 @@ def _explained(
     across = across_fit(raw, cast, student, head, gradients, rest, answers)
     if across is not None:
         return across
-    for attempt in (topk_fit, ordered_fit, searched_fit, beside_each_other, order_searched, _permuted):
+    for attempt in (
+        forward_searched,
+        topk_fit,
+        ordered_fit,
+        searched_fit,
+        beside_each_other,
+        order_searched,
+        _permuted,
+    ):
         found = attempt(rest, softened, blank)
         if found is not None and fits(rest, found):
             return found
@@ -114,6 +124,37 @@ def _permuted(rest: Rest, softened: Softening, blank: Explanation) -> Explanatio
     known.teacher_logits = said.whole if said.whole is not None else said.rows
     whole = rows == list(range(rest.layout.rows))
     return known if whole else replace(known, permuted_rows=rows)
+
+
+def _vanishes(raw: RawWindow, cast: Cast, head: Head, classes: int) -> bool:
+    """Say whether a difference of the answers at these logits gets a gradient from the loss, and hands none on.
+
+    So it is where the student's probabilities weigh its own log-probabilities and are detached: what they weigh sums to
+    a constant.
+    """
+    for f in cast.soft:
+        out, sides = f.out, [t for t, _, shape in f.operands[:2] if shape and shape[-1] == classes]
+        if (
+            not isinstance(out, Tensor)
+            or not out.requires_grad
+            or len(sides) < 2
+            or sides[0] is None
+            or sides[1] is None
+        ):
+            continue
+        if sides[0].shape != sides[1].shape or torch.equal(sides[0], sides[1]):
+            continue  # where the answers are one, there is no gradient to hand on
+        (w,) = torch.autograd.grad(raw.roots[0], out, retain_graph=True, allow_unused=True)
+        if w is None or not bool((w != 0).any()):
+            continue
+        (own,) = torch.autograd.grad(out, head.z, grad_outputs=w, retain_graph=True, allow_unused=True)
+        if own is not None and float(own.float().norm()) < _VANISHED * float(w.float().norm()):
+            return True
+    return False
+
+
+_VANISHED = 1e-5
+"Part of a gradient that is left where it should be none: rounding of single precision."
 
 
 def _is_of_words(cast: Cast) -> bool:

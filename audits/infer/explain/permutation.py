@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kdbench.audits.infer.explain.fit import Explanation, fits, seen_fit
 from kdbench.audits.infer.explain.rest import Rest
-from kdbench.audits.infer.explain.search import searched_fit
+from kdbench.audits.infer.explain.search import forward_searched, searched_fit
 from kdbench.audits.infer.explain.softening import Said, Softening
 from kdbench.audits.infer.explain.topk import topk_fit
 
@@ -54,7 +54,7 @@ class Order(NamedTuple):
 
 def ordered_fit(rest: Rest, softening: Softening, blank: Explanation) -> Explanation | None:
     """Return the form that explains what is left by the teacher's answers in an order that code goes wrong by."""
-    return _in_order(rest, softening, blank, (seen_fit, topk_fit))
+    return _in_order(rest, softening, blank, (seen_fit, forward_searched, topk_fit))
 
 
 def order_searched(rest: Rest, softening: Softening, blank: Explanation) -> Explanation | None:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 MOST_ROWS = 64
 "Rows that are explained: a wrong form or a wrong factor shows in each of them, and masks leave enough of as many."
-MOST_NUMBERS = 2**24
-"Numbers that the explained rows may hold, 128 MB in double precision: fewer rows of a very large vocabulary."
+MOST_NUMBERS = 2**22
+"Numbers that the explained rows may hold, 32 MB in double precision: fewer rows of a very large vocabulary."
 _LEAST_ROWS = 8
 "Rows that are explained however many classes there are: fewer could agree by chance."
 _PIECE = 2**22

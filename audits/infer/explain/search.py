@@ -52,6 +52,24 @@ def searched_fit(rest: Rest, softening: Softening, blank: Explanation) -> Explan
     return confirmed(rest, ranked, blank) if ranked else None
 
 
+def forward_searched(rest: Rest, softening: Softening, blank: Explanation) -> Explanation | None:
+    """Return the canonical form at whatever temperature, if that is what it is: the likeliest, and soon found."""
+    if rest.is_invariant is False or not rest.known:
+        return None
+    small = screened(rest)
+    for said in softening.answers[:_MOST_ANSWERS] if not softening.is_seen else []:
+        part = cut(rest, small, said)
+        tries = [Try(FORWARD, t, 1.0 if said.argument else t) for t in _COARSE]
+        starts = [(residual(small, one.gradient(small.z, part.rows, part.kind)), one) for one in tries]
+        left, start = min(starts, key=lambda s: s[0])
+        if left < _HOPELESS:
+            end, one = _refined(small, part, start)
+            e = confirmed(rest, [(end, 0, said, one)], blank) if end <= rest.tolerance else None
+            if e is not None and e.residual <= rest.tolerance:
+                return e
+    return None
+
+
 def _various(starts: list[tuple[float, Try]]) -> list[tuple[float, Try]]:
     """Return the best start of each form, with one temperature and with two, the best of these first."""
     best: dict[tuple[str, bool], tuple[float, Try]] = {}

@@ -152,6 +152,8 @@ def softening(
         hits = ((one, temperature_of(said.rows, one.rows, answer.values.dtype)) for one in logits)
         one, hit = next(((one, hit) for one, hit in hits if hit is not None), (None, None))
         if one is None or hit is None:
+            one, hit = _centred(said, logits, answer.values.dtype)
+        if one is None or hit is None:
             unmatched.append(said)
             continue
         if hit not in of_teacher:
@@ -164,13 +166,33 @@ def softening(
         matched += [_times(said, t) for said in unmatched]
         if unmatched and t not in of_teacher:
             of_teacher.append(t)
-        unmatched = []
     if len(logits) > 1 and len(cast.teachers) > 1:
         rest_of_logits = [*_averages(logits, of_teacher), *rest_of_logits]
     # Probabilities fit whatever made them, so they speak only where the logits behind them were not seen.
     probabilities = [said for answer, said in sized if answer.kind == "probabilities"]
-    told = [*matched, *rest_of_logits[:_MOST_UNMATCHED], *unmatched[:_MOST_UNMATCHED]]
+    told = [*matched, *rest_of_logits[:_MOST_UNMATCHED]]
     return Softening(of_student, of_teacher, told or probabilities, hints)
+
+
+def _centred(said: Said, logits: list[Said], dtype: torch.dtype) -> tuple[Said | None, float | None]:
+    """Return logits less a centre of each class, as self-distillation has them, and the temperature, if it is that.
+
+    What a softmax was taken of is in the order in which it was used, so by itself it says nothing of the rows.
+    """
+    for one in logits:
+        x, t = (rows - rows.mean(0) for rows in (said.rows, one.rows))
+        if len(x) >= _CENTRED and (hit := temperature_of(x, t, dtype)) is not None:
+            centre = (said.rows * hit - one.rows).mean(0)
+
+            def at(index: Tensor, one: Said = one, centre: Tensor = centre) -> Tensor:
+                return one.at(index) + centre.to(index.device)
+
+            return Said("logits", one.rows + centre, at), hit
+    return None, None
+
+
+_CENTRED = 8
+"Rows from which a centre of each class is told from the logits: with two rows any two would fit."
 
 
 def _times(said: Said, t: float) -> Said:

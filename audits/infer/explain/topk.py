@@ -7,10 +7,10 @@ renormalised over the k, positive where its whole softmax is used. So the k are 
 import torch
 from torch import Tensor
 
-from kdbench.audits.infer.explain.fit import Explanation, described, fit
+from kdbench.audits.infer.explain.fit import Explanation, described, fit, screened
 from kdbench.audits.infer.explain.forms import Sides
 from kdbench.audits.infer.explain.rest import Rest
-from kdbench.audits.infer.explain.softening import GRID, Said, Softening
+from kdbench.audits.infer.explain.softening import Said, Softening
 
 _MOST_KEPT = 0.5
 "Part of the classes that k may be: the rest must be the rule of which the k are the exception."
@@ -24,6 +24,8 @@ _LIKELY = 1e-6
 "Probability from which the ratio of gradient and probability can be read: below, rounding is as large."
 _SAME = 0.98
 "Part of the k classes that must be the teacher's likeliest: some are as likely as the next."
+_USUAL = (1.0, 2.0, 4.0)
+"Temperatures tried where no softmax shows one: stored answers of the k likeliest are mostly at 1."
 _TINIEST = 1e-30
 "Kept from dividing by zero."
 
@@ -32,9 +34,9 @@ def topk_fit(rest: Rest, softening: Softening, blank: Explanation) -> Explanatio
     """Return the term over the k likeliest classes that explains what is left, if there is one."""
     if not rest.known or rest.is_invariant is False or rest.layout.classes < _LEAST_CLASSES:
         return None
-    temperatures = dict.fromkeys([*softening.student, *softening.teacher]) or dict.fromkeys(GRID)
-    for ts in temperatures:
-        support = _support(rest, ts)
+    small = screened(rest)
+    for ts in dict.fromkeys([*softening.student, *softening.teacher]) or _USUAL:
+        support = None if _support(small, ts) is None else _support(rest, ts)
         if support is None:
             continue
         for said in softening.answers:
