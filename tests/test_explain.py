@@ -393,9 +393,9 @@ WIDE_Z, WIDE_SAID = (
 )
 
 
-def over_k(z, way, of=WIDE_SAID):
-    at = of.topk(K, 1).indices
-    ls, lt = ((x / T).log_softmax(1).gather(1, at) for x in (z, WIDE_SAID))
+def over_k(z, way, of=WIDE_SAID, also_of=None):
+    at, its = of.topk(K, 1).indices, (of if also_of is None else also_of).topk(K, 1).indices
+    ls, lt = ((x / T).log_softmax(1).gather(1, i) for x, i in ((z, at), (WIDE_SAID, its)))
     if way == "topk":
         ls, lt = ls.log_softmax(1), lt.log_softmax(1)
     elif way == "topk-scatter":
@@ -414,6 +414,7 @@ def test_a_term_over_the_teachers_likeliest_classes_is_told_by_what_becomes_of_t
     e = found(lambda z: over_k(z, way))
     assert (e.form, e.kept, e.weight) == (way, K, pytest.approx(0.4)) and 0 < e.mass < 1
     assert found(lambda z: over_k(z, way, WIDE_Z)).form == "topk-of-student"
+    assert found(lambda z: over_k(z, way, WIDE_Z, WIDE_SAID)).form == "topk-of-student"
     assert found(lambda z: kl(z, WIDE_SAID)) is None
 
 

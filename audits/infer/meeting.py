@@ -1,5 +1,7 @@
 """In which order the rows of two answers meet in a distance, be they whole, or those that a mask leaves."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -29,14 +31,21 @@ def order_of(raw: RawWindow, cast: Cast, f: FunctionCall) -> bool | None:
     if mine is None or its is None or mine.ndim < 2 or its.ndim < 2 or len(mine) != len(its) or len(mine) < _FEWEST:
         return None
     a, b = _places(raw, mine, cast.student_mask), _places(raw, its, cast.teacher_mask)
-    if a is None or b is None:
-        return None
-    known = [(i, j) for i, j in zip(a, b, strict=True) if i >= 0 and j >= 0]
+    if a is None or b is None or a.among != b.among:
+        return None  # rows of different wholes have no places to compare, as where a projector is fed masked rows
+    known = [(i, j) for i, j in zip(a.rows, b.rows, strict=True) if i >= 0 and j >= 0]
     return all(i == j for i, j in known) if len(known) >= _FEWEST else None
 
 
-def _places(raw: RawWindow, t: Tensor, mask: int) -> list[int] | None:
-    """Return which row of an answer each row of a loss's operand is; -1 where several are alike."""
+class _Places(NamedTuple):
+    """Which row of an answer each row of a loss's operand is, -1 where several are alike; and how many it has."""
+
+    rows: list[int]
+    among: int
+
+
+def _places(raw: RawWindow, t: Tensor, mask: int) -> _Places | None:
+    """Return where the rows of a loss's operand stand in the answer that they were taken from."""
     rows = t.detach().reshape(-1, t.shape[-1]) if t.ndim in (2, 3) else t.detach().flatten(1)
     wanted = row_keys(rows[:_MOST])
     for call in reversed(raw.calls):
@@ -50,7 +59,7 @@ def _places(raw: RawWindow, t: Tensor, mask: int) -> list[int] | None:
             place[key] = i if key not in place else -1
         found = [place.get(key) for key in wanted]
         if all(i is not None for i in found):
-            return [i for i in found if i is not None]
+            return _Places([i for i in found if i is not None], len(source))
     return None
 
 

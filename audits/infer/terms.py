@@ -20,6 +20,8 @@ _SUM = 2e-2
 _EVEN, _FLAT = 1e-4, 1e-2
 """Of the largest row sum: differences up to which all rows sum to one number, and differences among all numbers down to
 which they say nothing."""
+_LOOKED_AT = 64
+"Rows that tell whether they are log-probabilities."
 _FEWEST = 8
 "Rows below which an order of rows may be chance."
 
@@ -52,7 +54,7 @@ class Terms(Observer):
             if max(len(s) for s in shapes) == 0:
                 continue
             done.add(key)
-            soft = f.name == "kl_div" or _is_logit_shaped(shapes, cast)
+            soft = f.name == "kl_div" or _is_logit_shaped(shapes, cast) or _are_of_classes(f, cast)
             if not soft and max(len(s) for s in shapes) < 2:
                 continue
             leaves = self._taint.mask(leaves_of([f.grad_fn])) if f.grad_fn is not None else 0
@@ -121,6 +123,16 @@ def _missed(f: FunctionCall, projectors: list[tuple[str, int]], leaves: int) -> 
 def _is_logit_shaped(shapes: list[tuple[int, ...]], cast: Cast) -> bool:
     widths = {tuple(label.logits.shape) for label in cast.labels if label.logits is not None and label.logits.ndim >= 2}
     return any(s in widths for s in shapes)
+
+
+def _are_of_classes(f: FunctionCall, cast: Cast) -> bool:
+    """Say whether what meets are log-probabilities over the classes, in whatever shape: no features."""
+    classes = {label.classes for label in cast.labels if label.classes}
+    sides = [t for t, _, shape in f.operands[:2] if t is not None and len(shape) > 1 and shape[-1] in classes]
+    if len(sides) < 2 or not all(t.is_floating_point() for t in sides):
+        return False
+    rows = [t.detach().reshape(-1, t.shape[-1])[:_LOOKED_AT].float() for t in sides]
+    return all(bool((r.logsumexp(1).abs() < _SUM).all()) for r in rows)
 
 
 def _of_teacher_alone(raw: RawWindow, cast: Cast) -> list[Term]:

@@ -29,10 +29,14 @@ def explain(raw: RawWindow, cast: Cast, hints: tuple[Try, ...] = ()) -> list[Exp
         answers = teacher_answers(raw, cast, group.mask)
         if not answers and not cast.self_taught:
             continue
+        told = False
         for head in heads(raw, cast, group.mask, answers):
+            if told and head.upstream:
+                continue  # what was said of the logits made of it holds for it too
             explanation = _explain_head(raw, cast, group.mask, head, answers, hints)
             if explanation is not None:
                 found.append(explanation)
+                told = told or explanation.form != "nothing" or explanation.vanishes
     # Of several heads the one that is distilled speaks; the others have no distillation term to explain.
     telling = [e for e in found if e.form != "nothing"]
     if telling:

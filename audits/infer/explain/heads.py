@@ -47,6 +47,8 @@ class Head(NamedTuple):
     "The label losses computed from them."
     dim: int = -1
     "The dimension of the classes."
+    upstream: bool = False
+    "Whether the labels were held against something made of it, as where it is scaled afterwards."
 
     @property
     def layout(self) -> Layout:
@@ -122,6 +124,7 @@ def heads(raw: RawWindow, cast: Cast, student: int, answers: list[Answer]) -> li
     ]
     answered = [head for _, head in sorted(calls, key=lambda call: call[0])]  # outermost first
     waiting = [label for label in cast.labels if label.made & student and label.logits is not None]
+    labels = list(waiting)
     found: list[Head] = []
 
     def place(head: Head, belongs: Callable[[Label, Tensor], bool]) -> None:
@@ -139,7 +142,7 @@ def heads(raw: RawWindow, cast: Cast, student: int, answers: list[Answer]) -> li
         if label.logits is not None and label.logits.requires_grad and label.logits.ndim >= 2:
             base = _common_source(raw, label)
             found.append(Head(base, base.detach(), [label], _class_dim(raw, base, [label])))
-    return [*found, *_without_labels(raw, answered, found, shapes)][:_MOST]
+    return [*found, *_without_labels(raw, answered, found, shapes, labels)][:_MOST]
 
 
 def _class_dim(raw: RawWindow, value: Tensor, labels: list[Label]) -> int:
@@ -162,7 +165,7 @@ def _class_dim(raw: RawWindow, value: Tensor, labels: list[Label]) -> int:
 
 
 def _without_labels(
-    raw: RawWindow, answered: list[Head], found: list[Head], shapes: set[tuple[int, int]]
+    raw: RawWindow, answered: list[Head], found: list[Head], shapes: set[tuple[int, int]], labels: list[Label]
 ) -> list[Head]:
     """Return the answers that could be logits and have no labels: of the teacher's size and of the heads' width."""
     known = {id(head.z) for head in found}
@@ -179,7 +182,8 @@ def _without_labels(
             for v in values
         )
         if id(head.z) not in known and fits and not same and (not widths or value.shape[-1] in widths):
-            more.append(Head(head.z, head.value, [], _class_dim(raw, value, [])))
+            mine = [label for label in labels if _flows(label, head.z)]
+            more.append(Head(head.z, head.value, mine, _class_dim(raw, value, []), bool(mine)))
             known.add(id(head.z))
             values.append(value)
     return more

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -59,7 +60,8 @@ def ordered_fit(rest: Rest, softening: Softening, blank: Explanation) -> Explana
 
 def order_searched(rest: Rest, softening: Softening, blank: Explanation) -> Explanation | None:
     """Return the same at temperatures and mixtures that no softmax shows."""
-    return _in_order(rest, softening, blank, (searched_fit,)) if rest.z.numel() <= _SEARCHED else None
+    usual = partial(searched_fit, usual=True)
+    return _in_order(rest, softening, blank, (usual,)) if rest.z.numel() <= _SEARCHED else None
 
 
 def _in_order(

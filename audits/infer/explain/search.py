@@ -33,8 +33,8 @@ _ROUND = 10.0
 "By how much a rounder temperature may fit worse and still be taken: rounding of what was read."
 
 
-def searched_fit(rest: Rest, softening: Softening, blank: Explanation) -> Explanation | None:
-    """Return the form that explains best what is left, whatever its temperatures and mixture."""
+def searched_fit(rest: Rest, softening: Softening, blank: Explanation, usual: bool = False) -> Explanation | None:
+    """Return the form that explains best what is left, whatever its temperatures and mixture; or of the usual ones."""
     if rest.is_invariant is False or not rest.known:
         return None
     small = screened(rest)
@@ -42,7 +42,7 @@ def searched_fit(rest: Rest, softening: Softening, blank: Explanation) -> Explan
     for said in softening.answers[:_MOST_ANSWERS]:
         part = cut(rest, small, said)
         seen = softening.pairs(said) if softening.is_seen else []
-        starts = sorted(_starts(small, part, seen), key=lambda s: s[0])
+        starts = sorted(_starts(small, part, seen, usual), key=lambda s: s[0])
         for residual, one in _various(starts):
             if residual < _HOPELESS:
                 end, refined = _refined(small, part, one)
@@ -78,9 +78,14 @@ def _various(starts: list[tuple[float, Try]]) -> list[tuple[float, Try]]:
     return sorted(best.values(), key=lambda s: s[0])[:_STARTS]
 
 
-def _starts(small: Rest, said: Said, seen: list[tuple[float, float]]) -> list[tuple[float, Try]]:
+def _starts(small: Rest, said: Said, seen: list[tuple[float, float]], usual: bool) -> list[tuple[float, Try]]:
     """Return how well each form fits on a coarse grid, beginning with the temperatures that were seen."""
     found: list[tuple[float, Try]] = []
+    if usual:
+        pairs = seen or [(t, 1.0 if said.argument else t) for t in (1.0, 2.0, 4.0)]
+        tries = [Try(form, *pair) for form in (FORWARD, REVERSED) for pair in pairs]
+        tries += [Try(JSD, *pair, beta) for pair in pairs for beta in _BETAS]
+        return [(residual(small, one.gradient(small.z, said.rows, said.kind)), one) for one in tries]
     forms = [f for f in eligible(small, said) if f.softens and f.name != "standardised"]
     own = 1.0 if said.argument else None
     pairs = [*seen, *((t, own or t) for t in _COARSE)]

@@ -71,27 +71,29 @@ def _with_support(rest: Rest, said: Said, support: Tensor, ts: float, blank: Exp
     k = int(support[0].sum())
     for tt in (1.0,) if said.kind == "probabilities" or said.argument else (ts, 1.0):
         s = Sides(rest.z, said.rows, said.kind, ts, tt)
+        of_student = torch.zeros_like(support).scatter_(1, rest.z.topk(k, 1).indices, True)
         of_teacher = torch.zeros_like(support).scatter_(1, s.log_t.topk(k, 1).indices, True)
         mine = float((support & of_teacher).sum()) / float(support.sum()) >= _SAME
-        kept = of_teacher if mine else support
-        fitted = [(name, fit(rest, basis)) for name, basis in _forms(s, kept)]
+        if not mine and not float((support & of_student).sum()) / float(support.sum()) >= _SAME:
+            return None
+        kept = of_teacher if mine else of_student
+        fitted = [(name, fit(rest, basis)) for name, basis in _forms(s, kept, s.pt * kept)]
+        if not mine:  # the teacher's probabilities in their order, at the student's places
+            ranked = torch.zeros_like(s.pt).scatter_(1, rest.z.topk(k, 1).indices, s.pt.topk(k, 1).values)
+            fitted += [(name, fit(rest, basis)) for name, basis in _forms(s, kept, ranked)]
         # One form's rows, each with a coefficient of its own, are another form's with one.
         for name, found in sorted(fitted, key=lambda f: f[1] is not None and f[1].uneven):
             if found is None or found.residual > rest.tolerance:
                 continue
-            if not mine:
-                of_student = torch.zeros_like(support).scatter_(1, rest.z.topk(k, 1).indices, True)
-                if not float((support & of_student).sum()) / float(support.sum()) >= _SAME:
-                    return None
-                name = "topk-of-student"
+            name = name if mine else "topk-of-student"
             mass = float((s.pt * kept).sum(1).mean())
             return described(rest, found, blank, said, name, temperature=(ts, tt), kept=k, mass=mass)
     return None
 
 
-def _forms(s: Sides, kept: Tensor) -> list[tuple[str, Tensor]]:
-    """Return the gradient of each form over the classes kept (n, C)."""
-    p, q = s.pt * kept, s.ps * kept
+def _forms(s: Sides, kept: Tensor, p: Tensor) -> list[tuple[str, Tensor]]:
+    """Return the gradient of each form over the classes kept (n, C), where the teacher has the probabilities p."""
+    q = s.ps * kept
     of_p, of_q = p.sum(1, keepdim=True), q.sum(1, keepdim=True)
     norm_p = p / of_p.clamp_min(_TINIEST)
     rest_p, rest_q = (1 - of_p).clamp_min(0), (1 - of_q).clamp_min(_TINIEST)
