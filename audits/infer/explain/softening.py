@@ -66,8 +66,9 @@ class Softening(NamedTuple):
         """Return the same with other answers."""
         return self._replace(answers=answers)
 
-    def pairs(self, said: Said) -> list[tuple[float, float]]:
-        """Return the temperatures of student and teacher to try, the likeliest first."""
+    def pairs(self, said: Said, every: bool = False) -> list[tuple[float, float]]:
+        """Return the temperatures of student and teacher to try, the likeliest first; or every pair, where none is
+        searched for later."""
         if said.kind == "probabilities":
             return [(t, t) for t in (self.student or GRID)]
         if said.argument:
@@ -75,9 +76,9 @@ class Softening(NamedTuple):
         if self.student and self.teacher:
             same = [(t, t) for t in self.student if t in self.teacher]
             return same + [(s, t) for s in self.student for t in self.teacher if s != t]
-        if not self.is_seen:
+        if not self.is_seen and not every:
             return [(t, t) for t in GRID]
-        one = self.student or self.teacher
+        one = self.student or self.teacher or GRID
         return [(t, t) for t in one] + [(t, 1.0) for t in one if t != 1.0] + [(1.0, t) for t in one if t != 1.0]
 
 
