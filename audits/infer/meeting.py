@@ -59,6 +59,14 @@ def _places(raw: RawWindow, t: Tensor, mask: int) -> _Places | None:
             place[key] = i if key not in place else -1
         found = [place.get(key) for key in wanted]
         if all(i is not None for i in found):
+            fed = call.given[0] if call.given else None
+            if (
+                len(source) == len(rows)
+                and fed is not None
+                and fed.shape[:-1] == t.shape[:-1]
+                and call.fed.params & mask
+            ):
+                return _places(raw, fed, mask)  # a projector's rows are those that it was fed
             return _Places([i for i in found if i is not None], len(source))
     return None
 
