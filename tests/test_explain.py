@@ -189,11 +189,11 @@ def test_pairs_of_temperatures_begin_with_what_was_seen_on_both_sides():
 
 
 def test_a_wider_vocabulary_is_cut_at_its_end():
-    wide = torch.cat([SAID, SAID[:, :2]], 1)
-    narrow = SimpleNamespace(layout=Layout((N, C), 1), index=torch.arange(N), live=torch.arange(N), z=Z)
-    (found,) = said_by(narrow, Answer("logits", wide))
-    assert torch.equal(found.rows, SAID)
-    assert said_by(narrow, Answer("logits", SAID[:, :-1])) == []
+    narrow = SimpleNamespace(layout=Layout((N, 20), 1), index=torch.arange(N), live=torch.arange(N), z=WIDE_Z)
+    (found,) = said_by(narrow, Answer("logits", torch.cat([WIDE_SAID, WIDE_SAID[:, :2]], 1)))
+    assert torch.equal(found.rows, WIDE_SAID)
+    assert said_by(narrow, Answer("logits", WIDE_SAID[:, :-1])) == []
+    assert said_by(narrow, Answer("logits", torch.cat([WIDE_SAID, WIDE_SAID], 1))) == []  # features, most likely
 
 
 # --- heads ---

@@ -1,5 +1,6 @@
 """In which order the rows of two answers meet in a distance, be they whole, or those that a mask leaves."""
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -48,13 +49,13 @@ class _Places(NamedTuple):
     among: int
 
 
-def _places(raw: RawWindow, t: Tensor, mask: int) -> Iterator[_Places]:
+def _places(raw: RawWindow, t: Tensor, mask: int, before: float = math.inf) -> Iterator[_Places]:
     """Yield where a loss's rows stand in the answer that they were taken from, and then in what that was fed."""
     rows = t.detach().reshape(-1, t.shape[-1]) if t.ndim in (2, 3) else t.detach().flatten(1)
     wanted = row_keys(rows[:_MOST])
     for call in reversed(raw.calls):
         out = call.outputs() if call.outputs is not None else None
-        if out is None or not call.out.params & mask or not _may_hold(out, t):
+        if call.index >= before or out is None or not call.out.params & mask or not _may_hold(out, t):
             continue
         # The whole answer, row by row of its last dimension or sample by sample.
         source = out.detach().reshape(-1, out.shape[-1]) if t.ndim in (2, 3) else out.detach().flatten(1)
@@ -67,7 +68,7 @@ def _places(raw: RawWindow, t: Tensor, mask: int) -> Iterator[_Places]:
             fed = call.given[0] if call.given else None
             same = len(source) == len(rows) and fed is not None and fed.shape[:-1] == t.shape[:-1]
             if same and fed is not None and call.fed.params & mask:
-                yield from _places(raw, fed, mask)  # a projector's rows are those that it was fed
+                yield from _places(raw, fed, mask, call.index)  # a projector's rows are those that it was fed
             return
 
 

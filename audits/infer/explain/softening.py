@@ -27,6 +27,8 @@ _ROUNDED = 2e-3
 "A fitted T this near to one of three digits is taken to be it: twice the tolerance of the comparison it comes from."
 _MOST_UNMATCHED = 4
 "Answers tried of which no softmax was seen: each costs a search, and hints come after the network's own."
+_PADDED = 1.1
+"How much wider a table of the same words may be: they are padded to round numbers. What is wider still are features."
 _LEAST_PROBABILITY = 1e-38
 "Near the least normal number of single precision: its logarithm is still finite."
 
@@ -130,9 +132,9 @@ def said_by(rest: Rest, answer: Answer) -> list[Said]:
 
 
 def _is_wider(values: Tensor, layout: Layout) -> bool:
-    """Say whether an answer has the head's shape but for more classes."""
+    """Say whether an answer has the head's shape but for a few classes more."""
     shape = tuple(values.shape)
-    if len(shape) != len(layout.shape) or shape[layout.dim] <= layout.classes:
+    if len(shape) != len(layout.shape) or not layout.classes < shape[layout.dim] <= _PADDED * layout.classes:
         return False
     return (*shape[: layout.dim], *shape[layout.dim + 1 :]) == layout.lead
 
