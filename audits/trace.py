@@ -196,6 +196,10 @@ class Term:
     swapped: bool = False
     "Whether the student stands in the target's place."
     log_target: bool = False
+    apart: bool = False
+    "Whether the loss falls where student and teacher go apart."
+    whole_rows: bool = True
+    "Whether its operands hold the rows of the batch as they are, so that their order is that of the batch."
     across: int | None = None
     "The dimension over which probabilities sum to one where it is not the classes'."
 

@@ -1,7 +1,9 @@
 """What the networks are shown, and whether answers belong to the samples that they are held against."""
 
 from kdbench.audits.checks.catalogue import Verdict, audit, failed, no_distillation, passed, undecided
+from kdbench.audits.checks.reading import DIRECT
 from kdbench.audits.finding import Severity
+from kdbench.audits.infer.explain import Explanation
 from kdbench.audits.trace import Sight, Trace
 
 _STALE = 0.1
@@ -46,8 +48,8 @@ def feature_pairing(trace: Trace) -> Verdict:
 
 _ITS_OWN = ("untrained", "vocabulary")
 "Relations in which both are shown one batch all the same."
-_READ = ("forward", "one-sided", "reversed", "mse-logits", "mse-probabilities", "hard-labels")
-"Forms that are fitted to the teacher's rows one by one."
+_UNREAD = ("nothing", "unknown", "permuted", "across")
+"What is no form that is fitted to the teacher's rows one by one."
 _DISTANCES = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "sub", "__sub__", "rsub")
 
 
@@ -154,16 +156,9 @@ def alignment(trace: Trace) -> Verdict:
             if turned and taught and all(turned[j] == i for i, j in enumerate(taught)):  # turned there and back again
                 proven = True
                 continue
-            if taught is not None or (turned is not None and e.form in _READ):
-                rows = taught or turned or []
-                moved = sum(i != j for i, j in enumerate(rows))
-                return failed(
-                    f"{moved} of {len(rows)} rows are taught by the teacher's answer to another sample: row 0 by "
-                    f"that to row {rows[0]}, row 1 by that to row {rows[1]}",
-                    {"permutation": rows[:32], "rows": len(rows)},
-                    sight.where,
-                )
-            proven = proven or (e.form in _READ and not sight.cached)
+            if taught is not None or (turned is not None and e.form not in _UNREAD):
+                return _moved(sight, e, taught or turned or [])
+            proven = proven or (e.form not in _UNREAD and not sight.cached)
         for t in sight.terms:
             unread = all(e.form == "nothing" for e in sight.explanations)
             if t.permutation or (turned is not None and t.kind == "feature" and unread):
@@ -192,10 +187,32 @@ def alignment(trace: Trace) -> Verdict:
             "no-teacher-seen", "the answers are stored, and the teacher was not seen to give them to these samples"
         )
     same_rows = any(s.inputs is not None and s.inputs.relation in ("same", "untrained") for s in trace.losses.sights)
-    if same_rows and any(t.kind == "feature" for s in trace.losses.sights for t in s.terms):
+    read = [e.form for s in trace.losses.sights for e in s.explanations if e.form != "nothing"]
+    met = [t for s in trace.losses.sights for t in s.terms if t.kind == "feature" and t.name in DIRECT]
+    if same_rows and not read and met and all(t.whole_rows for t in met):
         return passed("teacher and student are shown the same rows, and features meet in that order")
     return undecided(
         "form-not-recognised", "the distillation term was not recognised, so its rows could not be told apart"
+    )
+
+
+def _moved(sight: Sight, e: Explanation, taught: list[int]) -> Verdict:
+    """Tell which row is taught by another row's answer."""
+    rows = e.permuted_rows if e.permuted_rows is not None else list(range(len(taught)))
+    moved = [(i, j) for i, j in zip(rows, taught, strict=True) if i != j]
+    observed = {"permutation": taught[:32], "rows": len(taught)}
+    if e.shift is not None:
+        ahead = f"i {'+' if e.shift > 0 else '-'} {abs(e.shift)}"
+        said = (
+            f"the student's token i is taught by the teacher's {ahead}, in {len(moved)} of {len(taught)} rows looked at"
+        )
+        return failed(said, {**observed, "shift": e.shift}, sight.where)
+    (a, of_a), (b, of_b) = moved[:2] if e.permuted_rows is not None else [(i, taught[i]) for i in range(2)]
+    return failed(
+        f"{len(moved)} of {len(taught)} rows are taught by the teacher's answer to another sample: row {a} by "
+        f"that to row {of_a}, row {b} by that to row {of_b}",
+        observed,
+        sight.where,
     )
 
 

@@ -29,13 +29,39 @@ _ROUNDING = 1e-6
 _TEMPERATURE = 1e-2
 "Share by which the temperature read off a gradient may be off the declared one: it is read in half precision too."
 
+_SHARPENED = "reads of an averaged teacher that is sharpened, as self-distillation without labels does it"
+_WHOLE = 0.99
+"Part of the teacher's probability from which its k largest are as good as all."
+
 _FORMS = {
     "reversed": "it is KL(student || teacher): the student stands in the teacher's place",
     "probabilities": "the student's probabilities stand where torch's kl_div wants log-probabilities",
     "logits-as-target": "the teacher's logits stand where probabilities are due",
     "log-target": "the teacher's log-probabilities are taken for probabilities (log_target is not set)",
+    "log-weights": "the student's log-probabilities stand where its probabilities should weigh the difference",
+    "jsd-swapped": "its two divergences are turned round: the mixture stands before the bar, where student and teacher "
+    "belong",
+    "jsd-of-logits": "its mixture is one of logits, not of probabilities",
+    "topk-of-student": "the classes that it is taken over are the student's likeliest, not the teacher's",
     "negative": "its sign is wrong: it drives the student away from the teacher",
 }
+_WORDS = {
+    "forward": "KL(teacher || student)",
+    "reversed": "KL(student || teacher)",
+    "jsd": "a generalized Jensen-Shannon divergence",
+    "topk": "KL over the teacher's likeliest classes, both sides renormalised",
+    "topk-tail": "KL over the teacher's likeliest classes and the rest as one",
+    "topk-scatter": "cross-entropy with the teacher's likeliest classes, renormalised",
+    "topk-sum": "cross-entropy over the teacher's likeliest classes",
+    "mse-logits": "the squared distance of logits",
+    "mse-probabilities": "the squared distance of probabilities",
+    "hard-labels": "cross-entropy on the teacher's labels",
+    "cosine": "the cosine between the answers",
+    "sigmoids": "binary cross-entropy with the teacher's scores, class by class",
+    "sigmoids-to-softmax": "binary cross-entropy with the teacher's probabilities, class by class",
+    "standardised": "KL(teacher || student) of standardised logits",
+}
+"Forms that are right, as messages name them."
 
 
 @audit(
@@ -76,13 +102,27 @@ def term_provenance(trace: Trace) -> Verdict:
     if acts or any(t.kind == "feature" and t.reaches_student for t in terms):
         return passed("the distillation's gradient reaches the student")
     if any(t.reaches_student for t in terms):
-        return undecided(
-            "not-in-these-steps",
-            "the distillation term gave the student's logits no gradient in the steps seen: its weight is 0, or it is "
-            "detached on its way to the loss",
-            "steps",
-        )
+        return _silent(trace, terms)
     return undecided("form-not-recognised", "no distance between student and teacher was recognised")
+
+
+def _silent(trace: Trace, terms: list[Term]) -> Verdict:
+    """Say why a term that the student is in was not seen at its logits, as far as that is known."""
+    if not explained(trace):
+        return undecided(
+            "form-not-recognised", "the gradient at the student's logits was not read: no logits of its were seen whole"
+        )
+    weights = [t.weight for t in terms if t.kind == "soft" and t.weight is not None]
+    why = (
+        "its weight is 0"
+        if weights and not any(weights)
+        else "what it is multiplied by, or detached from, was not seen"
+    )
+    return undecided(
+        "not-in-these-steps",
+        f"the distillation term gave the student's logits no gradient in the steps seen: {why}",
+        "steps",
+    )
 
 
 def _unhooked(trace: Trace) -> Verdict | None:
@@ -108,6 +148,8 @@ def _without_share(trace: Trace) -> Verdict | None:
     """Judge a term whose gradient is there and next to nothing, in windows far apart: no weight on its way up."""
     read = [(s, e) for s, e in explained(trace) if e.form == "nothing"]
     shares = [e.share for _, e in read]
+    if any(e.vanishes for _, e in read):
+        return None  # there is more to say of it
     if len(shares) < _WINDOWS or min(shares) <= 0 or read[-1][0].number - read[0][0].number < _APART:
         return None
     if max(shares) >= _NO_SHARE or max(shares[_FIRST:]) > _GROWTH * max(shares[:_FIRST]):
@@ -198,21 +240,24 @@ def target_form(trace: Trace) -> Verdict:
 
     Fails when what stands in kl_div's places are not log-probabilities and probabilities over the classes, when a
     softmax is taken of what are probabilities already, when the target carries a gradient of the teacher's, when only
-    one side is softened, or when the gradient is that of the reversed KL; only warns of a reversed KL that is written
-    so on purpose (by hand, or with log_target) and against which nothing was declared.
+    one side is softened, or when the gradient is that of a wrong form: a softmax over another dimension, a mixture of
+    logits, the student's likeliest classes, a detached weight, a wrong sign. The reversed KL fails over images; it only
+    warns where it is written on purpose (by hand, or with log_target) and nothing was declared, and is a choice over
+    tokens.
     """
     if not trace.losses.sights:
         return no_distillation(trace)
     if (verdict := _arguments(trace) or declared_form(trace)) is not None:
         return verdict
     read = explained(trace)
+    if (verdict := _features(trace) or _vanished(trace)) is not None:
+        return verdict
     for sight, e in read:
         if (verdict := _gradient(trace, sight, e)) is not None:
             return verdict
     for _, e in read:
-        if e.form in ("forward", "mse-logits", "mse-probabilities", "hard-labels"):
-            at = f", temperature {e.temperature[0]:g}" if e.temperature is not None and e.form == "forward" else ""
-            return passed(f"the term is {_word(e.form)}{at}", {"form": e.form, "residual": e.residual})
+        if (said := _right(trace, e)) is not None:
+            return passed(f"the term is {said}", {"form": e.form, "residual": e.residual})
         if e.form == "permuted":
             return undecided("form-not-recognised", "the rows do not belong together, so the form was not read")
     if (own := checked_by_properties(trace)) is not None:
@@ -246,17 +291,63 @@ def _arguments(trace: Trace) -> Verdict | None:
     return None
 
 
+def _features(trace: Trace) -> Verdict | None:
+    """Judge a distance of features: whether it draws them together, and what a cosine runs over."""
+    terms = [t for s in trace.losses.sights for t in s.terms if t.kind == "feature"]
+    for t in terms:
+        if t.apart:
+            said = f"the feature term ({t.name}) has the wrong sign: it drives the student away from the teacher"
+            return failed(said, {"term": t.name, "shapes": [list(s) for s in t.shapes]}, t.where)
+    over = [t for t in terms if t.across is not None and t.name == "cosine_similarity"]
+    if over and all(t.across is not None for t in terms if t.name == "cosine_similarity"):
+        t = over[0]
+        along = "batch" if t.across == 0 else "sequence"
+        return failed(
+            f"the cosine runs over the {along} (dimension {t.across} of {t.shapes[0]}), not over the features",
+            {"dimension": t.across, "shape": list(t.shapes[0])},
+            t.where,
+        )
+    return None
+
+
+def _vanished(trace: Trace) -> Verdict | None:
+    """Judge a term that has a weight and whose gradient cancels at the student's logits, each time."""
+    read = [e for _, e in explained(trace)]
+    if len(read) < _TWICE or not all(e.vanishes for e in read):
+        return None
+    return failed(
+        "the distillation term has a weight, and its gradient cancels at the student's logits: the probabilities that "
+        "weigh the student's log-probabilities are detached",
+        {"backwards": len(read)},
+        term_place(trace),
+    )
+
+
+_TWICE = 2
+"Backwards that must agree: in one, the answers may be equal by chance."
+
+
 def _gradient(trace: Trace, sight: Sight, e: Explanation) -> Verdict | None:
     """Judge the form and the temperature that the gradient shows."""
     observed = {"form": e.form, "temperature": e.temperature, "residual": e.residual}
     place, declared = term_place(trace, sight), trace.declared.kd.temperature
-    if e.form in _FORMS:
+    if e.form == "across":
+        return failed(f"the softmax runs over {e.across}, not over the classes", observed, place, by_itself=True)
+    if e.form == "topk-sum" and not sight.cached and e.mass is not None and e.mass < _WHOLE:
+        return failed(
+            f"the term is summed over the teacher's {e.kept} likeliest classes and leaves out the rest, which holds "
+            f"{1 - e.mass:.1%} of its probability: renormalise both sides, or add the rest as one class",
+            {**observed, "kept": e.kept, "mass": e.mass},
+            place,
+            "warn",
+        )
+    if e.form in _FORMS and not _is_choice(trace, sight, e):
         # Written out by hand it may be meant: language models are distilled so.
         meant = e.form == "reversed" and declared is None and not any(t.swapped for t in sight.terms)
         return failed(
             f"the distillation term has the wrong form: {_FORMS[e.form]}", observed, place, "warn" if meant else None
         )
-    if e.form == "one-sided" and e.temperature is not None and 1.0 in e.temperature and max(e.temperature) > 1:
+    if _is_one_sided(e) and e.temperature is not None and 1.0 in e.temperature and max(e.temperature) > 1:
         side = "student's" if e.temperature[1] == 1.0 else "teacher's"
         return failed(
             f"only the {side} side is softened: temperature {e.temperature[0]:g} for the student, "
@@ -265,19 +356,56 @@ def _gradient(trace: Trace, sight: Sight, e: Explanation) -> Verdict | None:
             place,
             by_itself=True,
         )
+    if _is_one_sided(e) and e.temperature is not None and _follows(trace) and e.temperature[1] > e.temperature[0]:
+        return failed(
+            f"the averaged teacher is softened more (temperature {e.temperature[1]:g}) than the student "
+            f"({e.temperature[0]:g}): self-distillation sharpens it, or both collapse",
+            observed,
+            place,
+        )
     seen = e.temperature[0] if e.form == "forward" and e.temperature is not None else None
     if declared is not None and seen is not None and abs(seen - declared) > _TEMPERATURE * declared:
         return failed(f"the temperature in force is {seen:g}, declared {declared:g}", observed, place)
     return None
 
 
-def _word(form: str) -> str:
-    return {
-        "forward": "KL(teacher || student)",
-        "mse-logits": "the squared distance of logits",
-        "mse-probabilities": "the squared distance of probabilities",
-        "hard-labels": "cross-entropy on the teacher's labels",
-    }[form]
+def _is_choice(trace: Trace, sight: Sight, e: Explanation) -> bool:
+    """Say whether a reversed KL is one of the ways in which language models are distilled, with nothing against it."""
+    of_tokens = e.form == "reversed" and e.sequence and not e.pictures
+    return (
+        of_tokens
+        and trace.declared.kd.temperature is None
+        and not any(t.swapped and not t.log_target for t in sight.terms)
+    )
+
+
+def _is_one_sided(e: Explanation) -> bool:
+    two = e.temperature is not None and e.temperature[0] != e.temperature[1]
+    return two and e.form in ("one-sided", "reversed", "jsd")
+
+
+def _follows(trace: Trace) -> bool:
+    return trace.teacher.change is not None and trace.teacher.change.follows
+
+
+def _right(trace: Trace, e: Explanation) -> str | None:
+    """Return the name of a form that is right; None for others."""
+    if e.form == "one-sided" and _follows(trace) and e.temperature is not None:
+        return f"KL(teacher || student) at temperatures {e.temperature[0]:g} and {e.temperature[1]:g}: it {_SHARPENED}"
+    if _is_one_sided(e):
+        return None
+    if e.form == "sum" and all(part in _WORDS for part in e.parts):
+        return "a sum of " + " and ".join(_WORDS[part] for part in e.parts)
+    if e.form not in _WORDS:
+        return None
+    more = [f"temperature {e.temperature[0]:g}"] if e.temperature is not None and e.form in _SOFTENED else []
+    more += [f"beta {e.beta:g}"] if e.beta is not None else []
+    more += [f"k = {e.kept}"] if e.kept is not None else []
+    return ", ".join([_WORDS[e.form], *more])
+
+
+_SOFTENED = ("forward", "reversed", "jsd", "topk", "topk-tail", "topk-scatter", "topk-sum", "standardised")
+"Forms of which the temperature is named."
 
 
 def _operands(t: Term, trace: Trace) -> Verdict | None:

@@ -22,6 +22,12 @@ _ON_THE_WAY = 5e-3
 "Tolerance where the weight is held against a product of several factors, each read with its own error."
 
 
+_SCALED = ("forward", "reversed", "jsd", "topk", "topk-tail", "topk-scatter", "standardised")
+"Forms of which T^2 times the divergence, averaged over the rows, is the canonical scale."
+_UNSCALED = ("mse-logits", "mse-probabilities", "hard-labels", "cosine", "sigmoids", "sigmoids-to-softmax", "sum")
+"Forms of which no scale is."
+
+
 def _named(t: float, classes: int, batch: int, rows: int) -> list[tuple[str, float]]:
     """Return the slips that are known, and the factor that each leaves on the term's weight."""
     slips = [
@@ -74,9 +80,9 @@ def kd_scale(trace: Trace) -> Verdict:
         return no_distillation(trace)
     if (verdict := declared_form(trace)) is not None:
         return verdict
-    read = [(s, e) for s, e in explained(trace) if e.form == "forward" and e.weight is not None and e.temperature]
+    read = [(s, e) for s, e in explained(trace) if e.form in _SCALED and e.weight is not None and e.temperature]
     if not read:
-        if any(e.form in ("mse-logits", "mse-probabilities", "hard-labels") for _, e in explained(trace)):
+        if any(e.form in _UNSCALED for _, e in explained(trace)):
             return undecided(
                 "out-of-scope",
                 "the gradient shows a squared distance or hard labels (alone or beside another term), and only for "
@@ -90,6 +96,9 @@ def kd_scale(trace: Trace) -> Verdict:
         return undecided("form-not-recognised", "no soft term of a known form was seen, so no weight was read")
     sight, e = read[0]
     assert e.weight is not None and e.temperature is not None
+    if e.uneven:
+        said = "the rows have different weights, so there is no one weight to read"
+        return undecided("form-not-recognised", said, None, {"kd_weight": e.weight, "label_weight": e.label_weight})
     reading = _Reading(e, e.weight, e.temperature[0], sight.micro, term_place(trace, sight))
     k, t, a = reading.weight, reading.temperature, e.label_weight
     if trace.declared.kd.alpha is not None or trace.declared.kd.kd_weight is not None:
@@ -238,6 +247,8 @@ def _slip_on_the_way(e: Explanation) -> str | None:
         return None
     rest = e.weight * t * t / product
     by_rows = [f for f in factors if any(abs(f * n - 1) <= TOLERANCE for n in {e.rows, e.batch})]
+    if any(abs(f * e.rows * e.classes - 1) <= TOLERANCE for f in factors) and abs(rest / e.rows - 1) <= _ON_THE_WAY:
+        return "1/C (the sum is divided by the classes too)"  # a mean over all numbers, by another road
     if abs(rest * e.classes - 1) <= _ON_THE_WAY and not any(abs(f / e.classes - 1) <= TOLERANCE for f in factors):
         return "1/C (the mean divides by the classes too)"
     if abs(rest / e.rows - 1) <= _ON_THE_WAY and not by_rows and e.rows > 1:

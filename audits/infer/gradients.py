@@ -2,7 +2,7 @@
 
 import torch
 
-from kdbench.audits.infer.explain import Explanation, explain
+from kdbench.audits.infer.explain import Explanation, Try, explain
 from kdbench.audits.infer.observer import EXPLAINED, Observer
 from kdbench.audits.infer.roles import Cast
 from kdbench.audits.observe.windows import RawWindow
@@ -14,17 +14,25 @@ _LABELS = 1000
 "Labels that the teacher's answers are held against: enough to tell a trained teacher from chance nearly always."
 
 
+_HINTS = 4
+"Forms of earlier windows that are tried first: a term that is annealed has another in each."
+
+
 class Gradients(Observer):
     """Explains the gradient at the student's logits, and counts how often the teacher agrees with the labels."""
 
     def __init__(self, trace: Trace, windows: int) -> None:
         self._trace, self._windows = trace, windows
         "Windows up to which one is explained for the sake of its labels."
+        self._hints: tuple[Try, ...] = ()
+        "What explained the windows before."
 
     def window(self, raw: RawWindow, cast: Cast, sight: Sight) -> None:
         """Explain the gradient."""
         if len(self._trace.losses.sights) < EXPLAINED or self._awaits_labels() or self._awaits_share():
-            sight.explanations = explain(raw, cast)
+            sight.explanations = explain(raw, cast, self._hints)
+            found = [e.attempt for e in sight.explanations if e.attempt is not None and e.form != "unknown"]
+            self._hints = tuple(dict.fromkeys([*found, *self._hints]))[:_HINTS]
         for e in sight.explanations:
             self._count_hits(e)
 

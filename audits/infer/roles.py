@@ -155,7 +155,7 @@ def _label(call: FunctionCall, raw: RawWindow, taint: Taint) -> Label | None:
         if target.is_floating_point() and call.name in ("cross_entropy",) and not looks_like_labels(target):
             return None
         plain = call.name == "cross_entropy" and call.kwargs.get("weight") is None and len(call.args) < 3
-        plain = plain and call.kwargs.get("reduction", "mean") == "mean"
+        plain = plain and call.reduction == "mean"
         smoothing = float(call.kwargs.get("label_smoothing", 0.0))
         return Label(call, taint.of(logits).params, logits, target.detach(), smoothing, plain)
     hot = next((t for t, *_ in call.operands if t is not None and any(t is h for h in raw.one_hot)), None)

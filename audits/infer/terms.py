@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.audits.infer.layers import describe
+from kdbench.audits.infer.meeting import cosine_over, drives_apart, order_of
 from kdbench.audits.infer.names import Names
 from kdbench.audits.infer.observer import EXPLAINED, Observer
 from kdbench.audits.infer.roles import Cast
@@ -19,6 +20,8 @@ _SUM = 2e-2
 _EVEN, _FLAT = 1e-4, 1e-2
 """Of the largest row sum: differences up to which all rows sum to one number, and differences among all numbers down to
 which they say nothing."""
+_LOOKED_AT = 64
+"Rows that tell whether they are log-probabilities."
 _FEWEST = 8
 "Rows below which an order of rows may be chance."
 
@@ -51,7 +54,7 @@ class Terms(Observer):
             if max(len(s) for s in shapes) == 0:
                 continue
             done.add(key)
-            soft = f.name == "kl_div" or _is_logit_shaped(shapes, cast)
+            soft = f.name == "kl_div" or _is_logit_shaped(shapes, cast) or _are_of_classes(f, cast)
             if not soft and max(len(s) for s in shapes) < 2:
                 continue
             leaves = self._taint.mask(leaves_of([f.grad_fn])) if f.grad_fn is not None else 0
@@ -68,9 +71,19 @@ class Terms(Observer):
             )
             self._read_operands(term, raw, cast, f)
             if not soft:
-                term.permutation = _rows_moved(raw, cast, f)
+                self._read_feature(term, raw, cast, f)
             terms.append(term)
         return terms
+
+    def _read_feature(self, term: Term, raw: RawWindow, cast: Cast, f: FunctionCall) -> None:
+        """Read in which order the rows of features meet, and whether the loss draws them together."""
+        order = order_of(raw, cast, f)
+        term.permutation = order is False or _rows_moved(raw, cast, f)
+        batch = {len(t) for g in cast.students for c in g.calls for t in c.given[:1] if t.ndim}
+        term.whole_rows = bool(order) or all(bool(s) and s[0] in batch for s in term.shapes)
+        if f.name in DISTANCES and order and term.reaches_student:
+            term.apart = drives_apart(raw, f)
+            term.across = cosine_over(raw, cast, f)
 
     def _read_operands(self, term: Term, raw: RawWindow, cast: Cast, f: FunctionCall) -> None:
         """Read what went into a Kullback-Leibler divergence, and the weight of what came out."""
@@ -78,7 +91,7 @@ class Terms(Observer):
             return
         student = cast.student_mask
         (x, made_x, _), (target, made_t, _) = f.operands[:2]
-        term.reduction = str(f.arg(4, "reduction", "mean"))
+        term.reduction = f.reduction
         term.log_target = bool(f.arg(5, "log_target", False))
         if target is not None and target.requires_grad and not made_t.params & student:
             term.target_grad = bool(self._taint.moved_by(leaves_of([target.grad_fn])) & cast.teacher_mask)
@@ -110,6 +123,16 @@ def _missed(f: FunctionCall, projectors: list[tuple[str, int]], leaves: int) -> 
 def _is_logit_shaped(shapes: list[tuple[int, ...]], cast: Cast) -> bool:
     widths = {tuple(label.logits.shape) for label in cast.labels if label.logits is not None and label.logits.ndim >= 2}
     return any(s in widths for s in shapes)
+
+
+def _are_of_classes(f: FunctionCall, cast: Cast) -> bool:
+    """Say whether what meets are log-probabilities over the classes, in whatever shape: no features."""
+    classes = {label.classes for label in cast.labels if label.classes}
+    sides = [t for t, _, shape in f.operands[:2] if t is not None and len(shape) > 1 and shape[-1] in classes]
+    if len(sides) < 2 or not all(t.is_floating_point() for t in sides):
+        return False
+    rows = [t.detach().reshape(-1, t.shape[-1])[:_LOOKED_AT].float() for t in sides]
+    return all(bool((r.logsumexp(1).abs() < _SUM).all()) for r in rows)
 
 
 def _of_teacher_alone(raw: RawWindow, cast: Cast) -> list[Term]:

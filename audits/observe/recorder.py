@@ -71,6 +71,8 @@ class Recorder:
         self._next = 0
         self._exit = ExitStack()
         self._scaled: Any = torch.utils.weak.WeakTensorKeyDictionary()
+        self._picked: Any = torch.utils.weak.WeakTensorKeyDictionary()
+        "By what was picked by numbers that a network gave, the parameters of what it was picked from."
         self.armed = False
         self._wanted = True
         self.raw = RawWindow(0)
@@ -233,6 +235,8 @@ class Recorder:
             self._note_scale(name, args, mades, params, calls)
         if name in ("max_pool2d", "boolean_dispatch", "max_pool2d_with_indices") and self._stack:
             self._note_pool(args, kwargs, given[0], outs[0])
+        if name in LOOKUPS and len(given) > 1 and mades[0].params and params & ~mades[0].params:
+            self._picked[outs[0]] = mades[0].params
         if params or calls:
             made = Made(params, calls, taint.base)
             inplace = outs[0] is given[0]
@@ -243,7 +247,7 @@ class Recorder:
         if name in LABEL_LOSSES or name in DISTANCES or name == "kl_div":
             return True
         if name in SOFTMAXES:
-            return given[0].ndim in (2, 3) and given[0].numel() <= SMALL and given[0].is_floating_point()
+            return given[0].ndim in (2, 3, 4) and given[0].numel() <= SMALL and given[0].is_floating_point()
         if name in LOOKUPS:
             return (
                 len(given) > 1
@@ -256,7 +260,7 @@ class Recorder:
             )
         if len(given) < 2 or not outs[0].is_floating_point() or name.startswith("_foreach"):
             return False
-        first, second = mades[0].params, mades[1].params
+        first, second = (self._picked.get(t, m.params) for t, m in zip(given[:2], mades[:2], strict=True))
         if any(t is h for h in self.raw.one_hot for t in given[:2]):
             return bool(first | second)
         if isinstance(given[0], nn.Parameter) or isinstance(given[1], nn.Parameter):
@@ -383,12 +387,22 @@ class Recorder:
         if likely and (not leaf or isinstance(call.module, nn.Linear | nn.Bilinear) or call.parent is None):
             best = _logits_among(out, likely)
             call.answer, call.value = best, best.detach().clone()
+        elif not leaf or isinstance(call.module, nn.Linear) or call.parent is None:
+            self._note_large(call, out, outs)
         if call.parent is None:
             chosen = taint.of([t for t in call.given if not t.is_floating_point()], ids=True).params
             own = bool(chosen and not call.grad and chosen & taint.mask(call.module.parameters()))
             self._decoding.answers(call.module, call.where, own)
             if not own:
                 self._on_answer(call)
+
+    def _note_large(self, call: ModuleCall, out: Any, outs: list[Tensor]) -> None:
+        """Note an output that could be logits, without a copy: a network's is held, one within it only if it lives."""
+        likely = [t for t in outs if t.ndim in (2, 3, 4) and t.is_floating_point() and t.shape[-1] > 1]
+        if likely:
+            best = _logits_among(out, likely)
+            call.large = best if call.parent is None else torch.utils.weak.TensorWeakRef(best)
+            call.large_version = 0 if best.is_inference() else torch_internals.version_of(best)
 
     # -- what else makes tensors out of tensors
 

@@ -36,6 +36,13 @@ SOFTMAXES = frozenset({"softmax", "log_softmax", "_softmax", "_log_softmax", "si
 LOOKUPS = frozenset({"gather", "take_along_dim", "__getitem__", "index_select"})
 MOODY = (torch_internals.BatchNorm, torch_internals.Dropout, torch_internals.InstanceNorm)
 "Modules that answer otherwise in training mode."
+_LEGACY = {
+    "cross_entropy": (3, 5, 6),
+    "nll_loss": (3, 5, 6),
+    "binary_cross_entropy": (3, 4, 5),
+    "binary_cross_entropy_with_logits": (3, 4, 5),
+}
+"Where size_average, reduce and reduction stand among the arguments, where that is not after input and target."
 
 
 @dataclass(eq=False)
@@ -58,6 +65,10 @@ class ModuleCall:
     "A small output that could be logits; its values may be edited in place later."
     value: Tensor | None = None
     "A copy of the answer's values, as they were returned."
+    large: Any = None
+    "An output that could be logits and is too large to copy, or has four dimensions; weakly, unless nothing called it."
+    large_version: int = 0
+    "Of that output as it was returned."
     moody: list[str] = field(default_factory=list)
     "Kinds of functional dropout or batch norm in training mode called directly within it."
     shape: tuple[int, ...] | None = None
@@ -67,6 +78,16 @@ class ModuleCall:
     version: int = 0
     "Of the first output as it was returned: a write in place raises it."
     has_children: bool = False
+
+    @property
+    def output(self) -> tuple[Tensor, Tensor] | None:
+        """The output that could be logits, and its values as they were returned; None where they are gone or edited."""
+        if self.answer is not None and self.value is not None:
+            return self.answer, self.value
+        kept = self.large if isinstance(self.large, Tensor) or self.large is None else self.large()
+        if kept is None or kept.is_inference() or kept.untyped_storage().size() == 0:
+            return None
+        return (kept, kept.detach()) if torch_internals.version_of(kept) == self.large_version else None
 
 
 @dataclass(eq=False)
@@ -84,6 +105,15 @@ class FunctionCall:
     grad_fn: Any
     requires_grad: bool
     where: Where | None
+
+    @property
+    def reduction(self) -> str:
+        """How a loss of torch's sums up, whichever way that was said."""
+        average, reduce, by_name = _LEGACY.get(self.name, (2, 3, 4))
+        said = self.arg(average, "size_average"), self.arg(reduce, "reduce")
+        if said != (None, None):  # torch reads these two first
+            return "none" if said[1] is False else "sum" if said[0] is False else "mean"
+        return str(self.arg(by_name, "reduction", "mean"))
 
     def arg(self, position: int, name: str, default: Any = None) -> Any:
         """Return an argument however it was passed."""

@@ -68,11 +68,11 @@ CASES["KD311"] = {
     ),
     "a share on its way up": (
         trace(sights=[sight(term(), explained("nothing", share=4.0**n * 1e-9), number=5 * n) for n in range(5)]),
-        undecided("not-in-these-steps", "its weight is 0", "--steps"),
+        undecided("not-in-these-steps", "no gradient in the steps seen: what it is multiplied by", "--steps"),
     ),
     "no share, four times": (
         trace(sights=[sight(term(), explained("nothing", share=1e-6), number=5 * n) for n in range(4)]),
-        undecided("not-in-these-steps", "its weight is 0", "--steps"),
+        undecided("not-in-these-steps", "no gradient in the steps seen: what it is multiplied by", "--steps"),
     ),
     "4 backwards beside a second network": (
         trace(idle_windows=4, idle_name="Net (big)", idle_where=OTHER, windows_seen=9, script=True),
@@ -179,7 +179,7 @@ CASES["KD311"] = {
     ),
     "one of two hand-written soft terms stops": (
         seen(term("sub", **STOPS), term("mul")),
-        undecided("not-in-these-steps", "its weight is 0", "--steps"),
+        undecided("form-not-recognised", "no logits of its were seen whole"),
     ),
     "feature term cut": (
         seen(feature(**CUT), explained()),
@@ -231,8 +231,12 @@ CASES["KD311"] = {
         fails("(mse_loss) goes through hint", OTHER, term="mse_loss", projectors=["hint"]),
     ),
     "a weight of 0": (
-        seen(term(), NOTHING),
-        undecided("not-in-these-steps", "no gradient in the steps seen: its weight is 0, or it is detached", "--steps"),
+        seen(term(weight=0.0), NOTHING),
+        undecided("not-in-these-steps", "no gradient in the steps seen: its weight is 0", "--steps"),
+    ),
+    "a weight that is not 0, and no gradient": (
+        seen(term(weight=0.7), NOTHING),
+        undecided("not-in-these-steps", "what it is multiplied by, or detached from, was not seen", "--steps"),
     ),
     "nothing recognised": (seen(NOTHING), undecided("form-not-recognised", "no distance between student and teacher")),
     **{

@@ -7,6 +7,7 @@ coefficient is the weight in force, and a wrong form leaves a residual that a ri
 """
 
 from kdbench.audits.infer.explain.fit import Explanation
+from kdbench.audits.infer.explain.forms import Try
 from kdbench.audits.infer.explain.gradient import explain
 
-__all__ = ["Explanation", "explain"]
+__all__ = ["Explanation", "Try", "explain"]

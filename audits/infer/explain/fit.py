@@ -2,36 +2,21 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from kdbench.audits.infer.explain.forms import GRID, Kind, Softening, flat, gradients_of_forms
-from kdbench.audits.infer.explain.heads import Gradients, Head, label_gradient
+from kdbench.audits.infer.explain.forms import FORMS, FORWARD, Form, Sides, Try
+from kdbench.audits.infer.explain.rest import Rest
+from kdbench.audits.infer.explain.softening import Said, Softening
 
-Try = tuple[Kind, Tensor, tuple[float, float]]
-"The teacher's answer (N, C), and the temperatures of student and teacher."
-
-_TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 3e-3, torch.bfloat16: 2e-2}
-"""Residuals up to which a form is taken for the right one. In single precision right ones leave 1e-7, one in a hundred
-2e-6, and wrong ones 1e-2 or more; in the others it is some five roundings (5e-4 and 4e-3)."""
-_LOOSEST = 0.05
-"A residual above this is another form's, in whatever precision."
 _CLEAR = 0.1
 "Part of the tolerance at which the canonical form is taken without a look at the rest: nothing else fits this well."
 _BETTER = 0.5
 "A form replaces another where it halves the residual: forms that agree to rounding leave the first, the likelier."
 _BETTER_CANONICAL = 0.999
 "The canonical form replaces another where it fits better at all: it is the likeliest."
-_LEAST_SHARE = 1e-6
-"A gradient of this norm counts as none where no label term is there to compare it with."
-_NOISE = {torch.float16: 1e-2, torch.bfloat16: 4e-2}
-"Part of the label term's gradient that its rounding can leave: twenty roundings of float16, ten of bfloat16."
-_NOISE_ELSE = 1e-5
-"The same in single precision: a hundred roundings, as softmax, mean and a scaler's factor add up to."
-_SILENT = 1e-12
-"Part of the largest gradient below which a row gets none: rows that a mask leaves out get exactly 0, or underflow."
 _TINY, _TINIEST = 1e-12, 1e-30
 "Sizes that count as nothing, and what is kept from dividing by zero: gradients in use are above 1e-9."
 _LEAST_BESIDE = 1e-4
@@ -39,6 +24,16 @@ _LEAST_BESIDE = 1e-4
 _TOLERANCE_BESIDE, _SHARE_BESIDE = 3e-3, 0.01
 """Beside labels that are fitted too, the residual at which the canonical form still stands, where its term is at least
 so large: a label loss by hand (class weights, mixtures of labels) has other gradients by a little."""
+_SCREENED = 2**16
+"Numbers on which forms are compared before the best are held against all rows: a form costs about 10 passes."
+_LEAST_SCREENED = 4
+"Rows that forms are compared on however many classes there are."
+_CONFIRMED = 4
+"Forms held against all rows: those that fit best, where several agree to rounding."
+_FREE = 8
+"Numbers that must be left over when each row has a coefficient of its own, so that a fit is none by chance."
+_OF_ONE_SIGN = 0.99
+"Part of the rows whose own coefficients must agree in sign."
 
 
 @dataclass
@@ -46,8 +41,9 @@ class Explanation:
     """What the gradient at one set of logits says of the distillation term."""
 
     form: str
-    """forward, one-sided, reversed, probabilities, logits-as-target, log-target, mse-logits, mse-probabilities,
-    hard-labels, permuted, nothing (no gradient at all), or unknown."""
+    """A form of forms.py, one-sided, negative (the sign is wrong), one of the top k (topk, topk-sum, topk-tail,
+    topk-scatter, topk-of-student), sum (several terms), permuted, across (a softmax over another dimension), nothing
+    (no gradient at all), or unknown."""
     residual: float
     share: float
     "Size of the distillation term's gradient, relative to the label term's."
@@ -60,6 +56,11 @@ class Explanation:
     "With which the canonical term acts."
     label_weight: float | None = None
     permutation: list[int] | None = None
+    "By row, which row of the teacher's teaches it."
+    permuted_rows: list[int] | None = None
+    "The rows that `permutation` tells of; None where it tells of all."
+    shift: int | None = None
+    "By how many positions the teacher's answers are ahead, where that is what is wrong."
     partial: bool = False
     "Whether only some rows are distilled."
     sequence: bool = False
@@ -69,195 +70,252 @@ class Explanation:
     teacher_logits: Tensor | None = None
     "The teacher's answers to the rows, to be held against labels."
     labels: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Rest:
-    """What the label losses leave to be explained of the gradient at one head; all of it (N, C) in double precision."""
-
-    z: Tensor
-    "The values of the logits."
-    gradients: Gradients
-    columns: list[Tensor]
-    "Where the labels' part is unknown: what it may be made of, to be fitted along."
-    dtype: torch.dtype
-
-    @property
-    def of_labels(self) -> Tensor | None:
-        """The label losses' part, where it is known."""
-        return self.gradients.of_labels
-
-    @cached_property
-    def kd(self) -> Tensor:
-        """The gradient without the labels' part; with it where that is unknown."""
-        return self.gradients.whole if self.of_labels is None else self.gradients.whole - self.of_labels
-
-    @cached_property
-    def label_size(self) -> float:
-        """The norm of the labels' part, or of a mean cross-entropy in its place."""
-        return float((self.columns[0] if self.of_labels is None else self.of_labels).norm())
-
-    @cached_property
-    def share(self) -> float:
-        """The size of what is left, relative to the labels' part."""
-        return float(self.kd.norm()) / (self.label_size or 1.0)
+    beta: float | None = None
+    "Of a generalized JSD: the teacher's part of the mixture."
+    kept: int | None = None
+    "Of a term over the teacher's k largest: how many."
+    mass: float | None = None
+    "The part of the teacher's probability that they hold, in the mean."
+    across: str = ""
+    "What a softmax runs over where that is not the classes."
+    parts: list[str] = field(default_factory=list)
+    "Of several terms added, their forms."
+    negated: str = ""
+    "The form whose sign is wrong."
+    uneven: bool = False
+    "Whether rows have coefficients of their own."
+    coefficients: Tensor | None = None
+    "By row that was looked at, what the form's gradient, in the scale of T^2 times one row's divergence, is times."
+    coefficient_rows: Tensor | None = None
+    "The numbers of these rows."
+    looked_at: int = 0
+    "Rows that were looked at."
+    pictures: bool = False
+    "Whether the logits are those of pixels."
+    vanishes: bool = False
+    "Whether a term has a weight and is in the student's logits, and yet leaves no gradient there."
+    attempt: Try | None = None
+    "The form with its numbers, to be tried first in the next window."
 
     @property
-    def is_nothing(self) -> bool:
-        """Whether nothing but rounding is left for a distillation term."""
-        if self.of_labels is None:
-            whole = self.gradients.whole.reshape(-1, 1)
-            alone = torch.stack([c.reshape(-1) for c in self.columns], 1)
-            fit = alone @ torch.linalg.lstsq(alone, whole).solution
-            return float((whole - fit).norm()) <= _TOLERANCE.get(self.dtype, _TOLERANCE[torch.float32]) * float(
-                whole.norm()
-            )
-        noise = _NOISE.get(self.dtype, _NOISE_ELSE)
-        return self.share < max(_LEAST_SHARE, noise if self.label_size else 0)
-
-    @cached_property
-    def tolerance(self) -> float:
-        """The residual up to which a form is the right one."""
-        tolerance = _TOLERANCE.get(self.dtype, _TOLERANCE[torch.float32])
-        if self.of_labels is None:
-            return tolerance
-        # The sum of both terms was rounded to the logits' precision, so a small term has the rounding of a large one.
-        rounding = torch.finfo(self.dtype).eps / 2 * float(self.gradients.whole.norm()) / float(self.kd.norm())
-        return min(_LOOSEST, max(tolerance, rounding))
-
-    @cached_property
-    def live(self) -> Tensor:
-        """Which rows (N,) get a gradient."""
-        return self.kd.abs().amax(1) > _SILENT * float(self.kd.abs().max() or 1.0)
-
-    @cached_property
-    def partial(self) -> bool:
-        """Whether some rows get a gradient and others none."""
-        return self.of_labels is not None and 0 < int(self.live.sum()) < len(self.z)
-
-    @cached_property
-    def rows(self) -> int:
-        """The number of rows that the term is a mean over."""
-        return int(self.live.sum()) if self.partial else len(self.z)
-
-    @cached_property
-    def together(self) -> bool:
-        """Whether the rows that are not distilled have no label either, so that the terms' weights compare."""
-        # A last token that has no next one is neither labelled nor distilled.
-        part = self.of_labels
-        return self.partial and part is not None and torch.equal(self.live, part.abs().amax(1) > 0)
-
-    def fits(self, best: Explanation) -> bool:
-        """Say whether a form explains what is left."""
-        if best.residual <= self.tolerance:
-            return True
-        beside = self.of_labels is None and best.share > _SHARE_BESIDE
-        return best.residual <= _TOLERANCE_BESIDE and best.form == "forward" and beside
+    def term(self) -> str:
+        """The form, or the one whose sign is wrong."""
+        return self.negated or self.form
 
 
-def rest_of(head: Head, gradients: Gradients) -> Rest | None:
-    """Return what is to be explained at a head; None where the labels' part is unknown and cannot be fitted along."""
-    z = flat(head.value)
-    columns: list[Tensor] = []
-    if gradients.of_labels is None:
-        bases = [b for label in head.labels if (b := label_gradient(head.value, label)) is not None]
-        if not bases:
-            return None
-        columns = [bases[0], (z.softmax(1) - 1 / z.shape[1]) / len(z)]
-    return Rest(z, gradients, columns, head.z.dtype)
+class Fitted(NamedTuple):
+    """How one gradient explains what is left."""
+
+    weight: float
+    residual: float
+    share: float
+    label_weight: float | None
+    coefficients: Tensor
+    "By row."
+    uneven: bool = False
 
 
-def best_fit(rest: Rest, softening: Softening, blank: Explanation) -> Explanation | None:
-    """Return the form that explains best what is left, at the temperatures that were seen; None if none can be tried.
+def fit(rest: Rest, basis: Tensor) -> Fitted | None:
+    """Fit a form's gradient (n, C), in the scale of one row: by one coefficient, or else one a row."""
+    if not float(basis.norm()) > _TINY or not bool(basis.isfinite().all()):
+        return None
+    if not rest.known:
+        return _fit_beside(rest, basis)
+    by_row = (basis * basis).sum(1)
+    products = (rest.kd * basis).sum(1)
+    one = float(products.sum() / by_row.sum())
+    size = float(rest.kd.norm()) or 1.0
+    residual = float((rest.kd - one * basis).norm()) / size
+    coefficients = torch.full((len(basis),), one, dtype=basis.dtype, device=basis.device)
+    even = Fitted(one * rest.rows, residual, rest.share, rest.label_weight, coefficients)
+    n, classes = basis.shape
+    if residual <= rest.tolerance or n * (classes - 2) < _FREE or classes < 4:
+        return even
+    own = products / by_row.clamp_min(_TINIEST)
+    residual = float((rest.kd - own[:, None] * basis).norm()) / size
+    signs = float((own > 0).double().mean())
+    if residual > rest.tolerance or max(signs, 1 - signs) < _OF_ONE_SIGN:
+        return even
+    return Fitted(float(own.mean()) * rest.rows, residual, rest.share, rest.label_weight, own, True)
 
-    `blank` holds what is known of the head beforehand.
-    """
-    tries: list[Try] = [(kind, t, pair) for kind, t in softening.answers for pair in softening.pairs(kind)]
-    best = _better(None, fits(rest, tries, blank), rest.tolerance)
-    if rest.of_labels is not None and (best is None or best.residual > rest.tolerance):
-        # A softmax that is written out by hand shows no temperature.
-        logits = [answer for answer in softening.answers if answer.kind == "logits"]
-        tries = [(kind, t, (g, g)) for kind, t in logits for g in GRID]
-        best = _better(best, (e for e in fits(rest, tries, blank) if e.form == "forward"), rest.tolerance)
+
+def _fit_beside(rest: Rest, basis: Tensor) -> Fitted | None:
+    """Fit one form and the labels' part at once; None where the form takes next to nothing."""
+    basis = basis / rest.rows
+    stack = torch.stack([*(c.reshape(-1) for c in rest.columns), basis.reshape(-1)], 1)
+    scale = stack.norm(dim=0).clamp_min(_TINIEST)
+    solution = torch.linalg.lstsq(stack / scale, rest.kd.reshape(-1, 1)).solution.squeeze(1) / scale
+    weight = float(solution[-1])
+    fitted = (stack @ solution).reshape_as(rest.kd)
+    left = rest.kd - (stack[:, :-1] @ solution[:-1]).reshape_as(rest.kd)
+    residual = float((rest.kd - fitted).norm() / left.norm().clamp_min(_TINIEST))
+    label_weight = float(solution[0] + solution[1])
+    share = abs(weight) * float(basis.norm()) / (abs(label_weight) * rest.label_size + _TINIEST)
+    if share < _LEAST_BESIDE:
+        return None
+    coefficients = torch.full((len(basis),), weight / rest.rows, dtype=basis.dtype, device=basis.device)
+    return Fitted(weight, residual, share, label_weight, coefficients)
+
+
+def fits(rest: Rest, e: Explanation) -> bool:
+    """Say whether a form explains what is left."""
+    if e.residual <= rest.tolerance:
+        return True
+    beside = not rest.known and e.share > _SHARE_BESIDE
+    return e.residual <= _TOLERANCE_BESIDE and e.form == "forward" and beside
+
+
+def described(
+    rest: Rest, found: Fitted, blank: Explanation, said: Said | None, name: str, **fields: Any
+) -> Explanation:
+    """Return what a fit says, in the words of an explanation."""
+    negative = found.weight < 0 and name not in ("permuted", "sum")
+    return replace(
+        blank,
+        form="negative" if negative else name,
+        negated=name if negative else "",
+        residual=found.residual,
+        share=found.share,
+        rows=rest.rows,
+        weight=found.weight,
+        label_weight=found.label_weight,
+        partial=rest.partial and not rest.together,
+        uneven=found.uneven,
+        coefficients=found.coefficients,
+        coefficient_rows=rest.index,
+        looked_at=len(rest.z),
+        teacher_logits=blank.teacher_logits if said is None else answers_of(rest, said),
+        **fields,
+    )  # fmt: skip
+
+
+def answers_of(rest: Rest, said: Said) -> Tensor:
+    """Return the teacher's logits row by row: all where they lie ready, else those of the rows looked at."""
+    if said.whole is not None and len(said.whole) == rest.layout.rows:
+        return said.whole
+    return said.rows.clamp_min(_TINIEST).log() if said.kind == "probabilities" else said.rows
+
+
+def tried(rest: Rest, said: Said, one: Try, blank: Explanation, sides: Sides | None = None) -> Explanation | None:
+    """Return how well one form of one answer explains what is left."""
+    found = fit(rest, one.gradient(rest.z, said.rows, said.kind, sides))
+    if found is None:
+        return None
+    return described(rest, found, blank, said, one.name, temperature=(one.ts, one.tt), beta=one.beta, attempt=one)
+
+
+def eligible(rest: Rest, said: Said) -> list[Form]:
+    """Return the forms that may explain what is left, as far as the sums of its rows tell."""
+    forms = [f for f in FORMS if not (f.logits and said.kind == "probabilities")]
+    return forms if rest.is_invariant is None else [f for f in forms if f.invariant == rest.is_invariant]
+
+
+def screened(rest: Rest) -> Rest:
+    """Return few enough of the rows to compare many forms on."""
+    return rest.part(max(_LEAST_SCREENED, _SCREENED // rest.layout.classes))
+
+
+def seen_fit(rest: Rest, softening: Softening, blank: Explanation) -> Explanation | None:
+    """Return the form that explains best what is left, at the temperatures seen; None if none can be tried."""
+    first = next(((said, pair) for said in softening.answers for pair in softening.pairs(said)), None)
+    if first is not None and softening.is_seen and rest.is_invariant is not False:
+        e = tried(rest, first[0], Try(FORWARD, *first[1]), blank)
+        if e is not None and e.residual <= _CLEAR * rest.tolerance and not e.uneven:
+            return e
+    for hint in softening.hints:
+        for said in softening.answers:
+            e = tried(rest, said, hint, blank)
+            if e is not None and e.residual <= rest.tolerance:
+                return e
+    small = screened(rest)
+    ranked: list[tuple[float, int, Said, Try]] = []
+    for said in softening.answers:
+        part = cut(rest, small, said)
+        every = softening.pairs(said, not rest.known) if softening.is_seen or not rest.known else [(1.0, 1.0)]
+        for ts, tt in every:
+            sides = Sides(small.z, part.rows, part.kind, ts, tt)
+            # Where no temperature was seen, those that soften are searched for.
+            for form in (f for f in eligible(rest, said) if not f.softens or softening.is_seen or not rest.known):
+                one = Try(form, ts, tt)
+                found = tried(small, part, one, blank, sides)
+                if found is not None:
+                    ranked.append((found.residual, len(ranked), said, one))
+    return confirmed(rest, ranked, blank)
+
+
+def cut(rest: Rest, small: Rest, said: Said) -> Said:
+    """Return an answer by the rows of a smaller part."""
+    if small is rest:
+        return said
+    place = {int(i): n for n, i in enumerate(rest.index)}
+    return replace(said, rows=said.rows[[place[int(i)] for i in small.index]], whole=None)
+
+
+def confirmed(rest: Rest, ranked: list[tuple[float, int, Said, Try]], blank: Explanation) -> Explanation | None:
+    """Hold the forms that fit best on some rows against all that are looked at, and return the best."""
+    best = sorted(ranked, key=lambda r: r[:2])[:_CONFIRMED]
+    canonical = [r for r in ranked if r[3].form is FORWARD and r not in best][:1]
+    in_order = sorted([*best, *canonical], key=lambda r: r[1])
+    return better(None, (e for _, _, said, one in in_order if (e := tried(rest, said, one, blank)) is not None), rest)
+
+
+def better(best: Explanation | None, found: Iterable[Explanation], rest: Rest) -> Explanation | None:
+    """Return the better of what there is and what is found; no more is looked for once the canonical form fits well."""
+    for e in found:
+        factor = _BETTER_CANONICAL if e.form == "forward" else _BETTER
+        plainer = best is not None and best.uneven and not e.uneven and e.residual <= rest.tolerance
+        if best is None or plainer or e.residual < best.residual * factor:
+            best = e
+        if best.form == "forward" and best.residual <= _CLEAR * rest.tolerance:
+            break
     return best
 
 
-def shifted_fit(rest: Rest, softening: Softening, blank: Explanation, shape: tuple[int, ...]) -> Explanation | None:
-    """Return the canonical form of answers that are one position off, in sequences with logits of this (B, L, C)."""
-    for by in (-1, 1):
-        moved: list[Try] = [
-            (kind, t.reshape(shape).roll(by, 1).reshape(rest.z.shape), pair)
-            for kind, t in softening.answers
-            if t.shape == rest.z.shape
-            for pair in softening.pairs(kind)
-        ]
-        found = _better(None, (e for e in fits(rest, moved, blank) if e.form == "forward"), rest.tolerance)
-        if found is not None and found.residual <= rest.tolerance:
-            permutation = [i - by if taught else i for i, taught in enumerate(rest.live.tolist())]
-            return replace(found, form="permuted", permutation=permutation)
+def beside_each_other(rest: Rest, softening: Softening, blank: Explanation) -> Explanation | None:
+    """Return several terms added that explain what is left, the fewest; None where two or three do not."""
+    tries = list(_columns(rest, softening))
+    if len(tries) < 2 or not rest.known:
+        return None
+    bases = [basis for _, _, basis in tries]
+    stack = torch.stack([b.reshape(-1) for b in bases], 1)
+    stack = stack / stack.norm(dim=0).clamp_min(_TINIEST)
+    gram, right = stack.T @ stack, stack.T @ rest.kd.reshape(-1)
+    for count in (2, 3):
+        for chosen in torch.combinations(torch.arange(len(tries)), count).tolist():
+            square = gram[chosen][:, chosen]
+            if float(torch.linalg.det(square)) < _APART:
+                continue
+            solution = torch.linalg.solve(square, right[chosen])
+            left = rest.kd.reshape(-1) - stack[:, chosen] @ solution
+            size = float(rest.kd.norm())
+            if float(left.norm()) <= rest.tolerance * size and bool((solution > _LEAST_PART * size).all()):
+                parts = [tries[i][1].name for i in chosen]
+                share = Fitted(0.0, float(left.norm()) / size, rest.share, rest.label_weight, solution)
+                e = described(rest, share, blank, tries[chosen[0]][0], "sum", parts=parts)
+                return replace(e, weight=None, coefficients=None, coefficient_rows=None)
     return None
 
 
-def fits(rest: Rest, tries: Iterable[Try], blank: Explanation) -> Iterator[Explanation]:
-    """Yield how well each form of each answer explains what is left."""
-    for kind, t, (ts, tt) in tries:
-        if t.shape != rest.z.shape:
-            continue
-        for form, basis in gradients_of_forms(rest.z, t, kind, ts, tt, rest.rows):
-            if rest.partial:
-                basis = basis * rest.live[:, None]
-            size = float(basis.norm())
-            if not size > _TINY or not bool(basis.isfinite().all()):
-                continue
-            fit = _fit_beside(rest, basis) if rest.of_labels is None else _fit(rest, basis)
-            if fit is None:
-                continue
-            weight, residual, share, label_weight = fit
-            yield replace(
-                blank,
-                form="negative" if form in ("forward", "one-sided") and weight < 0 else form,
-                residual=residual,
-                share=share,
-                rows=rest.rows,
-                temperature=(ts, tt),
-                weight=weight,
-                label_weight=label_weight,
-                partial=rest.partial and not rest.together,
-                teacher_logits=t.log() if kind == "probabilities" else t,
-            )
+_APART = 1e-8
+"Determinant of unit gradients below which two or three of them are one: what fits then says nothing."
+_LEAST_PART = 1e-3
+"Part of the whole that each of several terms must take."
+_MOST_COLUMNS = 12
+"Gradients of which two or three are put together: more would fit by chance."
 
 
-Fit = tuple[float, float, float, float | None]
-"Weight of the term, residual, share, weight of the labels."
-
-
-def _fit(rest: Rest, basis: Tensor) -> Fit:
-    """Fit one form to what the labels leave."""
-    weight = float((rest.kd * basis).sum()) / float(basis.norm()) ** 2
-    residual = float((rest.kd - weight * basis).norm() / rest.kd.norm())
-    return weight, residual, rest.share, rest.gradients.label_weight
-
-
-def _fit_beside(rest: Rest, basis: Tensor) -> Fit | None:
-    """Fit one form and the labels' part at once; None where the form takes next to nothing."""
-    whole = rest.gradients.whole
-    stack = torch.stack([*(c.reshape(-1) for c in rest.columns), basis.reshape(-1)], 1)
-    scale = stack.norm(dim=0).clamp_min(_TINIEST)
-    solution = torch.linalg.lstsq(stack / scale, whole.reshape(-1, 1)).solution.squeeze(1) / scale
-    weight = float(solution[-1])
-    fit = (stack @ solution).reshape_as(whole)
-    left = whole - (stack[:, :-1] @ solution[:-1]).reshape_as(whole)
-    residual = float((whole - fit).norm() / left.norm().clamp_min(_TINIEST))
-    label_weight = float(solution[0] + solution[1])
-    share = abs(weight) * float(basis.norm()) / (abs(label_weight) * rest.label_size + _TINIEST)
-    return None if share < _LEAST_BESIDE else (weight, residual, share, label_weight)
-
-
-def _better(best: Explanation | None, found: Iterable[Explanation], tolerance: float) -> Explanation | None:
-    """Return the better of what there is and what is found; no more is looked for once the canonical form fits well."""
-    for e in found:
-        if best is None or e.residual < best.residual * (_BETTER_CANONICAL if e.form == "forward" else _BETTER):
-            best = e
-        if best.form == "forward" and best.residual <= _CLEAR * tolerance:
-            break
-    return best
+def _columns(rest: Rest, softening: Softening) -> Iterator[tuple[Said, Try, Tensor]]:
+    """Yield the gradients that several terms added may be made of."""
+    count = 0
+    for said in softening.answers:
+        pairs = softening.pairs(said)
+        seen = [p for p in pairs if p[0] == p[1] and softening.is_seen] or [(1.0, 1.0)]
+        for name in ("forward", "mse-logits", "hard-labels", "reversed", "cosine"):
+            form = next(f for f in FORMS if f.name == name)
+            for ts, tt in seen[:2] if form.softens else seen[:1]:
+                if count >= _MOST_COLUMNS or (form.logits and said.kind == "probabilities"):
+                    continue
+                basis = Try(form, ts, tt).gradient(rest.z, said.rows, said.kind)
+                if float(basis.norm()) > _TINY and bool(basis.isfinite().all()):
+                    count += 1
+                    yield said, Try(form, ts, tt), basis

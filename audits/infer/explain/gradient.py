@@ -1,17 +1,27 @@
 """The explanation of each head's gradient in a window: the parts put together."""
 
+import math
 from dataclasses import replace
 
-from kdbench.audits.infer.explain.fit import Explanation, best_fit, rest_of, shifted_fit
-from kdbench.audits.infer.explain.forms import Answer, softening
-from kdbench.audits.infer.explain.heads import Head, gradients_at, heads, teacher_answers
-from kdbench.audits.infer.explain.permutation import permutation_of
+import torch
+from torch import Tensor
+
+from kdbench.audits.infer.explain.across import across_fit
+from kdbench.audits.infer.explain.fit import Explanation, beside_each_other, fits, seen_fit
+from kdbench.audits.infer.explain.forms import Try
+from kdbench.audits.infer.explain.heads import Answer, Head, heads, teacher_answers
+from kdbench.audits.infer.explain.parts import Gradients, gradients_at
+from kdbench.audits.infer.explain.permutation import order_searched, ordered_fit, permutation_of
+from kdbench.audits.infer.explain.rest import Rest, rest_of
+from kdbench.audits.infer.explain.search import forward_searched, searched_fit
+from kdbench.audits.infer.explain.softening import Softening, softening
+from kdbench.audits.infer.explain.topk import topk_fit
 from kdbench.audits.infer.roles import Cast
 from kdbench.audits.observe.windows import RawWindow
 
 
-def explain(raw: RawWindow, cast: Cast) -> list[Explanation]:
-    """Explain the gradient at each head of each student that is taught in this window."""
+def explain(raw: RawWindow, cast: Cast, hints: tuple[Try, ...] = ()) -> list[Explanation]:
+    """Explain the gradient at each head of each student that is taught in this window; `hints` are tried first."""
     if len(raw.roots) != 1 or raw.roots[0].numel() != 1 or not raw.roots[0].requires_grad:
         return []
     found = []
@@ -19,10 +29,14 @@ def explain(raw: RawWindow, cast: Cast) -> list[Explanation]:
         answers = teacher_answers(raw, cast, group.mask)
         if not answers and not cast.self_taught:
             continue
+        told = False
         for head in heads(raw, cast, group.mask, answers):
-            explanation = _explain_head(raw, cast, group.mask, head, answers)
+            if told and head.upstream:
+                continue  # what was said of the logits made of it holds for it too
+            explanation = _explain_head(raw, cast, group.mask, head, answers, hints)
             if explanation is not None:
                 found.append(explanation)
+                told = told or explanation.form != "nothing" or explanation.vanishes
     # Of several heads the one that is distilled speaks; the others have no distillation term to explain.
     telling = [e for e in found if e.form != "nothing"]
     if telling:
@@ -33,50 +47,134 @@ def explain(raw: RawWindow, cast: Cast) -> list[Explanation]:
     return telling or found[:1]
 
 
-def _explain_head(raw: RawWindow, cast: Cast, student: int, head: Head, answers: list[Answer]) -> Explanation | None:
+def _explain_head(
+    raw: RawWindow, cast: Cast, student: int, head: Head, answers: list[Answer], hints: tuple[Try, ...]
+) -> Explanation | None:
     gradients = gradients_at(raw, head)
-    if gradients is None or not bool(gradients.whole.isfinite().all()):
+    if gradients is None:
         return None
     rest = rest_of(head, gradients)
-    if rest is None:
+    if rest is None or not math.isfinite(rest.sizes.norm):
         return None
-    n, classes = rest.z.shape
-    blank = Explanation("nothing", 0.0, 0.0, n, classes, head.value.shape[0], sequence=head.value.ndim == 3)
+    layout = rest.layout
+    n, ndim = layout.rows, head.value.ndim
+    blank = Explanation(
+        "nothing", 0.0, 0.0, n, layout.classes, head.value.shape[0], sequence=ndim >= 3 or _is_of_words(cast)
+    )
+    blank.pictures = ndim == 4
     is_nothing = rest.is_nothing
-    if is_nothing and rest.of_labels is None:
+    if is_nothing and not rest.known:
         return blank
-    blank = replace(blank, share=rest.share, label_weight=gradients.label_weight)
+    blank = replace(blank, share=rest.share, label_weight=rest.label_weight, looked_at=len(rest.z))
     targets = (label.target for label in head.labels if label.target is not None)
     blank.labels = next((t for t in targets if not t.is_floating_point() and t.numel() == n), None)
     if is_nothing:
+        blank.vanishes = _vanishes(raw, cast, head, layout.classes)
         return blank
-    softened = softening(raw, cast, student, rest.z, answers)
-    best = best_fit(rest, softened, blank)
+    softened = softening(raw, cast, student, rest, answers, hints)
+    found = _explained(raw, cast, student, head, gradients, rest, answers, softened, blank)
+    found.factors = _factors(raw, cast, student, layout.classes)
+    found.factors_known = bool(cast.teacher_mask) or any(f.name == "kl_div" for f in cast.soft)
+    if found.labels is not None and found.teacher_logits is not None and len(found.teacher_logits) != n:
+        found.labels = found.labels.reshape(-1)[rest.index.to(found.labels.device)]
+    return found
+
+
+def _explained(
+    raw: RawWindow,
+    cast: Cast,
+    student: int,
+    head: Head,
+    gradients: Gradients,
+    rest: Rest,
+    answers: list[Answer],
+    softened: Softening,
+    blank: Explanation,
+) -> Explanation:
+    """Return the likeliest form that explains the gradient, from the plainest question to the dearest."""
+    best = seen_fit(rest, softened, blank)
+    if best is not None and fits(rest, best):
+        return best
+    across = across_fit(raw, cast, student, head, gradients, rest, answers)
+    if across is not None:
+        return across
+    for attempt in (
+        forward_searched,
+        topk_fit,
+        ordered_fit,
+        searched_fit,
+        beside_each_other,
+        order_searched,
+        _permuted,
+    ):
+        found = attempt(rest, softened, blank)
+        if found is not None and fits(rest, found):
+            return found
+        if found is not None and (best is None or found.residual < best.residual):
+            best = found
     if best is None:
         return replace(blank, form="unknown", residual=1.0)
-    best.factors = _factors(raw, cast, student, tuple(head.value.shape))
-    best.factors_known = bool(cast.teacher_mask) or any(f.name == "kl_div" for f in cast.soft)
-    if rest.fits(best):
-        return best
-    if rest.of_labels is not None:
-        if head.value.ndim == 3:
-            shifted = shifted_fit(rest, softened, blank, tuple(head.value.shape))
-            if shifted is not None:
-                return shifted
-        permutation = permutation_of(rest.kd, rest.z, softened)
-        if permutation is not None:
-            return replace(best, form="permuted", permutation=permutation)
     return replace(best, form="unknown")
 
 
-def _factors(raw: RawWindow, cast: Cast, student: int, logits: tuple[int, ...]) -> list[float]:
+def _permuted(rest: Rest, softened: Softening, blank: Explanation) -> Explanation | None:
+    """Return the order of the teacher's rows that explains the gradient, if it is another than the student's."""
+    found = permutation_of(rest, softened)
+    if found is None:
+        return None
+    rows, taught = found
+    said = softened.answers[0]
+    known = replace(blank, form="permuted", residual=0.0, rows=rest.rows, permutation=taught)
+    known.teacher_logits = said.whole if said.whole is not None else said.rows
+    whole = rows == list(range(rest.layout.rows))
+    return known if whole else replace(known, permuted_rows=rows)
+
+
+def _vanishes(raw: RawWindow, cast: Cast, head: Head, classes: int) -> bool:
+    """Say whether a difference of the answers at these logits gets a gradient from the loss, and hands none on.
+
+    So it is where the student's probabilities weigh its own log-probabilities and are detached: what they weigh sums to
+    a constant.
+    """
+    for f in cast.soft:
+        out, sides = f.out, [t for t, _, shape in f.operands[:2] if shape and shape[-1] == classes]
+        if (
+            not isinstance(out, Tensor)
+            or not out.requires_grad
+            or len(sides) < 2
+            or sides[0] is None
+            or sides[1] is None
+        ):
+            continue
+        if sides[0].shape != sides[1].shape or torch.equal(sides[0], sides[1]):
+            continue  # where the answers are one, there is no gradient to hand on
+        (w,) = torch.autograd.grad(raw.roots[0], out, retain_graph=True, allow_unused=True)
+        if w is None or not bool((w != 0).any()):
+            continue
+        (own,) = torch.autograd.grad(out, head.z, grad_outputs=w, retain_graph=True, allow_unused=True)
+        if own is not None and float(own.float().norm()) < _VANISHED * float(w.float().norm()):
+            return True
+    return False
+
+
+_VANISHED = 1e-5
+"Part of a gradient that is left where it should be none: rounding of single precision."
+
+
+def _is_of_words(cast: Cast) -> bool:
+    """Say whether the students are shown numbers of words, whose rows of answers are tokens however they are shaped."""
+    given = [t for g in cast.students for c in g.calls for t in c.given[:1]]
+    return bool(given) and all(t.ndim == 2 and t.dtype in (torch.long, torch.int) for t in given)
+
+
+def _factors(raw: RawWindow, cast: Cast, student: int, classes: int) -> list[float]:
     """Return the numbers that a distillation term was multiplied by before it was added to the label term."""
     labels = 0
     for label in cast.labels:
         labels |= 1 << label.call.index
     soft = 0
     for f in cast.soft:
-        if f.name == "kl_div" or any(shape == logits for _, _, shape in f.operands):
+        if f.name == "kl_div" or any(shape and shape[-1] == classes for _, _, shape in f.operands):
             soft |= 1 << f.index
     return [
         factor

@@ -1,15 +1,15 @@
-"""The student's logits that a loss went through, the gradient at them, and the teacher's answers beside them."""
+"""The student's logits that a loss went through, and the teacher's answers beside them."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from kdbench.audits.infer.explain.forms import Answer, flat
+from kdbench.audits.infer.explain.rows import Layout, spread
 from kdbench.audits.infer.roles import Cast, Label
 from kdbench.audits.observe import torch_internals
-from kdbench.audits.observe.windows import SOFTMAXES, FunctionCall, RawWindow
+from kdbench.audits.observe.windows import SMALL, SOFTMAXES, FunctionCall, RawWindow
 
 _MOST = 6
 "Heads looked at in a window: each costs a backward of its own, and self-distilling networks have about four."
@@ -25,23 +25,35 @@ _TINY = 1e-12
 "Kept from dividing by zero; no logits are this small."
 
 
+Kind = Literal["logits", "argument", "probabilities"]
+
+
+class Answer(NamedTuple):
+    """What could be the teacher's answer to the student's batch."""
+
+    kind: Kind
+    "Logits, what a softmax was taken of (logits over a temperature), or probabilities."
+    values: Tensor
+
+
 class Head(NamedTuple):
     """Logits of the student's."""
 
     z: Tensor
     "As they stand in the graph."
     value: Tensor
-    "Their values when they were made (..., C)."
+    "Their values when they were made."
     labels: list[Label]
     "The label losses computed from them."
+    dim: int = -1
+    "The dimension of the classes."
+    upstream: bool = False
+    "Whether the labels were held against something made of it, as where it is scaled afterwards."
 
-
-class Gradients(NamedTuple):
-    """The gradient at a head (N, C), the label losses' part of it, and their weight; the last two None if unknown."""
-
-    whole: Tensor
-    of_labels: Tensor | None
-    label_weight: float | None
+    @property
+    def layout(self) -> Layout:
+        """Their shape, and where the classes lie in it."""
+        return Layout.of(self.value, self.dim)
 
 
 def _reaches(raw: RawWindow, index: int) -> bool:
@@ -60,12 +72,18 @@ def teacher_answers(raw: RawWindow, cast: Cast, student: int) -> list[Answer]:
         if c.out.params & cast.teacher_mask and not c.out.params & student and _reaches(raw, c.index)
     ]
     for call in [*calls, *reversed(inner)]:
-        if call.value is not None and call.value.shape[-1] > 1 and all(call.value is not v for _, v in found):
-            found.append(Answer("logits", call.value))
+        value = None if (said := call.output) is None else said[1]
+        if value is not None and value.shape[-1] > 1 and not any(_are_one(value, v) for _, v in found):
+            found.append(Answer("logits", value))
     for f in raw.functions:
         if _reaches(raw, f.index):
             found += _answers_to(f, student, cast.cached)
     return found
+
+
+def _are_one(a: Tensor, b: Tensor) -> bool:
+    """Say whether two answers are one: a network's is that of its last layer, too."""
+    return a.shape == b.shape and (a.data_ptr() == b.data_ptr() or (a.numel() <= SMALL and torch.equal(a, b)))
 
 
 def _answers_to(f: FunctionCall, student: int, cached: bool) -> list[Answer]:
@@ -78,9 +96,15 @@ def _answers_to(f: FunctionCall, student: int, cached: bool) -> list[Answer]:
     if f.name in ("kl_div", "mse_loss", "cross_entropy", "binary_cross_entropy_with_logits") and cached:
         for t, made, shape in f.operands[:2]:
             if t is not None and not made.params & student and t.is_floating_point() and len(shape) >= 2:
-                is_sum = f.name != "mse_loss" and _are_probabilities(flat(t))
+                is_sum = f.name != "mse_loss" and _are_probabilities(_some(t))
                 found.append(Answer("probabilities" if is_sum else "logits", t.detach()))
     return found
+
+
+def _some(value: Tensor, dim: int = -1) -> Tensor:
+    """Return some rows (n, C) of an answer."""
+    layout = Layout.of(value, dim)
+    return layout.take(value, spread(torch.arange(layout.rows), layout.classes))
 
 
 def _are_probabilities(rows: Tensor) -> bool:
@@ -91,23 +115,23 @@ def heads(raw: RawWindow, cast: Cast, student: int, answers: list[Answer]) -> li
     """Return the logits of the student of this mask: those that labels were held against first."""
     shapes = {(v.numel(), v.shape[-1]) for _, v in answers}
     calls = [
-        (not c.has_children, Head(c.answer, c.value, []))
+        (not c.has_children, Head(*said, []))
         for c in raw.calls
-        if c.answer is not None
-        and c.value is not None
-        and c.out.params & student
-        and c.answer.requires_grad
+        if c.out.params & student
         and _reaches(raw, c.index)
+        and (said := c.output) is not None
+        and said[0].requires_grad
     ]
     answered = [head for _, head in sorted(calls, key=lambda call: call[0])]  # outermost first
     waiting = [label for label in cast.labels if label.made & student and label.logits is not None]
+    labels = list(waiting)
     found: list[Head] = []
 
     def place(head: Head, belongs: Callable[[Label, Tensor], bool]) -> None:
         mine = [label for label in waiting if belongs(label, head.value) and _flows(label, head.z)]
         if mine:
             waiting[:] = [label for label in waiting if all(label is not m for m in mine)]
-            found.append(Head(head.z, head.value, mine))
+            found.append(Head(head.z, head.value, mine, _class_dim(raw, head.value, mine)))
 
     for head in answered:
         place(head, _is_of)
@@ -117,11 +141,32 @@ def heads(raw: RawWindow, cast: Cast, student: int, answers: list[Answer]) -> li
     for label in waiting:
         if label.logits is not None and label.logits.requires_grad and label.logits.ndim >= 2:
             base = _common_source(raw, label)
-            found.append(Head(base, base.detach(), [label]))
-    return [*found, *_without_labels(answered, found, shapes)][:_MOST]
+            found.append(Head(base, base.detach(), [label], _class_dim(raw, base, [label])))
+    return [*found, *_without_labels(raw, answered, found, shapes, labels)][:_MOST]
 
 
-def _without_labels(answered: list[Head], found: list[Head], shapes: set[tuple[int, int]]) -> list[Head]:
+def _class_dim(raw: RawWindow, value: Tensor, labels: list[Label]) -> int:
+    """Return the dimension of the classes: that of the label loss, else that of the softmaxes, else the last one."""
+    for label in labels:
+        x, of_torch = label.logits, label.call.name in ("cross_entropy", "nll_loss")
+        if x is None or not of_torch:
+            continue
+        if value.ndim > 2 and x.shape == value.shape:
+            return 1
+        if value.ndim == 4 and x.ndim == 2 and value.shape[1] == x.shape[1]:
+            return 1
+    if value.ndim < 4:
+        return -1
+    shown = [int(f.arg(1, "dim", -1) or -1) for f in raw.functions if f.name in ("softmax", "log_softmax")
+             and f.operands and f.operands[0][2] == tuple(value.shape)]  # fmt: skip
+    return (
+        -1 if shown and all(dim in (-1, 3) for dim in shown) else 1
+    )  # of pictures the channels, unless told otherwise
+
+
+def _without_labels(
+    raw: RawWindow, answered: list[Head], found: list[Head], shapes: set[tuple[int, int]], labels: list[Label]
+) -> list[Head]:
     """Return the answers that could be logits and have no labels: of the teacher's size and of the heads' width."""
     known = {id(head.z) for head in found}
     values = [head.value for head in found]
@@ -137,7 +182,8 @@ def _without_labels(answered: list[Head], found: list[Head], shapes: set[tuple[i
             for v in values
         )
         if id(head.z) not in known and fits and not same and (not widths or value.shape[-1] in widths):
-            more.append(head)
+            mine = [label for label in labels if _flows(label, head.z)]
+            more.append(Head(head.z, head.value, mine, _class_dim(raw, value, []), bool(mine)))
             known.add(id(head.z))
             values.append(value)
     return more
@@ -167,13 +213,16 @@ def _is_of(label: Label, value: Tensor) -> bool:
     x = label.logits
     if x is None or x.numel() != value.numel() or x.ndim < 1:
         return False
-    if x.shape[-1] != value.shape[-1]:
-        # (B, C, L) for sequences
+    at, other = -1, -1
+    if x.shape[-1] != value.shape[-1] or (value.ndim > 2 and x.ndim == 2):
+        # (B, C, L) of sequences, or pictures (B, C, H, W) as rows of pixels
         if x.ndim == 3 and value.ndim == 3 and x.shape[1] == value.shape[-1]:
-            x = x.transpose(1, 2)
-        else:
+            at = 1
+        elif x.ndim == 2 and value.ndim == 4 and x.shape[1] == value.shape[1]:
+            other = 1
+        elif x.shape[-1] != value.shape[-1]:
             return False
-    a, b = flat(x), flat(value)
+    a, b = _some(x, at), _some(value, other)
     scale = float(b.abs().max()) + _TINY
     loose = _SAME_HALF if {x.dtype, value.dtype} & {torch.float16, torch.bfloat16} else _SAME
     if float((a - b).abs().max()) <= loose * scale:
@@ -185,60 +234,3 @@ def _is_cut_from(label: Label, value: Tensor) -> bool:
     """Say whether the label loss takes fewer rows than the logits (B, L, C) have."""
     x = label.logits
     return x is not None and x.ndim in (2, 3) and x.shape[-1] == value.shape[-1] and x.numel() < value.numel()
-
-
-def gradients_at(raw: RawWindow, head: Head) -> Gradients | None:
-    """Return the gradient at a head and the label losses' part; None where nothing flows or a hook may change it."""
-    root, z = raw.roots[0], head.z
-    if torch_internals.hooks_of(z):
-        return None
-    (g,) = torch.autograd.grad(root, z, retain_graph=True, allow_unused=True)
-    if g is None:
-        return None
-    whole = flat(g) / raw.root_scale
-    part = torch.zeros_like(whole)
-    weight: float | None = 0.0
-    for label in head.labels:
-        out = label.call.out
-        if not isinstance(out, Tensor) or not out.requires_grad or label.call.name not in ("cross_entropy", "nll_loss"):
-            return Gradients(whole, None, None)
-        (w,) = torch.autograd.grad(root, out, retain_graph=True, allow_unused=True)
-        if w is None:
-            continue
-        (own,) = torch.autograd.grad(out, z, grad_outputs=w, retain_graph=True, allow_unused=True)
-        if own is None:
-            return Gradients(whole, None, None)
-        part = part + flat(own) / raw.root_scale
-        if label.is_plain and weight is not None:
-            weight += float(w) / raw.root_scale
-        elif weight is not None:
-            ce = label_gradient(z.detach(), label)
-            share = None if ce is None else float((flat(own) * ce).sum() / (ce * ce).sum()) / raw.root_scale
-            weight = None if share is None else weight + share
-    return Gradients(whole, part, weight)
-
-
-def label_gradient(value: Tensor, label: Label) -> Tensor | None:
-    """Return the gradient of the mean cross-entropy at logits of these values."""
-    z = flat(value)
-    target = label.target
-    if target is None:
-        return None
-    if target.is_floating_point() or (
-        target.ndim > 1 and target.shape[-1] == z.shape[1] and target.numel() == z.numel()
-    ):
-        y = flat(target.double())
-        if y.shape != z.shape:
-            return None
-        return (z.softmax(1) - y) / len(z)
-    classes = target.reshape(-1).cpu()
-    if len(classes) != len(z):
-        return None
-    valid = (classes >= 0) & (classes < z.shape[1])
-    y = torch.zeros_like(z)
-    y[valid] = torch.nn.functional.one_hot(classes[valid], z.shape[1]).double()
-    if label.smoothing:
-        y[valid] = y[valid] * (1 - label.smoothing) + label.smoothing / z.shape[1]
-    basis = (z.softmax(1) - y) / max(1, int(valid.sum()))
-    basis[~valid] = 0
-    return basis

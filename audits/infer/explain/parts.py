@@ -1,0 +1,133 @@
+"""The gradient at a head, taken apart: what the label losses leave there, exactly, and the rest.
+
+The rest is asked for as the gradient of the loss less the label losses, each times its own weight: what reaches them
+cancels to the bit before it goes on, so nothing of the labels' is left to round, and one gradient stands in memory.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdbench.audits.infer.explain.heads import Head
+from kdbench.audits.infer.explain.rows import Layout, spread
+from kdbench.audits.infer.roles import Label
+from kdbench.audits.observe import torch_internals
+from kdbench.audits.observe.windows import RawWindow
+
+
+class LabelPart(NamedTuple):
+    """What the label losses leave at a head."""
+
+    norm: float
+    rows: Tensor
+    "The numbers of the rows that get any of it."
+    weight: float | None
+    "Of the mean cross-entropy; None where it is not known."
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """The gradient at a head; asked for when it is needed, since each is as large as the logits."""
+
+    kd: Callable[[], Tensor | None]
+    "Returns it in the head's shape, without the label losses' part where that is known; None where nothing flows."
+    labels: Callable[[], LabelPart]
+    known: bool = True
+    "Whether the labels' part is known."
+    scale: float = 1.0
+    "By what it is too large: a GradScaler's factor."
+
+
+def gradients_at(raw: RawWindow, head: Head) -> Gradients | None:
+    """Return the gradient at a head and the label losses' part; None where a hook may change it."""
+    root, z, scale = raw.roots[0], head.z, raw.root_scale
+    if torch_internals.hooks_of(z):
+        return None
+    weighed: list[tuple[Label, Tensor, Tensor]] = []
+    known = True
+    for label in head.labels:
+        out = label.call.out
+        if not isinstance(out, Tensor) or not out.requires_grad or label.call.name not in ("cross_entropy", "nll_loss"):
+            known = False
+            break
+        (w,) = torch.autograd.grad(root, out, retain_graph=True, allow_unused=True)
+        if w is not None:
+            weighed.append((label, out, w))
+    outs, weights = ([out for _, out, _ in weighed], [-w for _, _, w in weighed]) if known else ([], [])
+
+    def kd() -> Tensor | None:
+        seeds = [torch.ones_like(root), *weights]
+        (g,) = torch.autograd.grad([root, *outs], z, seeds, retain_graph=True, allow_unused=True)
+        return g
+
+    return Gradients(kd, lambda: _of_labels(head, weighed, scale), known, scale)
+
+
+def _of_labels(head: Head, weighed: list[tuple[Label, Tensor, Tensor]], scale: float) -> LabelPart:
+    """Return what label losses leave at a head, each with the gradient that reaches it."""
+    z, layout = head.z, head.layout
+    part: Tensor | None = None
+    weight: float | None = 0.0
+    for label, out, w in weighed:
+        (own,) = torch.autograd.grad(out, z, grad_outputs=w, retain_graph=True, allow_unused=True)
+        if own is None:
+            continue
+        if weight is not None:
+            share = float(w) if label.is_plain else _weight_of(head, label, own)
+            weight = None if share is None else weight + share / scale
+        part = own if part is None else part + own
+    if part is None:
+        return LabelPart(0.0, torch.empty(0, dtype=torch.long), weight)
+    return LabelPart(float(torch.linalg.vector_norm(part.float())) / scale, layout.taught(part), weight)
+
+
+def _weight_of(head: Head, label: Label, own: Tensor) -> float | None:
+    """Return the weight of a label loss that is no plain mean: its gradient's share of the mean cross-entropy's."""
+    layout = head.layout
+    taught = layout.taught(own)
+    index = spread(taught, layout.classes)
+    ce = label_gradient(layout, head.value, label, index, taught)
+    if ce is None or not float(ce.norm()) > 0:
+        return None
+    return float((layout.take(own, index) * ce).sum() / (ce * ce).sum())
+
+
+def label_gradient(layout: Layout, value: Tensor, label: Label, index: Tensor, taught: Tensor) -> Tensor | None:
+    """Return the gradient of the mean cross-entropy at these rows of logits; None where the labels are of other rows.
+
+    `taught` are the rows that the label loss gives a gradient to: it may have been handed these alone, in order.
+    """
+    target, classes = label.target, layout.classes
+    if target is None:
+        return None
+    z = layout.take(value, index)
+    if target.is_floating_point() or (
+        target.ndim > 1 and target.shape[-1] == classes and target.numel() == value.numel()
+    ):
+        if target.numel() != value.numel():
+            return None
+        dim = layout.dim if target.shape == value.shape else -1
+        y = Layout.of(target, dim).take(target, index)
+        return None if y.shape != z.shape else (z.softmax(1) - y) / layout.rows
+    flat = target.reshape(-1).to(z.device)
+    is_class = (flat >= 0) & (flat < classes)
+    if len(flat) != layout.rows:  # a loss over some of the rows: they come in order
+        flat = flat[is_class]
+        if len(flat) != len(taught):
+            return None
+        place = torch.full((layout.rows,), -1, dtype=flat.dtype, device=flat.device)
+        place[taught.to(flat.device)] = flat
+        flat = place
+        is_class = flat >= 0
+    own, valid = flat[index.to(z.device)].long(), is_class[index.to(z.device)]
+    y = torch.zeros_like(z)
+    y[valid] = F.one_hot(own[valid], classes).to(z.dtype)
+    if label.smoothing:
+        y[valid] = y[valid] * (1 - label.smoothing) + label.smoothing / classes
+    basis = (z.softmax(1) - y) / max(1, int(is_class.sum()))
+    basis[~valid] = 0
+    return basis
