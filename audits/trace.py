@@ -378,6 +378,15 @@ class Updates:
     "Of the calls, those before the first scale that held."
 
 
+@dataclass(frozen=True)
+class Unheard:
+    """A divergence between student and teacher that could be learned from, and that no backward reached."""
+
+    windows: int
+    "Backwards before which it was computed."
+    where: Where
+
+
 @dataclass
 class Losses:
     """What the backwards showed: the distillation's, one by one, and whether there was one."""
@@ -394,6 +403,7 @@ class Losses:
     functions: list[str] = field(default_factory=list)
     "Names of torch's losses that reached a backward."
     missed_hooks: list[MissedHook] = field(default_factory=list)
+    unheard: list[Unheard] = field(default_factory=list)
     checked: list[tuple[str, str, tuple[int, int]]] = field(default_factory=list)
     "Loss functions that :func:`kdbench.check_soft_loss` found right: name, file, first and last line."
     eval_steps: list[int] = field(default_factory=list)

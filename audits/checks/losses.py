@@ -78,7 +78,8 @@ def term_provenance(trace: Trace) -> Verdict:
     Fails when a term's student side is cut from its graph, when the teacher answers and the student is held against
     itself, the teacher against itself, or the answer reaches no loss, when a feature term leaves its projector or the
     student without a gradient, when no module has the name by which one is looked for to be hooked, when the student as
-    a whole is frozen, or when the term's gradient is there and less than 1e-5 of the labels', and stays so.
+    a whole is frozen, or when the term's gradient is there and less than 1e-5 of the labels', and stays so. Warns of a
+    kl_div between the two that is computed with its graph and is in no loss.
     """
     losses = trace.losses
     if (verdict := _heard(trace)) is not None:
@@ -99,11 +100,27 @@ def term_provenance(trace: Trace) -> Verdict:
             )
     if not acts and (verdict := _without_share(trace)) is not None:
         return verdict
+    if (verdict := _left_out(trace)) is not None:
+        return verdict
     if acts or any(t.kind == "feature" and t.reaches_student for t in terms):
         return passed("the distillation's gradient reaches the student")
     if any(t.reaches_student for t in terms):
         return _silent(trace, terms)
     return undecided("form-not-recognised", "no distance between student and teacher was recognised")
+
+
+def _left_out(trace: Trace) -> Verdict | None:
+    """Judge a divergence that is computed with its graph before each backward, and is in none of the losses."""
+    for unheard in trace.losses.unheard:
+        if unheard.windows >= (_IDLE_SCRIPT if trace.script else _IDLE_DECLARED):
+            return failed(
+                f"a kl_div between student and teacher is computed with a gradient before each of {unheard.windows} "
+                "backwards, and is in no loss: it teaches nothing",
+                {"windows": unheard.windows},
+                unheard.where,
+                "warn",  # it may be meant for a log alone, which no_grad would say
+            )
+    return None
 
 
 def _silent(trace: Trace, terms: list[Term]) -> Verdict:
