@@ -183,3 +183,18 @@ def test_statistics_of_a_whole_network_that_was_read_drift_by_its_mode(training,
     report, _ = observed(loop)
     assert named_first(report) == (("KD301", "error") if training else None)
     assert next(f.status for f in report.findings if f.id == "KD104") == "pass"
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_statistics_that_were_left_behind_beside_loaded_weights_are_missed(whole, tmp_path):
+    net = nn.Sequential(nn.Linear(WIDTH, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, CLASSES))
+
+    def loop():
+        learn(net)  # in this very process, so that its values are known as trained ones
+        kept = net.state_dict() if whole else dict(net.named_parameters())
+        teacher = nn.Sequential(nn.Linear(WIDTH, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, CLASSES))
+        teacher.load_state_dict({name: value.detach().clone() for name, value in kept.items()}, strict=False)
+        return taught(teacher.eval(), Drops(8))
+
+    report, _ = observed(loop)
+    assert named_first(report) == (None if whole else ("KD104", "error"))

@@ -215,7 +215,7 @@ class Loads:
             now = sample(t)
             total += size
             loaded = self._loaded.get(t)
-            if not isinstance(t, nn.Parameter) and self._follows(tensors, name):
+            if not isinstance(t, nn.Parameter) and self._follows(tensors, name, t):
                 covered += size
             elif t in self.trained or now in self._trained_values:
                 covered += size
@@ -249,14 +249,17 @@ class Loads:
         here = numbers(t)
         return here is not None and bool((here == 0).all() or (here == 1).all())
 
-    def _follows(self, tensors: list[tuple[str, Tensor]], name: str) -> bool:
-        """Say whether a buffer's own module has trained parameters: then its statistics are trained along."""
+    def _follows(self, tensors: list[tuple[str, Tensor]], name: str, t: Tensor) -> bool:
+        """Say whether a buffer's own module has trained parameters: then its statistics are trained along.
+
+        Where the parameters are copies of trained ones, the statistics have to be copies too: those that a norm is made
+        with (0 and 1) were left behind.
+        """
         stem = name.rpartition(".")[0]
-        return any(
-            n.rpartition(".")[0] == stem and (t in self.trained or sample(t) in self._trained_values)
-            for n, t in tensors
-            if isinstance(t, nn.Parameter)
-        )
+        beside = [p for n, p in tensors if n.rpartition(".")[0] == stem and isinstance(p, nn.Parameter)]
+        if any(p in self.trained for p in beside):
+            return True
+        return any(sample(p) in self._trained_values for p in beside) and not self._is_trivial(t)
 
     def _same_as_student(self, teachers: list[nn.Module], students: list[nn.Module]) -> tuple[bool, bool]:
         """Say whether the teacher, loaded from a file, holds the student's start, saved untrained; and whether it holds
