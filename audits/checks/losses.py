@@ -443,13 +443,14 @@ def _operands(t: Term, trace: Trace) -> Verdict | None:
             f"kl_div is given as input what are no log-probabilities: exp of a row sums to {t.input_sum:.3g}",
             observed,
             t.where,
+            by_itself=True,
         )
     if t.target_least is not None and t.target_least < -_ROUNDING:
-        return failed("kl_div is given as target what are no probabilities: some are negative", observed, t.where)
+        said = "kl_div is given as target what are no probabilities: some are negative"
+        return failed(said, observed, t.where, by_itself=True)
     if t.target_sum is not None and abs(t.target_sum - 1) > _SUM:
-        return failed(
-            f"kl_div is given as target what are no probabilities: a row sums to {t.target_sum:.3g}", observed, t.where
-        )
+        said = f"kl_div is given as target what are no probabilities: a row sums to {t.target_sum:.3g}"
+        return failed(said, observed, t.where, by_itself=True)
     if t.swapped:
         return failed(
             "kl_div's arguments are swapped: the student stands in the target's place, which is the reversed KL",

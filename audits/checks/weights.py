@@ -230,6 +230,7 @@ def _mean_reduction(trace: Trace) -> Verdict | None:
                     {"reduction": "mean", "shape": list(t.shapes[0])},
                     t.where,
                     "warn",
+                    by_itself=True,
                 )
     return None
 

@@ -68,9 +68,7 @@ def _show_seen(console: Console, audited: Audited, seen: Observation) -> None:
         for role, name in (("student", audited.student), ("teacher", audited.teacher))
     ]
     roles += [f"projectors {', '.join(audited.projectors)}"] if audited.projectors else []
-    temperatures = {e.temperature for s in losses.sights for e in s.explanations if e.temperature}
-    said = ", ".join(sorted({f"{t:g}" for pair in temperatures for t in pair}, key=float))
-    roles += [f"temperature {said}"] if said else []
+    roles += [f"temperature {said}"] if (said := _temperature(seen)) else []
     crashed = f", exit code {seen.exit_code}" if seen.exit_code else ""
     steps = f"{seen.steps} steps of distillation" if losses.sights else f"{losses.windows_seen} backwards"
     # That the steps asked for were seen is an end of its own, and says how many.
@@ -83,6 +81,26 @@ def _show_seen(console: Console, audited: Audited, seen: Observation) -> None:
         _print(console, " ".join(_without_distillation(seen, trained)))
     if audited.unobserved:
         _print(console, f"not seen, in processes of their own: {', '.join(audited.unobserved)}", hang="  ")
+
+
+_SOFT = ("nothing", "unknown", "permuted", "mse-logits", "hard-labels", "cosine", "mse-probabilities")
+"Forms of a term that has no temperature, or whose temperature was not read."
+
+
+def _temperature(seen: Observation) -> str:
+    """Return the temperature in words: one, the student's and the teacher's, or that it changes; empty if unread."""
+    pairs = {
+        e.temperature
+        for s in seen.trace.losses.sights
+        for e in s.explanations
+        if e.temperature is not None and e.form not in _SOFT
+    }
+    if len(pairs) > 1:
+        numbers = [t for pair in pairs for t in pair]
+        return f"between {min(numbers):g} and {max(numbers):g} (it changes, or the terms have several)"
+    for student, teacher in pairs:
+        return f"{student:g}" if student == teacher else f"{student:g} (student) and {teacher:g} (teacher)"
+    return ""
 
 
 def _without_distillation(seen: Observation, trained: bool) -> list[str]:
