@@ -374,3 +374,14 @@ def test_stored_answers_of_sequences_are_known_too():
     assert len(seen.losses.sights) == STEPS and seen.losses.sights[0].cached_rows == (16, 0)
     report, _ = observed(stored_states, True)
     assert "KD305" in [f.id for f in report.failed("error")]
+
+
+def test_stored_answers_are_no_network_that_could_be_missed():
+    from types import SimpleNamespace
+
+    from kdbench.harness.cli.audit_script import _lost_names
+    from kdbench.harness.contract import Contract
+
+    seen = SimpleNamespace(trace=SimpleNamespace(roles={"student": ["Linear (student)"]}))
+    assert _lost_names(Contract(teacher="stored-answers"), seen) == []
+    assert len(_lost_names(Contract(teacher="big"), seen)) == 1

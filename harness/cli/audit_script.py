@@ -18,6 +18,7 @@ from click.core import ParameterSource
 from kdbench.audits import script as engine
 from kdbench.audits.checks.all import CATALOGUE, run
 from kdbench.audits.finding import Report
+from kdbench.audits.infer.players import STORED
 from kdbench.audits.report import inline
 from kdbench.audits.report.policy import EXIT_CODES, Baseline, Policy
 from kdbench.audits.report.render import Audited
@@ -324,7 +325,7 @@ def _lost_names(contract: Contract, seen: Observation) -> list[str]:
     for role, name in (("student", contract.student), ("teacher", contract.teacher)):
         found = seen.trace.roles.get(role, [])
         words = {w for f in found for w in f.replace("(", " ").replace(")", " ").split()}
-        if name is not None and not {name, f"self.{name.removeprefix('self.')}"} & words:
+        if name is not None and name != STORED and not {name, f"self.{name.removeprefix('self.')}"} & words:
             remarks.append(f"no network called {name!r} was seen as {role}: {', '.join(found) or 'none'} was taken")
     return remarks
 
