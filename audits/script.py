@@ -29,6 +29,7 @@ from kdbench.audits.infer.roles import Declared
 from kdbench.audits.observe import compiled, hooks
 from kdbench.audits.observe.readable import is_readable
 from kdbench.audits.observe.rows import row_keys
+from kdbench.audits.observe.saves import Saves
 from kdbench.audits.observe.splits import Loaders
 from kdbench.audits.observe.taint import Taint, tensors_in
 from kdbench.audits.observe.windows import RawWindow
@@ -96,6 +97,8 @@ class ScriptWatch(Watch):
         named = {"student": options.student, "teacher": options.teacher}
         trace.not_found = {role: name for role, name in named.items() if name not in (None, STORED)}
         self.loaders = Loaders()
+        self._saves = Saves(self._networks)
+        trace.data.kept = self._saves.kept
         self._windows.heeds_answers = True
 
     @property
@@ -199,6 +202,7 @@ class ScriptWatch(Watch):
         self._loads.open()
         self._stack.callback(self._loads.close)
         self._stack.enter_context(self.loaders.watching())
+        self._saves.open(self._stack, self._guarded)
         self._inference.features.hookups.open(self._stack)
         self._stack.enter_context(compiled.watching(self._note_compiled, self._options.compiles))
         adopt = self._guarded(lambda optimizer, *args, **kwargs: self._steps.adopt(optimizer))
@@ -213,8 +217,15 @@ class ScriptWatch(Watch):
         if self.done is not None and not torch.compiler.is_compiling() and os.getpid() == self._home:
             self.again()
 
+    def _networks(self) -> tuple[list[nn.Module], list[nn.Module]]:
+        """Return the students and the teachers of the distillation, as far as they are modules."""
+        known = self._inference.known
+        students, teachers = ([g.module for g in groups if g.module] for groups in (known.students, known.teachers))
+        return students, teachers
+
     def conclude(self, whole: bool) -> None:
         """Draw the conclusions of what was seen; `whole` says that the script ran to its own end."""
+        self._saves.kept.whole = whole
         self._conclude()
         data = self._trace.data
         found = self._guarded(self.loaders.overlap)(whole) or (

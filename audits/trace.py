@@ -428,6 +428,29 @@ class Teacher:
     "Columns of the student's logits, beside which the teacher's classes are held."
 
 
+@dataclass(frozen=True)
+class Saved:
+    """A file that was written after the distillation began."""
+
+    student: float
+    "Part of the student's numbers, as they were then, that are in it."
+    teacher: float
+    where: Where | None
+
+
+@dataclass
+class Kept:
+    """What was saved of the distillation, and loaded back."""
+
+    saves: list[Saved] = field(default_factory=list)
+    own: list[Where | None] = field(default_factory=list)
+    "Loads that gave the student the numbers that it held already."
+    nothing: list[tuple[str, str, Where | None]] = field(default_factory=list)
+    "Loads that were not strict and found no name: the module's class, the first name that was given, the place."
+    whole: bool = False
+    "Whether the script was seen to its own end."
+
+
 @dataclass
 class Data:
     """What the networks were shown."""
@@ -438,6 +461,7 @@ class Data:
     "Samples in evaluation, those of them trained on too, how it was seen, and whether it is sure."
     split_where: Where | None = None
     "Where they were evaluated."
+    kept: Kept = field(default_factory=Kept)
 
 
 @dataclass

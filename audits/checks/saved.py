@@ -1,0 +1,56 @@
+"""Whether what is kept of a training is the student that it trained."""
+
+from kdbench.audits.checks.catalogue import Verdict, audit, failed, passed, undecided
+from kdbench.audits.trace import Trace
+
+_WHOLE, _NONE = 0.99, 0.5
+"""Parts of a network's numbers from which a file holds it, and up to which it does not: a head that is left out is
+less than half, and two networks share next to nothing by chance."""
+
+
+@audit(
+    "KD335",
+    severity="error",
+    phase="end",
+    follows=("KD104",),
+    mend="save and score the student: torch.save(student.state_dict(), ...); keep the best epoch as a copy, "
+    "copy.deepcopy(student.state_dict()); load with strict=True, or look at the names that load_state_dict returns",
+)
+def result_kept(trace: Trace) -> Verdict:
+    """What is saved of a distillation, and loaded back, is the student that was trained.
+
+    Fails when the files that a script writes after the distillation began hold the teacher's numbers and none holds the
+    student's, when the student is given a state that it holds already (kept by reference, so no earlier epoch's), or
+    when a load that is not strict finds no name of its own. An averaged teacher may be what is wanted.
+    """
+    kept = trace.data.kept
+    if kept.own:
+        return failed(
+            "load_state_dict gives the student the very numbers that it holds: the state was kept by reference, and is "
+            "the last one, not an earlier one",
+            {"loads": len(kept.own)},
+            kept.own[0],
+        )
+    if kept.nothing:
+        module, name, where = kept.nothing[0]
+        return failed(
+            f"load_state_dict(strict=False) finds no name of {module} in what it is given (which begins with {name}): "
+            "nothing is loaded",
+            {"module": module, "name": name},
+            where,
+        )
+    average = trace.teacher.change is not None and trace.teacher.change.follows
+    of_student = [s for s in kept.saves if s.student >= _NONE]
+    of_teacher = [s for s in kept.saves if s.teacher >= _WHOLE]
+    if of_teacher and not of_student and not average and kept.whole:
+        return failed(
+            "what is saved after the distillation are the teacher's numbers, and the student's are in no file",
+            {"saves": len(kept.saves)},
+            of_teacher[0].where,
+        )
+    if of_student:
+        return passed(f"the student is in {len(of_student)} of {len(kept.saves)} files")
+    said = "nothing of the student was saved" + (
+        "" if kept.whole else " up to here; the script was not seen to its end"
+    )
+    return undecided("not-in-these-steps", said, None if kept.whole else "steps")
