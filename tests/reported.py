@@ -1,0 +1,86 @@
+"""Audits the pairs of tests/reported, each script in a process of its own, and says whose cause is named first.
+
+python tests/reported.py [--json FILE] [NUMBER ...]
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+FOLDER = Path(__file__).with_name("reported")
+SECONDS = 200
+
+
+@dataclass(frozen=True)
+class Told:
+    """What an audit says of one script."""
+
+    code: int
+    failed: tuple[str, ...]
+    "Ids, the causes first."
+    errors: tuple[str, ...]
+    "Those of severity error."
+
+
+def audit(path: Path) -> Told:
+    """Audit one script."""
+    words = [sys.executable, "-m", "kdbench", "audit", "--format", "json", "--max-seconds", str(SECONDS), path.name]
+    done = subprocess.run(
+        words, cwd=path.parent, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
+    )
+    try:
+        findings = json.loads(done.stdout)["findings"]
+    except (ValueError, KeyError):
+        return Told(done.returncode, (), ())
+    failed = [f for f in findings if f["status"] == "fail" and f["severity"] != "info"]
+    return Told(
+        done.returncode, tuple(f["id"] for f in failed), tuple(f["id"] for f in failed if f["severity"] == "error")
+    )
+
+
+def judged(bug: Told, expected: list[str]) -> str:
+    """Say how well the slip is named: first, named, other, undecided or silent."""
+    if bug.failed and bug.failed[0] in expected:
+        return "first"
+    if {*bug.failed} & {*expected}:
+        return "named"
+    return "other" if bug.failed else "undecided" if bug.code == 4 else "silent"
+
+
+def main() -> int:
+    """Audit, print a line a pair and the sums; return 1 if a correct script is accused."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("numbers", nargs="*")
+    parser.add_argument("--json", type=Path)
+    asked = parser.parse_args()
+    expected = tomllib.loads((FOLDER / "expected.toml").read_text(encoding="utf-8"))
+    names = [name for name in expected if not asked.numbers or name[:2] in asked.numbers]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        both = {name: [pool.submit(audit, FOLDER / f"{name}_{kind}.py") for kind in ("bug", "clean")] for name in names}
+        results = {}
+        for name, (one, other) in both.items():
+            bug, clean = one.result(), other.result()
+            how = judged(bug, expected[name]["audits"])
+            results[name] = {"how": how, "bug": asdict(bug), "clean": asdict(clean), "shown": expected[name]["shown"]}
+            print(f"{name:28s} {expected[name]['shown']:7s} {how:9s} {' '.join(bug.failed):28s} clean: "
+                  f"{clean.code} {' '.join(clean.failed)}", flush=True)  # fmt: skip
+    for shown in ("yes", "partly", "no"):
+        of_kind = [r["how"] for r in results.values() if r["shown"] == shown]
+        print(f"shown by one run: {shown}: {len(of_kind)} pairs, {dict(Counter(of_kind))}")
+    accused = {name: r["clean"]["errors"] for name, r in results.items() if r["clean"]["errors"]}
+    undecided = sum(r["clean"]["code"] == 4 for r in results.values())
+    print(f"correct scripts: {len(results)}, accused by an error: {accused or 'none'}, undecided: {undecided}")
+    if asked.json:
+        asked.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    return 1 if accused else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
