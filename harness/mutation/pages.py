@@ -69,7 +69,7 @@ def told(row: Row) -> str:
 def noticed(row: Row) -> str:
     """Return who else noticed, in words."""
     if row.status != "injected":
-        return ""
+        return "dormant" if row.status == "dormant" else ""
     if row.by_tests is not None:
         return f"{len(row.by_tests)} tests" if len(row.by_tests) != 1 else row.by_tests[0]
     if row.by_script is None:
