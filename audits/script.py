@@ -25,7 +25,8 @@ from torch import nn
 from kdbench.audits.finding import Report
 from kdbench.audits.infer.players import STORED
 from kdbench.audits.infer.roles import Declared
-from kdbench.audits.observe import hooks
+from kdbench.audits.observe import compiled, hooks
+from kdbench.audits.observe.readable import is_readable
 from kdbench.audits.observe.rows import row_keys
 from kdbench.audits.observe.splits import Loaders
 from kdbench.audits.observe.taint import tensors_in
@@ -60,6 +61,8 @@ class Options:
     kd: KD = field(default_factory=KD)
     student: str | None = None
     teacher: str | None = None
+    compiles: bool = True
+    "Whether torch.compile compiles; else it leaves things as they are, so that they are seen."
     guard: str | None = None
     "warn or stop: the script is a real job, and runs on when it has been looked at."
 
@@ -126,7 +129,7 @@ class ScriptWatch(Watch):
     def _on_shown(self, module: nn.Module, args: Any) -> None:
         first = next(iter(tensors_in(args, 2)), None)
         long_enough = first is not None and (first.is_floating_point() or first[:1].numel() >= _LONG_ENOUGH)
-        if first is not None and first.ndim >= 2 and long_enough:
+        if first is not None and first.ndim >= 2 and long_enough and is_readable(first):
             self.loaders.shown(id(module), row_keys(first), torch.is_grad_enabled())
 
     def _after_step(self, optimizer: torch.optim.Optimizer, params: list[nn.Parameter]) -> None:
@@ -187,10 +190,14 @@ class ScriptWatch(Watch):
         self._stack.callback(self._loads.close)
         self._stack.enter_context(self.loaders.watching())
         self._inference.features.hookups.open(self._stack)
+        self._stack.enter_context(compiled.watching(self._note_compiled, self._options.compiles))
         adopt = self._guarded(lambda optimizer, *args, **kwargs: self._steps.adopt(optimizer))
         self._stack.enter_context(hooks.around(torch.optim.Optimizer, "__init__", adopt))
         self._stack.callback(nn.modules.module.register_module_forward_pre_hook(self._again_in_module).remove)
         return self
+
+    def _note_compiled(self) -> None:
+        self._trace.compiled = True
 
     def _again_in_module(self, module: nn.Module, args: Any) -> None:
         if self.done is not None and not torch.compiler.is_compiling() and os.getpid() == self._home:
@@ -199,9 +206,11 @@ class ScriptWatch(Watch):
     def conclude(self, whole: bool) -> None:
         """Draw the conclusions of what was seen; `whole` says that the script ran to its own end."""
         self._conclude()
-        self._trace.data.split_overlap = self._guarded(self.loaders.overlap)() or (
+        data = self._trace.data
+        found = self._guarded(self.loaders.overlap)(whole) or (
             self._guarded(self.loaders.overlap_of_rows)() if whole else None
         )
+        data.split_overlap, data.split_where = (found[:4], found.where) if found is not None else (None, None)
 
 
 def run(

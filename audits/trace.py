@@ -244,8 +244,10 @@ class Sight:
     student_where: Where | None = None
     teacher_training: list[str] = field(default_factory=list)
     "Modules of the teacher that answered in training mode and answer otherwise in it."
+    teacher_in_training: bool = False
+    "Whether the teacher answered in training mode, be it of effect or not."
     teacher_leaves: list[str] = field(default_factory=list)
-    "The teacher's parameters that get a gradient from this backward."
+    "The teacher's parameters that get a gradient from this backward, but for those that the student's goes through."
     teacher_grad: bool = False
     "Whether the teacher's answer carried a gradient."
     student_eval: bool = False
@@ -424,6 +426,8 @@ class Data:
     "By role, the first three calls of convolution or pooling modules."
     split_overlap: tuple[int, int, str, bool] | None = None
     "Samples in evaluation, those of them trained on too, how it was seen, and whether it is sure."
+    split_where: Where | None = None
+    "Where they were evaluated."
 
 
 @dataclass
@@ -447,6 +451,8 @@ class Trace:
     data: Data = field(default_factory=Data)
     broken: str | None = None
     "What went wrong in watching itself; from then on nothing was seen."
+    compiled: bool = False
+    "Whether something is compiled: what it computes is not seen."
     not_found: dict[str, str] = field(default_factory=dict)
     "Names that were declared, by role, under which no network was found."
     names_there: list[str] = field(default_factory=list)

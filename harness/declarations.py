@@ -11,6 +11,7 @@ _OPTIONS = {
     "alpha": "--alpha",
     "form": "--form own, kdbench.check_soft_loss(loss) in the script, or --waive KD313=REASON",
     "alpha or kd_weight": "--alpha or --kd-weight",
+    "no compile": "--no-compile",
     "student and teacher, or steps": "--student NAME --teacher NAME, or more --steps",
 }
 "By what an audit says would decide it; what is declared in code stays as it is."

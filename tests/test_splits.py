@@ -149,3 +149,19 @@ def test_a_loader_that_breaks_leaves_the_script_alone(loaders):
     data = Sizeless()
     train(loaders, DataLoader(data, 10, sampler=SubsetRandomSampler(range(60))))
     assert loaders.overlap() is None
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_script_that_evaluates_nothing_but_what_it_trained_on_is_told_so_at_its_end(loaders, whole, apart):
+    data = TensorDataset(torch.randn(100, 8), torch.randint(3, (100,)))
+    train(loaders, DataLoader(Subset(data, range(60)), 10))
+    evaluate(DataLoader(Subset(data, range(20, 50)), 10))
+    if apart:
+        evaluate(DataLoader(Subset(data, range(60, 100)), 10))
+    found = loaders.overlap(whole)
+    if apart:
+        assert found.both == 0
+    else:
+        assert (found.size, found.both, found.sure) == (30, 30, whole)
+        assert found.where["file"].endswith("test_splits.py")

@@ -2,6 +2,7 @@
 
 import os
 import traceback
+from dataclasses import replace
 
 from kdbench.audits.checks import architecture, clipping, inputs, losses, modes, optimizer, teacher, weights
 from kdbench.audits.checks.catalogue import CATALOGUE, Verdict, undecided
@@ -15,6 +16,18 @@ SUBJECTS = (clipping, optimizer, teacher, modes, inputs, losses, weights, archit
 "The files whose checks entered the catalogue when they were imported."
 
 
+_HIDDEN = ("no-teacher-seen", "form-not-recognised", "route-not-seen")
+"Reasons that compiled code may be behind, of which nothing within is seen."
+
+
+def _how_to_see(verdict: Verdict, trace: Trace) -> Verdict:
+    """Return a verdict with a way to decide it, where what is compiled may hide what it needs."""
+    if verdict.status != "not_triggered" or verdict.reason not in _HIDDEN or not trace.compiled:
+        return verdict
+    said = f"{verdict.message}; part of this is compiled, of which only the two ends are seen"
+    return replace(verdict, message=said, decide_with=verdict.decide_with or "no compile")
+
+
 def run(trace: Trace) -> Report:
     """Hold a trace to every audit; an audit that breaks gives a finding of status `error`, never an exception."""
     verdicts: dict[str, Verdict] = {}
@@ -26,6 +39,7 @@ def run(trace: Trace) -> Report:
             if os.environ.get("KDBENCH_DEBUG"):
                 traceback.print_exception(error)
             verdicts[name] = Verdict("error", f"the audit itself broke: {type(error).__name__}: {error}")
+        verdicts[name] = _how_to_see(verdicts[name], trace)
         if trace.broken is not None and verdicts[name].status != "fail":
             verdicts[name] = Verdict("error", f"watching itself broke and stopped: {trace.broken}")
     failures = {CATALOGUE[name].id for name, verdict in verdicts.items() if verdict.status == "fail"}

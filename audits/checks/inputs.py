@@ -226,8 +226,8 @@ def split_hygiene(trace: Trace) -> Verdict:
     """No sample is both trained on and evaluated.
 
     Decided where the loaders' data sets are torch's own (subsets of one set, tensors), or their samplers draw from
-    indices that are told. Accuracy on the training set
-    itself, the very same data set object, is not meant.
+    indices that are told. Accuracy on the training set itself, the very same data set object, is not meant; but where
+    a script that ended by itself evaluated nothing that it did not train on, what it reports is no accuracy.
     """
     if trace.data.split_overlap is None:
         return undecided(
@@ -240,6 +240,9 @@ def split_hygiene(trace: Trace) -> Verdict:
     if both:
         severity: Severity | None = None if sure else "warn"
         return failed(
-            f"{both} of {size} samples of an evaluation set are trained on too ({how})", observed, None, severity
+            f"{both} of {size} samples of an evaluation set are trained on too ({how})",
+            observed,
+            trace.data.split_where,
+            severity,
         )
     return passed(f"none of {size} evaluation samples is trained on ({how})", observed)

@@ -15,9 +15,10 @@ from kdbench.audits.trace import Change, Trace
 def teacher_mode(trace: Trace) -> Verdict:
     """The teacher answers in evaluation mode and is not trained along.
 
-    Fails when a norm or dropout layer of the teacher answers in training mode where its answer reaches the loss, or
-    the teacher's parameters get a gradient. That its answer carries a gradient which no parameter of it gets is a
-    warning: it costs memory.
+    Fails when a norm or dropout of the teacher, be it a layer or a function, answers as in training where its answer
+    reaches the loss, or the teacher's parameters get a gradient by which an optimizer moves them. A gradient that moves
+    nothing is a warning: it costs memory and time. What the student's own features go through, as a classifier of the
+    teacher's, is no part of this.
     """
     if not trace.losses.sights:
         return no_distillation(trace)
@@ -38,11 +39,14 @@ def teacher_mode(trace: Trace) -> Verdict:
         return undecided("out-of-scope", "the student gets no gradient at all, and the teacher in its place")
     for sight in live:
         if sight.teacher_leaves:
+            moved = bool({*sight.teacher_leaves} & {*(trace.teacher.stepped or [])})
             return failed(
                 f"the loss gives a gradient to {len(sight.teacher_leaves)} parameters of the teacher: "
-                f"{some(sight.teacher_leaves, 3)}",
+                f"{some(sight.teacher_leaves, 3)}"
+                + ("" if moved else "; nothing steps them, so it is memory and time for nothing"),
                 {"parameters": sight.teacher_leaves[:20], "teacher": sight.teacher},
                 sight.teacher_where or sight.where,
+                None if moved else "warn",
             )
     if follows:
         return undecided("out-of-scope", "the teacher is a moving average of the student, in whichever mode")
@@ -57,6 +61,12 @@ def teacher_mode(trace: Trace) -> Verdict:
     if not live:
         return undecided(
             "no-teacher-seen", "no live teacher reached the loss: its answers are stored, or none is there"
+        )
+    if any(s.teacher_in_training for s in live):
+        return undecided(
+            "mode-independent",
+            f"the teacher ({live[0].teacher}) answered in training mode, in which it cannot differ: nothing in it "
+            "drops or takes norms over the batch",
         )
     return passed(f"the teacher ({live[0].teacher}) answered in evaluation mode, without a gradient")
 

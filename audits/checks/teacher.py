@@ -8,6 +8,8 @@ from kdbench.audits.trace import Hits, Loaded, Trace
 
 DOUBT = 1e-3
 "Probability under which the observed number of right answers is taken to contradict a rate."
+_FINE = 1e-4
+"Step at which the search for the least share of a label ends: a hundredth of what is told apart."
 _ELSEWHERE = 0.1
 "Share of a teacher's answers that may name labelled classes where it is said to know others."
 _ONE_CLASS = 0.5
@@ -152,6 +154,19 @@ def over_chance(commonest: float) -> float:
     return commonest + min(commonest, (1 - commonest) / 10)
 
 
+def _least_over_chance(hits: Hits) -> float:
+    """Return the same from what the commonest label's share is at least: of few labels one is the commonest by chance.
+
+    That share is no less than one part in as many classes as are labelled.
+    """
+    most, n = int(hits.by_class.max()), int(hits.by_class.sum())
+    low, high = 0.0, most / n
+    while high - low > _FINE:
+        middle = (low + high) / 2
+        low, high = (middle, high) if at_least(most, n, middle) < DOUBT else (low, middle)
+    return over_chance(max(low, 1 / int((hits.by_class > 0).sum())))
+
+
 def _knows_something(trace: Trace) -> str | None:
     """Return the teacher's accuracy in words if it is surely above chance."""
     hits = trace.teacher.hits
@@ -201,7 +216,8 @@ def teacher_above_chance(trace: Trace) -> Verdict:
     """A teacher knows more than the commonest label.
 
     With c the share of the commonest label seen and the threshold c + min(c, (1 - c) / 10): fails when the observed
-    accuracy would have a probability below 0.001 at the threshold, passes when it is as surely above.
+    accuracy would have a probability below 0.001 at the threshold of the least c that the labels allow, passes when it
+    is as surely above.
     """
     if trace.declared.teacher is None and not trace.script:
         return undecided("no-teacher-seen", "no teacher was declared", "teacher=")
@@ -225,20 +241,21 @@ def teacher_above_chance(trace: Trace) -> Verdict:
     chance = int(trace.teacher.hits.by_class.max()) / n
     threshold = over_chance(chance)
     observed = {"accuracy": right / n, "labels": n, "chance": chance, "threshold": threshold}
-    if threshold < 1 and at_most(right, n, threshold) < DOUBT and _names_other_classes(trace.teacher.hits):
+    below = threshold < 1 and at_most(right, n, _least_over_chance(trace.teacher.hits)) < DOUBT
+    if below and _names_other_classes(trace.teacher.hits):
         return undecided(
             "out-of-scope",
             f"the teacher names other classes than the {int((trace.teacher.hits.by_class > 0).sum())} that are "
             "labelled, as one does that learned others before: these labels say nothing of it",
             observed=observed,
         )
-    if trace.script and chance > _ONE_CLASS and at_most(right, n, threshold) < DOUBT:
+    if trace.script and chance > _ONE_CLASS and below:
         return undecided(
             "out-of-scope", "most labels are of one class: accuracy is no measure of a teacher there", observed=observed
         )
     if threshold >= 1:
         return undecided("out-of-scope", "all labels seen are the same", observed=observed)
-    if at_most(right, n, threshold) < DOUBT:
+    if below:
         return failed(
             f"the teacher is right on {right / n:.1%} of {n} labels, and the commonest label alone on {chance:.1%}",
             observed,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.audits.observe import torch_internals
+from kdbench.audits.observe.readable import address, numbers
 
 _SAMPLE = 512
 "Numbers compared of each tensor, at even distances."
@@ -58,13 +59,12 @@ class Averages:
 
     def window(self, pairs: list[Pair], number: int) -> None:
         """Take in what both hold before a backward, the `number`th."""
+        pairs = [pair for pair in pairs if numbers(pair.teacher) is not None and numbers(pair.student) is not None]
         if number == self._window + 1 and self._before:
             self._compare(pairs)
         self.shared = [p.teacher for p in pairs if _in_one_place(p)] or self.shared
         self._window = number
-        self._before = {
-            name: _Was(_some(p), _some(s), torch_internals.version_of(p)) for name, p, s in pairs if not p.is_meta
-        }
+        self._before = {name: _Was(_some(p), _some(s), torch_internals.version_of(p)) for name, p, s in pairs}
 
     def _compare(self, pairs: list[Pair]) -> None:
         known = [(pair, self._before[pair.name]) for pair in pairs if pair.name in self._before]
@@ -114,9 +114,11 @@ class Averages:
 
 
 def _some(value: Tensor) -> Tensor:
-    flat = value.detach().reshape(-1)
+    here = numbers(value)
+    assert here is not None
+    flat = here.reshape(-1)
     return flat[:: max(1, flat.numel() // _SAMPLE)][:_SAMPLE].to("cpu", torch.float64)
 
 
 def _in_one_place(pair: Pair) -> bool:
-    return pair.teacher.numel() > 0 and pair.teacher.data_ptr() == pair.student.data_ptr()
+    return pair.teacher.numel() > 0 and address(pair.teacher) == address(pair.student)

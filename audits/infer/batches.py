@@ -12,6 +12,7 @@ from kdbench.audits.infer.observer import EXPLAINED, Observer
 from kdbench.audits.infer.roles import Cast
 from kdbench.audits.observe import torch_internals
 from kdbench.audits.observe.lineage import Lineage
+from kdbench.audits.observe.readable import is_readable
 from kdbench.audits.observe.rows import row_keys
 from kdbench.audits.observe.taint import Taint
 from kdbench.audits.observe.windows import ModuleCall, RawWindow
@@ -22,7 +23,7 @@ _ORDER = ("same", "permuted", "flipped", "affine", "view", "differ", "shapes")
 _SHIFTED, _NARROWER, _WIDER = 0.5, 0.6, 1.7
 """Deviations by which the mean of a batch may lie off what the teacher learned on, and factors between which its
 deviation may lie: batches of one normalisation stay well within, another normalisation goes beyond."""
-_PADDED = 0.02
+_PADDED = 0.05
 "Part of a vocabulary by which two tables of one tokenizer may differ: they are padded to round numbers."
 _SETTLED = 30
 "Batches after which a batch norm's running statistics are those of the data."
@@ -45,7 +46,7 @@ class Batches(Observer):
 
     def answered(self, raw: RawWindow, call: ModuleCall) -> None:
         """Note what a network is shown that learns for itself."""
-        if call.grad and call.training and call.given and call.given[0].is_floating_point():
+        if call.grad and call.training and call.given and call.given[0].is_floating_point() and _is_data(call.given[0]):
             self._trained_on.setdefault(call.module, _spread(call.given[0]))
 
     def window(self, raw: RawWindow, cast: Cast, sight: Sight) -> None:
@@ -62,6 +63,7 @@ class Batches(Observer):
         of_teacher = [t for c in teachers if _is_data(t := c.given[0])]
         # What the network itself is shown; where it was never called as a whole, what its parts are.
         of_student = [c.given[0] for c in students] or shown_to(raw, self._taint, cast.student_mask)
+        of_student = [s for s in of_student if is_readable(s)]
         if not of_student or not of_teacher:
             return None
         best: Inputs | None = None
@@ -101,6 +103,8 @@ class Batches(Observer):
             for s in students:
                 if len(t.given) != len(s.given) or len(t.given) < 2 or any(g.ndim < 2 for g in (*s.given, *t.given)):
                     continue
+                if not all(is_readable(g) for g in (*s.given, *t.given)):
+                    continue
                 if any(a.shape != b.shape for a, b in zip(s.given, t.given, strict=True)):
                     continue
                 sources = [[k for k, b in enumerate(t.given) if self._is_of(a, b)] for a in s.given]
@@ -122,7 +126,7 @@ class Batches(Observer):
         for group in cast.teachers:
             learned = self._trained_on.get(group.module)
             given = [c.given[0] for c in group.calls if c.module is group.module and c.given and not c.fed.params]
-            if learned is None or not given or not given[0].is_floating_point():
+            if learned is None or not given or not given[0].is_floating_point() or not _is_data(given[0]):
                 continue
             (mean, deviation), (now, spread) = learned, _spread(given[0])
             shifted = abs(now - mean) > _SHIFTED * deviation
@@ -139,7 +143,7 @@ def _reaches(raw: RawWindow, call: ModuleCall) -> bool:
 
 
 def _is_data(value: Tensor) -> bool:
-    return value.is_floating_point() or value.dtype in (torch.long, torch.int)
+    return is_readable(value) and (value.is_floating_point() or value.dtype in (torch.long, torch.int))
 
 
 def _of_words(raw: RawWindow, students: list[ModuleCall], teachers: list[ModuleCall], found: Inputs) -> Inputs:
@@ -150,7 +154,7 @@ def _of_words(raw: RawWindow, students: list[ModuleCall], teachers: list[ModuleC
         words = next((c.module for c in below if isinstance(c.module, nn.Embedding)), None)
         sizes.append(words.num_embeddings if isinstance(words, nn.Embedding) else 0)
     mine, its = sizes
-    # The same tokenizer's tables are padded to different sizes, by a hundredth at most.
+    # The same tokenizer's tables are padded to different sizes.
     if not mine or not its or abs(mine - its) <= _PADDED * max(mine, its):
         return found
     if found.relation == "same":
@@ -165,7 +169,7 @@ def _unknown_to_its_norms(raw: RawWindow, cast: Cast) -> Inputs | None:
     for group in cast.teachers:
         below = sorted(descendants(raw, group.calls), key=lambda c: c.index)
         first = next((c for c in below if isinstance(c.module, torch_internals.BatchNorm)), None)
-        if first is None or first.training or not first.given:
+        if first is None or first.training or not first.given or not is_readable(first.given[0]):
             continue
         assert isinstance(first.module, torch_internals.BatchNorm)
         norm, x = first.module, first.given[0].detach().float()

@@ -27,6 +27,12 @@ def depends_on_mode(module: nn.Module) -> bool:
     return not isinstance(module, torch_internals.BatchNorm) or module.track_running_stats
 
 
+def may_drop(module: nn.Module) -> bool:
+    """Say whether a module that is no dropout itself keeps a rate of one, which it hands to a function in training."""
+    rates = (v for name, v in vars(module).items() if "drop" in name and isinstance(v, float))
+    return not isinstance(module, torch_internals.Dropout) and any(0 < rate < 1 for rate in rates)
+
+
 def describe(call: ModuleCall, roots: list[ModuleCall]) -> str:
     """Return how a report calls a layer: its path below one of the roots, and its class."""
     for root in roots:

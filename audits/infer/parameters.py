@@ -12,6 +12,7 @@ from kdbench.audits.infer.names import Names
 from kdbench.audits.infer.observer import Known, Observer
 from kdbench.audits.infer.roles import Cast, Group
 from kdbench.audits.observe import torch_internals
+from kdbench.audits.observe.readable import copy_of, is_still, numbers
 from kdbench.audits.observe.taint import Taint
 from kdbench.audits.observe.windows import RawWindow
 from kdbench.audits.trace import Leaf, Sight, Trace
@@ -52,7 +53,7 @@ class Parameters(Observer):
         known = self._known
         if self._first is None and known.teachers:
             held = [p for g in (*known.students, *known.projectors) for p in self._taint.parameters(g.mask)]
-            self._first = {id(p): (p, p.detach().clone()) for p in held}
+            self._first = {id(p): (p, copy) for p in held if (copy := copy_of(p)) is not None}
         if len(self._trace.losses.sights) < _FIRST:
             self._leaves |= self._taint.mask(self._lasting(raw))
         student = cast.student_mask
@@ -117,7 +118,7 @@ class Parameters(Observer):
             return
         every = [*optimizers, *living(torch.optim.Optimizer)]
         optimised = self._taint.mask(p for o in every for group in o.param_groups for p in group["params"])
-        moved_by_hand = {id(p) for p, old in (self._first or {}).values() if not torch.equal(p.detach(), old)}
+        moved_by_hand = {id(p) for p, old in (self._first or {}).values() if not is_still(p, old)}
         updates.leaves = [
             Leaf(p, self._names.param(p), bool(self._taint.bit(p) & optimised) or id(p) in moved_by_hand)
             for p in self._taint.parameters(self._leaves & ~self._known.teacher_mask)
@@ -151,7 +152,7 @@ class Parameters(Observer):
             first = (self._first or {}).get(key)
             if first is None or not rates.get(key) or not means[key] > _LEAST_GRADIENT * usual:
                 continue
-            if torch.equal(p.detach(), first[1]):
+            if numbers(p) is not None and is_still(p, first[1]):
                 found.append(self._names.param(p))
         return found
 

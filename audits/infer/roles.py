@@ -144,9 +144,9 @@ def labels_in(raw: RawWindow, taint: Taint) -> list[Label]:
 def _label(call: FunctionCall, raw: RawWindow, taint: Taint) -> Label | None:
     if call.name in LABEL_LOSSES:
         logits, target = call.arg(0, "input"), call.arg(1, "target")
-        if not isinstance(target, Tensor) or not isinstance(logits, Tensor) or taint.of(target).params:
+        if not isinstance(target, Tensor) or not isinstance(logits, Tensor) or taint.of(target, ids=True).params:
             return None
-        if _is_a_place(target):
+        if _is_a_place(target, logits.shape[1] if logits.ndim > 1 else 0):
             return None
         if target.is_floating_point() and call.name in ("cross_entropy",) and not _looks_like_labels(target):
             return None
@@ -173,12 +173,15 @@ def _label(call: FunctionCall, raw: RawWindow, taint: Taint) -> Label | None:
     return None
 
 
-def _is_a_place(target: Tensor) -> bool:
-    """Say whether the target is where a contrastive loss puts its positives: always first, or on the diagonal."""
+def _is_a_place(target: Tensor, width: int) -> bool:
+    """Say whether the target is where a contrastive loss puts its positives: always first, or on the diagonal, be it of
+    one square of scores or of several, one below the other."""
     if target.numel() < 8 or (target.ndim > 1 and target.shape[-1] > 1):
         return False
     first = target.detach().cpu().flatten()
-    return bool((first == first[0]).all()) or bool((first == torch.arange(len(first))).all())
+    places = torch.arange(len(first))
+    diagonal = bool((first == places).all()) or (width > 2 and bool((first == places % width).all()))
+    return diagonal or bool((first == first[0]).all())
 
 
 def _looks_like_labels(target: Tensor) -> bool:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from kdbench.audits.infer.layers import shown_to
 from kdbench.audits.infer.observer import EXPLAINED, Observer
 from kdbench.audits.infer.roles import Cast, Group
+from kdbench.audits.observe.readable import is_readable
 from kdbench.audits.observe.rows import row_keys
 from kdbench.audits.observe.taint import Taint
 from kdbench.audits.observe.windows import SOFTMAXES, ModuleCall, RawWindow
@@ -76,7 +77,7 @@ class Stored(Observer):
             if mask & cast.student_mask or not table:
                 continue
             for x in shown_to(raw, self._taint, cast.student_mask):
-                keys = row_keys(x) if x.ndim else []
+                keys = row_keys(x) if x.ndim and is_readable(x) else []
                 rows = _held_against(table, keys, cast.doubtful)
                 if rows is None:
                     continue
@@ -118,7 +119,8 @@ def may_be_stored(call: ModuleCall) -> bool:
     """Say whether an answer learns nothing and is one row to each sample, so that it may be stored for later."""
     if call.grad or call.value is None or call.value.ndim < 2 or not call.given:
         return False
-    return len(call.given[0]) == len(call.value) and call.given[0].numel() <= _LARGEST
+    first = call.given[0]
+    return first.ndim > 0 and len(first) == len(call.value) and first.numel() <= _LARGEST and is_readable(first)
 
 
 def _matches(used: Tensor, said: Tensor) -> Tensor:

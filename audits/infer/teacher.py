@@ -9,6 +9,7 @@ from kdbench.audits.infer.names import Names
 from kdbench.audits.infer.observer import Known, Observer
 from kdbench.audits.infer.roles import Cast, Group
 from kdbench.audits.observe.loads import Loads, Network
+from kdbench.audits.observe.readable import copy_of, is_still, numbers
 from kdbench.audits.observe.taint import Taint
 from kdbench.audits.observe.windows import RawWindow
 from kdbench.audits.trace import Change, Sight, Trace
@@ -38,7 +39,7 @@ class TeacherState(Observer):
         if self._first is None and self._known.teachers:
             self._first = self._tensors()
             for module in _modules(self._known.students):
-                self._first_student.update((n, v.detach().clone()) for n, v in _state(module))
+                self._first_student.update((n, copy) for n, v in _state(module) if (copy := copy_of(v)) is not None)
             self._trace.teacher.loaded = self._loads.judge(
                 [Network(g.module, self._taint.parameters(g.mask)) for g in self._known.teachers],
                 _modules(self._known.students),
@@ -47,15 +48,29 @@ class TeacherState(Observer):
         if len(self._trace.losses.sights) < _FOLLOWED:
             self._averages.window(self._pairs(), self._taint.window)
         calls = [c for g in (*cast.teachers, *cast.idle) for c in g.calls]
-        sight.teacher_leaves = self._names.params(self._taint.moved_by(raw.leaves) & cast.teacher_mask)
+        leaves = self._taint.moved_by(raw.leaves) & cast.teacher_mask
+        sight.teacher_leaves = self._names.params(leaves & ~self._passed_through(raw, cast) if leaves else 0)
         sight.teacher_grad = any(c.answer is not None and c.answer.requires_grad for c in calls)
+
+    def _passed_through(self, raw: RawWindow, cast: Cast) -> int:
+        """Return the parameters of the teacher's parts that the student's own features go through, gradient and all."""
+        student = cast.student_mask
+        through = [
+            self._taint.mask(c.module.parameters())
+            for c in raw.calls
+            if c.grad and c.fed.params & student and raw.root.calls >> c.index & 1
+        ]
+        whole = 0
+        for mask in through:
+            whole |= 0 if mask & student else mask
+        return whole
 
     def _tensors(self) -> dict[str, tuple[Tensor, Tensor]]:
         return {
-            f"{self._names.head(group)}.{name}": (value, value.detach().clone())
+            f"{self._names.head(group)}.{name}": (value, copy)
             for group in self._known.teachers
             for name, value in (_state(group.module) if group.module is not None else ())
-            if not value.is_meta and (not group.is_base or self._taint.bit(value) & group.mask)
+            if (copy := copy_of(value)) is not None and (not group.is_base or self._taint.bit(value) & group.mask)
         }
 
     def finish(self, optimizers: list[torch.optim.Optimizer]) -> None:
@@ -75,7 +90,7 @@ class TeacherState(Observer):
             return None
         params, buffers = [], []
         for name, (live, old) in self._first.items():
-            if torch.equal(live.detach(), old) or (bool(live.isnan().any()) and bool(old.isnan().any())):
+            if is_still(live, old) or (bool(old.isnan().any()) and _has_nan(live)):
                 continue
             if isinstance(live, nn.Parameter):
                 params.append(name)
@@ -111,7 +126,7 @@ class TeacherState(Observer):
                     other, before = now.get(key), then.get(key)
                     if not name.endswith(_STATISTICS) or other is None or other is own:
                         continue
-                    if before is not None and full not in moved and not torch.equal(other, before):
+                    if before is not None and full not in moved and not is_still(other, before):
                         found.append(full)
         return found
 
@@ -133,6 +148,11 @@ class TeacherState(Observer):
 
 def _modules(groups: list[Group]) -> list[nn.Module]:
     return [g.module for g in groups if g.module is not None]
+
+
+def _has_nan(value: Tensor) -> bool:
+    here = numbers(value)
+    return here is not None and bool(here.isnan().any())
 
 
 def _state(module: nn.Module) -> list[tuple[str, Tensor]]:

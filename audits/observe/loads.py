@@ -4,6 +4,7 @@ Of each tensor only a sample is kept: its shape, and up to 256 of its numbers at
 for equal when their samples are.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any, NamedTuple
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from kdbench.audits.observe import hooks, torch_internals
+from kdbench.audits.observe import hooks, pretrained, torch_internals
+from kdbench.audits.observe.readable import address, is_readable, numbers
 from kdbench.audits.observe.taint import tensors_in
 from kdbench.audits.trace import Loaded
 
@@ -32,8 +34,9 @@ class Network(NamedTuple):
 
 
 def sample(value: Tensor) -> tuple[tuple[int, ...], bytes]:
-    """Return a tensor's shape and some of its numbers."""
-    flat = value.detach().reshape(-1)
+    """Return a tensor's shape and some of its numbers, which must lie here (:mod:`audits.observe.readable`)."""
+    here = numbers(value)
+    flat = (value.detach() if here is None else here).reshape(-1)
     if flat.numel() > _SAMPLE:
         step = flat.numel() // _SAMPLE
         flat = flat[:: step + (step % 2 == 0)][:_SAMPLE]
@@ -68,12 +71,15 @@ class Loads:
         enter(hooks.patched(torch.jit, "load", self._wrap_read))
         enter(hooks.patched(nn.Module, "load_state_dict", self._wrap_load))
         enter(hooks.patched(nn.Parameter, "__deepcopy__", self._wrap_copy))
+        enter(pretrained.watching(self._take_in_pretrained, self._take_in_resized, self._note_saved))
         try:
             import safetensors.torch as st
         except ImportError:
             return
         enter(hooks.patched(st, "load_file", self._wrap_read))
         enter(hooks.patched(st, "load", self._wrap_read))
+        enter(hooks.patched(st, "save_file", self._wrap_save))
+        enter(hooks.patched(st, "save", self._wrap_save))
 
     def close(self) -> None:
         """Let go."""
@@ -90,46 +96,70 @@ class Loads:
 
     def _wrap_save(self, original: Any) -> Any:
         def save(obj: Any, *args: Any, **kwargs: Any) -> Any:
-            self.remember_trained()
-            values = list(obj.state_dict().values()) if isinstance(obj, nn.Module) else list(tensors_in(obj, 4))
-            samples = {sample(t) for t in values[:_MOST_TENSORS] if t.is_floating_point() and not t.is_sparse}
-            if not samples & (self._trained_values | self._from_file):
-                self._saved_fresh |= samples
+            self._note_saved(obj)
             return original(obj, *args, **kwargs)
 
         return save
+
+    def _note_saved(self, obj: Any) -> None:
+        """Take in what is saved: where nothing of it was trained or read, to read it back proves nothing."""
+        self.remember_trained()
+        values = list(obj.state_dict().values()) if isinstance(obj, nn.Module) else list(tensors_in(obj, 4))
+        samples = {sample(t) for t in values[:_MOST_TENSORS] if _has_weights(t)}
+        if not samples & (self._trained_values | self._from_file):
+            self._saved_fresh |= samples
 
     def _take_in(self, value: Any) -> None:
         modules = [value] if isinstance(value, nn.Module) else []
         if isinstance(value, Mapping):
             modules += [v for v in value.values() if isinstance(v, nn.Module)]
         found = [*tensors_in(value, 4), *(t for m in modules for t in m.state_dict().values())]
+        for module in modules:  # a whole network: whatever moves of it later, as statistics do, was read
+            state = ((t, sample(t)) for t in _readable_state(module).values() if _has_weights(t))
+            self._loaded.update((t, at) for t, at in state if at not in self._saved_fresh)
         for tensor in found[:_MOST_TENSORS]:
-            if tensor.is_floating_point() and not tensor.is_sparse:
+            if _has_weights(tensor):
                 self._read.add(at := sample(tensor))
                 if at not in self._saved_fresh:
                     self._from_file.add(at)
 
+    def _take_in_pretrained(self, module: nn.Module, lacking: set[str]) -> None:
+        """Take in a network that Transformers loaded, but for these names, which its checkpoint lacked."""
+        self.files += 1
+        self.where = hooks.call_site()
+        self.remember_trained()
+        for name, t in _readable_state(module).items():
+            if name in lacking or not t.is_floating_point():
+                continue
+            self._read.add(at := sample(t))
+            if at not in self._saved_fresh:
+                self._from_file.add(at)
+                self._loaded[t] = at
+
+    def _take_in_resized(self, before: list[nn.Parameter], after: list[nn.Parameter]) -> None:
+        """Take in that a vocabulary was lengthened or cut: what was loaded of its embeddings still is."""
+        if all(p in self._loaded for p in before):
+            self._loaded.update((p, sample(p)) for p in after if numbers(p) is not None)
+
     def _wrap_load(self, original: Any) -> Any:
         def load(module: nn.Module, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
             self.calls += 1
-            own: dict[str, Tensor] = dict([*module.named_parameters(), *module.named_buffers()])
+            own = _readable_state(module)
             aliased, given = [], {}
             self.remember_trained()
             known = self._from_file | self._trained_values
             if isinstance(state_dict, Mapping):
                 for name, t in own.items():
                     value = state_dict.get(name)
-                    if isinstance(value, Tensor):
+                    if isinstance(value, Tensor) and numbers(value) is not None:
                         given[name] = sample(value)
                         same = given[name] == sample(t) and given[name] not in known and isinstance(t, nn.Parameter)
                         same = same and not self._is_trivial(t)
-                        if (value.data_ptr() == t.data_ptr() or same) and value.numel():
+                        if (address(value) == address(t) or same) and value.numel():
                             aliased.append(name)
             result = original(module, state_dict, *args, **kwargs)
             self.where = hooks.call_site()
-            own = dict([*module.named_parameters(), *module.named_buffers()])
-            for name, t in own.items():
+            for name, t in _readable_state(module).items():
                 if name in aliased:
                     self._aliased[t] = name
                     self._loaded.pop(t, None)
@@ -144,7 +174,8 @@ class Loads:
     def _wrap_copy(self, original: Any) -> Any:
         def copy(param: Tensor, *args: Any, **kwargs: Any) -> Any:
             result = original(param, *args, **kwargs)
-            if result is not param and (param in self.trained or param in self._loaded):
+            known = param in self.trained or param in self._loaded
+            if result is not param and known and numbers(result) is not None:
                 self._loaded[result] = sample(result)
                 self._copies[result] = param in self.trained or param in self._copies
             return result
@@ -161,7 +192,7 @@ class Loads:
         """Take the values of what was trained: a copy of it is trained too."""
         for p in list(self.trained.keys()):
             version = torch_internals.version_of(p)
-            if self.trained[p] != version:
+            if self.trained[p] != version and numbers(p) is not None:
                 self.trained[p] = version
                 self._trained_values.add(sample(p))
 
@@ -207,14 +238,16 @@ class Loads:
         route = "trained in this process" if any_trained else "loaded" if any_loaded else "not seen"
         if route == "loaded" and all(self._copies.get(t) for _, t in tensors if isinstance(t, nn.Parameter)):
             route = "copied from what was trained in this process"
-        names = [getattr(t.module, "name_or_path", "") for t in teachers]
+        unseen = [t.module for t in teachers if t.module is not None and not pretrained.follows(t.module)]
+        names = [getattr(module, "name_or_path", "") for module in unseen]
         made_from = next((n for n in names if isinstance(n, str) and n), "")
         return Loaded(
             covered, total, missing, aliases, changed, any_trained, route, same, is_start, made_from, self.where
         )
 
     def _is_trivial(self, t: Tensor) -> bool:
-        return bool((t == 0).all() or (t == 1).all())
+        here = numbers(t)
+        return here is not None and bool((here == 0).all() or (here == 1).all())
 
     def _follows(self, tensors: list[tuple[str, Tensor]], name: str) -> bool:
         """Say whether a buffer's own module has trained parameters: then its statistics are trained along."""
@@ -234,16 +267,14 @@ class Loads:
         known = self._from_file | self._trained_values
         for teacher in teachers:
             for student in students:
-                if teacher is student:
+                a, b = list(teacher.parameters()), list(student.parameters())
+                if teacher is student or not a or len(a) != len(b) or not all(is_readable(t) for t in (*a, *b)):
                     continue
-                a, b = dict(teacher.named_parameters()), dict(student.named_parameters())
-                if not a or a.keys() != b.keys() or any(a[n].shape != b[n].shape for n in a):
+                mine = Counter(map(sample, a))  # by what is in them: a wrapper calls them otherwise
+                if mine != Counter(map(sample, b)):
                     continue
-                samples = {n: sample(a[n]) for n in a}
-                if any(s != sample(b[n]) for n, s in samples.items()):
-                    continue
-                read = all(s in self._read for s in samples.values())
-                return read and not known & {s for n, s in samples.items() if not self._is_trivial(a[n])}, True
+                read = all(one in self._read for one in mine)
+                return read and not known & {sample(t) for t in a if not self._is_trivial(t)}, True
         return False, False
 
 
@@ -279,4 +310,14 @@ def _teacher_tensors(teachers: list[Network], name_of: Callable[[Tensor], str]) 
                     if b is not None and n.startswith("running")
                 ]
     # A shell on the meta device holds no weights: what answers is handed to it call by call.
-    return [(name, t) for name, t in found if not t.is_meta]
+    return [(name, t) for name, t in found if numbers(t) is not None]
+
+
+def _has_weights(value: Tensor) -> bool:
+    return value.is_floating_point() and not value.is_sparse and numbers(value) is not None
+
+
+def _readable_state(module: nn.Module) -> dict[str, Tensor]:
+    """Return a module's parameters and buffers by name, those whose numbers lie here."""
+    both = [*module.named_parameters(), *module.named_buffers()]
+    return {name: value for name, value in both if numbers(value) is not None}

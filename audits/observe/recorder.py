@@ -2,16 +2,27 @@
 
 import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from kdbench.audits.observe import hooks, torch_internals
+from kdbench.audits.observe import custom, hooks, moods, torch_internals
+from kdbench.audits.observe.decoding import Decoding
+from kdbench.audits.observe.flow import (
+    INPLACE,
+    KEPT_WHOLE,
+    NO_WRITES,
+    SHAPE_ONLY,
+    is_a_label,
+    passed_on,
+    two_meet,
+)
 from kdbench.audits.observe.lineage import Lineage
+from kdbench.audits.observe.readable import is_readable
 from kdbench.audits.observe.taint import Made, Mode, Taint, is_getter_to_skip, pop_if_on_top, push, tensors_in
 from kdbench.audits.observe.windows import (
     DISTANCES,
@@ -28,15 +39,6 @@ from kdbench.audits.observe.windows import (
 
 _KEPT = 4
 "Windows whose calls are kept while a loss computed in them waits for its backward."
-_INPLACE = frozenset({"__imul__", "__itruediv__", "__idiv__", "__iadd__", "__isub__"})
-_SHAPE_ONLY = frozenset({f"{word}_like" for word in ("zeros", "ones", "full", "empty", "rand", "randn", "randint")}) | {
-    "new_zeros",
-    "new_ones",
-    "new_full",
-    "new_empty",
-}
-"What takes a tensor's shape and place, and nothing of what is in it."
-_NO_WRITES = frozenset({"zero_", "detach_", "requires_grad_", "_foreach_zero_", "retain_grad"})
 
 
 class Recorder:
@@ -61,7 +63,10 @@ class Recorder:
         self._home = (os.getpid(), threading.get_ident())
         self._stack: list[ModuleCall | None] = []
         self._lifted = 0
-        self._pushed = False
+        self._pushed = self._paused = False
+        self._decoding, self._passing = Decoding(), custom.Passing()
+        self._custom = 0
+        "How deep in functions with a backward of their own."
         self._in_backward = 0
         self._next = 0
         self._exit = ExitStack()
@@ -83,7 +88,8 @@ class Recorder:
             return
         self._exit.callback(register_module_forward_pre_hook(self._enter_module).remove)
         self._exit.callback(register_module_forward_hook(self._leave_module, with_kwargs=True, always_call=True).remove)
-        self._exit.enter_context(self._applied())
+        self._exit.enter_context(custom.applied(self._on_custom))
+        self._exit.enter_context(custom.named_variable(self._on_variable))
         self._exit.enter_context(hooks.patched(torch.amp.grad_scaler.GradScaler, "scale", self._wrap_scale))
         self.arm()
 
@@ -96,7 +102,10 @@ class Recorder:
         """Begin to record, if the mode can be put up."""
         if self.armed or not self._at_home() or not torch_internals.can_follow():
             return
-        self.armed = True
+        self.armed, self._paused = True, False
+        self._put_up()
+
+    def _put_up(self) -> None:
         if not self._pushed:
             push(self._mode)
             self._pushed = True
@@ -118,12 +127,29 @@ class Recorder:
             self.arm()
         elif not self._wanted and (self.armed or self._pushed):
             self.disarm()
+        elif self.armed and not self._paused:
+            self._put_up()
 
     def disarm(self) -> None:
         """Stop recording; the mode is taken down where it is on top."""
         self.armed = False
+        self._take_down()
+
+    def _take_down(self) -> None:
         if self._pushed and self._at_home() and pop_if_on_top(self._mode):
             self._pushed = False
+
+    def _goes_on_writing(self, module: nn.Module) -> bool:
+        """Say whether the call that begins is one more word of a text, and look away for as long as it is."""
+        if not self.armed or self._stack or not self._decoding.is_likely:
+            return False
+        self._paused = self._decoding.goes_on(module, hooks.call_site(), torch.is_grad_enabled())
+        if self._paused:
+            self._take_down()
+        else:
+            self._decoding.forget()
+            self._put_up()
+        return self._paused
 
     def _at_home(self) -> bool:
         return self._home == (os.getpid(), threading.get_ident())
@@ -131,6 +157,7 @@ class Recorder:
     def _seeing(self) -> bool:
         return (
             self.armed
+            and not self._paused
             and torch_internals.peek_interpreter_stack() is None
             and not self._in_backward
             and not torch.compiler.is_compiling()
@@ -140,38 +167,39 @@ class Recorder:
     # -- functions
 
     def _on_function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        if not self.armed or self._in_backward or not self._at_home() or torch_internals.peek_interpreter_stack():
+        if not self.armed or self._paused or self._in_backward or not self._at_home():
+            return
+        if torch_internals.peek_interpreter_stack():
             return
         try:
-            self._function(func, args, kwargs, out)
+            name = getattr(func, "__name__", "")
+            if name not in SHAPE_ONLY and not (name == "__get__" and is_getter_to_skip(func)):
+                self._function(name, args, kwargs, out)
         except Exception as error:
             self._on_error(error)
 
-    def _function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        name = getattr(func, "__name__", "")
-        if name in _SHAPE_ONLY or (name == "__get__" and is_getter_to_skip(func)):
-            return
+    def _function(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, is_custom: bool = False
+    ) -> None:
         given = [*tensors_in(args, 2), *tensors_in(list(kwargs.values()), 2)] if args or kwargs else []
         if given and self._on_read is not None and name != "__get__":
             self._on_read(name, given)
-        if name in ("one_hot", "scatter", "scatter_") and isinstance(out, Tensor) and not self.taint.of(out).params:
-            self.raw.one_hot.append(out)
         outs = [given[0]] if name == "__setitem__" else list(tensors_in(out, 2))
         if not outs or not given:
             return
         taint = self.taint
-        mades = [taint.of(t) for t in given]
-        params = calls = 0
-        for made in mades:
-            params |= made.params
-            calls |= made.calls
+        mades = [taint.of(t, True) for t in given]
+        params, calls = passed_on(name, given, mades)
+        if name in ("one_hot", "scatter", "scatter_") and isinstance(out, Tensor) and not params:
+            self.raw.one_hot.append(out)
         if not params and outs[0].ndim > 1:
             self.lineage.made(outs[0], given)
-        if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")) or name in _INPLACE:
+        if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")) or name in INPLACE:
             taint.add(given[0], Made(params, calls, taint.base))
-            if name not in _NO_WRITES:
+            if name not in NO_WRITES:
                 self._on_write(given if name.startswith("_foreach") else given[:1])
-        if self._matters(name, func, given, mades, outs):
+        meets = two_meet(given, mades) if is_custom else self._matters(name, given, mades, outs)
+        if meets and not self._custom and all(map(is_readable, given)):
             index = self._number()
             calls |= 1 << index
             first = outs[0]
@@ -179,7 +207,7 @@ class Recorder:
                 FunctionCall(
                     name,
                     index,
-                    args if name in LABEL_LOSSES | DISTANCES | SOFTMAXES | LOOKUPS | {"kl_div"} else (),
+                    args if is_custom or name in KEPT_WHOLE else (),
                     kwargs,
                     [(t if t.numel() <= SMALL else None, m, tuple(t.shape)) for t, m in zip(given, mades, strict=True)],
                     first if first.numel() <= SMALL else None,
@@ -189,7 +217,7 @@ class Recorder:
                     hooks.call_site(),
                 )
             )
-        elif name in ("dropout", "batch_norm", "instance_norm", "alpha_dropout", "feature_dropout") and self._stack:
+        elif name in moods.FUNCTIONS and self._stack:
             self._note_mood(name, args, kwargs)
         elif name in (
             "mul",
@@ -208,10 +236,10 @@ class Recorder:
         if params or calls:
             made = Made(params, calls, taint.base)
             inplace = outs[0] is given[0]
-            for t in outs:
+            for t in outs if outs[0].dtype != torch.bool else ():  # to compare numbers makes none
                 (taint.add if inplace else taint.put)(t, made)
 
-    def _matters(self, name: str, func: Any, given: list[Tensor], mades: list[Made], outs: list[Tensor]) -> bool:
+    def _matters(self, name: str, given: list[Tensor], mades: list[Made], outs: list[Tensor]) -> bool:
         if name in LABEL_LOSSES or name in DISTANCES or name == "kl_div":
             return True
         if name in SOFTMAXES:
@@ -221,7 +249,10 @@ class Recorder:
                 len(given) > 1
                 and bool(mades[0].params)
                 and given[0].is_floating_point()
-                and any(not t.is_floating_point() and not m.params for t, m in zip(given[1:], mades[1:], strict=True))
+                and any(
+                    not t.is_floating_point() and (not m.params or is_a_label(given, mades, t, m))
+                    for t, m in zip(given[1:], mades[1:], strict=True)
+                )
             )
         if len(given) < 2 or not outs[0].is_floating_point() or name.startswith("_foreach"):
             return False
@@ -242,16 +273,8 @@ class Recorder:
             self.raw.pools.append((self._number(), top.index, _largest(kernel), _largest(stride or kernel), *sizes))
 
     def _note_mood(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        position = {"dropout": 2, "batch_norm": 5, "instance_norm": 5}.get(name, 2)
-        training = args[position] if len(args) > position else kwargs.get("training", name != "batch_norm")
-        rate = args[1] if len(args) > 1 and not isinstance(args[1], Tensor) else kwargs.get("p", 0.5)
         top = self._stack[-1]
-        if (
-            top is not None
-            and training is True
-            and ("dropout" not in name or rate)
-            and not isinstance(top.module, MOODY)
-        ):
+        if top is not None and not isinstance(top.module, MOODY) and moods.depends(name, args, kwargs, top.training):
             top.moody.append(name)
 
     def _note_scale(self, name: str, args: tuple[Any, ...], mades: list[Made], params: int, calls: int) -> None:
@@ -277,13 +300,17 @@ class Recorder:
     def _enter_module(self, module: nn.Module, args: Any) -> None:
         if torch.compiler.is_compiling() or not self._at_home():
             return
-        if self.heeds_answers and not self.armed and not torch.is_grad_enabled() and not self._in_backward:
+        if self.heeds_answers and not self._stack and not torch.is_grad_enabled() and not self._in_backward:
             self._wanted = True  # until the next backward
         self.keep_up()
+        if self._goes_on_writing(module) or (self._paused and self._stack):
+            self._stack.append(None)
+            return
         if id(module) in self.students and not self._in_backward:
             if torch.is_grad_enabled():
                 self.student_modes.append(_training(module))
-            self._on_shown(module, args)
+            if not self.taint.of(args, ids=True).params:
+                self._on_shown(module, args)
         if not self._seeing():
             if self.armed or self._stack:
                 self._stack.append(None)
@@ -292,6 +319,8 @@ class Recorder:
             parent = next((c for c in reversed(self._stack) if c is not None), None)
             if parent is not None:
                 parent.has_children = True
+            if parent is None and torch.distributed.is_available() and torch.distributed.is_initialized():
+                self.taint.note_sharded(module)
             given = list(tensors_in(args, 2))
             call = ModuleCall(
                 module,
@@ -347,7 +376,9 @@ class Recorder:
             call.shape = tuple(outs[0].shape)
             call.outputs = torch.utils.weak.TensorWeakRef(outs[0])
             call.version = 0 if outs[0].is_inference() else torch_internals.version_of(outs[0])
-        likely = [t for t in outs if t.ndim in (2, 3) and t.numel() <= SMALL and t.is_floating_point()]
+        likely = [
+            t for t in outs if t.ndim in (2, 3) and t.numel() <= SMALL and t.is_floating_point() and is_readable(t)
+        ]
         leaf = not call.has_children
         if likely and (not leaf or isinstance(call.module, nn.Linear | nn.Bilinear) or call.parent is None):
             best = _logits_among(out, likely)
@@ -355,7 +386,11 @@ class Recorder:
         elif not leaf or isinstance(call.module, nn.Linear) or call.parent is None:
             self._note_large(call, out, outs)
         if call.parent is None:
-            self._on_answer(call)
+            chosen = taint.of([t for t in call.given if not t.is_floating_point()], ids=True).params
+            own = bool(chosen and not call.grad and chosen & taint.mask(call.module.parameters()))
+            self._decoding.answers(call.module, call.where, own)
+            if not own:
+                self._on_answer(call)
 
     def _note_large(self, call: ModuleCall, out: Any, outs: list[Tensor]) -> None:
         """Note an output that could be logits, without a copy: a network's is held, one within it only if it lives."""
@@ -367,26 +402,23 @@ class Recorder:
 
     # -- what else makes tensors out of tensors
 
-    @contextmanager
-    def _applied(self) -> Iterator[None]:
-        """See through custom autograd functions, of which no mode tells."""
-        original = torch.autograd.Function.__dict__["apply"]
-        taint = self.taint
-
-        def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-            out = original.__get__(None, cls)(*args, **kwargs)
-            if self._seeing():
-                made = taint.of([*tensors_in(args, 2), *tensors_in(kwargs, 2)])
-                if made.params or made.calls:
-                    for t in tensors_in(out, 2):
-                        taint.add(t, made)
-            return out
-
-        setattr(torch.autograd.Function, "apply", classmethod(apply))  # noqa: B010
+    def _on_custom(self, name: str, compute: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Take in a call of a function with a backward of its own, as one call, whatever it computes within."""
+        self._custom += 1
         try:
-            yield
+            out = compute()
         finally:
-            setattr(torch.autograd.Function, "apply", original)  # noqa: B010
+            self._custom -= 1
+        if self._seeing():
+            try:
+                self._function(name, args, kwargs, out, is_custom=True)
+            except Exception as error:
+                self._on_error(error)
+        return out
+
+    def _on_variable(self, value: Any, made: Any) -> None:
+        if self._seeing() and isinstance(value, Tensor) and isinstance(made, Tensor) and made is not value:
+            self.taint.put(made, self.taint.of(value, ids=True))
 
     def _wrap_scale(self, original: Any) -> Any:
         def scale(scaler: Any, outputs: Any) -> Any:
@@ -411,11 +443,14 @@ class Recorder:
         raw = self.raw
         raw.roots = list(tensors_in(roots, 2))
         raw.root = self.taint.of(raw.roots)
-        raw.leaves = leaves_of(t.grad_fn for t in raw.roots)
+        raw.leaves = leaves_of((t.grad_fn for t in raw.roots), edges=self._passing.edges)
         raw.where = hooks.call_site()
         if len(raw.roots) == 1:
             raw.root_scale = self._scaled.get(raw.roots[0], 1.0)
-        self._on_window(raw)
+        if self._passing.unheard:  # who gets a gradient is known once this backward has run
+            self._passing.listen()
+        else:
+            self._on_window(raw)
 
     def _begin(self) -> None:
         """Begin a window; with what the last ones computed for losses that have not been called backward yet."""
@@ -445,6 +480,8 @@ class Recorder:
         if self._in_backward == 0:
             self.taint.window += 1
             self._begin()
+            self._paused = False
+            self._decoding.forget()
             self._stack = [None] * len(self._stack)
             self._lifted = 0 if not self._stack else self._lifted
             self._wanted = self._wants()

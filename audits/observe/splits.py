@@ -19,6 +19,7 @@ from torch.utils.data import (
 )
 
 from kdbench.audits.observe import hooks
+from kdbench.audits.trace import Where
 
 _MOST = 50_000
 "Rows that are told apart: the training part of the common data sets."
@@ -39,7 +40,9 @@ class Overlap(NamedTuple):
     both: int
     how: str
     sure: bool
-    "Whether it was seen to be evaluated, and holds others too."
+    "Whether it was seen to be evaluated, and holds others too; or is all that a script that ended by itself evaluated."
+    where: Where | None = None
+    "Where it was gone through, or built."
 
 
 class Sampled(Subset[Any]):
@@ -62,6 +65,8 @@ class Loaders:
         self._learned: dict[int, set[bytes]] = {}
         self._tested: dict[int, list[set[bytes]]] = {}
         self._testing: int | None = None
+        self._places: dict[int, Where | None] = {}
+        "By the id of a data set, or of a network that was shown rows, where it was evaluated."
         self.asks_itself = False
         "Whether the student answers without a gradient to teach itself: then such an answer is no test."
 
@@ -73,6 +78,7 @@ class Loaders:
             def init(loader: Any, *args: Any, **kwargs: Any) -> None:
                 original(loader, *args, **kwargs)
                 if len(self._all) < _SETS:
+                    self._places[id(self._set_of(loader))] = hooks.call_site()
                     self._all.append(self._set_of(loader))  # not the loader: its workers must be able to end
 
             return init
@@ -84,6 +90,7 @@ class Loaders:
                     self._current = dataset
                 else:
                     self._evaluated.setdefault(self._student, []).append((dataset, self._current))
+                    self._places[id(dataset)] = hooks.call_site()
                 self._gone_through.append(dataset)
                 return original(loader)
 
@@ -126,6 +133,7 @@ class Loaders:
             tests = self._tested.setdefault(network, [])
             if self._testing != network or not tests:
                 tests.append(set())
+                self._places.setdefault(network, hooks.call_site())
                 self._testing = network
             tests[-1].update(rows)
 
@@ -140,24 +148,25 @@ class Loaders:
             tests = [t for t in tests if len(t) >= _FEWEST]
             if not learned or not tests:
                 continue
-            parts = [(len(t), len(t & learned)) for t in tests]
+            parts, at = [(len(t), len(t & learned)) for t in tests], self._places.get(network)
             mixed = next(((n, both) for n, both in parts if _CHANCE * n < both < n), None)
             if mixed is not None:
-                return Overlap(*mixed, "rows shown to the student", True)
+                return Overlap(*mixed, "rows shown to the student", True, at)
             apart = [n for n, both in parts if both == 0]
             if apart:
                 return Overlap(apart[0], 0, "rows shown to the student", True)
             whole = next(((n, both) for n, both in parts if both == n and n < len(learned)), None)
             if whole is not None:
-                return Overlap(*whole, "rows shown to the student; every test is on rows learned from", False)
+                return Overlap(*whole, "rows shown to the student; every test is on rows learned from", False, at)
         return None
 
-    def overlap(self) -> Overlap | None:
+    def overlap(self, whole: bool = False) -> Overlap | None:
         """Return what of a student's evaluation it was trained on, as far as loaders tell; None if nothing was to see.
 
         The very same set again is accuracy on the training set itself, and so may a part of it be, where another set
         is evaluated too, or what answers are stored of beforehand. Of a loader that was never gone through nothing is
-        sure: it may be another fold's.
+        sure: it may be another fold's. `whole` says that the script ended by itself: what it evaluated is all that it
+        reports.
         """
         found: list[Overlap] = []
         gone_through = [t for trained in (*self._train.values(), [self._current]) for t in trained]
@@ -176,8 +185,8 @@ class Loaders:
                     if both and any(_are_apart(theirs, _samples(t)) for t in gone_through if t is not a):
                         continue  # of a fold to come
                     how = f"{type(b).__name__} of {len(theirs[1])} against {type(a).__name__} of {len(mine[1])}"
-                    sure = any(b is t for t in tested) and both < len(theirs[1])
-                    found.append(Overlap(len(theirs[1]), both, how, sure))
+                    sure = any(b is t for t in tested) and (both < len(theirs[1]) or whole)
+                    found.append(Overlap(len(theirs[1]), both, how, sure, self._places.get(id(b))))
         apart = [o for o in found if not o.both]
         partly = [o for o in found if 0 < o.both < o.size]
         if apart and partly and not any(o.sure for o in partly):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from kdbench.audits.observe import hooks, torch_internals
+from kdbench.audits.observe.readable import address, copy_of, numbers
 from kdbench.audits.observe.unused import Unused
 from kdbench.audits.trace import ClipCall, Empty, Step, Trace
 
@@ -167,7 +168,7 @@ class Steps:
         self._seen_written.clear()
         (self._written_with_all if len(written) == len(now) else self._written).update(written)
         if written and not self._backward_since and self._consumed:
-            self._written_after |= {k for k, g in self._gradients() if k in written and bool(g.any())}
+            self._written_after |= {k for k, g in self._gradients() if k in written and _is_set(g)}
         self._versions = now
 
     def written_to(self, tensors: list[Tensor]) -> None:
@@ -175,18 +176,18 @@ class Steps:
         if self._busy or not self.active or self._depth:
             return
         places = {stamp[0]: key for key, stamp in (self._versions or {}).items()}
-        hit = {places[at] for t in tensors if (at := t.data_ptr()) in places}
+        hit = {places[at] for t in tensors if (at := address(t)) in places}
         if hit and self._backward_since:
             self._seen_written |= hit
         elif hit:
-            self._written_after |= {k for k, g in self._gradients() if k in hit and bool(g.any())}
+            self._written_after |= {k for k, g in self._gradients() if k in hit and _is_set(g)}
 
     def read_from(self, name: str, tensors: list[Tensor]) -> None:
         """Take in that a function of torch's was handed these tensors: some may be gradients on their way to a step."""
         if self._read or self._busy or self._depth or not self._backward_since or name.startswith("_amp_"):
             return
         places = {stamp[0] for stamp in (self._versions or {}).values()}
-        self._read = any(t.data_ptr() in places for t in tensors if not t.is_sparse)
+        self._read = any(address(t) in places for t in tensors if not t.is_sparse)
 
     def before_backward(self) -> None:
         """Take in the writes so far, and which used gradients are still there to be added to."""
@@ -216,7 +217,8 @@ class Steps:
         held = (p for optimizer in self.stepping for p in with_gradient(optimizer))
         self._unused.grown([p for p in held if id(p) in grown], sum(self.counts.values()))
         if self._watches_all and self._trace.declared.clip is None:
-            self._kept.update((k, g.detach().clone()) for k, g in self._gradients() if k in grown and not g.is_sparse)
+            dense = ((k, copy_of(g)) for k, g in self._gradients() if k in grown and not g.is_sparse)
+            self._kept.update((k, copy) for k, copy in dense if copy is not None)
         self._written -= grown
         self._written_with_all -= grown
         self._zeroed -= grown
@@ -431,7 +433,7 @@ class Steps:
         """Return what gradients that were written to were multiplied by; None if anything else was done to one."""
         factors = {}
         for param in params:
-            now, old = param.grad, self._kept.get(id(param))
+            now, old = None if param.grad is None else numbers(param.grad), self._kept.get(id(param))
             if now is None or old is None or id(param) not in self._touched or not bool(old.any()):
                 continue
             factor = float((now * old).sum() / (old * old).sum())
@@ -507,5 +509,11 @@ def _is_infinite(scaler: Any, optimizer: torch.optim.Optimizer) -> bool:
     return any(bool(value) for value in found.values())
 
 
+def _is_set(grad: Tensor) -> bool:
+    here = numbers(grad)
+    return here is not None and bool(here.any())
+
+
 def _stamp(grad: Tensor) -> tuple[int, int]:
-    return (0 if grad.is_sparse else grad.data_ptr(), torch_internals.version_of(grad))
+    here = None if grad.is_sparse else numbers(grad)
+    return (0, torch_internals.version_of(grad)) if here is None else (address(here), torch_internals.version_of(here))

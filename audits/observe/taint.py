@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.weak import WeakTensorKeyDictionary
+from torch.utils.weak import WeakIdKeyDictionary, WeakTensorKeyDictionary
 
 from kdbench.audits.observe import torch_internals
+from kdbench.audits.observe.readable import is_wrapper
 
 
 class Made(NamedTuple):
@@ -59,6 +60,8 @@ class Taint:
         self._made: Any = WeakTensorKeyDictionary()
         self._bits: Any = WeakTensorKeyDictionary()
         self._params: list[Any] = []
+        self._sharded: Any = WeakIdKeyDictionary()
+        "By module, the bits of its parameters that are shared out over processes, by name."
         self.window = 0
         "Backwards so far."
         self.base = 0
@@ -67,10 +70,31 @@ class Taint:
     def bit(self, param: Tensor) -> int:
         """Return the parameter's own bit; given once, never used again for another."""
         found: int | None = self._bits.get(param)
+        if found is None and len(self._sharded):
+            found = self._stands_in_for(param)
         if found is None:
-            found = self._bits[param] = len(self._params)
+            found = len(self._params)
             self._params.append(torch.utils.weak.TensorWeakRef(param))
+        self._bits[param] = found
         return 1 << found
+
+    def note_sharded(self, module: nn.Module) -> None:
+        """Note the parameters below a module that are shared out: while it computes, whole ones stand in their place.
+
+        The optimizer steps the shares and autograd knows the whole ones: what they have in common is their name.
+        """
+        for part in module.modules():
+            for name, p in torch_internals.parameters_of(part).items():
+                if p is not None and is_wrapper(p):
+                    self._sharded.setdefault(part, {})[name] = self.bit(p).bit_length() - 1
+
+    def _stands_in_for(self, param: Tensor) -> int | None:
+        """Return the bit of the shared-out parameter in whose place a module holds this one."""
+        for part, bits in self._sharded.items():
+            for name, bit in bits.items():
+                if torch_internals.parameters_of(part).get(name) is param:
+                    return int(bit)
+        return None
 
     def parameters(self, mask: int) -> list[nn.Parameter]:
         """Return the parameters of a mask that are still alive."""
@@ -97,12 +121,17 @@ class Taint:
             whole |= self.bit(leaf) if isinstance(leaf, nn.Parameter) else self.of(leaf).params
         return whole
 
-    def of(self, value: Any) -> Made:
-        """Return what a tensor, or all tensors in a nest of them, was made of."""
+    def of(self, value: Any, ids: bool = False) -> Made:
+        """Return what a tensor, or all tensors in a nest of them, was made of.
+
+        Whole numbers are data, whoever chose them; with `ids` they are what chose them.
+        """
         params = calls = 0
         for tensor in (value,) if isinstance(value, Tensor) else tensors_in(value):
             if isinstance(tensor, nn.Parameter):
                 params |= self.bit(tensor)
+                continue
+            if not ids and not (tensor.is_floating_point() or tensor.is_complex()):
                 continue
             made = self._made.get(tensor)
             if made is not None:

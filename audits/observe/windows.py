@@ -5,7 +5,7 @@ probe that ran meanwhile is not taken for training. Raw windows hold tensors and
 run; what the checks read is made of them before (:mod:`audits.infer`).
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -141,8 +141,13 @@ class RawWindow:
     where: Where | None = None
 
 
-def leaves_of(nodes: Iterable[Any], limit: int = 200_000) -> list[nn.Parameter]:
-    """Return the leaf tensors that a backward from these graph nodes gives a gradient to."""
+def leaves_of(
+    nodes: Iterable[Any], limit: int = 200_000, edges: Callable[[Any], Iterable[Any]] | None = None
+) -> list[nn.Parameter]:
+    """Return the leaf tensors that a backward from these graph nodes gives a gradient to.
+
+    `edges` says along which edges of a node one goes on; along all, where it is left out.
+    """
     seen: set[Any] = set()
     todo = [node for node in nodes if node is not None]
     found: dict[int, nn.Parameter] = {}
@@ -154,5 +159,6 @@ def leaves_of(nodes: Iterable[Any], limit: int = 200_000) -> list[nn.Parameter]:
         variable = getattr(node, torch_internals.LEAF, None)
         if variable is not None:
             found[id(variable)] = variable
-        todo.extend(parent for parent, _ in node.next_functions if parent is not None)
+        onward = node.next_functions if edges is None else edges(node)
+        todo.extend(parent for parent, _ in onward if parent is not None)
     return list(found.values())

@@ -70,6 +70,12 @@ _OF_MATRIX = ("seeds", "zoo_seeds", "workers", "output", "format_", "quiet", "ve
     "(stop).",
 )
 @click.option(
+    "--no-compile",
+    is_flag=True,
+    panel=SCRIPT,
+    help="Run the script without torch.compile, so that what is compiled is seen too; its last bits may differ.",
+)
+@click.option(
     "--max-norm",
     type=float,
     callback=finite,

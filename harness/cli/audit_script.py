@@ -220,6 +220,7 @@ def _options(contract: Contract, options: dict[str, Any]) -> engine.Options:
         student=contract.student,
         teacher=contract.teacher,
         guard=options["guard"],
+        compiles=not options["no_compile"],
     )
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from specimens import (
     BACKWARD,
+    OTHER,
     TERM,
     TURN,
     Cases,
@@ -261,6 +262,10 @@ CASES["KD332"] = {
     "one shared": (
         trace(split_overlap=(100, 1, "by index", True)),
         fails("1 of 100 samples", None, evaluation=100, also_trained_on=1, seen="by index"),
+    ),
+    "one shared, at a line": (
+        trace(split_overlap=(100, 1, "by index", True), split_where=OTHER),
+        fails("1 of 100 samples", OTHER, evaluation=100, also_trained_on=1, seen="by index"),
     ),
 }
 

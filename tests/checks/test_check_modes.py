@@ -36,8 +36,9 @@ CASES["KD301"] = {
     "given a gradient": (
         trace(sights=[sight(), sight(teacher_leaves=MANY, where=OTHER)], teacher_moved=[]),
         fails(
-            "gives a gradient to 25 parameters of the teacher: layer0, layer1, layer2, and 22 more",
+            "gives a gradient to 25 parameters of the teacher: layer0, layer1, layer2, and 22 more; nothing steps them",
             OTHER,
+            "warn",
             parameters=MANY[:20],
             teacher="Net (teacher)",
         ),
@@ -49,6 +50,10 @@ CASES["KD301"] = {
     "given a gradient, and moved": (
         trace(sights=[sight(teacher_leaves=["fc.bias"])], teacher_moved=["fc.bias"]),
         fails("to 1 parameters of the teacher: fc.bias", BACKWARD, parameters=["fc.bias"], teacher="Net (teacher)"),
+    ),
+    "in training, where nothing depends on it": (
+        trace(sights=[sight(), sight(teacher_in_training=True)]),
+        undecided("mode-independent", "in which it cannot differ"),
     ),
     "stored answers": (
         trace(sights=[sight(cached=True, teacher_leaves=["fc.bias"])]),

@@ -353,3 +353,18 @@ def test_tails_of_many_labels_neither_overflow_nor_pass_one() -> None:
     assert at_most(0, 50_000, 0.5) == 0.0
     assert at_most(49_999, 50_000, 0.5) == at_least(1, 50_000, 0.5) == 1.0
     assert at_most(25_000, 50_000, 0.5) == pytest.approx(0.5018, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("right", "by_class", "status"),
+    [
+        (0, [5, 3, 2, 2, 2, 2, 1, 1, 1, 1], "not_triggered"),  # a quarter of 20 are of one class by chance
+        (0, [7, 5, 5, 5, 4, 4, 4, 4, 1, 1], "fail"),
+        (0, [9, 3, 0, 0], "not_triggered"),  # of 12 labels
+        (20, [125, 75, 50, 50, 50, 50, 25, 25, 25, 25], "fail"),
+        (90, [125, 75, 50, 50, 50, 50, 25, 25, 25, 25], "fail"),  # of many labels the quarter is no chance
+    ],
+)
+def test_a_few_labels_accuse_no_teacher_by_the_chance_of_their_mixture(right, by_class, status):
+    seen = trace(script=True, sights=[sight()], labels_shown=True, hits=hits(right, *by_class))
+    assert finding("KD303", seen).status == status

@@ -1,0 +1,82 @@
+"""Functions of the user's with a backward of their own, of which no function mode tells.
+
+Whether such a function sends a gradient to an input, only its backward says: an edge of the graph leads to each input
+that could get one. To run it for an answer might change what it keeps, so it is heard in the training's own backward.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch.autograd.function import BackwardCFunction
+
+
+@contextmanager
+def applied(around: Callable[[str, Callable[[], Any], tuple[Any, ...], dict[str, Any]], Any]) -> Iterator[None]:
+    """Hand each call of such a function to `around`: its name, what computes it, its arguments."""
+    original = torch.autograd.Function.__dict__["apply"]
+
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        return around(cls.__name__, lambda: original.__get__(None, cls)(*args, **kwargs), args, kwargs)
+
+    setattr(torch.autograd.Function, "apply", classmethod(apply))  # noqa: B010
+    try:
+        yield
+    finally:
+        setattr(torch.autograd.Function, "apply", original)  # noqa: B010
+
+
+@contextmanager
+def named_variable(tell: Callable[[Any, Any], None]) -> Iterator[None]:
+    """Tell of each tensor that is wrapped in ``autograd.Variable``, and of the new tensor that comes of it."""
+    kind = type(torch.autograd.Variable)
+
+    def call(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        made = type.__call__(cls, *args, **kwargs)
+        if cls is torch.autograd.Variable and args:
+            tell(args[0], made)
+        return made
+
+    kind.__call__ = call  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        if kind.__dict__.get("__call__") is call:
+            del kind.__call__
+
+
+class Passing:
+    """Which inputs of each kind of such a function were seen to get a gradient."""
+
+    def __init__(self) -> None:
+        self._known: WeakKeyDictionary[type, dict[tuple[bool, ...], set[int]]] = WeakKeyDictionary()
+        "By kind and by which inputs could get one, the places of those that did."
+        self.unheard: list[Any] = []
+        "Nodes met since :meth:`listen` of kinds whose backward was never heard."
+
+    def edges(self, node: Any) -> Iterable[tuple[Any, int]]:
+        """Return the edges of a graph's node along which a gradient goes on; all, where it is not known yet."""
+        if not isinstance(node, BackwardCFunction):
+            return node.next_functions  # type: ignore[no-any-return]
+        passed = self._known.get(type(node), {}).get(_wanted(node))
+        if passed is None:
+            self.unheard.append(node)
+            return node.next_functions
+        return [edge for place, edge in enumerate(node.next_functions) if place in passed]
+
+    def listen(self) -> None:
+        """Hear in the backward that is about to run what the nodes met pass on."""
+        for node in self.unheard:
+            passed = self._known.setdefault(type(node), {}).setdefault(_wanted(node), set())
+
+            def heard(got: Any, given: Any, passed: set[int] = passed) -> None:
+                passed.update(place for place, grad in enumerate(got) if grad is not None)
+
+            node.register_hook(heard)
+        self.unheard = []
+
+
+def _wanted(node: Any) -> tuple[bool, ...]:
+    return tuple(parent is not None for parent, _ in node.next_functions)

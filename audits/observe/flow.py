@@ -1,0 +1,53 @@
+"""What of its operands a function's result is made of, where some of them are whole numbers.
+
+Numbers that a network chose, as the words that it wrote or the places of its largest answers, are data for whoever is
+shown them: to look a row up by them makes nothing of the network that chose them. Held against as labels, they are its
+answer. So they keep what chose them, which is asked for by name (`Taint.of(..., ids=True)`) and passed on as numbers.
+"""
+
+from torch import Tensor, nn
+
+from kdbench.audits.observe.taint import Made
+from kdbench.audits.observe.windows import DISTANCES, LABEL_LOSSES, LOOKUPS, SOFTMAXES
+
+_BY_INDEX = LOOKUPS | {"embedding", "embedding_bag", "take"}
+"Functions that read at places, and make nothing of the places' own numbers."
+
+INPLACE = frozenset({"__imul__", "__itruediv__", "__idiv__", "__iadd__", "__isub__"})
+SHAPE_ONLY = frozenset({f"{word}_like" for word in ("zeros", "ones", "full", "empty", "rand", "randn", "randint")}) | {
+    "new_zeros",
+    "new_ones",
+    "new_full",
+    "new_empty",
+}
+"What takes a tensor's shape and place, and nothing of what is in it."
+KEPT_WHOLE = LABEL_LOSSES | DISTANCES | SOFTMAXES | LOOKUPS | {"kl_div"}
+"Functions whose arguments are kept as they were given; a user's own are too."
+NO_WRITES = frozenset({"zero_", "detach_", "requires_grad_", "_foreach_zero_", "retain_grad"})
+
+
+def passed_on(name: str, given: list[Tensor], mades: list[Made]) -> tuple[int, int]:
+    """Return the masks of parameters and calls that a function passes on from its operands to what it returns."""
+    params = calls = 0
+    reads_numbers = name in _BY_INDEX and any(value.is_floating_point() for value in given)
+    for value, made in zip(given, mades, strict=True):
+        if reads_numbers and not value.is_floating_point() and not is_a_label(given, mades, value, made):
+            continue
+        params |= made.params
+        calls |= made.calls
+    return params, calls
+
+
+def is_a_label(given: list[Tensor], mades: list[Made], index: Tensor, made: Made) -> bool:
+    """Say whether an index picks, of each row of an answer that learns, the class that another network named."""
+    source = given[0]
+    one_a_row = source.ndim > 1 and index.numel() * source.shape[-1] == source.numel()
+    return source.requires_grad and one_a_row and not made.params & mades[0].params
+
+
+def two_meet(given: list[Tensor], mades: list[Made]) -> bool:
+    """Say whether two answers are among these that each hold parameters which the other does not."""
+    answers = [
+        m.params for t, m in zip(given, mades, strict=True) if t.is_floating_point() and not isinstance(t, nn.Parameter)
+    ]
+    return any(a & ~b and b & ~a for a in answers for b in answers)
