@@ -16,6 +16,7 @@ from kdbench.audits.infer.stems import Stems
 from kdbench.audits.infer.stored import Stored
 from kdbench.audits.infer.teacher import TeacherState
 from kdbench.audits.infer.terms import Terms
+from kdbench.audits.infer.tokens import TokensSeen
 from kdbench.audits.observe.lineage import Lineage
 from kdbench.audits.observe.loads import Loads
 from kdbench.audits.observe.taint import Taint
@@ -54,6 +55,7 @@ class Inference:
             Gradients(trace, windows),
             Batches(trace, taint, lineage),
             Terms(trace, taint, names),
+            TokensSeen(),
             self.features,
             names,  # names for good what the others have named by then
         ]

@@ -15,6 +15,7 @@ from kdbench.audits.infer.explain.permutation import order_searched, ordered_fit
 from kdbench.audits.infer.explain.rest import Rest, rest_of
 from kdbench.audits.infer.explain.search import forward_searched, searched_fit
 from kdbench.audits.infer.explain.softening import Softening, softening
+from kdbench.audits.infer.explain.support import support_of
 from kdbench.audits.infer.explain.topk import topk_fit
 from kdbench.audits.infer.roles import Cast
 from kdbench.audits.observe.windows import RawWindow
@@ -71,6 +72,9 @@ def _explain_head(
     if is_nothing:
         blank.vanishes = _vanishes(raw, cast, head, layout.classes)
         return blank
+    if blank.sequence and not blank.pictures:
+        blank.support = support_of(head, gradients, rest)
+        blank.source = next((id(c.module) for c in raw.calls if c.output is not None and c.output[0] is head.z), 0)
     softened = softening(raw, cast, student, rest, answers, hints)
     found = _explained(raw, cast, student, head, gradients, rest, answers, softened, blank)
     found.factors = _factors(raw, cast, student, layout.classes)
