@@ -3,7 +3,7 @@
 from collections import defaultdict
 
 from kdbench.audits.checks.catalogue import Verdict, audit, failed, no_distillation, passed, undecided
-from kdbench.audits.checks.reading import term_place
+from kdbench.audits.checks.reading import explained, term_place
 from kdbench.audits.infer.coverage import Coverage
 from kdbench.audits.infer.tokens import Features, Tokens
 from kdbench.audits.trace import Sight, Trace
@@ -24,10 +24,14 @@ _PIECES = 6
 "Heads of one window from which more may have been left out than were looked at."
 _LIKELIER = 0.5
 "By how much likelier, in the mean logarithm, the teacher must find the next word than the word in its own place."
+_SUM = 2e-2
+"Distance from one up to which what probabilities sum to is a small matter: half precision over a thousand classes."
 _TOLD = 16
 "Words that tell so."
 
-_NO_TOKENS = "no rows of tokens were seen: the student is shown no texts, or answers once for each"
+_NO_TOKENS = (
+    "no term over rows of tokens was seen: the student is shown no texts, or its answers by token are not taught"
+)
 
 Seen = list[tuple[Sight, Tokens]]
 
@@ -121,6 +125,8 @@ def _within(trace: Trace, together: Seen) -> Verdict | None:
         return None
     if _are_one(weights, loose):
         return passed("one weight")
+    if len({s.number for s, _ in together}) == 1 and not _are_pieces(together):
+        return None  # several answers of one module, as to two texts, or at several depths
     own = _are_one([w * n for w, n in zip(weights, counts, strict=True)], loose)
     all_places = _differ(places, loose) and _are_one([w * n for w, n in zip(weights, places, strict=True)], loose)
     if not own and not all_places:
@@ -147,7 +153,7 @@ def _are_pieces(together: Seen) -> bool:
 
 
 def _diluted(trace: Trace, read: Seen) -> Verdict | None:
-    """Judge a term that is divided by all places, where padding has no part in it and the labels' loss leaves it out."""
+    """Judge a term that is divided by all places, of which padding has no part in it or in the labels' loss."""
     beside = [(s, t) for s, t in read if t.weight and t.label_weight and t.tokens < t.places and t.texts]
     if len(beside) < 2:
         return None
@@ -196,7 +202,9 @@ def _rest(read: Seen, alike: bool) -> Verdict:
             "steps",
         )
     return undecided(
-        "not-in-these-steps", "all texts seen have as many tokens, which proves nothing of how they are divided", "steps"
+        "not-in-these-steps",
+        "all texts seen have as many tokens, which proves nothing of how they are divided",
+        "steps",
     )
 
 
@@ -336,6 +344,28 @@ def _what_is_distilled(read: list[Coverage], features: list[Features]) -> Verdic
     if beside and not any(c.undistilled for c in beside):
         return passed("all tokens that are labelled are distilled, and no padding was seen")
     return undecided("not-in-these-steps", "no padding was seen, and labels do not tell the tokens apart", "steps")
+
+
+def cut_wrongly(trace: Trace) -> Verdict | None:
+    """Judge answers over more words than the student's, which were cut at the wrong end, or after the softmax."""
+    for s, e in explained(trace):
+        observed = {"words": e.classes, "teacher_words": e.wider}
+        if e.cut == "front":
+            return failed(
+                f"the teacher's answer over {e.wider} words is cut at its front: each of the student's {e.classes} "
+                f"words is taught by the word {e.wider - e.classes} further on",
+                observed,
+                term_place(trace, s),
+            )
+        if e.cut == "after" and e.mass is not None:
+            return failed(
+                f"the teacher's probabilities over {e.wider} words are cut to {e.classes} after the softmax: they sum "
+                f"to {e.mass:.6g}; cut the logits, then take the softmax",
+                {**observed, "sum": e.mass},
+                term_place(trace, s),
+                None if abs(e.mass - 1) > _SUM else "warn",
+            )
+    return None
 
 
 def copies_its_input(trace: Trace) -> Verdict | None:

@@ -12,7 +12,7 @@ from kdbench.audits.infer.words import How, Shown, run_of_one
 _SILENT = 1e-12
 "Part of the largest gradient below which a row gets none: what a mask leaves out gets exactly 0, or underflow."
 _HEARD = 1e-3
-"Part of the usual gradient from which a row is surely distilled: rounding leaves far less, and agreement seldom so little."
+"Part of the usual gradient from which a row is surely distilled: rounding leaves far less."
 _FEWEST, _SAME = 8, 0.99
 "Labels that tell where in a text they belong, and the part of them that must be the words there."
 
@@ -91,20 +91,22 @@ def coverage_of(support: Support, shown: Shown, start: int, ahead: int | None) -
     own, more = padding[:, start : start + width], ahead_of_all[:, start : start + width]
     empty = own & ~more  # before a text that is padded on the left stands one place that tells its first word
     found = {"padding": empty, "padding_distilled": empty & heard, "distilled": live}
-    whole = start + width == length
-    ends = padding[:, -1]
+    counts = {name: int(value.sum()) for name, value in found.items()}
+    if start + width == length and ahead == 1:
+        counts |= _ends(padding, heard, start)
+    beyond = int(ahead_of_all[:, start + width :].sum())
+    made = replace(Coverage(how, start=start, width=width, length=length, beyond=beyond), **counts)
+    return made if labelled is None else _beside_labels(made, labelled, live, heard, ~own & more, ahead)
+
+
+def _ends(padding: Tensor, heard: Tensor, start: int) -> dict[str, int]:
+    """Count the texts that padding follows, and those that it does not, and of both those whose last word is taught."""
+    padded = padding[:, -1]
     last = (~padding).int().cumsum(1).argmax(1) - start
     rows = torch.arange(len(padding))
-    told = torch.zeros(len(padding), dtype=torch.bool)
-    inside = (last >= 0) & (last < width)
-    told[inside] = heard[rows[inside], last[inside]]
-    counts = {name: int(value.sum()) for name, value in found.items()}
-    if whole:
-        counts |= {"ended": int(ends.sum()), "ended_distilled": int((ends & told).sum())}
-        counts |= {"full": int((~ends).sum()), "full_distilled": int((~ends & told).sum())}
-    beyond = int(ahead_of_all[:, start + width :].sum())
-    made = Coverage(how, **counts, start=start, width=width, length=length, beyond=beyond)
-    return made if labelled is None else _beside_labels(made, labelled, live, heard, ~own & more, ahead)
+    told = heard[rows, last.clamp(0, heard.shape[1] - 1)] & (last >= 0)
+    counted = {"ended": padded, "ended_distilled": padded & told, "full": ~padded, "full_distilled": ~padded & told}
+    return {name: int(value.sum()) for name, value in counted.items()}
 
 
 def _padding(shown: Shown, labelled: Tensor | None, start: int) -> tuple[Tensor, How | None]:

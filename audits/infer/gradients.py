@@ -50,7 +50,7 @@ class Gradients(Observer):
             self._count_hits(e)
 
     def _awaits_step(self) -> bool:
-        """Say whether the first step goes on, over tokens: all its micro-batches or pieces say together what it does."""
+        """Say whether the first step goes on, over tokens: its micro-batches or pieces mean one thing together."""
         sights = self._trace.losses.sights
         if self._steps > 1 or len(sights) >= _PIECES:
             return False

@@ -91,7 +91,7 @@ class TokensSeen(Observer):
     def __init__(self) -> None:
         self._steps = 0
         self._shown: Shown | None = None
-        "The texts of this window, or the last that were shown: of pieces, only the first window shows them."
+        "The last texts: of the pieces of a sequence, only the first window shows them."
 
     def restart(self) -> None:
         """Count from the beginning."""
@@ -107,15 +107,19 @@ class TokensSeen(Observer):
         sight.step = self._steps
         if not sight.explanations and not sight.terms:
             return
-        self._shown = shown_in(raw, cast) or self._shown
-        if self._shown is None:
-            return
-        sight.tokens = [t for e in sight.explanations if (t := _tokens(e, self._shown)) is not None]
-        for t in sight.tokens:
-            if t.copied is not None:
-                t.copied = replace(t.copied, where=next((label.call.where for label in cast.labels), None))
-        if sight.terms:
-            sight.token_features = _features(raw, cast, self._shown)
+        shows = any(c.parent is None and not c.fed.params and raw.root.calls >> c.index & 1 for c in raw.calls)
+        for e in sight.explanations:
+            shown = shown_in(raw, e.call) or (None if shows else self._shown)
+            tokens = None if shown is None else _tokens(e, shown)
+            if tokens is None:
+                continue
+            self._shown = shown
+            if tokens.copied is not None:
+                where = next((label.call.where for label in cast.labels), None)
+                tokens.copied = replace(tokens.copied, where=where)
+            sight.tokens.append(tokens)
+        if sight.terms and (shown := shown_in(raw, None)) is not None:
+            sight.token_features = _features(raw, cast, shown)
 
 
 def _tokens(e: Explanation, shown: Shown) -> Tokens | None:
@@ -222,10 +226,10 @@ def _places(raw: RawWindow, f: FunctionCall, shown: Shown) -> Tensor | None:
     (w,) = torch.autograd.grad(raw.roots[0], out, retain_graph=True, allow_unused=True)
     if w is None or not bool((w != 0).any()):
         return None
-    if out.ndim == 0:  # a sum or a mean over all that it was given
-        return torch.ones(shown.ids.shape, dtype=torch.bool)
+    if out.ndim == 0:  # a sum or a mean over all that it was given; where both were masked to one, nothing is compared
+        mine, its = (t for t, *_ in f.operands[:2])
+        return None if mine is None or its is None else (mine.detach() != its.detach()).any(2).cpu()
     if tuple(out.shape[:2]) != tuple(shown.ids.shape):
         return None
     size = w.detach().float().abs().reshape(*shown.ids.shape, -1).amax(2).cpu()
     return size > _HEARD * float(size.max())
-

@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from kdbench.audits.infer.roles import Cast
+from kdbench.audits.infer.layers import descendants
 from kdbench.audits.observe.readable import is_readable
 from kdbench.audits.observe.windows import ModuleCall, RawWindow
 
@@ -25,37 +25,60 @@ class Shown(NamedTuple):
     "Which are padding (B, L); None where no mask says so."
 
 
-def shown_in(raw: RawWindow, cast: Cast) -> Shown | None:
-    """Return the texts that the student is shown in a window; None where it is shown none."""
+def shown_in(raw: RawWindow, call: int | None) -> Shown | None:
+    """Return the texts that were shown for the answer of a call; None where these were none, or several.
+
+    They are what the call, or one around it, was given. Where that is nothing, as where the head is called by itself,
+    they are what all networks in the window were shown, if that is one batch.
+    """
     reached = [c for c in raw.calls if raw.root.calls >> c.index & 1 and not c.fed.params]
-    mine = [c for g in cast.students for c in g.calls if c in reached]
-    for call in [*mine, *reached]:
-        ids = next((t for t in call.given if _are_words(t)), None)
-        if ids is not None:
-            ids = ids.detach().cpu()
-            return Shown(ids, _masked(ids, [*mine, *reached]))
-    return None
+    around = _around(raw, call)
+    own = [c for c in around if any(map(_are_words, c.given))]
+    below = descendants(raw, own[-1:]) if own else reached
+    texts: list[Tensor] = []
+    for value in (t for c in below for t in c.given if _are_words(t)):
+        if not any(value.shape == t.shape and torch.equal(value, t) for t in texts):
+            texts.append(value)
+    if len(texts) != 1:
+        return None  # an encoder's and a decoder's, or two batches
+    ids = texts[0].detach().cpu()
+    same = [
+        c for c in reached if any(t.shape == ids.shape and _are_words(t) and torch.equal(t.cpu(), ids) for t in c.given)
+    ]
+    return Shown(ids, _masked(ids, same))
+
+
+def _around(raw: RawWindow, call: int | None) -> list[ModuleCall]:
+    """Return a call and those that it was made within, the innermost first."""
+    by_index = {c.index: c for c in raw.calls}
+    found: list[ModuleCall] = []
+    while call is not None and call in by_index:
+        found.append(by_index[call])
+        call = by_index[call].parent
+    return found
 
 
 def _are_words(value: Tensor) -> bool:
     if value.ndim != 2 or value.dtype not in (torch.long, torch.int) or min(value.shape) < 1 or value.shape[1] < 2:
         return False
-    return is_readable(value) and bool((value >= 0).all()) and bool((value > 1).any())
+    if not is_readable(value) or not bool((value >= 0).all()) or not bool((value > 1).any()):
+        return False
+    return not bool((value[:, 1:] - value[:, :-1] == 1).all())  # places
 
 
 def _masked(ids: Tensor, calls: list[ModuleCall]) -> Tensor | None:
-    """Return which words an argument of the network says are padding.
+    """Return which words an argument of a network says are padding.
 
-    Arguments of zeros and ones may be many things, as which of two texts a word is of. Where a mask is zero there is
-    one and the same word, and nothing but more of it up to the end of the text, or up to its beginning.
+    Arguments of zeros and ones may be many things, as which of two texts a word is of. Where a mask is zero, or where
+    it is one, there is one and the same word, and nothing but more of it up to the end of the text, or up to its
+    beginning.
     """
-    for call in calls:
-        for value in call.given:
-            if value.shape != ids.shape or value is ids or not is_readable(value):
-                continue
-            mask = value.detach().cpu()
-            padding = mask == 0
-            if not bool(padding.any()) or not bool((padding | (mask == 1)).all()) or bool(padding.all()):
+    for value in (t for c in calls for t in c.given if t.shape == ids.shape and is_readable(t)):
+        mask = value.detach().cpu()
+        if not bool(((mask == 0) | (mask == 1)).all()):
+            continue
+        for padding in (mask == 0, mask == 1):
+            if not bool(padding.any()) or bool(padding.all(1).any()):
                 continue
             if bool((ids[padding] == ids[padding][0]).all()) and _at_the_ends(padding):
                 return padding

@@ -77,6 +77,10 @@ class Explanation:
     "Of a term over the teacher's k largest: how many."
     mass: float | None = None
     "The part of the teacher's probability that they hold, in the mean."
+    cut: str = ""
+    "How an answer over more words was cut wrongly: its front is gone, or it was cut after the softmax."
+    wider: int = 0
+    "How many words that answer tells apart."
     across: str = ""
     "What a softmax runs over where that is not the classes."
     parts: list[str] = field(default_factory=list)
@@ -99,6 +103,8 @@ class Explanation:
     "The form with its numbers, to be tried first in the next window."
     support: Support | None = None
     "Of answers by token: which rows get a gradient."
+    call: int | None = None
+    "The number of the call of a module that gave the logits."
     source: int = 0
     "The id of the module that gave the logits: pieces of one sequence come from one."
 
