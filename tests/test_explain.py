@@ -11,7 +11,7 @@ from kdbench.audits.infer.explain import Explanation, explain
 from kdbench.audits.infer.explain.fit import beside_each_other, fits, seen_fit
 from kdbench.audits.infer.explain.forms import FORMS, MIXED, Sides, Try
 from kdbench.audits.infer.explain.heads import Head, heads, teacher_answers
-from kdbench.audits.infer.explain.parts import Gradients, gradients_at
+from kdbench.audits.infer.explain.parts import Gradients, LabelPart, gradients_at
 from kdbench.audits.infer.explain.permutation import order_searched, ordered_fit, permutation_of
 from kdbench.audits.infer.explain.rest import rest_of
 from kdbench.audits.infer.explain.rows import MOST_ROWS, Layout, places, sizes, spread
@@ -80,9 +80,9 @@ def test_sums_of_a_gradient_say_along_which_dimension_a_softmax_was_taken(dim):
     (g,) = torch.autograd.grad(
         (z.log_softmax(dim) * torch.rand(3, 4, 5, generator=torch.Generator().manual_seed(1))).sum(), z
     )
-    found = sizes(Layout.of(z, 2), g, torch.zeros(()).expand_as(g))
+    found = sizes(Layout.of(z, 2), g)
     assert [s < 1e-5 for s in found.sums] == [d == dim for d in range(3)]
-    assert found.kd == pytest.approx(float(g.norm())) and len(found.largest) == 12
+    assert found.norm == pytest.approx(float(g.norm())) and len(found.largest) == 12
 
 
 # --- forms ---
@@ -189,11 +189,11 @@ def test_pairs_of_temperatures_begin_with_what_was_seen_on_both_sides():
 
 
 def test_a_wider_vocabulary_is_cut_at_its_end():
-    wide = torch.cat([SAID, SAID[:, :2]], 1)
-    narrow = SimpleNamespace(layout=Layout((N, C), 1), index=torch.arange(N), live=torch.arange(N), z=Z)
-    (found,) = said_by(narrow, Answer("logits", wide))
-    assert torch.equal(found.rows, SAID)
-    assert said_by(narrow, Answer("logits", SAID[:, :-1])) == []
+    narrow = SimpleNamespace(layout=Layout((N, 20), 1), index=torch.arange(N), live=torch.arange(N), z=WIDE_Z)
+    (found,) = said_by(narrow, Answer("logits", torch.cat([WIDE_SAID, WIDE_SAID[:, :2]], 1)))
+    assert torch.equal(found.rows, WIDE_SAID)
+    assert said_by(narrow, Answer("logits", WIDE_SAID[:, :-1])) == []
+    assert said_by(narrow, Answer("logits", torch.cat([WIDE_SAID, WIDE_SAID], 1))) == []  # features, most likely
 
 
 # --- heads ---
@@ -253,16 +253,18 @@ def test_a_copy_beside_the_loss_is_not_the_head():
 def test_the_labels_part_of_a_gradient_is_taken_apart():
     raw, cast, z, _ = window()
     found = gradients_at(raw, Head(z, z.detach(), cast.labels))
-    assert found.label_weight == pytest.approx(0.7)
-    assert torch.allclose(found.of_labels, 0.7 * gradient(lambda v: F.cross_entropy(v, CLASSES), z.detach()))
-    assert torch.allclose(found.whole - found.of_labels, 0.3 * gradient(lambda v: kl(v, SAID), z.detach()))
+    labels = found.labels()
+    assert labels.weight == pytest.approx(0.7) and labels.rows.tolist() == list(range(N))
+    assert labels.norm == pytest.approx(0.7 * float(gradient(lambda v: F.cross_entropy(v, CLASSES), z.detach()).norm()))
+    assert torch.allclose(found.kd(), 0.3 * gradient(lambda v: kl(v, SAID), z.detach()), rtol=1e-12)
 
 
 def test_no_gradient_is_taken_apart_where_the_label_loss_is_unknown_or_a_hook_may_change_it():
     raw, cast, z, _ = window()
     cast.labels[0].call.name = "binary_cross_entropy"
     found = gradients_at(raw, Head(z, z.detach(), cast.labels))
-    assert found.of_labels is None and found.label_weight is None
+    assert not found.known
+    assert torch.allclose(found.kd(), torch.autograd.grad(raw.roots[0], z, retain_graph=True)[0])
     z.register_hook(lambda grad: grad)
     assert gradients_at(raw, Head(z, z.detach(), cast.labels)) is None
 
@@ -278,7 +280,8 @@ def rest(kd, labels=None, z=Z, lead=(N,)):
     labels = gradient(lambda v: F.cross_entropy(v, CLASSES), z) if labels is None else labels
     shape = (*lead, z.shape[-1])
     head = Head(z.reshape(shape).float(), z.reshape(shape), [])
-    return rest_of(head, Gradients((kd + labels).reshape(shape), labels.reshape(shape), 1.0))
+    part = LabelPart(float(labels.norm()), labels.norm(dim=1).nonzero().flatten(), 1.0)
+    return rest_of(head, Gradients(lambda: kd.reshape(shape), lambda: part))
 
 
 def best_fit(one, softening):
@@ -376,13 +379,15 @@ def test_a_term_is_fitted_beside_labels_whose_part_is_unknown():
     label = Label(function("cross_entropy", 0, (), ()), STUDENT, Z, CLASSES, 0.0, True)
 
     def beside(whole):
-        return rest_of(Head(Z.float(), Z, [label]), Gradients(whole, None, None))
+        return rest_of(Head(Z.float(), Z, [label]), Gradients(lambda: whole, lambda: None, known=False))
 
     one = beside(0.7 * labels + 0.3 * gradient(LOSSES["forward"]))
     best = seen_fit(one, SEEN, BLANK)
     assert fits(one, best) and not one.is_nothing
     assert (best.form, best.weight, best.label_weight) == ("forward", pytest.approx(0.3), pytest.approx(0.7))
     assert beside(0.7 * labels).is_nothing
+    one = beside(0.7 * labels + 0.3 * gradient(lambda z: kl(z, SAID, tt=1.0)))
+    assert seen_fit(one, UNSEEN, BLANK).form == "one-sided"
 
 
 # --- the teacher's k likeliest ---

@@ -179,6 +179,37 @@ def test_a_softmax_over_the_sequence_by_hand_is_named():
     assert found.status == "fail" and "the sequence (dimension 1 of (8, 7, 11))" in found.message
 
 
+def over_k(z, t, tail=True, of=None):
+    """KL over the teacher's three likeliest classes and the rest as one."""
+    v, at = t.log_softmax(-1).topk(3, -1)
+    ls = z.log_softmax(-1).gather(-1, at if of is None else of.topk(3, -1).indices)
+    if tail:
+        v, ls = (torch.cat([x, (1 - x.exp().sum(-1, keepdim=True)).log()], -1) for x in (v, ls))
+    return (v.exp() * (v - ls)).sum(-1).mean()
+
+
+def test_a_term_over_the_teachers_likeliest_words_is_told_by_its_rest_and_by_whose_they_are():
+    found = finding(of_tokens(lambda s, t, _: over_k(s[0], t[0])), "KD313")
+    assert found.status == "pass" and "likeliest classes and the rest as one, temperature 1, k = 3" in found.message
+    found = finding(of_tokens(lambda s, t, _: over_k(s[0], t[0], tail=False)), "KD313")
+    assert (found.status, found.severity) == ("fail", "warn") and "leaves out the rest" in found.message
+    found = finding(of_tokens(lambda s, t, _: over_k(s[0], t[0], of=s[0])), "KD313")
+    assert found.status == "fail" and "the student's likeliest, not the teacher's" in found.message
+
+
+def mixed(z, t, beta=0.3, of_logits=False):
+    p, q = t.log_softmax(-1), z.log_softmax(-1)
+    m = (beta * t + (1 - beta) * z).log_softmax(-1) if of_logits else (beta * p.exp() + (1 - beta) * q.exp()).log()
+    return (beta * p.exp() * (p - m) + (1 - beta) * q.exp() * (q - m)).sum(-1).mean()
+
+
+def test_a_mixture_is_named_with_its_beta_and_a_wrong_one_is_named_as_such():
+    found = finding(of_tokens(lambda s, t, _: mixed(s[0], t[0])), "KD313")
+    assert found.status == "pass" and "Jensen-Shannon divergence, temperature 1, beta 0.3" in found.message
+    found = finding(of_tokens(lambda s, t, _: mixed(s[0], t[0], of_logits=True)), "KD313")
+    assert found.status == "fail" and "its mixture is one of logits" in found.message
+
+
 def masked(x):
     return x[torch.arange(7) < torch.arange(1, 9)[:, None].clamp(max=6)]
 
@@ -203,6 +234,16 @@ FEATURES = {
         "over the sequence",
     ),
     "projector after the mask": (lambda s, t, p: F.mse_loss(p(masked(s[1])), masked(t[1])), None, ""),
+    "projector after the mask, turned round": (
+        lambda s, t, p: F.mse_loss(p(masked(s[1])), masked(t[1].flip(0))),
+        "KD305",
+        "another order",
+    ),
+    "projector after the mask, wrong sign": (
+        lambda s, t, p: F.cosine_similarity(p(masked(s[1])), masked(t[1]), dim=-1).mean(),
+        "KD313",
+        "wrong sign",
+    ),
 }
 
 

@@ -240,8 +240,10 @@ def target_form(trace: Trace) -> Verdict:
 
     Fails when what stands in kl_div's places are not log-probabilities and probabilities over the classes, when a
     softmax is taken of what are probabilities already, when the target carries a gradient of the teacher's, when only
-    one side is softened, or when the gradient is that of the reversed KL; only warns of a reversed KL that is written
-    so on purpose (by hand, or with log_target) and against which nothing was declared.
+    one side is softened, or when the gradient is that of a wrong form: a softmax over another dimension, a mixture of
+    logits, the student's likeliest classes, a detached weight, a wrong sign. The reversed KL fails over images; it only
+    warns where it is written on purpose (by hand, or with log_target) and nothing was declared, and is a choice over
+    tokens.
     """
     if not trace.losses.sights:
         return no_distillation(trace)

@@ -89,6 +89,8 @@ def what_was_seen(trace: Trace) -> str:
         if said not in met:
             met.append(said)
     read = [e.residual for _, e in explained(trace) if e.form == "unknown"]
+    cut = [e for _, e in explained(trace) if e.form == "unknown" and 0 < e.looked_at < e.rows]
+    of_rows = f", on {cut[0].looked_at} of its {cut[0].rows} rows" if cut else ""
     parts = [f"student and teacher meet in {'; '.join(met[:2])}"] if met else ["no loss in which the two meet was seen"]
     parts += [
         f"its gradient is that of temperature {e.temperature[0]:g} for the student and {e.temperature[1]:g} for the "
@@ -96,4 +98,6 @@ def what_was_seen(trace: Trace) -> str:
         for _, e in explained(trace)[:1]
         if e.form == "one-sided" and e.temperature is not None
     ]
-    return ", ".join([*parts, *([f"no known form fits its gradient (residual {min(read):.2g})"] if read else [])])
+    return ", ".join(
+        [*parts, *([f"no known form fits its gradient (residual {min(read):.2g}{of_rows})"] if read else [])]
+    )

@@ -1,5 +1,7 @@
 """In which order the rows of two answers meet in a distance, be they whole, or those that a mask leaves."""
 
+import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -30,9 +32,12 @@ def order_of(raw: RawWindow, cast: Cast, f: FunctionCall) -> bool | None:
     )
     if mine is None or its is None or mine.ndim < 2 or its.ndim < 2 or len(mine) != len(its) or len(mine) < _FEWEST:
         return None
-    a, b = _places(raw, mine, cast.student_mask), _places(raw, its, cast.teacher_mask)
-    if a is None or b is None or a.among != b.among:
-        return None  # rows of different wholes have no places to compare, as where a projector is fed masked rows
+    of_student, of_teacher = list(_places(raw, mine, cast.student_mask)), list(_places(raw, its, cast.teacher_mask))
+    # Rows of different wholes have no places to compare.
+    pairs = [(a, b) for a in of_student for b in of_teacher if a.among == b.among]
+    if not pairs:
+        return None
+    a, b = pairs[0]
     known = [(i, j) for i, j in zip(a.rows, b.rows, strict=True) if i >= 0 and j >= 0]
     return all(i == j for i, j in known) if len(known) >= _FEWEST else None
 
@@ -44,13 +49,13 @@ class _Places(NamedTuple):
     among: int
 
 
-def _places(raw: RawWindow, t: Tensor, mask: int) -> _Places | None:
-    """Return where the rows of a loss's operand stand in the answer that they were taken from."""
+def _places(raw: RawWindow, t: Tensor, mask: int, before: float = math.inf) -> Iterator[_Places]:
+    """Yield where a loss's rows stand in the answer that they were taken from, and then in what that was fed."""
     rows = t.detach().reshape(-1, t.shape[-1]) if t.ndim in (2, 3) else t.detach().flatten(1)
     wanted = row_keys(rows[:_MOST])
     for call in reversed(raw.calls):
         out = call.outputs() if call.outputs is not None else None
-        if out is None or not call.out.params & mask or not _may_hold(out, t):
+        if call.index >= before or out is None or not call.out.params & mask or not _may_hold(out, t):
             continue
         # The whole answer, row by row of its last dimension or sample by sample.
         source = out.detach().reshape(-1, out.shape[-1]) if t.ndim in (2, 3) else out.detach().flatten(1)
@@ -59,8 +64,12 @@ def _places(raw: RawWindow, t: Tensor, mask: int) -> _Places | None:
             place[key] = i if key not in place else -1
         found = [place.get(key) for key in wanted]
         if all(i is not None for i in found):
-            return _Places([i for i in found if i is not None], len(source))
-    return None
+            yield _Places([i for i in found if i is not None], len(source))
+            fed = call.given[0] if call.given else None
+            same = len(source) == len(rows) and fed is not None and fed.shape[:-1] == t.shape[:-1]
+            if same and fed is not None and call.fed.params & mask:
+                yield from _places(raw, fed, mask, call.index)  # a projector's rows are those that it was fed
+            return
 
 
 def _may_hold(out: Tensor, t: Tensor) -> bool:

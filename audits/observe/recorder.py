@@ -71,6 +71,8 @@ class Recorder:
         self._next = 0
         self._exit = ExitStack()
         self._scaled: Any = torch.utils.weak.WeakTensorKeyDictionary()
+        self._picked: Any = torch.utils.weak.WeakTensorKeyDictionary()
+        "By what was picked by numbers that a network gave, the parameters of what it was picked from."
         self.armed = False
         self._wanted = True
         self.raw = RawWindow(0)
@@ -233,6 +235,8 @@ class Recorder:
             self._note_scale(name, args, mades, params, calls)
         if name in ("max_pool2d", "boolean_dispatch", "max_pool2d_with_indices") and self._stack:
             self._note_pool(args, kwargs, given[0], outs[0])
+        if name in LOOKUPS and len(given) > 1 and mades[0].params and params & ~mades[0].params:
+            self._picked[outs[0]] = mades[0].params
         if params or calls:
             made = Made(params, calls, taint.base)
             inplace = outs[0] is given[0]
@@ -256,7 +260,7 @@ class Recorder:
             )
         if len(given) < 2 or not outs[0].is_floating_point() or name.startswith("_foreach"):
             return False
-        first, second = mades[0].params, mades[1].params
+        first, second = (self._picked.get(t, m.params) for t, m in zip(given[:2], mades[:2], strict=True))
         if any(t is h for h in self.raw.one_hot for t in given[:2]):
             return bool(first | second)
         if isinstance(given[0], nn.Parameter) or isinstance(given[1], nn.Parameter):

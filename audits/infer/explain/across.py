@@ -36,11 +36,10 @@ def across_fit(
         value = head.value.reshape(-1, layout.classes)
         other = Head(head.z, value, head.labels, -1)
         mixed = [Answer(kind, _cut(v, layout)) for kind, v in answers]
-        whole, part = (None if g is None else _cut(g, layout) for g in gradients[:2])
-        assert whole is not None
         words = f"rows that mix {'pixels' if len(layout.shape) == 4 else 'positions'} and classes: {layout.shape} is "
         words += f"reshaped to rows of {layout.classes} without moving the classes to the end"
-        of_cut = gradients._replace(whole=whole, of_labels=part)
+        whole = gradients.kd()
+        of_cut = replace(gradients, kd=lambda: None if whole is None else whole.reshape(-1, layout.classes))
         found = _confirmed(raw, cast, student, other, of_cut, mixed, words, False)
     for dim in range(head.value.ndim):
         if found is None and dim != layout.dim and layout.shape[dim] > 1 and rest.sizes.sums[dim] < _ZERO:

@@ -155,11 +155,11 @@ def _fit_beside(rest: Rest, basis: Tensor) -> Fitted | None:
     basis = basis / rest.rows
     stack = torch.stack([*(c.reshape(-1) for c in rest.columns), basis.reshape(-1)], 1)
     scale = stack.norm(dim=0).clamp_min(_TINIEST)
-    solution = torch.linalg.lstsq(stack / scale, rest.whole.reshape(-1, 1)).solution.squeeze(1) / scale
+    solution = torch.linalg.lstsq(stack / scale, rest.kd.reshape(-1, 1)).solution.squeeze(1) / scale
     weight = float(solution[-1])
-    fitted = (stack @ solution).reshape_as(rest.whole)
-    left = rest.whole - (stack[:, :-1] @ solution[:-1]).reshape_as(rest.whole)
-    residual = float((rest.whole - fitted).norm() / left.norm().clamp_min(_TINIEST))
+    fitted = (stack @ solution).reshape_as(rest.kd)
+    left = rest.kd - (stack[:, :-1] @ solution[:-1]).reshape_as(rest.kd)
+    residual = float((rest.kd - fitted).norm() / left.norm().clamp_min(_TINIEST))
     label_weight = float(solution[0] + solution[1])
     share = abs(weight) * float(basis.norm()) / (abs(label_weight) * rest.label_size + _TINIEST)
     if share < _LEAST_BESIDE:
@@ -242,7 +242,8 @@ def seen_fit(rest: Rest, softening: Softening, blank: Explanation) -> Explanatio
     ranked: list[tuple[float, int, Said, Try]] = []
     for said in softening.answers:
         part = cut(rest, small, said)
-        for ts, tt in softening.pairs(said) if softening.is_seen or not rest.known else [(1.0, 1.0)]:
+        every = softening.pairs(said, not rest.known) if softening.is_seen or not rest.known else [(1.0, 1.0)]
+        for ts, tt in every:
             sides = Sides(small.z, part.rows, part.kind, ts, tt)
             # Where no temperature was seen, those that soften are searched for.
             for form in (f for f in eligible(rest, said) if not f.softens or softening.is_seen or not rest.known):

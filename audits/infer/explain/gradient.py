@@ -56,7 +56,7 @@ def _explain_head(
     if gradients is None:
         return None
     rest = rest_of(head, gradients)
-    if rest is None or not math.isfinite(rest.sizes.whole):
+    if rest is None or not math.isfinite(rest.sizes.norm):
         return None
     layout = rest.layout
     n, ndim = layout.rows, head.value.ndim

@@ -1,5 +1,11 @@
-"""The gradient at a head, taken apart: what the label losses leave there, exactly, and the rest."""
+"""The gradient at a head, taken apart: what the label losses leave there, exactly, and the rest.
 
+The rest is asked for as the gradient of the loss less the label losses, each times its own weight: what reaches them
+cancels to the bit before it goes on, so nothing of the labels' is left to round, and one gradient stands in memory.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -13,51 +19,76 @@ from kdbench.audits.observe import torch_internals
 from kdbench.audits.observe.windows import RawWindow
 
 
-class Gradients(NamedTuple):
-    """The gradient at a head in its shape, the label losses' part of it, and their weight; None where unknown."""
+class LabelPart(NamedTuple):
+    """What the label losses leave at a head."""
 
-    whole: Tensor
-    of_labels: Tensor | None
-    label_weight: float | None
+    norm: float
+    rows: Tensor
+    "The numbers of the rows that get any of it."
+    weight: float | None
+    "Of the mean cross-entropy; None where it is not known."
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """The gradient at a head; asked for when it is needed, since each is as large as the logits."""
+
+    kd: Callable[[], Tensor | None]
+    "Returns it in the head's shape, without the label losses' part where that is known; None where nothing flows."
+    labels: Callable[[], LabelPart]
+    known: bool = True
+    "Whether the labels' part is known."
     scale: float = 1.0
-    "By what both are too large: a GradScaler's factor."
+    "By what it is too large: a GradScaler's factor."
 
 
 def gradients_at(raw: RawWindow, head: Head) -> Gradients | None:
-    """Return the gradient at a head and the label losses' part; None where nothing flows or a hook may change it."""
-    root, z = raw.roots[0], head.z
+    """Return the gradient at a head and the label losses' part; None where a hook may change it."""
+    root, z, scale = raw.roots[0], head.z, raw.root_scale
     if torch_internals.hooks_of(z):
         return None
-    (whole,) = torch.autograd.grad(root, z, retain_graph=True, allow_unused=True)
-    if whole is None:
-        return None
-    part: Tensor | None = None
-    weight: float | None = 0.0
+    weighed: list[tuple[Label, Tensor, Tensor]] = []
+    known = True
     for label in head.labels:
         out = label.call.out
         if not isinstance(out, Tensor) or not out.requires_grad or label.call.name not in ("cross_entropy", "nll_loss"):
-            return Gradients(whole, None, None, raw.root_scale)
+            known = False
+            break
         (w,) = torch.autograd.grad(root, out, retain_graph=True, allow_unused=True)
-        if w is None:
-            continue
+        if w is not None:
+            weighed.append((label, out, w))
+    outs, weights = ([out for _, out, _ in weighed], [-w for _, _, w in weighed]) if known else ([], [])
+
+    def kd() -> Tensor | None:
+        seeds = [torch.ones_like(root), *weights]
+        (g,) = torch.autograd.grad([root, *outs], z, seeds, retain_graph=True, allow_unused=True)
+        return g
+
+    return Gradients(kd, lambda: _of_labels(head, weighed, scale), known, scale)
+
+
+def _of_labels(head: Head, weighed: list[tuple[Label, Tensor, Tensor]], scale: float) -> LabelPart:
+    """Return what label losses leave at a head, each with the gradient that reaches it."""
+    z, layout = head.z, head.layout
+    part: Tensor | None = None
+    weight: float | None = 0.0
+    for label, out, w in weighed:
         (own,) = torch.autograd.grad(out, z, grad_outputs=w, retain_graph=True, allow_unused=True)
         if own is None:
-            return Gradients(whole, None, None, raw.root_scale)
-        part = own if part is None else part + own
+            continue
         if weight is not None:
             share = float(w) if label.is_plain else _weight_of(head, label, own)
-            weight = None if share is None else weight + share / raw.root_scale
+            weight = None if share is None else weight + share / scale
+        part = own if part is None else part + own
     if part is None:
-        part = torch.zeros((), dtype=whole.dtype, device=whole.device).expand_as(whole)
-    return Gradients(whole, part, weight, raw.root_scale)
+        return LabelPart(0.0, torch.empty(0, dtype=torch.long), weight)
+    return LabelPart(float(torch.linalg.vector_norm(part.float())) / scale, layout.taught(part), weight)
 
 
 def _weight_of(head: Head, label: Label, own: Tensor) -> float | None:
     """Return the weight of a label loss that is no plain mean: its gradient's share of the mean cross-entropy's."""
     layout = head.layout
-    taught = (
-        torch.linalg.vector_norm(own.detach().float(), float("inf"), layout.dim).flatten().cpu().nonzero().flatten()
-    )
+    taught = layout.taught(own)
     index = spread(taught, layout.classes)
     ce = label_gradient(layout, head.value, label, index, taught)
     if ce is None or not float(ce.norm()) > 0:

@@ -100,9 +100,8 @@ def _permuted(rest: Rest, found: Explanation, order: Order) -> Explanation:
 
 def _of(rest: Rest, at: Tensor) -> Rest:
     """Return the same of some of the rows."""
-    part = rest.part(len(rest.z))
-    columns = [c[at] for c in part.columns]
-    return replace(part, z=part.z[at], whole=part.whole[at], kd=part.kd[at], columns=columns, index=part.index[at])
+    columns = [c[at] for c in rest.columns]
+    return replace(rest, z=rest.z[at], kd=rest.kd[at], columns=columns, index=rest.index[at])
 
 
 def _moved(said: Said, taught: Tensor) -> Said:

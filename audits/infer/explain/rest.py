@@ -1,6 +1,6 @@
 """What the label losses leave to be explained of the gradient at one head, on some of its rows."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -13,8 +13,6 @@ from kdbench.audits.infer.explain.rows import Layout, Sizes, sizes, spread
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 """Residuals up to which a form is taken for the right one. In single precision right ones leave 1e-7, one in a hundred
 2e-6, and wrong ones 1e-2 or more; in the others it is some five roundings (5e-4 and 4e-3)."""
-_LOOSEST = 0.05
-"A residual above this is another form's, in whatever precision."
 _LEAST_SHARE = 1e-6
 "A gradient of this norm counts as none where no label term is there to compare it with."
 _NOISE = {torch.float16: 1e-2, torch.bfloat16: 4e-2}
@@ -36,10 +34,8 @@ class Rest:
 
     z: Tensor
     "The logits of the rows that are looked at."
-    whole: Tensor
-    "The gradient at them."
     kd: Tensor
-    "The same without the labels' part; with it where that is unknown."
+    "The gradient at them without the labels' part; with it where that is unknown."
     columns: list[Tensor]
     "Where the labels' part is unknown: what it may be made of, to be fitted along."
     layout: Layout
@@ -48,8 +44,10 @@ class Rest:
     live: Tensor
     "Those of all rows that get a gradient."
     sizes: Sizes
+    "Of the whole gradient, not of these rows alone."
     dtype: torch.dtype
-    label_weight: float | None
+    label_norm: float = 0.0
+    label_weight: float | None = 0.0
     known: bool = True
     "Whether the labels' part is known."
     together: bool = False
@@ -58,18 +56,18 @@ class Rest:
     @cached_property
     def label_size(self) -> float:
         """The norm of the labels' part, or of a mean cross-entropy in its place."""
-        return self.sizes.labels if self.known else float(self.columns[0].norm())
+        return self.label_norm if self.known else float(self.columns[0].norm())
 
     @cached_property
     def share(self) -> float:
         """The size of what is left, relative to the labels' part."""
-        return self.sizes.kd / (self.label_size or 1.0)
+        return self.sizes.norm / (self.label_size or 1.0)
 
     @property
     def is_nothing(self) -> bool:
         """Whether nothing but rounding is left for a distillation term."""
         if not self.known:
-            whole = self.whole.reshape(-1, 1)
+            whole = self.kd.reshape(-1, 1)
             alone = torch.stack([c.reshape(-1) for c in self.columns], 1)
             fit = alone @ torch.linalg.lstsq(alone, whole).solution
             return float((whole - fit).norm()) <= TOLERANCE.get(self.dtype, TOLERANCE[torch.float32]) * float(
@@ -81,12 +79,7 @@ class Rest:
     @cached_property
     def tolerance(self) -> float:
         """The residual up to which a form is the right one."""
-        tolerance = TOLERANCE.get(self.dtype, TOLERANCE[torch.float32])
-        if not self.known or not self.sizes.kd:
-            return tolerance
-        # The sum of both terms was rounded to the logits' precision, so a small term has the rounding of a large one.
-        rounding = torch.finfo(self.dtype).eps / 2 * self.sizes.whole / self.sizes.kd
-        return min(_LOOSEST, max(tolerance, rounding))
+        return TOLERANCE.get(self.dtype, TOLERANCE[torch.float32])
 
     @property
     def partial(self) -> bool:
@@ -113,45 +106,28 @@ class Rest:
         at = at if len(at) <= most else at[:most]
         if len(at) == len(self.z):
             return self
-        return Rest(
-            self.z[at],
-            self.whole[at],
-            self.kd[at],
-            [c[at] for c in self.columns],
-            self.layout,
-            self.index[at],
-            self.live,
-            self.sizes,
-            self.dtype,
-            self.label_weight,
-            self.known,
-            self.together,
-        )
+        columns = [c[at] for c in self.columns]
+        return replace(self, z=self.z[at], kd=self.kd[at], columns=columns, index=self.index[at])
 
 
 def rest_of(head: Head, gradients: Gradients) -> Rest | None:
-    """Return what is to be explained at a head; None where the labels' part is unknown and cannot be fitted along."""
-    layout, part = head.layout, gradients.of_labels
-    size = sizes(layout, gradients.whole, part)
-    scale = gradients.scale
-    size = size._replace(kd=size.kd / scale, labels=size.labels / scale, whole=size.whole / scale)
+    """Return what is to be explained at a head; None where nothing is, or the labels' part cannot be fitted along."""
+    layout = head.layout
+    gradient, scale = gradients.kd(), gradients.scale
+    if gradient is None:
+        return None
+    size = sizes(layout, gradient)
+    size = size._replace(norm=size.norm / scale)
     live = (size.largest > _SILENT * (float(size.largest.max()) or 1.0)).nonzero().flatten()
-    among = live if len(live) else torch.arange(layout.rows)
-    index = spread(among, layout.classes)
-    z, whole = layout.take(head.value, index), layout.take(gradients.whole, index) / scale
-    columns: list[Tensor] = []
-    kd, together = whole, False
-    if part is None:
+    index = spread(live if len(live) else torch.arange(layout.rows), layout.classes)
+    z, kd = layout.take(head.value, index), layout.take(gradient, index) / scale
+    del gradient  # the labels' part is as large
+    if not gradients.known:
         taught = torch.arange(layout.rows)
         bases = [b for x in head.labels if (b := label_gradient(layout, head.value, x, index, taught)) is not None]
-        if not bases:
-            return None
-        columns = [bases[0], (z.softmax(1) - 1 / layout.classes) / layout.rows]
-    else:
-        kd = whole - layout.take(part, index) / scale
-        if 0 < len(live) < layout.rows:
-            # A last token that has no next one is neither labelled nor distilled.
-            labelled = torch.linalg.vector_norm(part.detach().float(), float("inf"), layout.dim).cpu().flatten() > 0
-            together = torch.equal(live, labelled.nonzero().flatten())
-    weight, known = gradients.label_weight, part is not None
-    return Rest(z, whole, kd, columns, layout, index, live, size, head.z.dtype, weight, known, together)
+        columns = [bases[0], (z.softmax(1) - 1 / layout.classes) / layout.rows] if bases else []
+        return Rest(z, kd, columns, layout, index, live, size, head.z.dtype, known=False) if bases else None
+    labels = gradients.labels()
+    # A last token that has no next one is neither labelled nor distilled.
+    together = 0 < len(live) < layout.rows and torch.equal(live, labels.rows)
+    return Rest(z, kd, [], layout, index, live, size, head.z.dtype, labels.norm, labels.weight, True, together)

@@ -16,8 +16,8 @@ MOST_NUMBERS = 2**22
 "Numbers that the explained rows may hold, 32 MB in double precision: fewer rows of a very large vocabulary."
 _LEAST_ROWS = 8
 "Rows that are explained however many classes there are: fewer could agree by chance."
-_PIECE = 2**22
-"Numbers worked on at once where a whole gradient is gone through, so that no second copy of it stands in memory."
+_LARGEST_SUM = 2**24
+"Numbers that sums along a dimension other than the classes' may have, 64 MB: a larger answer is not asked about it."
 
 
 class Layout(NamedTuple):
@@ -53,59 +53,40 @@ class Layout(NamedTuple):
         picked = moved[at]
         return picked.to("cpu", torch.float64) if picked.device.type == "mps" else picked.double()
 
+    def taught(self, gradient: Tensor) -> Tensor:
+        """Return the numbers of the rows that get any of a gradient."""
+        return torch.linalg.vector_norm(gradient.detach(), math.inf, self.dim).flatten().cpu().nonzero().flatten()
+
 
 class Sizes(NamedTuple):
-    """What a gradient comes to over all rows, without the labels' part."""
+    """What a gradient comes to over all rows."""
 
     largest: Tensor
     "By row (N,), the largest number."
-    kd: float
-    "The norm of the whole."
-    labels: float
-    "The norm of the labels' part."
-    whole: float
-    "The norm before the labels' part was taken away."
+    norm: float
     sums: list[float]
     """By dimension, the sum along it relative to that of the absolute numbers: 0 where adding a constant along that
-    dimension does not change the loss."""
+    dimension does not change the loss, and 1 where that was not looked at."""
     cut: float = 1.0
     "The same along rows that are cut from memory as if the classes were the last dimension."
 
 
-def sizes(layout: Layout, whole: Tensor, part: Tensor | None) -> Sizes:
-    """Go through a gradient once, piece by piece."""
-    dims = range(whole.ndim)
-    device = whole.device
-    step = max(1, _PIECE // max(1, math.prod(whole.shape[1:])))
-    largest: list[Tensor] = []
-    squares = torch.zeros(3, dtype=torch.float64, device="cpu")
-    lines = [0.0 for _ in dims]
-    cut, cuts = 0.0, bool(layout.dim) and layout.dim != whole.ndim - 1
-    total, down = 0.0, torch.zeros(whole.shape[1:], device=device, dtype=torch.float32)
-    for start in range(0, len(whole), step):
-        w = whole[start : start + step].float()
-        p = None if part is None else part[start : start + step].float()
-        g = w if p is None else w - p
-        largest.append(torch.linalg.vector_norm(g, math.inf, layout.dim).cpu().flatten().double())
-        for i, x in enumerate((g, p, w)):
-            squares[i] += 0.0 if x is None else float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
-        total += float(torch.linalg.vector_norm(g, 1, dtype=torch.float64))
-        down += g.sum(0)
-        if cuts:
-            cut += float(g.reshape(-1, layout.classes).sum(1).abs().sum(dtype=torch.float64))
-        for d in list(dims)[1:]:
-            lines[d] += float(g.sum(d).abs().sum(dtype=torch.float64))
-    lines[0] = float(down.abs().sum(dtype=torch.float64))
-    kd, labels, everything = squares.sqrt().tolist()
-    rows = torch.cat(largest) if layout.dim else _largest_over_rows(whole, part)
-    sums = [line / total if total else 0.0 for line in lines]
-    return Sizes(rows, kd, labels, everything, sums, cut / total if cuts and total else 1.0)
+def sizes(layout: Layout, g: Tensor) -> Sizes:
+    """Go through a gradient once, without a second one of its size where it is large."""
+    rows = torch.linalg.vector_norm(g.detach(), math.inf, layout.dim).flatten().cpu().double()
+    norm, total = (float(torch.linalg.vector_norm(g.detach().float(), order)) for order in (2, 1))
+    if not total or not math.isfinite(norm):
+        return Sizes(rows, norm, [1.0] * g.ndim)
 
+    def along(sums: Tensor) -> float:
+        return float(sums.abs().sum(dtype=torch.float64)) / total
 
-def _largest_over_rows(whole: Tensor, part: Tensor | None) -> Tensor:
-    """Return the largest number of each row where the classes lie in the first dimension."""
-    g = whole if part is None else whole - part
-    return torch.linalg.vector_norm(g.float(), math.inf, 0).cpu().flatten().double()
+    looked_at = [d for d in range(g.ndim) if d == layout.dim or g.numel() // g.shape[d] <= _LARGEST_SUM]
+    lines = [along(g.sum(d, dtype=torch.float32)) if d in looked_at else 1.0 for d in range(g.ndim)]
+    cut = 1.0
+    if 0 < layout.dim < g.ndim - 1:
+        cut = along(g.reshape(-1, layout.classes).sum(1, dtype=torch.float32))
+    return Sizes(rows, norm, lines, cut)
 
 
 def spread(among: Tensor, classes: int, most: int = MOST_ROWS) -> Tensor:

@@ -27,6 +27,8 @@ _ROUNDED = 2e-3
 "A fitted T this near to one of three digits is taken to be it: twice the tolerance of the comparison it comes from."
 _MOST_UNMATCHED = 4
 "Answers tried of which no softmax was seen: each costs a search, and hints come after the network's own."
+_PADDED = 1.1
+"How much wider a table of the same words may be: they are padded to round numbers. What is wider still are features."
 _LEAST_PROBABILITY = 1e-38
 "Near the least normal number of single precision: its logarithm is still finite."
 
@@ -66,8 +68,9 @@ class Softening(NamedTuple):
         """Return the same with other answers."""
         return self._replace(answers=answers)
 
-    def pairs(self, said: Said) -> list[tuple[float, float]]:
-        """Return the temperatures of student and teacher to try, the likeliest first."""
+    def pairs(self, said: Said, every: bool = False) -> list[tuple[float, float]]:
+        """Return the temperatures of student and teacher to try, the likeliest first; or every pair, where none is
+        searched for later."""
         if said.kind == "probabilities":
             return [(t, t) for t in (self.student or GRID)]
         if said.argument:
@@ -75,9 +78,9 @@ class Softening(NamedTuple):
         if self.student and self.teacher:
             same = [(t, t) for t in self.student if t in self.teacher]
             return same + [(s, t) for s in self.student for t in self.teacher if s != t]
-        if not self.is_seen:
+        if not self.is_seen and not every:
             return [(t, t) for t in GRID]
-        one = self.student or self.teacher
+        one = self.student or self.teacher or GRID
         return [(t, t) for t in one] + [(t, 1.0) for t in one if t != 1.0] + [(1.0, t) for t in one if t != 1.0]
 
 
@@ -129,9 +132,9 @@ def said_by(rest: Rest, answer: Answer) -> list[Said]:
 
 
 def is_wider(values: Tensor, layout: Layout) -> bool:
-    """Say whether an answer has the head's shape but for more classes."""
+    """Say whether an answer has the head's shape but for a few classes more."""
     shape = tuple(values.shape)
-    if len(shape) != len(layout.shape) or shape[layout.dim] <= layout.classes:
+    if len(shape) != len(layout.shape) or not layout.classes < shape[layout.dim] <= _PADDED * layout.classes:
         return False
     return (*shape[: layout.dim], *shape[layout.dim + 1 :]) == layout.lead
 
