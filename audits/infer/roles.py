@@ -12,15 +12,19 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from kdbench.audits.infer.targets import is_against_itself, is_against_stored, one_answer
+from kdbench.audits.infer.targets import (
+    are_log_probabilities,
+    are_scores,
+    is_a_place,
+    is_against_itself,
+    is_against_stored,
+    looks_like_labels,
+    one_answer,
+)
 from kdbench.audits.observe.taint import Taint
 from kdbench.audits.observe.windows import DISTANCES, LABEL_LOSSES, LOOKUPS, FunctionCall, ModuleCall, RawWindow
 
 ParamsOf = Callable[[nn.Module], int]
-_EXACT = 1e-6
-"Up to which two probabilities that somebody wrote are one number: single precision."
-_LOG_SUM = 2e-2
-"Up to which the logarithm of a sum of probabilities is zero: half precision over a thousand classes."
 
 
 @dataclass(eq=False)
@@ -146,9 +150,9 @@ def _label(call: FunctionCall, raw: RawWindow, taint: Taint) -> Label | None:
         logits, target = call.arg(0, "input"), call.arg(1, "target")
         if not isinstance(target, Tensor) or not isinstance(logits, Tensor) or taint.of(target, ids=True).params:
             return None
-        if _is_a_place(target, logits.shape[1] if logits.ndim > 1 else 0):
+        if is_a_place(target, logits.shape[1] if logits.ndim > 1 and are_scores(logits, raw, taint) else 0):
             return None
-        if target.is_floating_point() and call.name in ("cross_entropy",) and not _looks_like_labels(target):
+        if target.is_floating_point() and call.name in ("cross_entropy",) and not looks_like_labels(target):
             return None
         plain = call.name == "cross_entropy" and call.kwargs.get("weight") is None and len(call.args) < 3
         plain = plain and call.reduction == "mean"
@@ -157,12 +161,12 @@ def _label(call: FunctionCall, raw: RawWindow, taint: Taint) -> Label | None:
     hot = next((t for t, *_ in call.operands if t is not None and any(t is h for h in raw.one_hot)), None)
     if hot is not None:
         other = next((t for t, made, _ in call.operands if t is not None and made.params), None)
-        if other is not None and other.shape == hot.shape and _are_log_probabilities(other):
+        if other is not None and other.shape == hot.shape and are_log_probabilities(other):
             return Label(call, taint.of(other).params, other, hot.detach(), 0.0, False)
         return None
     if call.name in LOOKUPS:
         source = call.args[0] if call.args else None
-        if not isinstance(source, Tensor) or not _are_log_probabilities(source):
+        if not isinstance(source, Tensor) or not are_log_probabilities(source):
             return None
         index = [t for t, made, _ in call.operands[1:] if t is not None and not made.params and t.dtype == torch.long]
         if index and (call.name == "gather" or source.ndim == 2):
@@ -171,37 +175,6 @@ def _label(call: FunctionCall, raw: RawWindow, taint: Taint) -> Label | None:
             if fit:
                 return Label(call, taint.of(source).params, source, fit[-1].detach().reshape(-1), 0.0, False)
     return None
-
-
-def _is_a_place(target: Tensor, width: int) -> bool:
-    """Say whether the target is where a contrastive loss puts its positives: always first, or on the diagonal, be it of
-    one square of scores or of several, one below the other."""
-    if target.numel() < 8 or (target.ndim > 1 and target.shape[-1] > 1):
-        return False
-    first = target.detach().cpu().flatten()
-    places = torch.arange(len(first))
-    diagonal = bool((first == places).all()) or (width > 2 and bool((first == places % width).all()))
-    return diagonal or bool((first == first[0]).all())
-
-
-def _looks_like_labels(target: Tensor) -> bool:
-    """Say whether rows of probabilities are one-hot, smoothed or a mixture of two labels, and no network's answer."""
-    if target.ndim < 2:
-        return True
-    rows = target.detach().reshape(-1, target.shape[-1])[:64].float()
-    if rows.shape[1] < 3:
-        return bool(((rows - rows.round()).abs() < _EXACT).all())
-    rest = rows.sort(dim=1).values[:, :-2]
-    return (bool((rest.amax(1) - rest.amin(1)).max() <= _EXACT) and rows.shape[1] > 3) or bool(
-        ((rows - rows.round()).abs() < _EXACT).all()
-    )
-
-
-def _are_log_probabilities(value: Tensor) -> bool:
-    if value.ndim < 2 or not value.is_floating_point():
-        return False
-    with torch.no_grad():
-        return bool((value.detach().float().logsumexp(-1).abs() < _LOG_SUM).all())
 
 
 def cast(raw: RawWindow, taint: Taint, declared: Declared, known: list[nn.Module], trainee: int = 0) -> Cast:
@@ -477,7 +450,7 @@ def _is_no_label(call: FunctionCall, student: int, labels: list[Label]) -> bool:
     """
     if call.name in ("kl_div", "cross_entropy"):
         targets = [t for t, made, _ in call.operands[1:2] if not made.params]
-        return not any(t is not None and _looks_like_labels(t) for t in targets)
+        return not any(t is not None and looks_like_labels(t) for t in targets)
     mine = [t for t, made, _ in call.operands[:2] if t is not None and made.params & student]
     return any(one_answer(t, label.logits) for t in mine for label in labels if label.logits is not None)
 

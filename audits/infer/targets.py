@@ -1,11 +1,18 @@
-"""What a loss holds the student's answer against: its own answer, or numbers that no network gave in this window."""
+"""What a loss holds the student's answer against: labels, its own answer, or numbers that no network gave here."""
 
+import torch
 from torch import Tensor
 
-from kdbench.audits.observe.windows import FunctionCall
+from kdbench.audits.observe.taint import Taint
+from kdbench.audits.observe.windows import FunctionCall, RawWindow
 
 _ROWS, _ONE_ANSWER, _TINIEST = 64, 0.99, 1e-30
 "Rows compared, the cosine above which two answers, centred, are one, and what is kept from dividing by zero."
+_EXACT = 1e-6
+"Up to which two probabilities that somebody wrote are one number: single precision."
+_PRODUCTS = frozenset({"matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "einsum"})
+_LOG_SUM = 2e-2
+"Up to which the logarithm of a sum of probabilities is zero: half precision over a thousand classes."
 
 
 def is_against_stored(call: FunctionCall, student: int) -> bool:
@@ -40,3 +47,40 @@ def is_against_itself(call: FunctionCall, student: int) -> bool:
         return False
     masks = [made.params for _, made, _ in call.operands[:2]]
     return all(m & student for m in masks) and not any(m & ~student for m in masks)
+
+
+def are_scores(logits: Tensor, raw: RawWindow, taint: Taint) -> bool:
+    """Say whether logits are a product of two networks' answers."""
+    calls = taint.of(logits).calls
+    return any(f.name in _PRODUCTS and calls >> f.index & 1 for f in raw.functions)
+
+
+def is_a_place(target: Tensor, width: int) -> bool:
+    """Say whether the target is where a contrastive loss puts its positives: always first, or on the diagonal; of
+    scores of this width, also on that of several squares, one below the other."""
+    if target.numel() < 8 or (target.ndim > 1 and target.shape[-1] > 1):
+        return False
+    first = target.detach().cpu().flatten()
+    places = torch.arange(len(first))
+    diagonal = bool((first == places).all()) or (width > 2 and bool((first == places % width).all()))
+    return diagonal or bool((first == first[0]).all())
+
+
+def looks_like_labels(target: Tensor) -> bool:
+    """Say whether rows of probabilities are one-hot, smoothed or a mixture of two labels, and no network's answer."""
+    if target.ndim < 2:
+        return True
+    rows = target.detach().reshape(-1, target.shape[-1])[:64].float()
+    if rows.shape[1] < 3:
+        return bool(((rows - rows.round()).abs() < _EXACT).all())
+    rest = rows.sort(dim=1).values[:, :-2]
+    return (bool((rest.amax(1) - rest.amin(1)).max() <= _EXACT) and rows.shape[1] > 3) or bool(
+        ((rows - rows.round()).abs() < _EXACT).all()
+    )
+
+
+def are_log_probabilities(value: Tensor) -> bool:
+    if value.ndim < 2 or not value.is_floating_point():
+        return False
+    with torch.no_grad():
+        return bool((value.detach().float().logsumexp(-1).abs() < _LOG_SUM).all())

@@ -59,7 +59,7 @@ class Passing:
     def edges(self, node: Any) -> Iterable[tuple[Any, int]]:
         """Return the edges of a graph's node along which a gradient goes on; all, where it is not known yet."""
         if not isinstance(node, BackwardCFunction):
-            return node.next_functions  # type: ignore[no-any-return]
+            return node.next_functions
         passed = self._known.get(type(node), {}).get(_wanted(node))
         if passed is None:
             self.unheard.append(node)

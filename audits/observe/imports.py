@@ -40,9 +40,9 @@ def when_imported(name: str, then: Callable[[ModuleType], None]) -> Iterator[Non
         yield
         return
     watcher = _Watcher(name, then)
-    sys.meta_path.insert(0, watcher)  # type: ignore[arg-type]
+    sys.meta_path.insert(0, watcher)
     try:
         yield
     finally:
         if watcher in sys.meta_path:
-            sys.meta_path.remove(watcher)  # type: ignore[arg-type]
+            sys.meta_path.remove(watcher)
