@@ -271,7 +271,7 @@ def _dropped(trace: Trace) -> Verdict | None:
     """Judge a step whose pieces end before the sequence does, by less than a piece."""
     groups: dict[tuple[int, int], list[tuple[Sight, Coverage]]] = defaultdict(list)
     last = max(s.step for s in trace.losses.sights)
-    unread = {s.step for s in trace.losses.sights if not s.tokens}
+    unread = {s.step for s in trace.losses.sights if not s.tokens or any(t.coverage is None for t in s.tokens)}
     for s, t in _seen(trace):
         if t.coverage is not None and s.step < last and s.step not in unread:
             groups[s.step, t.source].append((s, t.coverage))

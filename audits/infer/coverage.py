@@ -82,7 +82,7 @@ def placed(support: Support, ids: Tensor) -> tuple[int, int | None] | None:
 
 def coverage_of(support: Support, shown: Shown, start: int, ahead: int | None) -> Coverage:
     """Count the tokens of a head whose logits begin at `start`, and whose labels are `ahead` of the words."""
-    labelled = None if support.labelled is None else (support.labelled > 0).reshape(support.lead)
+    labelled = None if support.labelled is None else support.labelled.reshape(support.lead)
     padding, how = _padding(shown, labelled, start)
     (width, length), live = (support.lead[1], shown.ids.shape[1]), distilled_rows(support).reshape(support.lead)
     usual = float(support.distilled[live.flatten()].median()) if bool(live.any()) else 0.0

@@ -269,6 +269,10 @@ CASES["KD352"] = {
             step=0,
         ),
     ),
+    "a piece whose place is not known": (
+        dropped(*pieces(80, 60, 40, 20)[:3], tokens(coverage=None)),
+        passes("those that are labelled"),
+    ),
     "nothing in the last piece": (dropped(*pieces(80, 60, 40)), passes("those that are labelled")),
     "hidden states of padding": (
         featured(100),

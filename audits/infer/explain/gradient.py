@@ -74,7 +74,7 @@ def _explain_head(
         blank.vanishes = _vanishes(raw, cast, head, layout.classes)
         return blank
     if blank.sequence and not blank.pictures:
-        blank.support = support_of(head, gradients, rest)
+        blank.support = support_of(head, rest)
         call = next((c for c in raw.calls if c.output is not None and c.output[0] is head.z), None)
         blank.call, blank.source = (call.index, id(call.module)) if call is not None else (None, 0)
     softened = softening(raw, cast, student, rest, answers, hints)

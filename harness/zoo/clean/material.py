@@ -76,7 +76,7 @@ class Encoder(nn.Module):
         return self.head(self.encoder(self.words(x)).mean(1))
 
 
-WORDS, PAD, LONGEST = 20, 0, 14
+WORDS, PAD, LONGEST = 40, 0, 14
 FOLLOWING = torch.randint(1, WORDS, (WORDS, 3), generator=_drawn)
 "Words that may follow each."
 
@@ -110,7 +110,7 @@ class Block(nn.Module):
 class LanguageModel(nn.Module):
     """Says which word follows each; `mask` (B, L) is 0 where the text is padding."""
 
-    def __init__(self, width: int = 12, words: int = WORDS) -> None:
+    def __init__(self, width: int = 16, words: int = WORDS) -> None:
         super().__init__()
         self.words, self.places = nn.Embedding(words, width), nn.Embedding(2 * LONGEST, width)
         self.block, self.head = Block(width), nn.Linear(width, words)

@@ -131,16 +131,16 @@ def tokens_in_pieces(watch: Open) -> nn.Module:
             ids, _ = texts()
             mask = (ids != PAD).long()
             with torch.no_grad():
-                wanted = teacher.hidden(ids, mask)[:, :-1]
+                told = teacher.head(teacher.hidden(ids, mask)[:, :-1])
             hidden = student.hidden(ids, mask)[:, :-1]
             leaf, labels = hidden.detach().requires_grad_(), _labels(ids, mask)[:, 1:]
             optimizer.zero_grad()
             for at in range(0, hidden.shape[1], 5):
                 piece = slice(at, at + 5)
                 on = labels[:, piece] != -100
-                s, t = student.head(leaf[:, piece]), teacher.head(wanted[:, piece])
+                s, t = student.head(leaf[:, piece]), told[:, piece]
                 hard = F.cross_entropy(s[on], labels[:, piece][on], reduction="sum")
-                ((0.5 * hard + 0.5 * _kl(s[on], t[on].detach()).sum()) / (labels != -100).sum()).backward()
+                ((0.5 * hard + 0.5 * _kl(s[on], t[on]).sum()) / (labels != -100).sum()).backward()
             hidden.backward(leaf.grad)
             optimizer.step()
     return student
@@ -273,7 +273,7 @@ def tokens_of_the_own_base(watch: Open) -> nn.Module:
 def tokens_with_hidden_states(watch: Open) -> nn.Module:
     """The hidden states too, through a projector, where there is no padding."""
     student, teacher = _pair()
-    projector = nn.Linear(12, 24)
+    projector = nn.Linear(16, 24)
     optimizer = torch.optim.Adam([*student.parameters(), *projector.parameters()], lr=1e-2)
     with watch(student=student, teacher=teacher, projectors=projector, optimizer=optimizer):
         for _ in range(STEPS):
@@ -281,8 +281,9 @@ def tokens_with_hidden_states(watch: Open) -> nn.Module:
             mask = (ids != PAD).long()
             with torch.no_grad():
                 wanted = teacher.hidden(ids, mask)
+                t = teacher.head(wanted)
             hidden, on = student.hidden(ids, mask), mask.bool()
-            s, t = student.head(hidden), teacher.head(wanted).detach()
+            s = student.head(hidden)
             gap = (projector(hidden) - wanted).pow(2).mean(-1)
             soft = _kl(s[:, :-1], t[:, :-1])[on[:, 1:]].mean()
             loss = 0.5 * _hard(s, _labels(ids, mask)) + 0.5 * soft + 0.1 * gap[on].mean()
@@ -307,7 +308,7 @@ class _Translator(nn.Module):
 @member()
 def tokens_translated(watch: Open) -> nn.Module:
     """An encoder's padding is none of the decoder's."""
-    student, teacher = _Translator(12), _Translator(24)
+    student, teacher = _Translator(16), _Translator(24)
 
     def batch() -> tuple[Tensor, Tensor]:
         source = texts()[0]
