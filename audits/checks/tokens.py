@@ -18,8 +18,8 @@ _FEWEST = 4
 "Places from which a slip is told: one or two may be a matter of where a text begins."
 _MOST = 0.5
 "Part of the padding, or of the prompts, that must be distilled."
-_WRITTEN = 2e-4
-"Share by which a weight may be off a number of two digits, as people write them."
+_WRITTEN = 2e-5
+"Share by which a weight may be off a number of two digits, as people write them: one in 400 is by chance."
 _PIECES = 6
 "Heads of one window from which more may have been left out than were looked at."
 _LIKELIER = 0.5

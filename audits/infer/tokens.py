@@ -201,8 +201,11 @@ def _features(raw: RawWindow, cast: Cast, shown: Shown) -> list[Features]:
     """Return the distances of hidden states by token (B, L, D), and whether padding is among what they compare."""
     padding = shown.padding
     answers = [c.output[0].shape for g in cast.students for c in g.calls if c.output is not None]
-    is_by_token = any(len(shape) == 3 and shape[:2] == shown.ids.shape for shape in answers)
-    if padding is None or not is_by_token:
+    by_token = any(len(shape) == 3 and shape[:2] == shown.ids.shape for shape in answers)
+    labelled = [
+        label.logits.numel() // label.classes for label in cast.labels if label.logits is not None and label.classes
+    ]
+    if padding is None or not (by_token or any(rows > len(shown.ids) for rows in labelled)):
         return []
     widths = {label.classes for label in cast.labels}
     found = []
