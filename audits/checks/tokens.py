@@ -94,8 +94,8 @@ def _are_one(values: list[float], tolerance: float) -> bool:
     return min(values) > 0 and max(values) <= (1 + tolerance) * min(values)
 
 
-def _differ(counts: list[float], tolerance: float) -> bool:
-    return min(counts) > 0 and max(counts) >= (1 + max(_OTHER_COUNT, 4 * tolerance)) * min(counts)
+def _differ(counts: list[float], tolerance: float, least: float = _OTHER_COUNT) -> bool:
+    return min(counts) > 0 and max(counts) >= (1 + max(least, 4 * tolerance)) * min(counts)
 
 
 def _by_texts(trace: Trace, read: Seen) -> Verdict | None:
@@ -148,8 +148,8 @@ def _within(trace: Trace, together: Seen) -> Verdict | None:
 
 def _are_pieces(together: Seen) -> bool:
     """Say whether these are pieces of one sequence: they begin at different places."""
-    starts = [t.coverage.start if t.coverage is not None else None for _, t in together]
-    return None not in starts and len(set(starts)) == len(starts)
+    starts = [t.coverage.start for _, t in together if t.coverage is not None]
+    return len(starts) > 1 and len(set(starts)) == len(starts)
 
 
 def _diluted(trace: Trace, read: Seen) -> Verdict | None:
@@ -161,7 +161,7 @@ def _diluted(trace: Trace, read: Seen) -> Verdict | None:
     labels = [t.label_weight or 0.0 for _, t in beside]
     weights, counts = [t.weight or 0.0 for _, t in beside], [float(t.tokens) for _, t in beside]
     acting = [w * n for w, n in zip(weights, counts, strict=True)]
-    if not _are_one(labels, loose) or not _differ(acting, loose):
+    if not _are_one(labels, loose) or not _differ(acting, loose, 0.0):
         return None
     for cut in (0, 1):
         places = [float(t.places - cut * t.texts) for _, t in beside]

@@ -13,7 +13,7 @@ _SILENT = 1e-12
 "Part of the largest gradient below which a row gets none: what a mask leaves out gets exactly 0, or underflow."
 _HEARD = 1e-3
 "Part of the usual gradient from which a row is surely distilled: rounding leaves far less."
-_FEWEST, _SAME = 8, 0.99
+_FEWEST, _SAME = 4, 0.99
 "Labels that tell where in a text they belong, and the part of them that must be the words there."
 
 
