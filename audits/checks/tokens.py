@@ -16,6 +16,8 @@ _TEXTS = 3
 "Texts whose weights must go with their lengths: two might by chance."
 _FEWEST = 4
 "Places from which a slip is told: one or two may be a matter of where a text begins."
+_PROMPT = 2
+"Words of a prompt, in the mean, from which it is one."
 _MOST = 0.5
 "Part of the padding, or of the prompts, that must be distilled."
 _WRITTEN = 2e-5
@@ -302,7 +304,8 @@ def _doubtful(trace: Trace, s: Sight, c: Coverage) -> Verdict | None:
             place,
             "warn",
         )
-    if c.prompt >= _FEWEST and c.prompt_distilled > _MOST * c.prompt:
+    # A word before the first label is that with which texts begin, not a prompt.
+    if c.prompt >= max(_FEWEST, _PROMPT * (c.ended + c.full)) and c.prompt_distilled > _MOST * c.prompt:
         return failed(
             f"prompts are distilled although the labels leave them out: {c.prompt_distilled} of {c.prompt} places "
             f"before the first label. That can be a choice: then waive it",

@@ -91,7 +91,7 @@ def coverage_of(support: Support, shown: Shown, start: int, ahead: int | None) -
     own, more = padding[:, start : start + width], ahead_of_all[:, start : start + width]
     empty = own & ~more  # before a text that is padded on the left stands one place that tells its first word
     found = {"padding": empty, "padding_distilled": empty & heard, "distilled": live}
-    counts = {name: int(value.sum()) for name, value in found.items()}
+    counts: dict[str, Any] = {name: int(value.sum()) for name, value in found.items()}
     if start + width == length and ahead == 1:
         counts |= _ends(padding, heard, start)
     beyond = int(ahead_of_all[:, start + width :].sum())

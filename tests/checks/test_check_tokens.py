@@ -246,6 +246,10 @@ CASES["KD352"] = {
         covered(prompt=80, prompt_distilled=80, distilled=280),
         fails("That can be a choice", TERM, "warn", prompt=80, prompt_distilled=80, labelled=200),
     ),
+    "a word before the first label": (
+        covered(prompt=8, prompt_distilled=8, distilled=208),
+        passes("no padding is distilled"),
+    ),
     "no prompts": (covered(prompt=80), passes("those that are labelled")),
     "the end left out": (
         covered(undistilled=20, tail=25, distilled=180),

@@ -29,8 +29,8 @@ def cut_fit(
 ) -> Explanation | None:
     """Return what explains the gradient by a wider answer that was cut wrongly; None where none was."""
     wide = [a for a in answers if a.kind == "logits" and is_wider(a.values, rest.layout)]
-    if not wide or not rest.known:
-        return None
+    if not wide or not rest.known or not blank.sequence or blank.pictures:
+        return None  # classes of pictures may begin with one for none of them, which is rightly cut
     after = _after(rest, softened, wide, best, blank)
     if after is not None or (best is not None and fits(rest, best)):
         return after
