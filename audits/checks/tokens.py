@@ -32,7 +32,8 @@ _TOLD = 16
 "Words that tell so."
 
 _NO_TOKENS = (
-    "no term over rows of tokens was seen: the student is shown no texts, or its answers by token are not taught"
+    "no term over rows of tokens was read: the student is shown no texts, its answers by token are not taught, or the "
+    "labels' part of what they get is not known"
 )
 
 Seen = list[tuple[Sight, Tokens]]
@@ -227,7 +228,7 @@ def token_mask(trace: Trace) -> Verdict:
     """
     if not trace.losses.sights:
         return no_distillation(trace)
-    read = [(s, t.coverage) for s, t in _seen(trace) if t.coverage is not None and t.is_read]
+    read = [(s, t.coverage) for s, t in _seen(trace) if t.coverage is not None and t.is_known]
     features = [(s, f) for s in trace.losses.sights for f in s.token_features]
     if not read and not features:
         if not _seen(trace):

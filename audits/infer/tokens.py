@@ -13,7 +13,9 @@ from kdbench.audits.infer.words import Shown, shown_in
 from kdbench.audits.observe.windows import DISTANCES, FunctionCall, RawWindow
 from kdbench.audits.trace import Sight, Where
 
-_UNREAD = ("nothing", "unknown", "permuted", "across", "negative", "sum")
+_UNKNOWN = ("nothing", "unknown", "permuted", "across")
+"What no form explains, row by row."
+_UNREAD = (*_UNKNOWN, "negative", "sum")
 "What has no one coefficient a row."
 _FEWEST = 2
 "Rows of one text that must be looked at to tell its weight."
@@ -80,8 +82,13 @@ class Tokens:
     copied: Copied | None = None
 
     @property
+    def is_known(self) -> bool:
+        """Whether a form explains what each row gets."""
+        return self.form not in _UNKNOWN
+
+    @property
     def is_read(self) -> bool:
-        """Whether the form is known, so that each row has a coefficient."""
+        """Whether that is one form, so that each row has a coefficient."""
         return self.form not in _UNREAD
 
 

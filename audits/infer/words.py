@@ -39,12 +39,12 @@ def shown_in(raw: RawWindow, call: int | None) -> Shown | None:
     own = [c for c in around if any(map(_are_words, c.given))]
     below = descendants(raw, own[-1:]) if own else reached
     texts: list[Tensor] = []
-    for value in (t for c in below for t in c.given if _are_words(t)):
+    for value in (t.detach().cpu() for c in below for t in c.given if _are_words(t)):
         if not any(value.shape == t.shape and torch.equal(value, t) for t in texts):
             texts.append(value)
     if len(texts) != 1:
         return None  # an encoder's and a decoder's, or two batches
-    ids = texts[0].detach().cpu()
+    (ids,) = texts
     same = [
         c for c in reached if any(t.shape == ids.shape and _are_words(t) and torch.equal(t.cpu(), ids) for t in c.given)
     ]

@@ -64,7 +64,7 @@ def lone(**fields: Any) -> Trace:
 
 
 EQUAL = {"fewest": 25, "most": 25}
-NO_TOKENS = "no term over rows of tokens was seen"
+NO_TOKENS = "no term over rows of tokens was read"
 CASES["KD351"] = {
     "no texts": (windows(at(0)), undecided("out-of-scope", NO_TOKENS)),
     "a form that is not known": (lone(form="unknown", weight=None), undecided("form-not-recognised", "no token's")),
@@ -215,6 +215,10 @@ CASES["KD352"] = {
             padding_distilled=100,
             distilled=300,
         ),
+    ),
+    "padding, in a sum of terms": (
+        lone(form="sum", weight=None, coverage=coverage(padding_distilled=100)),
+        fails("padding is distilled", TERM, padding=112, padding_distilled=100, distilled=200),
     ),
     "padding, as labels tell": (
         covered(how="labels", padding_distilled=100, distilled=300),
