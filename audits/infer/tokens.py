@@ -185,10 +185,10 @@ def _copied(e: Explanation, shown: Shown, width: int) -> Copied | None:
     logits, rows = e.teacher_logits, e.coefficient_rows
     if logits is None or rows is None:
         return None
-    rows = rows.cpu()
-    answers = logits.detach().cpu()
+    answers = logits.detach()
     if len(answers) == shown.ids.numel():
-        answers = answers[rows]
+        answers = answers[rows.to(answers.device)]
+    rows, answers = rows.cpu(), answers.cpu()
     text, place = rows // width, rows % width
     inside = (place + 1 < width).nonzero().flatten()
     if shown.padding is not None:
