@@ -272,6 +272,12 @@ class Sight:
     "Whether the student was asked the same batch again without a gradient, for a target."
     micro: int = 1
     "Backwards to a step."
+    tokens: list[Any] = field(default_factory=list)
+    "Of a language model, what its rows of tokens get (infer/tokens.py)."
+    token_features: list[Any] = field(default_factory=list)
+    "Of a language model, the distances of hidden states by token."
+    step: int = 0
+    "Optimizer steps since the distillation began, before this backward."
 
 
 @dataclass

@@ -4,7 +4,18 @@ import os
 import traceback
 from dataclasses import replace
 
-from kdbench.audits.checks import architecture, clipping, inputs, losses, modes, optimizer, saved, teacher, weights
+from kdbench.audits.checks import (
+    architecture,
+    clipping,
+    inputs,
+    losses,
+    modes,
+    optimizer,
+    saved,
+    teacher,
+    tokens,
+    weights,
+)
 from kdbench.audits.checks.catalogue import CATALOGUE, Verdict, undecided
 from kdbench.audits.finding import SEVERITIES, Finding, Report, Severity, sorted_report
 from kdbench.audits.observe import torch_internals
@@ -12,7 +23,7 @@ from kdbench.audits.trace import Trace
 
 __all__ = ["CATALOGUE", "run"]
 
-SUBJECTS = (clipping, optimizer, teacher, modes, inputs, losses, weights, saved, architecture)
+SUBJECTS = (clipping, optimizer, teacher, modes, inputs, losses, weights, tokens, saved, architecture)
 "The files whose checks entered the catalogue when they were imported."
 
 

@@ -2,6 +2,7 @@
 
 from kdbench.audits.checks.catalogue import Verdict, audit, failed, no_distillation, passed, undecided
 from kdbench.audits.checks.reading import DIRECT
+from kdbench.audits.checks.tokens import copies_its_input, cut_wrongly
 from kdbench.audits.finding import Severity
 from kdbench.audits.infer.explain import Explanation
 from kdbench.audits.trace import Sight, Trace
@@ -144,7 +145,8 @@ def alignment(trace: Trace) -> Verdict:
 
     Fails when the gradient of the distillation term fits the teacher's rows in another order (the permutation is the
     proof), when the teacher is shown the batch's rows in another order, or when stored answers differ from what the
-    teacher was seen to say of the same samples.
+    teacher was seen to say of the same samples. Of a language model also when the labels' loss is not shifted, so that
+    each place is asked for the word that it is shown, and when an answer over more words was cut at the wrong end.
     """
     if not trace.losses.sights:
         return no_distillation(trace)
@@ -180,6 +182,8 @@ def alignment(trace: Trace) -> Verdict:
                     sight.where,
                 )
             proven = True
+    if (words := cut_wrongly(trace) or copies_its_input(trace)) is not None:
+        return words
     if proven:
         return passed("each row is taught by the teacher's answer to it")
     if all(s.cached for s in trace.losses.sights):

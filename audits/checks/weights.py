@@ -6,7 +6,7 @@ from typing import NamedTuple
 from kdbench.audits.checks.catalogue import Verdict, audit, failed, no_distillation, passed, undecided
 from kdbench.audits.checks.reading import declared_form, explained, term_place
 from kdbench.audits.infer.explain import Explanation
-from kdbench.audits.trace import KD, Trace, Where
+from kdbench.audits.trace import KD, Sight, Trace, Where
 
 TOLERANCE = 2e-3
 "On weights: relative, and on the sum of two that should be one."
@@ -99,7 +99,8 @@ def kd_scale(trace: Trace) -> Verdict:
     if e.uneven:
         said = "the rows have different weights, so there is no one weight to read"
         return undecided("form-not-recognised", said, None, {"kd_weight": e.weight, "label_weight": e.label_weight})
-    reading = _Reading(e, e.weight, e.temperature[0], sight.micro, term_place(trace, sight))
+    part = _part_of_step(trace, sight, e)
+    reading = _Reading(e, e.weight, e.temperature[0], sight.micro, term_place(trace, sight), part)
     k, t, a = reading.weight, reading.temperature, e.label_weight
     if trace.declared.kd.alpha is not None or trace.declared.kd.kd_weight is not None:
         return _against_declared(reading, trace.declared.kd)
@@ -123,6 +124,18 @@ def kd_scale(trace: Trace) -> Verdict:
     )
 
 
+def _part_of_step(trace: Trace, sight: Sight, e: Explanation) -> float:
+    """Return which part of the rows of a step those of one head are, where tokens come piece by piece.
+
+    1 where the step was not seen whole.
+    """
+    together = [s for s in trace.losses.sights if s.step == sight.step]
+    pieces = [x for s in together for x in s.explanations if x.source == e.source and x.sequence]
+    if not e.source or len(pieces) < 2 or any(not s.explanations for s in together):
+        return 1.0
+    return e.rows / sum(x.rows for x in pieces)
+
+
 class _Reading(NamedTuple):
     """The weight in force, as the gradient of one window shows it."""
 
@@ -132,11 +145,14 @@ class _Reading(NamedTuple):
     micro: int
     "Backwards to a step."
     place: Where | None
+    part: float = 1.0
+    "Part of the step's rows that this window's are."
 
     @property
-    def ways(self) -> list[int]:
-        """By what the weight may be multiplied: a loss divided by its backwards acts with its weight over them all."""
-        return sorted({1, self.micro})
+    def ways(self) -> list[float]:
+        """By what the weight may be multiplied: a loss divided by its backwards acts with its weight over them all, and
+        one divided by the rows of the whole step too."""
+        return sorted({1, self.micro, 1 / self.part})
 
     @property
     def slips(self) -> list[tuple[str, float]]:
@@ -192,7 +208,7 @@ def _beside_labels(reading: _Reading) -> Verdict | None:
                 if abs(n * (a + k / f) - 1) <= TOLERANCE
                 and n * k / f > _LEAST_WEIGHT
                 # Of sequences several divisors are in use: only a weight that stands in the code speaks.
-                and (not e.sequence or any(abs(w * f / k - 1) <= TOLERANCE for w in e.factors))
+                and (not e.sequence or any(abs(w * f / x - 1) <= TOLERANCE for w in e.factors for x in (k, n * k)))
             ]
             if fit and max(f for _, f in fit) <= _ONE_FACTOR * min(f for _, f in fit):
                 slip_factor = fit[0][1]
@@ -247,7 +263,7 @@ def _slip_on_the_way(e: Explanation) -> str | None:
     if product <= 0 or not e.factors_known:
         return None
     rest = e.weight * t * t / product
-    by_rows = [f for f in factors if any(abs(f * n - 1) <= TOLERANCE for n in {e.rows, e.batch})]
+    by_rows = [f for f in factors if any(abs(f * n - 1) <= TOLERANCE for n in {e.rows, e.batch}) or _by_step(e, f)]
     if any(abs(f * e.rows * e.classes - 1) <= TOLERANCE for f in factors) and abs(rest / e.rows - 1) <= _ON_THE_WAY:
         return "1/C (the sum is divided by the classes too)"  # a mean over all numbers, by another road
     if abs(rest * e.classes - 1) <= _ON_THE_WAY and not any(abs(f / e.classes - 1) <= TOLERANCE for f in factors):
@@ -266,6 +282,12 @@ def _slip_on_the_way(e: Explanation) -> str | None:
     if all(_digits(f) <= 3 for f in written):
         return "1/T^2 (T * T is missing)"
     return None
+
+
+def _by_step(e: Explanation, factor: float) -> bool:
+    """Say whether a factor divides by a whole number of tokens that are more than these: those of the whole step."""
+    count = 1 / factor if factor > 0 else 0.0
+    return e.sequence and count >= e.rows and abs(count - round(count)) <= _WRITTEN * count / e.rows
 
 
 def _has_square(factors: list[float], t: float) -> bool:

@@ -1,6 +1,7 @@
 """What gradient does the distillation send into the student's logits, and are the teacher's answers right?"""
 
 import torch
+from torch import nn
 
 from kdbench.audits.infer.explain import Explanation, Try, explain
 from kdbench.audits.infer.observer import EXPLAINED, Observer
@@ -14,6 +15,8 @@ _LABELS = 1000
 "Labels that the teacher's answers are held against: enough to tell a trained teacher from chance nearly always."
 
 
+_PIECES = 8
+"Windows up to which a step is read whole: a sequence is seldom cut into more pieces."
 _HINTS = 4
 "Forms of earlier windows that are tried first: a term that is annealed has another in each."
 
@@ -26,15 +29,32 @@ class Gradients(Observer):
         "Windows up to which one is explained for the sake of its labels."
         self._hints: tuple[Try, ...] = ()
         "What explained the windows before."
+        self._steps = 0
+
+    def restart(self) -> None:
+        """Count steps anew."""
+        self._steps = 0
+
+    def step(self, optimizer: torch.optim.Optimizer, params: list[nn.Parameter]) -> None:
+        """Count the steps: the first one is read whole, where it has several backwards over tokens."""
+        self._steps += 1
 
     def window(self, raw: RawWindow, cast: Cast, sight: Sight) -> None:
         """Explain the gradient."""
-        if len(self._trace.losses.sights) < EXPLAINED or self._awaits_labels() or self._awaits_share():
+        first = len(self._trace.losses.sights) < EXPLAINED or self._awaits_step()
+        if first or self._awaits_labels() or self._awaits_share():
             sight.explanations = explain(raw, cast, self._hints)
             found = [e.attempt for e in sight.explanations if e.attempt is not None and e.form != "unknown"]
             self._hints = tuple(dict.fromkeys([*found, *self._hints]))[:_HINTS]
         for e in sight.explanations:
             self._count_hits(e)
+
+    def _awaits_step(self) -> bool:
+        """Say whether the first step goes on, over tokens: its micro-batches or pieces mean one thing together."""
+        sights = self._trace.losses.sights
+        if self._steps > 1 or len(sights) >= _PIECES:
+            return False
+        return any(e.sequence and e.form != "nothing" for s in sights for e in s.explanations)
 
     def _awaits_share(self) -> bool:
         """Say whether the term had no gradient so far, and is looked at again: its weight may be on the way up."""

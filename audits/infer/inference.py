@@ -16,6 +16,7 @@ from kdbench.audits.infer.stems import Stems
 from kdbench.audits.infer.stored import Stored
 from kdbench.audits.infer.teacher import TeacherState
 from kdbench.audits.infer.terms import Terms
+from kdbench.audits.infer.tokens import TokensSeen
 from kdbench.audits.infer.unheard import Divergences
 from kdbench.audits.observe.lineage import Lineage
 from kdbench.audits.observe.loads import Loads
@@ -56,6 +57,7 @@ class Inference:
             Batches(trace, taint, lineage),
             Terms(trace, taint, names),
             Divergences(trace),
+            TokensSeen(),
             self.features,
             names,  # names for good what the others have named by then
         ]

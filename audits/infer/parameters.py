@@ -66,7 +66,8 @@ class Parameters(Observer):
         for leaf in raw.leaves:
             if not isinstance(leaf, nn.Parameter):
                 before, self._plain_leaves[leaf] = leaf in self._plain_leaves, True
-                if not before or id(leaf) in shown:
+                # What several parameters made is an answer cut off, whose pieces get a backward each.
+                if not before or id(leaf) in shown or self._taint.of(leaf).params.bit_count() > 1:
                     continue
             found.append(leaf)
         return found

@@ -13,6 +13,7 @@ import test_check_losses
 import test_check_modes
 import test_check_optimizer
 import test_check_teacher
+import test_check_tokens
 from specimens import (
     BODY,
     CLIP,
@@ -28,6 +29,7 @@ from specimens import (
     change,
     clip,
     conv,
+    coverage,
     explained,
     feature,
     finding,
@@ -38,6 +40,7 @@ from specimens import (
     step,
     steps,
     term,
+    tokens,
     trace,
 )
 
@@ -56,6 +59,7 @@ SUBJECTS = (
     test_check_modes,
     test_check_optimizer,
     test_check_teacher,
+    test_check_tokens,
 )
 CASES = {id: cases for subject in SUBJECTS for id, cases in subject.CASES.items()}
 
@@ -116,7 +120,7 @@ def clean() -> Trace:
         labels_shown=True,
         student_width=10,
         kd=KD(temperature=4.0, alpha=0.9, share=(0.2, 0.8)),
-        sights=[sight(term(), feature(), explained(), inputs=Inputs("same"))],
+        sights=[sight(term(), feature(), explained(), inputs=Inputs("same"), tokens=[tokens()])],
         roles={"teacher": ["Net (teacher)"]},
         leaves=[BODY],
         stale=[],
@@ -166,6 +170,8 @@ def spoil(made: Trace, id: str) -> None:
         "KD332": (made, {"split_overlap": (100, 1, "by index", True)}),
         "KD341": (s.explanations[0], {"weight": 0.1, "label_weight": 0.9}),
         "KD344": (made, {"lr_rows": [(0.1, 0.2), (0.05, 0.2)]}),
+        "KD351": (s, {"tokens": [*s.tokens, tokens(tokens=100, weight=0.9 / 100, coverage=coverage(start=40))]}),
+        "KD352": (s.tokens[0], {"coverage": coverage(padding_distilled=100)}),
     }
     target, fields = spoilt[id]
     for key, value in fields.items():
@@ -207,6 +213,8 @@ FOLLOWS = {
     "KD311": ["KD103", "KD214"],
     "KD312": ["KD313", "KD305", "KD311"],  # and KD341, which cannot fail beside it for another reason
     "KD313": ["KD102", "KD301", "KD305", "KD311"],
+    "KD351": ["KD352", "KD313", "KD305"],
+    "KD352": ["KD313", "KD305"],
 }
 
 
@@ -304,7 +312,7 @@ def test_an_audit_enters_the_catalogue_under_the_name_of_its_property(monkeypatc
 def test_phases_are_those_in_which_a_property_shows() -> None:
     phases = {
         "static": "KD104",
-        "first": "KD101 KD102 KD103 KD105 KD106 KD304 KD305 KD311 KD312 KD313 KD341",
+        "first": "KD101 KD102 KD103 KD105 KD106 KD304 KD305 KD311 KD312 KD313 KD341 KD351 KD352",
         "burn-in": "KD201 KD202 KD203 KD204 KD205 KD211 KD212 KD213 KD215 KD301 KD303 KD314 KD321 KD344",
         "end": "KD214 KD302 KD332",
     }

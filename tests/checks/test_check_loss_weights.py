@@ -18,6 +18,7 @@ from specimens import (
     explained,
     fails,
     feature,
+    finding,
     judge,
     named,
     passes,
@@ -346,6 +347,9 @@ CASES["KD312"] |= {
         None, 0.5 * 4, 0.5, 16.0, 1 / 8, rows=32, batch=8
     ),
     "summed over one row": written(None, 0.5, 0.5, 16.0, rows=1, batch=1),
+    "divided by the tokens of the whole step": written(None, 0.5 * 8 / 20, 0.5, 16.0, 1 / 20, sequence=True),
+    "divided by what is no number of tokens": written(BY_B, 4.0 / 20.5, 0.5, 16.0, 1 / 20.5, sequence=True),
+    "divided by fewer": written(BY_B, 4.0 / 5, 0.5, 16.0, 1 / 5, sequence=True),
     "summed without T^2": written(BY_B, 4.0 / 16, 0.5),
     "divided by the batch twice": written(BY_BB, 0.5 / 8, 0.5, 16.0, 1 / 8),
     "divided by the batch twice, within five in a thousand": written(BY_BB, 0.5 / 8 * 1.004, 0.5, 16.0, 1 / 8),
@@ -476,3 +480,22 @@ CASES["KD341"] = {
 @pytest.mark.parametrize(("id", "name"), named(CASES))
 def test_verdict(id: str, name: str) -> None:
     judge(id, *CASES[id][name])
+
+
+def of_a_step(*parts: tuple[int, float, float]) -> Trace:
+    """Micro-batches of one step: rows, weights of the term and of the labels."""
+    made = [
+        explained(rows=rows, weight=k, label_weight=a, sequence=True, source=1, factors=[0.9]) for rows, k, a in parts
+    ]
+    return trace(script=True, sights=[sight(e, term(), micro=len(parts)) for e in made])
+
+
+def test_a_term_that_is_divided_by_the_tokens_of_the_step_has_its_weight_over_all_of_it() -> None:
+    found = finding("KD312", of_a_step((8, 0.9 * 8 / 20, 0.1 * 8 / 20), (12, 0.9 * 12 / 20, 0.1 * 12 / 20)))
+    assert (found.status, found.message) == ("pass", "the weights sum to one: labels 0.1, distillation 0.9")
+    found = finding("KD312", of_a_step((8, 0.9 * 8 / 320, 0.1 * 8 / 20), (12, 0.9 * 12 / 320, 0.1 * 12 / 20)))
+    assert found.status == "fail" and T2 in found.message
+    # Where one of them is not read, the step is not known.
+    half = of_a_step((8, 0.9 * 8 / 20, 0.1 * 8 / 20), (12, 0.9 * 12 / 20, 0.1 * 12 / 20))
+    half.losses.sights[1].explanations = []
+    assert finding("KD312", half).status == "not_triggered"

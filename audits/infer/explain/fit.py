@@ -10,6 +10,7 @@ from torch import Tensor
 from kdbench.audits.infer.explain.forms import FORMS, FORWARD, Form, Sides, Try
 from kdbench.audits.infer.explain.rest import Rest
 from kdbench.audits.infer.explain.softening import Said, Softening
+from kdbench.audits.infer.explain.support import Support
 
 _CLEAR = 0.1
 "Part of the tolerance at which the canonical form is taken without a look at the rest: nothing else fits this well."
@@ -76,6 +77,10 @@ class Explanation:
     "Of a term over the teacher's k largest: how many."
     mass: float | None = None
     "The part of the teacher's probability that they hold, in the mean."
+    cut: str = ""
+    "How an answer over more words was cut wrongly: its front is gone, or it was cut after the softmax."
+    wider: int = 0
+    "How many words that answer tells apart."
     across: str = ""
     "What a softmax runs over where that is not the classes."
     parts: list[str] = field(default_factory=list)
@@ -96,6 +101,12 @@ class Explanation:
     "Whether a term has a weight and is in the student's logits, and yet leaves no gradient there."
     attempt: Try | None = None
     "The form with its numbers, to be tried first in the next window."
+    support: Support | None = None
+    "Of answers by token: which rows get a gradient."
+    call: int | None = None
+    "The number of the call of a module that gave the logits."
+    source: int = 0
+    "The id of the module that gave the logits: pieces of one sequence come from one."
 
     @property
     def term(self) -> str:

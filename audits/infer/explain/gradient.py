@@ -15,7 +15,9 @@ from kdbench.audits.infer.explain.permutation import order_searched, ordered_fit
 from kdbench.audits.infer.explain.rest import Rest, rest_of
 from kdbench.audits.infer.explain.search import forward_searched, searched_fit
 from kdbench.audits.infer.explain.softening import Softening, softening
+from kdbench.audits.infer.explain.support import support_of
 from kdbench.audits.infer.explain.topk import topk_fit
+from kdbench.audits.infer.explain.vocabulary import cut_fit
 from kdbench.audits.infer.roles import Cast
 from kdbench.audits.observe.windows import RawWindow
 
@@ -71,6 +73,10 @@ def _explain_head(
     if is_nothing:
         blank.vanishes = _vanishes(raw, cast, head, layout.classes)
         return blank
+    if blank.sequence and not blank.pictures:
+        blank.support = support_of(head, rest)
+        call = next((c for c in raw.calls if c.output is not None and c.output[0] is head.z), None)
+        blank.call, blank.source = (call.index, id(call.module)) if call is not None else (None, 0)
     softened = softening(raw, cast, student, rest, answers, hints)
     found = _explained(raw, cast, student, head, gradients, rest, answers, softened, blank)
     found.factors = _factors(raw, cast, student, layout.classes)
@@ -93,6 +99,8 @@ def _explained(
 ) -> Explanation:
     """Return the likeliest form that explains the gradient, from the plainest question to the dearest."""
     best = seen_fit(rest, softened, blank)
+    if (wider := cut_fit(raw, cast, student, rest, answers, softened, best, blank)) is not None:
+        return wider
     if best is not None and fits(rest, best):
         return best
     across = across_fit(raw, cast, student, head, gradients, rest, answers)

@@ -136,7 +136,8 @@ def heads(raw: RawWindow, cast: Cast, student: int, answers: list[Answer]) -> li
     for head in answered:
         place(head, _is_of)
     for head in answered:  # language models drop the last position for their labels
-        if (head.value.numel(), head.value.shape[-1]) in shapes and head.value.ndim == 3:
+        # Whose answers may be padded to more words, or be whole where the student's come in pieces.
+        if head.value.ndim == 3 and any(width >= head.value.shape[-1] for _, width in shapes):
             place(head, _is_cut_from)
     for label in waiting:
         if label.logits is not None and label.logits.requires_grad and label.logits.ndim >= 2:

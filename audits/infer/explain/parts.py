@@ -27,6 +27,8 @@ class LabelPart(NamedTuple):
     "The numbers of the rows that get any of it."
     weight: float | None
     "Of the mean cross-entropy; None where it is not known."
+    asked: tuple[Tensor, Tensor] = (torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long))
+    "Some of these rows, and the class that each is drawn to: its gradient is least there, however labels were handed."
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,10 @@ def _of_labels(head: Head, weighed: list[tuple[Label, Tensor, Tensor]], scale: f
         part = own if part is None else part + own
     if part is None:
         return LabelPart(0.0, torch.empty(0, dtype=torch.long), weight)
-    return LabelPart(float(torch.linalg.vector_norm(part.float())) / scale, layout.taught(part), weight)
+    taught = layout.taught(part)
+    rows = spread(taught, layout.classes)
+    asked = rows.cpu(), layout.take(part, rows).argmin(1).cpu()
+    return LabelPart(float(torch.linalg.vector_norm(part.float())) / scale, taught, weight, asked)
 
 
 def _weight_of(head: Head, label: Label, own: Tensor) -> float | None:

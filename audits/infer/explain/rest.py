@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kdbench.audits.infer.explain.heads import Head
-from kdbench.audits.infer.explain.parts import Gradients, label_gradient
+from kdbench.audits.infer.explain.parts import Gradients, LabelPart, label_gradient
 from kdbench.audits.infer.explain.rows import Layout, Sizes, sizes, spread
 
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 3e-3, torch.bfloat16: 2e-2}
@@ -52,6 +52,8 @@ class Rest:
     "Whether the labels' part is known."
     together: bool = False
     "Whether the rows that are not distilled have no label either, so that the terms' weights compare."
+    labels: LabelPart | None = None
+    "What the labels leave there, where that is known."
 
     @cached_property
     def label_size(self) -> float:
@@ -130,4 +132,4 @@ def rest_of(head: Head, gradients: Gradients) -> Rest | None:
     labels = gradients.labels()
     # A last token that has no next one is neither labelled nor distilled.
     together = 0 < len(live) < layout.rows and torch.equal(live, labels.rows)
-    return Rest(z, kd, [], layout, index, live, size, head.z.dtype, labels.norm, labels.weight, True, together)
+    return Rest(z, kd, [], layout, index, live, size, head.z.dtype, labels.norm, labels.weight, True, together, labels)

@@ -112,7 +112,7 @@ def said_by(rest: Rest, answer: Answer) -> list[Said]:
     layout, values = rest.layout, answer.values
     if tuple(values.shape) == layout.shape:
         own, place = layout, torch.arange(layout.rows)
-    elif _is_wider(values, layout):  # vocabularies that are padded differ at the end
+    elif is_wider(values, layout):  # vocabularies that are padded differ at the end
         own, place = Layout.of(values, layout.dim), torch.arange(layout.rows)
     elif values.ndim >= 2 and values.shape[-1] == layout.classes:
         own = Layout.of(values)
@@ -131,7 +131,7 @@ def said_by(rest: Rest, answer: Answer) -> list[Said]:
     return [Said(answer.kind, at(rest.index).to(rest.z.device), at, answer.kind == "argument", whole)]
 
 
-def _is_wider(values: Tensor, layout: Layout) -> bool:
+def is_wider(values: Tensor, layout: Layout) -> bool:
     """Say whether an answer has the head's shape but for a few classes more."""
     shape = tuple(values.shape)
     if len(shape) != len(layout.shape) or not layout.classes < shape[layout.dim] <= _PADDED * layout.classes:

@@ -76,6 +76,56 @@ class Encoder(nn.Module):
         return self.head(self.encoder(self.words(x)).mean(1))
 
 
+WORDS, PAD, LONGEST = 40, 0, 14
+FOLLOWING = torch.randint(1, WORDS, (WORDS, 3), generator=_drawn)
+"Words that may follow each."
+
+
+def texts(n: int = 8) -> tuple[Tensor, Tensor]:
+    """Draw texts (n, L) of different lengths, padded to the longest, and which word follows each, -100 for none."""
+    lengths = torch.randint(5, LONGEST + 1, (n, 1))
+    words = [torch.randint(1, WORDS, (n,))]
+    for choice in torch.randint(0, 3, (int(lengths.max()), n)):
+        words.append(FOLLOWING[words[-1], choice])
+    whole, places = torch.stack(words, 1), torch.arange(int(lengths.max()))
+    ids = whole[:, :-1].masked_fill(places >= lengths, PAD)
+    return ids, whole[:, 1:].masked_fill(places >= lengths - 1, -100)
+
+
+class Block(nn.Module):
+    """Attention to what was said before, and a layer of thought."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.before, self.after = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.ask, self.tell = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.think = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, h: Tensor, seen: Tensor | None = None) -> Tensor:
+        q, k, v = self.ask(self.before(h)).chunk(3, -1)
+        h = h + self.tell(F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=seen is None))
+        return h + self.think(self.after(h))
+
+
+class LanguageModel(nn.Module):
+    """Says which word follows each; `mask` (B, L) is 0 where the text is padding."""
+
+    def __init__(self, width: int = 16, words: int = WORDS) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(words, width), nn.Embedding(2 * LONGEST, width)
+        self.block, self.head = Block(width), nn.Linear(width, words)
+
+    def hidden(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        h = self.words(ids) + self.places(torch.arange(ids.shape[1]))
+        if mask is None:
+            return self.block(h)
+        seen = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril() & mask[:, None].bool()
+        return self.block(h, seen)
+
+    def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.head(self.hidden(ids, mask))
+
+
 def trained(net: nn.Module, draw: Callable[[], tuple[Tensor, Tensor]] = rows, steps: int = 12) -> nn.Module:
     """Train a network on its labels, and hand it back in evaluation mode."""
     optimizer = torch.optim.Adam(net.parameters(), lr=0.02)
@@ -83,7 +133,7 @@ def trained(net: nn.Module, draw: Callable[[], tuple[Tensor, Tensor]] = rows, st
     for _ in range(steps):
         x, y = draw()
         optimizer.zero_grad()
-        F.cross_entropy(net(x), y).backward()
+        F.cross_entropy(net(x).flatten(0, -2), y.flatten()).backward()
         optimizer.step()
     return net.eval()
 
@@ -93,6 +143,8 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor, Tenso
     "normed": (lambda: normed(24), rows),
     "convnet": (lambda: ConvNet(10), images),
     "encoder": (lambda: Encoder(16, 2), tokens),
+    "language": (lambda: LanguageModel(24), texts),
+    "language-padded": (lambda: LanguageModel(24, WORDS + 2), texts),
 }
 
 
