@@ -123,7 +123,7 @@ class Parameters(Observer):
             Leaf(p, self._names.param(p), bool(self._taint.bit(p) & optimised) or id(p) in moved_by_hand)
             for p in self._taint.parameters(self._leaves & ~self._known.teacher_mask)
         ]
-        stepped = {id(p) for p in self._known.moved.keys()}
+        stepped = set(map(id, self._known.moved.keys()))
         held_still = (
             leaf for leaf in updates.leaves if leaf.optimised and id(leaf.param) not in stepped | moved_by_hand
         )
