@@ -21,6 +21,8 @@ _WRITTEN = 2e-4
 _ON_THE_WAY = 5e-3
 "Tolerance where the weight is held against a product of several factors, each read with its own error."
 
+_COUNTED = 2.0**22
+"Rows up to which their number is read off its inverse: single precision tells it from the next one."
 
 _SCALED = ("forward", "reversed", "jsd", "topk", "topk-tail", "topk-scatter", "standardised")
 "Forms of which T^2 times the divergence, averaged over the rows, is the canonical scale."
@@ -109,7 +111,7 @@ def kd_scale(trace: Trace) -> Verdict:
     verdict = _beside_labels(reading) or _mean_reduction(trace)
     if verdict is not None:
         return verdict
-    slip = _slip_on_the_way(e)
+    slip = _slip_on_the_way(e, sight.micro)
     if slip is not None:
         said = f"the effective KD weight is {k:.4g} at temperature {t:g}: off by a factor {slip}"
         return failed(said, reading.observed, reading.place, "warn")
@@ -235,7 +237,7 @@ def _mean_reduction(trace: Trace) -> Verdict | None:
     return None
 
 
-def _slip_on_the_way(e: Explanation) -> str | None:
+def _slip_on_the_way(e: Explanation, micro: int) -> str | None:
     """Return the slip that the numbers written on the term's way to the sum show, where the weight is free.
 
     Their product is what the code multiplies the term by. Over T^2 it is the weight in force, but for what the
@@ -248,6 +250,8 @@ def _slip_on_the_way(e: Explanation) -> str | None:
         return None
     rest = e.weight * t * t / product
     by_rows = [f for f in factors if any(abs(f * n - 1) <= TOLERANCE for n in {e.rows, e.batch})]
+    if e.sequence or micro > 1:  # the rows of several backwards are one mean, or padding counts too
+        by_rows += [f for f in factors if f not in by_rows and _divides_by_more(f, e.rows)]
     if any(abs(f * e.rows * e.classes - 1) <= TOLERANCE for f in factors) and abs(rest / e.rows - 1) <= _ON_THE_WAY:
         return "1/C (the sum is divided by the classes too)"  # a mean over all numbers, by another road
     if abs(rest * e.classes - 1) <= _ON_THE_WAY and not any(abs(f / e.classes - 1) <= TOLERANCE for f in factors):
@@ -266,6 +270,12 @@ def _slip_on_the_way(e: Explanation) -> str | None:
     if all(_digits(f) <= 3 for f in written):
         return "1/T^2 (T * T is missing)"
     return None
+
+
+def _divides_by_more(factor: float, rows: int) -> bool:
+    """Say whether a factor divides by a whole number of rows, of which those that were seen are some."""
+    count = 1 / factor if factor else 0.0
+    return rows < count < _COUNTED and abs(count - round(count)) <= TOLERANCE
 
 
 def _has_square(factors: list[float], t: float) -> bool:
