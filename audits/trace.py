@@ -378,6 +378,10 @@ class Updates:
     "Parameter groups that a scheduler of torch's sets on that optimizer; None without one."
     empty: dict[int, Empty] = field(default_factory=dict)
     "By the id of an optimizer, its steps without any gradient since the distillation began."
+    undone: dict[int, tuple[int, Where | None]] = field(default_factory=dict)
+    "By a parameter's id, how often its gradients were zeroed since any step that used them, and where last."
+    unstepped: list[Leaf] = field(default_factory=list)
+    "Of the leaves, those that an optimizer holds, that no step ever used and that nothing moved."
     scaler_calls: int = 0
     scaler_skips: int = 0
     scaler_search: int = 0

@@ -295,6 +295,8 @@ def _arguments(trace: Trace) -> Verdict | None:
         for t in sight.terms:
             if t.swapped and both_ways:
                 continue  # a symmetric divergence
+            if t.swapped and t.log_target and any(_is_choice(trace, sight, e) for e in sight.explanations):
+                continue  # its gradient is that of the form which it is written as
             if (verdict := _operands(t, trace)) is not None:
                 return verdict
         if sight.probabilities:

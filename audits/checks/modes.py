@@ -23,7 +23,7 @@ def teacher_mode(trace: Trace) -> Verdict:
     if not trace.losses.sights:
         return no_distillation(trace)
     if trace.peers:
-        return undecided("out-of-scope", "the teacher has a label loss of its own: peers teach each other")
+        return undecided("out-of-scope", "the teacher has a loss of its own, as where peers teach each other")
     follows = trace.teacher.change is not None and trace.teacher.change.follows
     live = [s for s in trace.losses.sights if s.teacher and not (s.cached and not s.teacher_training)]
     for sight in live:
@@ -127,7 +127,7 @@ def _average(trace: Trace, change: Change) -> Verdict | None:
 def teacher_frozen(trace: Trace) -> Verdict:
     """The teacher does not change after the distillation begins, bit by bit, or it is an average of the whole student.
 
-    Fails when its parameters or buffers differ and neither such an average nor a label loss of its own explains it.
+    Fails when its parameters or buffers differ and neither such an average nor a loss of its own explains it.
     An average obeys teacher' = d teacher + (1 - d) student: fails when it stands still in half precision, leaves
     parameters or the running statistics that it answers with out, has d inverted, or leads elsewhere.
     """
@@ -147,7 +147,7 @@ def teacher_frozen(trace: Trace) -> Verdict:
             return verdict
         return passed("the teacher is bitwise what it was")
     if change.has_own_label_loss or trace.peers:
-        return undecided("out-of-scope", "the teacher is trained by a label loss of its own")
+        return undecided("out-of-scope", "the teacher is trained by a loss of its own")
     if (verdict := _average(trace, change)) is not None:
         return verdict
     if change.average_rate is not None:

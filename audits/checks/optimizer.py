@@ -64,13 +64,14 @@ def _first_where(trace: Trace) -> dict[str, object] | None:
 def teacher_not_optimised(trace: Trace) -> Verdict:
     """The teacher stands still: no optimizer moves it by the student's loss.
 
-    Fails when an optimizer step of the distillation moves parameters of a teacher that has no label loss of its own,
-    be they the student's as well: layers handed over, not copied. Peers that teach each other have one each.
+    Fails when an optimizer step of the distillation moves parameters of a teacher that has no loss of its own,
+    be they the student's as well: layers handed over, not copied. Peers that teach each other have a label loss each;
+    an agent whose policy is distilled while it learns has a backward and an optimizer apart from the student's.
     """
     if trace.teacher.stepped is None:
         return no_distillation(trace)
     if trace.peers:
-        return undecided("out-of-scope", "the teacher has a label loss of its own: peers teach each other")
+        return undecided("out-of-scope", "the teacher has a loss of its own, as where peers teach each other")
     if trace.teacher.shared is not None:
         teacher, names = trace.teacher.shared
         return failed(
@@ -187,8 +188,11 @@ def gradients_used(trace: Trace) -> Verdict:
 
     Fails when, in most steps, gradients of a backward at the same line were zeroed since the step before with nothing
     done with them: accumulation that is undone, so that only the last part of each batch trains. And when an optimizer
-    of the student or a projector steps, and none of its parameters ever has a gradient.
+    of the student or a projector steps, and none of its parameters ever has a gradient; and when the student's
+    gradients are zeroed again and again, while another optimizer steps and the student's own never does.
     """
+    if (verdict := _never_stepped(trace)) is not None:
+        return verdict
     for empty in trace.updates.empty.values():
         if empty.steps >= _EMPTY and (empty.names or empty.thrown == empty.steps):
             why = (
@@ -214,6 +218,23 @@ def gradients_used(trace: Trace) -> Verdict:
             thrown[0].zeroed_at,
         )
     return passed(f"the gradients of every backward reached one of {len(steps)} steps", {"steps": len(steps)})
+
+
+def _never_stepped(trace: Trace) -> Verdict | None:
+    """Say that the student's gradients are thrown away each time, while the optimizer that steps is another's."""
+    updates = trace.updates
+    lost = [leaf for leaf in updates.unstepped if updates.undone.get(id(leaf.param), (0, None))[0] >= _EMPTY]
+    steps = sum(step.distils for step in updates.steps)
+    if not lost or len(lost) < len(updates.unstepped) or steps < _EMPTY:
+        return None
+    often, zeroed_at = updates.undone[id(lost[0].param)]
+    names = [leaf.name for leaf in lost]
+    return failed(
+        f"the gradients of {len(lost)} parameters of the student were zeroed {often} times and never stepped, although "
+        f"an optimizer holds them: {some(names, 3)}; the optimizer that steps ({steps} times) is another",
+        {"parameters": names[:20], "zeroed": often, "steps": steps},
+        zeroed_at,
+    )
 
 
 @audit(

@@ -21,6 +21,8 @@ _WRITTEN = 2e-4
 _ON_THE_WAY = 5e-3
 "Tolerance where the weight is held against a product of several factors, each read with its own error."
 
+_COUNTED = 2.0**22
+"Rows up to which their number is read off its inverse: single precision tells it from the next one."
 
 _SCALED = ("forward", "reversed", "jsd", "topk", "topk-tail", "topk-scatter", "standardised")
 "Forms of which T^2 times the divergence, averaged over the rows, is the canonical scale."
@@ -110,7 +112,7 @@ def kd_scale(trace: Trace) -> Verdict:
     verdict = _beside_labels(reading) or _mean_reduction(trace)
     if verdict is not None:
         return verdict
-    slip = _slip_on_the_way(e)
+    slip = _slip_on_the_way(e, sight.micro)
     if slip is not None:
         said = f"the effective KD weight is {k:.4g} at temperature {t:g}: off by a factor {slip}"
         return failed(said, reading.observed, reading.place, "warn")
@@ -251,7 +253,7 @@ def _mean_reduction(trace: Trace) -> Verdict | None:
     return None
 
 
-def _slip_on_the_way(e: Explanation) -> str | None:
+def _slip_on_the_way(e: Explanation, micro: int) -> str | None:
     """Return the slip that the numbers written on the term's way to the sum show, where the weight is free.
 
     Their product is what the code multiplies the term by. Over T^2 it is the weight in force, but for what the
@@ -263,7 +265,9 @@ def _slip_on_the_way(e: Explanation) -> str | None:
     if product <= 0 or not e.factors_known:
         return None
     rest = e.weight * t * t / product
-    by_rows = [f for f in factors if any(abs(f * n - 1) <= TOLERANCE for n in {e.rows, e.batch}) or _by_step(e, f)]
+    by_rows = [f for f in factors if any(abs(f * n - 1) <= TOLERANCE for n in {e.rows, e.batch})]
+    if e.sequence or micro > 1:  # the rows of several backwards are one mean, or padding counts too
+        by_rows += [f for f in factors if f not in by_rows and _divides_by_more(f, e.rows)]
     if any(abs(f * e.rows * e.classes - 1) <= TOLERANCE for f in factors) and abs(rest / e.rows - 1) <= _ON_THE_WAY:
         return "1/C (the sum is divided by the classes too)"  # a mean over all numbers, by another road
     if abs(rest * e.classes - 1) <= _ON_THE_WAY and not any(abs(f / e.classes - 1) <= TOLERANCE for f in factors):
@@ -284,10 +288,10 @@ def _slip_on_the_way(e: Explanation) -> str | None:
     return None
 
 
-def _by_step(e: Explanation, factor: float) -> bool:
-    """Say whether a factor divides by a whole number of tokens that are more than these: those of the whole step."""
-    count = 1 / factor if factor > 0 else 0.0
-    return e.sequence and count >= e.rows and abs(count - round(count)) <= _WRITTEN * count / e.rows
+def _divides_by_more(factor: float, rows: int) -> bool:
+    """Say whether a factor divides by a whole number of rows, of which those that were seen are some."""
+    count = 1 / factor if factor else 0.0
+    return rows < count < _COUNTED and abs(count - round(count)) <= TOLERANCE
 
 
 def _has_square(factors: list[float], t: float) -> bool:

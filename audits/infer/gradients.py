@@ -11,6 +11,8 @@ from kdbench.audits.trace import Hits, Sight, Trace
 
 _AGAIN = 5
 "Windows from one look at a term without a gradient to the next."
+_SLIGHT = 1e-3
+"Share of the labels' gradient below which a form may be lost in rounding: a student that begins as its teacher."
 _LABELS = 1000
 "Labels that the teacher's answers are held against: enough to tell a trained teacher from chance nearly always."
 
@@ -57,12 +59,13 @@ class Gradients(Observer):
         return any(e.sequence and e.form != "nothing" for s in sights for e in s.explanations)
 
     def _awaits_share(self) -> bool:
-        """Say whether the term had no gradient so far, and is looked at again: its weight may be on the way up."""
+        """Say whether the term had no gradient so far, or one too slight to be read, and is looked at again: its weight
+        may be on the way up, or the student on its way from its teacher's place."""
         sights = self._trace.losses.sights
         if len(sights) >= self._windows or len(sights) % _AGAIN:
             return False
         read = [e for s in sights for e in s.explanations]
-        return bool(read) and all(e.form == "nothing" for e in read)
+        return bool(read) and all(e.form == "nothing" or (e.form == "unknown" and e.share < _SLIGHT) for e in read)
 
     def _awaits_labels(self) -> bool:
         sights, hits = self._trace.losses.sights, self._trace.teacher.hits

@@ -37,11 +37,13 @@ class Names(Observer):
             kind = type(getattr(module, torch_internals.COMPILED, module)).__name__
             self._names[id(module)] = f"{kind} ({variable})" if variable else kind
             self._kept.append(module)
-        return self._names[id(module)] + (", without what is trained" if group.is_base else "")
+        without = ", with parts of its own" if group.is_branch else ", without what is trained"
+        return self._names[id(module)] + (without if group.is_base else "")
 
     def head(self, group: Group) -> str:
         """Return the variable that holds a group's module, or else its class: the head of a parameter's path."""
-        name = self.group(group)
+        self.group(group)
+        name = self._names[id(group.module)] if group.module is not None else self.group(group)
         return name.rpartition(" (")[2].removesuffix(")")
 
     def groups(self, groups: list[Group]) -> str:

@@ -45,7 +45,7 @@ class Known:
     idle: int = 0
     "Mask of networks that answered the student's batch and reached no loss, and of that student."
     labelled: int = 0
-    "Mask of what a label loss was computed from since the distillation began."
+    "Mask of what a label loss, or another loss of its own, was computed from since the distillation began."
     moved: Any = field(default_factory=WeakTensorKeyDictionary)
     "Parameters that an optimizer stepped since the distillation began."
     started: bool = False

@@ -124,6 +124,11 @@ class Parameters(Observer):
             Leaf(p, self._names.param(p), bool(self._taint.bit(p) & optimised) or id(p) in moved_by_hand)
             for p in self._taint.parameters(self._leaves & ~self._known.teacher_mask)
         ]
+        stepped = set(map(id, self._known.moved.keys()))
+        held_still = (
+            leaf for leaf in updates.leaves if leaf.optimised and id(leaf.param) not in stepped | moved_by_hand
+        )
+        updates.unstepped = [leaf for leaf in held_still if self._taint.bit(leaf.param) & self._known.student_mask]
         updates.ineffective = self._ineffective()
         own = self._known.student_mask | _union(self._known.projectors)
         for empty in updates.empty.values():

@@ -89,6 +89,7 @@ class Players(Observer):
         losses.functions = sorted({*losses.functions, *reaching})
         if known.started:
             self._note_labels(found)
+            self._note_own_training(raw, found.trained)
         in_its_place = found.cached and known.started and bool(losses.sights) and not losses.sights[0].cached
         if found.idle and found.students and (in_its_place or not found.is_distillation):
             if known.started:
@@ -127,7 +128,18 @@ class Players(Observer):
 
     def _note_labels(self, found: Cast) -> None:
         for label in found.labels:
-            self._known.labelled |= label.made
+            self._known.labelled |= label.made & found.trained
+
+    def _note_own_training(self, raw: RawWindow, trained: int) -> None:
+        """Note a teacher that is trained beside the distillation, as an agent is whose policy is distilled while it
+        learns: by a loss that nothing of the student is in, and by an optimizer that holds nothing of the student."""
+        teacher, student = self._known.teacher_mask, self._known.student_mask
+        if not trained & teacher or student & (teacher | trained | raw.root.params):
+            return
+        for optimizer in self.optimizers():
+            held = self._taint.mask(p for group in optimizer.param_groups for p in group["params"])
+            if held & trained & teacher and not held & student:
+                self._known.labelled |= trained & held
 
     def window(self, raw: RawWindow, cast: Cast, sight: Sight) -> None:
         """Remember who played which part."""
@@ -166,6 +178,7 @@ def _remember(groups: list[Group], group: Group) -> None:
     for i, old in enumerate(groups):
         if (old.module is group.module and group.module is not None) or old.mask & group.mask:
             wider = group.module is not None and (old.module is None or group.mask | old.mask == group.mask)
-            groups[i] = Group(old.mask | group.mask, group.module if wider else old.module, is_base=group.is_base)
+            module = group.module if wider else old.module
+            groups[i] = Group(old.mask | group.mask, module, is_base=group.is_base, is_branch=group.is_branch)
             return
-    groups.append(Group(group.mask, group.module, is_base=group.is_base))
+    groups.append(Group(group.mask, group.module, is_base=group.is_base, is_branch=group.is_branch))

@@ -21,7 +21,7 @@ from kdbench.audits.infer.targets import (
     looks_like_labels,
     one_answer,
 )
-from kdbench.audits.observe.taint import Taint
+from kdbench.audits.observe.taint import Made, Taint
 from kdbench.audits.observe.windows import DISTANCES, LABEL_LOSSES, LOOKUPS, FunctionCall, ModuleCall, RawWindow
 
 ParamsOf = Callable[[nn.Module], int]
@@ -59,6 +59,8 @@ class Group:
     calls: list[ModuleCall] = field(default_factory=list)
     is_base: bool = False
     "Whether it is what answers of a network while the part that is trained is switched off, as with adapters."
+    is_branch: bool = False
+    "Whether parts of its own answer in place of those, as a second adapter does."
 
     @property
     def call(self) -> ModuleCall | None:
@@ -76,6 +78,8 @@ class Cast:
     idle: list[Group] = field(default_factory=list)
     "Answered the student's own batch without a gradient, and reached nothing."
     labels: list[Label] = field(default_factory=list)
+    trained: int = 0
+    "What this backward gives a gradient to."
     soft: list[FunctionCall] = field(default_factory=list)
     "Calls of losses between the student and something that is no label."
     cached: bool = False
@@ -182,8 +186,8 @@ def cast(raw: RawWindow, taint: Taint, declared: Declared, known: list[nn.Module
 
     `trainee` are the parameters that are about to be trained, as far as that is known: those of new optimizers.
     """
-    result = Cast(labels=labels_in(raw, taint))
     trained = taint.moved_by(raw.leaves)
+    result = Cast(labels=labels_in(raw, taint), trained=trained)
     own: dict[int, int] = {}
 
     def params_of(module: nn.Module) -> int:
@@ -201,6 +205,8 @@ def cast(raw: RawWindow, taint: Taint, declared: Declared, known: list[nn.Module
         return result  # the backward of a peer's own loss
     masks = _student_masks(raw, reached, fed_data, params_of, trained, declared, result.labels, trainee)
     base = _base(reached, fed_data, params_of, _union(masks), trained)
+    if base is None and declared.teacher is None:
+        base = _branch(raw, reached, fed_data, _union(masks), trained)
     if base is not None:
         result.teachers.append(base)
         masks = [m & ~base.mask for m in masks if m & ~base.mask]
@@ -209,6 +215,8 @@ def cast(raw: RawWindow, taint: Taint, declared: Declared, known: list[nn.Module
         return result
     rest = (raw.root.params | trained) & ~student & ~result.teacher_mask
     meeting = [f for f in raw.functions if raw.root.calls >> f.index & 1 and _meets(f, student)]
+    if base is not None:  # what it is made of goes into the student too: only its answer tells of it
+        meeting = [f for f in meeting if any(_went_through(made, base.calls) for _, made, _ in f.operands)]
     groups = _groups(raw, reached, params_of, student, rest, fed_data, trained)
     covered = _sort(result, groups, meeting, params_of, student, trained, declared)
     for call in reached:
@@ -254,9 +262,46 @@ def _base(
     leave it; None where there is no such answer."""
     for call in reached:
         held, said = params_of(call.module), call.out.params
-        if call.index in fed_data and not call.grad and held & student & trained and said and not said & trained:
-            return Group(said & held, call.module, [call], is_base=True)
+        if call.index not in fed_data or not held & student & trained or not said or said & trained:
+            continue
+        beside = _union(c.out.params for c in reached if c.module is call.module and c.out.params & trained)
+        if not call.grad or (beside and not learns(call)):
+            own = said & held & ~beside if beside else 0
+            return Group(said & held, call.module, [call], is_base=True, is_branch=bool(own))
     return None
+
+
+def _branch(raw: RawWindow, reached: list[ModuleCall], fed_data: set[int], student: int, trained: int) -> Group | None:
+    """Return another answer of the student's own network, from parts of its own that are trained along, as a second
+    adapter over one frozen network gives, where a loss that the student learns from holds the student against it."""
+    mine = {id(c.module) for c in reached if c.parent is None and c.out.params & student & trained}
+    for call in reached:
+        own = call.out.params & ~student
+        if id(call.module) not in mine or call.index not in fed_data or not own & trained:
+            continue
+        if call.out.params & student & trained or not call.out.params & student:
+            continue
+        for f in raw.functions:
+            taught = [t for t, made, _ in f.operands if made.params & student & trained and not made.params & own]
+            told = [
+                t for t, made, _ in f.operands if _went_through(made, [call]) and not made.params & student & trained
+            ]
+            if told and any(t is not None and t.requires_grad for t in taught) and raw.root.calls >> f.index & 1:
+                return Group(own, call.module, [call], is_base=True, is_branch=True)
+    return None
+
+
+def learns(call: ModuleCall) -> bool:
+    """Say whether a gradient can go through what a call answered; where that is gone, whether one could be recorded."""
+    answer = call.answer
+    if answer is None and call.outputs is not None:
+        answer = call.outputs()
+    return call.grad if answer is None else bool(answer.requires_grad)
+
+
+def _went_through(made: Made, calls: list[ModuleCall]) -> bool:
+    """Say whether a tensor is made of what one of these calls answered."""
+    return any(made.calls >> call.index & 1 for call in calls)
 
 
 def _student_masks(

@@ -134,6 +134,9 @@ class TeacherState(Observer):
         """Return the parameters in the loss that teacher and student have under one name and in one shape."""
         mask = self._known.teacher_mask
         pairs: list[Pair] = []
+        for group in self._known.teachers:
+            if group.is_branch and group.module is not None:
+                pairs += _beside(group.module, self._taint, mask, self._known.student_mask & ~mask)
         for teacher in _modules(self._known.teachers):
             for student in _modules(self._known.students):
                 own = {plain_name(n): p for n, p in student.named_parameters()}
@@ -144,6 +147,21 @@ class TeacherState(Observer):
                     if other is not None and other.shape == p.shape and other is not p and other.device == p.device:
                         pairs.append(Pair(name, p, other))
         return pairs[:_TENSORS]
+
+
+def _beside(module: nn.Module, taint: Taint, teacher: int, student: int) -> list[Pair]:
+    """Return the parameters of one network that lie beside each other, the one the teacher's and the other the
+    student's, as two adapters do: their paths differ in one word, and it is the same two words for all."""
+    named = [(n.split("."), p, taint.bit(p)) for n, p in module.named_parameters()]
+    found: dict[tuple[str, str], list[Pair]] = {}
+    for name, p, bit in named:
+        for other, q, its in named if bit & teacher else ():
+            if not its & student or q.shape != p.shape or len(name) != len(other):
+                continue
+            words = [(a, b) for a, b in zip(name, other, strict=True) if a != b]
+            if len(words) == 1:
+                found.setdefault(words[0], []).append(Pair(".".join(name), p, q))
+    return max(found.values(), key=len, default=[])
 
 
 def _modules(groups: list[Group]) -> list[nn.Module]:

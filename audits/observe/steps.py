@@ -115,6 +115,7 @@ class Steps:
         self._trace.updates.movable = frozenset(
             id(p) for o in alive for group in o.param_groups for p in group["params"]
         )
+        self._trace.updates.undone = {key: (lost.often, lost.zeroed_at) for key, lost in self._unused.undone.items()}
 
     def _is_active(self, optimizer: torch.optim.Optimizer) -> bool:
         count = self._count(optimizer)

@@ -37,6 +37,8 @@ class Unused:
         "By the parameter's id."
         self.thrown: dict[int, _Thrown] = {}
         "By the parameter's id, since the step before."
+        self.undone: dict[int, _Thrown] = {}
+        "The same, whoever else stepped meanwhile."
 
     def grown(self, params: list[nn.Parameter], taken: int) -> None:
         """Take in which parameters a backward gave a gradient to; `taken` are the steps of all optimizers so far."""
@@ -48,9 +50,10 @@ class Unused:
         """Take in gradients that are gone before a step; not those put to use, as to move the weights by hand."""
         for key in keys & self.fresh.keys():
             fresh = self.fresh.pop(key)
-            if fresh.steps == taken and torch_internals.version_of(fresh.param) == fresh.version:
-                before = self.thrown[key].often if key in self.thrown else 0
-                self.thrown[key] = _Thrown(fresh.where, hooks.call_site(), before + 1)
+            if torch_internals.version_of(fresh.param) == fresh.version:
+                for kept in (self.thrown, self.undone) if fresh.steps == taken else (self.undone,):
+                    before = kept[key].often if key in kept else 0
+                    kept[key] = _Thrown(fresh.where, hooks.call_site(), before + 1)
 
     def before(self, stepped: set[int]) -> tuple[int, Where | None]:
         """Return how many backwards, at the line of the one that is stepped now, were undone before it; and where."""
@@ -67,3 +70,4 @@ class Unused:
         for key in keys:
             self.fresh.pop(key, None)
             self.thrown.pop(key, None)
+            self.undone.pop(key, None)

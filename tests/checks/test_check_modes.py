@@ -110,9 +110,9 @@ CASES["KD302"] = {
     ),
     "a label loss of its own": (
         trace(change=change(1, own=True, rate=0.001)),
-        undecided("out-of-scope", "trained by a label loss of its own"),
+        undecided("out-of-scope", "trained by a loss of its own"),
     ),
-    "peers": (trace(change=change(1), peers=True), undecided("out-of-scope", "a label loss of its own")),
+    "peers": (trace(change=change(1), peers=True), undecided("out-of-scope", "a loss of its own")),
     "an average of the student": (
         trace(change=change(1, rate=0.0012345)),
         undecided("out-of-scope", "a moving average of the student (rate 0.00123 a step)"),

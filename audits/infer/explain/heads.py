@@ -171,10 +171,11 @@ def _without_labels(
     """Return the answers that could be logits and have no labels: of the teacher's size and of the heads' width."""
     known = {id(head.z) for head in found}
     values = [head.value for head in found]
-    widths = {v.shape[-1] for v in values}  # what is narrower or wider lies below a head: labels teach it too
+    widths = {head.layout.classes for head in found}  # what is narrower or wider lies below: labels teach it too
     more: list[Head] = []
     for head in answered:
         value = head.value
+        dim = _class_dim(raw, value, [])
         fits = not shapes or (value.numel(), value.shape[-1]) in shapes
         same = any(
             v.shape[-1] == value.shape[-1]
@@ -182,9 +183,9 @@ def _without_labels(
             and torch.equal(v.reshape(-1), value.reshape(-1).to(v.dtype))
             for v in values
         )
-        if id(head.z) not in known and fits and not same and (not widths or value.shape[-1] in widths):
+        if id(head.z) not in known and fits and not same and (not widths or value.shape[dim] in widths):
             mine = [label for label in labels if _flows(label, head.z)]
-            more.append(Head(head.z, head.value, mine, _class_dim(raw, value, []), bool(mine)))
+            more.append(Head(head.z, head.value, mine, dim, bool(mine)))
             known.add(id(head.z))
             values.append(value)
     return more
@@ -232,6 +233,9 @@ def _is_of(label: Label, value: Tensor) -> bool:
 
 
 def _is_cut_from(label: Label, value: Tensor) -> bool:
-    """Say whether the label loss takes fewer rows than the logits (B, L, C) have."""
+    """Say whether the label loss takes fewer rows than the logits (B, L, C) have, as they are or with the classes second."""
     x = label.logits
-    return x is not None and x.ndim in (2, 3) and x.shape[-1] == value.shape[-1] and x.numel() < value.numel()
+    if x is None or x.ndim not in (2, 3) or x.numel() >= value.numel():
+        return False
+    second = x.ndim == 3 and label.classes == value.shape[-1] and len(x) == len(value)
+    return x.shape[-1] == value.shape[-1] or second
