@@ -428,8 +428,17 @@ _SOFTENED = ("forward", "reversed", "jsd", "topk", "topk-tail", "topk-scatter", 
 
 
 def _operands(t: Term, trace: Trace) -> Verdict | None:
-    if t.name != "kl_div" or t.against_itself:
+    if t.name != "kl_div":
         return None
+    if t.against_itself:
+        if not t.target_grad:
+            return None
+        return failed(
+            "the target carries a gradient: the answer of the student's own that teaches another is drawn towards it",
+            {"term": t.name, "shapes": [list(s) for s in t.shapes]},
+            t.where,
+            "warn",  # the two may be meant to meet half-way
+        )
     observed = {"target_sum": t.target_sum, "target_least": t.target_least, "input_sum": t.input_sum}
     if t.across is not None:
         shape = t.shapes[0]
