@@ -12,8 +12,7 @@ Status = Literal["pass", "fail", "not_triggered", "error", "waived"]
 Phase = Literal["static", "first", "burn-in", "end", "study"]
 
 _STATUS_ORDER: tuple[Status, ...] = ("fail", "error", "not_triggered", "waived", "pass")
-SEVERITIES: tuple[Severity, ...] = ("error", "warn", "info")
-"The worst first."
+_SEVERITY_ORDER: tuple[Severity, ...] = ("error", "warn", "info")
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Finding:
         return (
             _STATUS_ORDER.index(self.status),
             self.consequence_of is not None,
-            SEVERITIES.index(self.severity),
+            _SEVERITY_ORDER.index(self.severity),
             self.id,
         )
 
@@ -65,8 +64,8 @@ class Report:
 
     def failed(self, severity: Severity = "error") -> list[Finding]:
         """Return the failed findings of at least this severity."""
-        worst = SEVERITIES.index(severity)
-        return [f for f in self.findings if f.status == "fail" and SEVERITIES.index(f.severity) <= worst]
+        worst = _SEVERITY_ORDER.index(severity)
+        return [f for f in self.findings if f.status == "fail" and _SEVERITY_ORDER.index(f.severity) <= worst]
 
     def raise_for(self, severity: Severity = "error") -> None:
         """Raise AuditFailure if an audit of at least this severity failed."""
@@ -120,7 +119,7 @@ def tally(report: Report) -> str:
     """Return the counts in words; warnings and notes stand apart from failures."""
     counts = report.counts()
     failed = {severity: sum(f.severity == severity for f in report.failed("info")) for severity in _TALLY}
-    parts = [f"{_TALLY[s]} {failed[s]}" for s in SEVERITIES if failed[s] or s == "error"]
+    parts = [f"{_TALLY[s]} {failed[s]}" for s in _SEVERITY_ORDER if failed[s] or s == "error"]
     parts.append(f"passed {counts['pass']}")
     parts += [f"waived {counts['waived']}"] if counts["waived"] else []
     ours = sum(map(is_ours, report.findings))

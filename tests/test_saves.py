@@ -8,7 +8,7 @@ from test_moods import Drops, learn, taught
 from test_which_training import named_first, observed
 
 from kdbench.audits.checks.saved import result_kept
-from kdbench.audits.trace import Change, Kept, Saved, Trace
+from kdbench.audits.trace import Change, Kept, Saved, Sight, Trace
 
 
 def networks():
@@ -81,6 +81,7 @@ def test_safetensors_are_files_too(tmp_path):
 
 def verdict(follows=False, whole=True, **kept):
     trace = Trace()
+    trace.losses.sights = [Sight(0, None)]
     trace.data.kept = Kept(whole=whole, **kept)
     if follows:
         trace.teacher.change = Change(["weight"], [], False, False, 0.01, rates=[0.01] * 5, updates=5)

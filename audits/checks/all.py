@@ -17,7 +17,7 @@ from kdbench.audits.checks import (
     weights,
 )
 from kdbench.audits.checks.catalogue import CATALOGUE, Verdict, undecided
-from kdbench.audits.finding import SEVERITIES, Finding, Report, Severity, sorted_report
+from kdbench.audits.finding import Finding, Report, sorted_report
 from kdbench.audits.observe import torch_internals
 from kdbench.audits.trace import Trace
 
@@ -39,20 +39,6 @@ def _how_to_see(verdict: Verdict, trace: Trace) -> Verdict:
     return replace(verdict, message=said, decide_with=verdict.decide_with or "no compile")
 
 
-def severity_of(verdict: Verdict, name: str) -> Severity:
-    """Return how severe a verdict of this audit is: its own severity, or a milder one that the check chose."""
-    return verdict.severity or CATALOGUE[name].severity
-
-
-def _cause(verdict: Verdict, name: str, failures: dict[str, Severity]) -> str | None:
-    """Return the id of the failure that explains this one; nothing explains what is more severe than itself."""
-    if verdict.status != "fail" or verdict.by_itself:
-        return None
-    mine = SEVERITIES.index(severity_of(verdict, name))
-    causes = (id for id in CATALOGUE[name].follows if id in failures)
-    return next((id for id in causes if SEVERITIES.index(failures[id]) <= mine), None)
-
-
 def run(trace: Trace) -> Report:
     """Hold a trace to every audit; an audit that breaks gives a finding of status `error`, never an exception."""
     verdicts: dict[str, Verdict] = {}
@@ -67,22 +53,22 @@ def run(trace: Trace) -> Report:
         verdicts[name] = _how_to_see(verdicts[name], trace)
         if trace.broken is not None and verdicts[name].status != "fail":
             verdicts[name] = Verdict("error", f"watching itself broke and stopped: {trace.broken}")
-    failures = {
-        CATALOGUE[name].id: severity_of(verdict, name) for name, verdict in verdicts.items() if verdict.status == "fail"
-    }
+    failures = {CATALOGUE[name].id for name, verdict in verdicts.items() if verdict.status == "fail"}
     return sorted_report(
         [
             Finding(
                 id=(entry := CATALOGUE[name]).id,
                 name=name,
-                severity=severity_of(verdict, name),
+                severity=verdict.severity or entry.severity,
                 status=verdict.status,
                 phase=entry.phase,
                 message=verdict.message,
                 observed=verdict.observed,
                 mend=entry.mend,
                 where=verdict.where,
-                consequence_of=_cause(verdict, name, failures),
+                consequence_of=next((id for id in entry.follows if id in failures), None)
+                if verdict.status == "fail" and not verdict.by_itself
+                else None,
                 reason=verdict.reason,
                 decide_with=verdict.decide_with,
             )

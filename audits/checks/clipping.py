@@ -25,9 +25,8 @@ def _steps(trace: Trace) -> list[Step]:
 
     There may be none, where every gradient of it is thrown away: what was trained before it is another training.
     """
-    if not trace.script or not trace.losses.sights:
-        return trace.updates.steps
-    return [s for s in trace.updates.steps if s.distils]
+    of_it = [s for s in trace.updates.steps if s.distils]
+    return of_it if trace.script and (of_it or trace.losses.sights) else trace.updates.steps
 
 
 def _option(trace: Trace) -> str:

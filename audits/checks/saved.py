@@ -1,6 +1,6 @@
 """Whether what is kept of a training is the student that it trained."""
 
-from kdbench.audits.checks.catalogue import Verdict, audit, failed, passed, undecided
+from kdbench.audits.checks.catalogue import Verdict, audit, failed, no_distillation, passed, undecided
 from kdbench.audits.trace import Trace
 
 _WHOLE, _NONE = 0.99, 0.5
@@ -39,6 +39,8 @@ def result_kept(trace: Trace) -> Verdict:
             {"module": module, "name": name},
             where,
         )
+    if not trace.losses.sights:
+        return no_distillation(trace)
     average = trace.teacher.change is not None and trace.teacher.change.follows
     of_student = [s for s in kept.saves if s.student >= _NONE]
     of_teacher = [s for s in kept.saves if s.teacher >= _WHOLE]

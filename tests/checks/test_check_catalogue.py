@@ -12,6 +12,7 @@ import test_check_loss_weights
 import test_check_losses
 import test_check_modes
 import test_check_optimizer
+import test_check_saved
 import test_check_teacher
 import test_check_tokens
 from specimens import (
@@ -47,7 +48,7 @@ from specimens import (
 from kdbench.audits.checks.all import CATALOGUE, run
 from kdbench.audits.checks.catalogue import Audit, Verdict, audit, passed, some
 from kdbench.audits.finding import Finding
-from kdbench.audits.trace import KD, Clip, Empty, Inputs, Loaded, Trace
+from kdbench.audits.trace import KD, Clip, Empty, Inputs, Kept, Loaded, Saved, Trace
 
 SUBJECTS = (
     test_check_architecture,
@@ -58,6 +59,7 @@ SUBJECTS = (
     test_check_losses,
     test_check_modes,
     test_check_optimizer,
+    test_check_saved,
     test_check_teacher,
     test_check_tokens,
 )
@@ -134,6 +136,7 @@ def clean() -> Trace:
         lr_rows=[(0.1, 0.2), (0.05, 0.1)],
         group_names=["body", "hint"],
         split_overlap=(100, 0, "by index", True),
+        kept=Kept([Saved(1.0, 0.0, None)]),
     )
 
 
@@ -168,6 +171,7 @@ def spoil(made: Trace, id: str) -> None:
         "KD314": (s.explanations[0], {"share": 9.0}),
         "KD321": (s, {"student_eval": True}),
         "KD332": (made, {"split_overlap": (100, 1, "by index", True)}),
+        "KD335": (made, {"kept": Kept([Saved(0.0, 1.0, STEP)], whole=True)}),
         "KD341": (s.explanations[0], {"weight": 0.1, "label_weight": 0.9}),
         "KD344": (made, {"lr_rows": [(0.1, 0.2), (0.05, 0.2)]}),
         "KD351": (s, {"tokens": [*s.tokens, tokens(tokens=100, weight=0.9 / 100, coverage=coverage(start=40))]}),
@@ -314,7 +318,7 @@ def test_phases_are_those_in_which_a_property_shows() -> None:
         "static": "KD104",
         "first": "KD101 KD102 KD103 KD105 KD106 KD304 KD305 KD311 KD312 KD313 KD341 KD351 KD352",
         "burn-in": "KD201 KD202 KD203 KD204 KD205 KD211 KD212 KD213 KD215 KD301 KD303 KD314 KD321 KD344",
-        "end": "KD214 KD302 KD332",
+        "end": "KD214 KD302 KD332 KD335",
     }
     assert {a.id: a.phase for a in CATALOGUE.values()} == {id: p for p, ids in phases.items() for id in ids.split()}
 
