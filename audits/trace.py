@@ -262,8 +262,6 @@ class Sight:
     "Stored answers that some network was seen to give, and those among them that it gave to another sample."
     idle: bool = False
     self_taught: bool = False
-    own_target: Where | None = None
-    "Where the student is held against its own answer as a target that carries a gradient."
     probabilities: str = ""
     "Whose answers (student's, teacher's) are probabilities already, where a softmax or sigmoid is taken of them."
     squashed_by: str = "softmax"

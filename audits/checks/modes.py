@@ -17,9 +17,8 @@ def teacher_mode(trace: Trace) -> Verdict:
 
     Fails when a norm or dropout of the teacher, be it a layer or a function, answers as in training where its answer
     reaches the loss, or the teacher's parameters get a gradient by which an optimizer moves them. A gradient that moves
-    nothing is a warning: it costs memory and time. So is a target that is the student's own answer, as a deeper exit's,
-    and carries a gradient, unless two answers are held against each other both ways. What the student's own features
-    go through, as a classifier of the teacher's, is no part of this.
+    nothing is a warning: it costs memory and time. What the student's own features go through, as a classifier of the
+    teacher's, is no part of this.
     """
     if not trace.losses.sights:
         return no_distillation(trace)
@@ -59,16 +58,6 @@ def teacher_mode(trace: Trace) -> Verdict:
                 sight.teacher_where or sight.where,
                 "warn",
             )
-    own = next((s for s in trace.losses.sights if s.own_target is not None), None)
-    if own is not None:
-        return failed(
-            "the target is the student's own answer and carries a gradient: it gives way to what it should teach; "
-            "detach it",
-            {"student": own.student},
-            own.own_target,
-            "warn",
-            by_itself=True,
-        )
     if not live:
         return undecided(
             "no-teacher-seen", "no live teacher reached the loss: its answers are stored, or none is there"

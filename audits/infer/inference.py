@@ -9,7 +9,6 @@ from kdbench.audits.infer.gradients import Gradients
 from kdbench.audits.infer.modes import Modes
 from kdbench.audits.infer.names import Names
 from kdbench.audits.infer.observer import Known, Observer
-from kdbench.audits.infer.own_targets import OwnTargets
 from kdbench.audits.infer.parameters import Parameters
 from kdbench.audits.infer.players import Players
 from kdbench.audits.infer.roles import Declared
@@ -57,7 +56,6 @@ class Inference:
             Batches(trace, taint, lineage),
             Terms(trace, taint, names),
             Divergences(trace),
-            OwnTargets(trace),
             self.features,
             names,  # names for good what the others have named by then
         ]

@@ -77,7 +77,7 @@ def teacher_answers(raw: RawWindow, cast: Cast, student: int) -> list[Answer]:
             found.append(Answer("logits", value))
     for f in raw.functions:
         if _reaches(raw, f.index):
-            found += _answers_to(f, 0 if cast.self_taught else student, cast.cached)
+            found += _answers_to(f, student, cast.cached)
     return found
 
 
@@ -87,11 +87,11 @@ def _are_one(a: Tensor, b: Tensor) -> bool:
 
 
 def _answers_to(f: FunctionCall, student: int, cached: bool) -> list[Answer]:
-    """Return what a softmax or a loss was given that is not the student's; or no part of it learns, where that is 0."""
+    """Return what a softmax or a loss was given that is not the student's."""
     found: list[Answer] = []
     if f.name in SOFTMAXES and f.operands:
         t, made, _ = f.operands[0]
-        if t is not None and not made.params & student and (made.params or cached) and (student or not t.requires_grad):
+        if t is not None and not made.params & student and (made.params or cached):
             found.append(Answer("argument", t.detach()))
     if f.name in ("kl_div", "mse_loss", "cross_entropy", "binary_cross_entropy_with_logits") and cached:
         for t, made, shape in f.operands[:2]:
@@ -232,7 +232,7 @@ def _is_of(label: Label, value: Tensor) -> bool:
 
 
 def _is_cut_from(label: Label, value: Tensor) -> bool:
-    """Say whether the label loss takes fewer rows than the logits (B, L, C) have, be they (B, C, L) or not."""
+    """Say whether the label loss takes fewer rows than the logits (B, L, C) have, as they are or with the classes second."""
     x = label.logits
     if x is None or x.ndim not in (2, 3) or x.numel() >= value.numel():
         return False
