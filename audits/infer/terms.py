@@ -10,6 +10,7 @@ from kdbench.audits.infer.meeting import cosine_over, drives_apart, order_of
 from kdbench.audits.infer.names import Names
 from kdbench.audits.infer.observer import EXPLAINED, Observer
 from kdbench.audits.infer.roles import Cast
+from kdbench.audits.infer.still import is_still
 from kdbench.audits.observe import torch_internals
 from kdbench.audits.observe.taint import Taint
 from kdbench.audits.observe.windows import DISTANCES, FunctionCall, RawWindow, leaves_of
@@ -79,6 +80,7 @@ class Terms(Observer):
 
     def _read_feature(self, term: Term, raw: RawWindow, cast: Cast, f: FunctionCall) -> None:
         """Read in which order the rows of features meet, and whether the loss draws them together."""
+        term.still = is_still(raw, cast, self._taint, f)
         order = order_of(raw, cast, f)
         term.permutation = order is False or _rows_moved(raw, cast, f)
         batch = {len(t) for g in cast.students for c in g.calls for t in c.given[:1] if t.ndim}

@@ -272,7 +272,7 @@ def _is_of(label: Label, value: Tensor) -> bool:
 
 
 def _is_cut_from(label: Label, value: Tensor) -> bool:
-    """Say whether the label loss takes fewer rows than the logits (B, L, C) have, as they are or with the classes second."""
+    """Say whether the label loss takes fewer rows than the logits (B, L, C) have, be the classes last or second."""
     x = label.logits
     if x is None or x.ndim not in (2, 3) or x.numel() >= value.numel():
         return False
