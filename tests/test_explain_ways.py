@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from test_explain_watched import T, Segmenter, Tagger, by_hand, finding, kl, pictures, rows, sentences, watched
+from test_explain_watched import Segmenter, T, Tagger, by_hand, finding, kl, pictures, rows, sentences, watched
 
 
 def of_cut_tokens(soft, way):

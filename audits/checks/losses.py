@@ -75,7 +75,7 @@ _WORDS = {
 def term_provenance(trace: Trace) -> Verdict:
     """Every distillation term reaches the student it should train, and the projector it goes through.
 
-    Fails when a term's student side is cut from its graph, when the teacher answers and the student is held against
+    Fails when a term's student side is cut from its graph, or does not move with what the student answers, when the teacher answers and the student is held against
     itself, the teacher against itself, or the answer reaches no loss, when a feature term leaves its projector or the
     student without a gradient, when no module has the name by which one is looked for to be hooked, when the student as
     a whole is frozen, or when the term's gradient is there and less than 1e-5 of the labels', and stays so. Warns of a
@@ -90,6 +90,8 @@ def term_provenance(trace: Trace) -> Verdict:
     acts = any(e.form != "nothing" for _, e in explained(trace))
     terms = [t for s in losses.sights for t in s.terms]
     if (verdict := _against_itself(trace) or _cut(terms, acts, sight.where) or _unhooked(trace)) is not None:
+        return verdict
+    if (verdict := _still(trace)) is not None:
         return verdict
     for t in terms:
         if t.projectors_missed:
@@ -107,6 +109,24 @@ def term_provenance(trace: Trace) -> Verdict:
     if any(t.reaches_student for t in terms):
         return _silent(trace, terms)
     return undecided("form-not-recognised", "no distance between student and teacher was recognised")
+
+
+def _still(trace: Trace) -> Verdict | None:
+    """Judge a distance of features that does not move with the student's answer, each time that it was seen."""
+    seen: dict[tuple[str, int, str], list[Term]] = {}
+    for t in (t for s in trace.losses.sights for t in s.terms if t.where is not None):
+        assert t.where is not None
+        seen.setdefault((t.where["file"], t.where["line"], t.name), []).append(t)
+    for terms in seen.values():
+        if len(terms) >= _TWICE and all(t.still for t in terms):
+            t = terms[0]
+            return failed(
+                f"the feature term ({t.name}) is in the loss and does not depend on the student's answer: what it "
+                "compares sums to zero, or is one number, however the student answers",
+                {"term": t.name, "shapes": [list(s) for s in t.shapes]},
+                t.where,
+            )
+    return None
 
 
 def _left_out(trace: Trace) -> Verdict | None:
@@ -428,8 +448,17 @@ _SOFTENED = ("forward", "reversed", "jsd", "topk", "topk-tail", "topk-scatter", 
 
 
 def _operands(t: Term, trace: Trace) -> Verdict | None:
-    if t.name != "kl_div" or t.against_itself:
+    if t.name != "kl_div":
         return None
+    if t.against_itself:
+        if not t.target_grad:
+            return None
+        return failed(
+            "the target carries a gradient: the answer of the student's own that teaches another is drawn towards it",
+            {"term": t.name, "shapes": [list(s) for s in t.shapes]},
+            t.where,
+            "warn",  # the two may be meant to meet half-way
+        )
     observed = {"target_sum": t.target_sum, "target_least": t.target_least, "input_sum": t.input_sum}
     if t.across is not None:
         shape = t.shapes[0]

@@ -10,6 +10,7 @@ from kdbench.audits.infer.meeting import cosine_over, drives_apart, order_of
 from kdbench.audits.infer.names import Names
 from kdbench.audits.infer.observer import EXPLAINED, Observer
 from kdbench.audits.infer.roles import Cast
+from kdbench.audits.infer.still import is_still
 from kdbench.audits.observe import torch_internals
 from kdbench.audits.observe.taint import Taint
 from kdbench.audits.observe.windows import DISTANCES, FunctionCall, RawWindow, leaves_of
@@ -22,6 +23,8 @@ _EVEN, _FLAT = 1e-4, 1e-2
 which they say nothing."""
 _LOOKED_AT = 64
 "Rows that tell whether they are log-probabilities."
+_MOST_NODES = 10_000
+"Graph nodes between a loss and the answers that it is made of: a loss has some tens."
 _FEWEST = 8
 "Rows below which an order of rows may be chance."
 
@@ -77,6 +80,7 @@ class Terms(Observer):
 
     def _read_feature(self, term: Term, raw: RawWindow, cast: Cast, f: FunctionCall) -> None:
         """Read in which order the rows of features meet, and whether the loss draws them together."""
+        term.still = is_still(raw, cast, self._taint, f)
         order = order_of(raw, cast, f)
         term.permutation = order is False or _rows_moved(raw, cast, f)
         batch = {len(t) for g in cast.students for c in g.calls for t in c.given[:1] if t.ndim}
@@ -95,6 +99,8 @@ class Terms(Observer):
         term.log_target = bool(f.arg(5, "log_target", False))
         if target is not None and target.requires_grad and not made_t.params & student:
             term.target_grad = bool(self._taint.moved_by(leaves_of([target.grad_fn])) & cast.teacher_mask)
+        if term.against_itself:
+            term.target_grad = _draws_its_target(raw, cast, f)
         term.swapped = bool(made_t.params & student and not made_x.params & student)
         with torch.no_grad():
             if target is not None and target.numel():
@@ -109,6 +115,41 @@ class Terms(Observer):
         if isinstance(out, Tensor) and out.ndim == 0 and out.requires_grad and len(raw.roots) == 1:
             (w,) = torch.autograd.grad(raw.roots[0], out, retain_graph=True, allow_unused=True)
             term.weight = None if w is None else float(w)
+
+
+def _draws_its_target(raw: RawWindow, cast: Cast, f: FunctionCall) -> bool:
+    """Say whether what the student's answer is held against is another answer of its own, with its graph.
+
+    Not where the two are held against each other in both directions, nor where the one is mixed into the other.
+    """
+    target = f.operands[1][0]
+    if target is None or not target.requires_grad:
+        return False
+    answers = {out.grad_fn for c in raw.calls if c.outputs is not None and (out := c.outputs()) is not None}
+
+    def sides(g: FunctionCall) -> list[set[Any]]:
+        return [_first_met(t.grad_fn, answers) if t is not None else set() for t, *_ in g.operands[:2]]
+
+    mine, its = sides(f)
+    if not mine or not its or mine <= its:
+        return False
+    others = [g for g in cast.soft if g.name == "kl_div" and len(g.operands) > 1 and g is not f]
+    return not any(sides(g) == [its, mine] for g in others)
+
+
+def _first_met(node: Any, answers: set[Any]) -> set[Any]:
+    """Return the graph nodes of modules' answers that one comes upon first from a node, down every way."""
+    found, seen, todo = set(), set(), [node]
+    while todo and len(seen) < _MOST_NODES:
+        at = todo.pop()
+        if at is None or at in seen:
+            continue
+        seen.add(at)
+        if at in answers:
+            found.add(at)
+        else:
+            todo.extend(parent for parent, _ in at.next_functions)
+    return found
 
 
 def _missed(f: FunctionCall, projectors: list[tuple[str, int]], leaves: int) -> list[str]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from kdbench.audits.infer.explain.across import across_fit
 from kdbench.audits.infer.explain.fit import Explanation, beside_each_other, fits, seen_fit
 from kdbench.audits.infer.explain.forms import Try
-from kdbench.audits.infer.explain.heads import Answer, Head, heads, teacher_answers
+from kdbench.audits.infer.explain.heads import Answer, Head, heads, softmax_heads, teacher_answers
 from kdbench.audits.infer.explain.parts import Gradients, gradients_at
 from kdbench.audits.infer.explain.permutation import order_searched, ordered_fit, permutation_of
 from kdbench.audits.infer.explain.rest import Rest, rest_of
@@ -35,8 +35,12 @@ def explain(raw: RawWindow, cast: Cast, hints: tuple[Try, ...] = ()) -> list[Exp
                 continue  # what was said of the logits made of it holds for it too
             explanation = _explain_head(raw, cast, group.mask, head, answers, hints)
             if explanation is not None:
+                if cast.self_taught:
+                    explanation.teacher_logits = None  # its own answer is no teacher's, to be held against the labels
                 found.append(explanation)
                 told = told or explanation.form != "nothing" or explanation.vanishes
+        if all(e.form in ("nothing", "unknown") for e in found):
+            found += _at_softmaxes(raw, cast, group.mask)
     # Of several heads the one that is distilled speaks; the others have no distillation term to explain.
     telling = [e for e in found if e.form != "nothing"]
     if telling:
@@ -45,6 +49,25 @@ def explain(raw: RawWindow, cast: Cast, hints: tuple[Try, ...] = ()) -> list[Exp
             if not e.label_weight and label_weights:
                 e.label_weight = label_weights[0]
     return telling or found[:1]
+
+
+def _at_softmaxes(raw: RawWindow, cast: Cast, student: int) -> list[Explanation]:
+    """Explain the gradient at what softmaxes were taken of, where that at the student's answers is not understood.
+
+    As where other losses reach the answers too, or the classes are made of them by hand. What was softened cannot be
+    told there, so neither temperature nor weight is read.
+    """
+    found = []
+    for head, answers in softmax_heads(raw, cast, student):
+        e = _explain_head(raw, cast, student, head, answers, ())
+        if e is not None and e.form in _KNOWN_AT_SOFTMAXES:
+            found.append(replace(e, temperature=None, weight=None, coefficients=None, coefficient_rows=None))
+            found[-1].teacher_logits = found[-1].attempt = None
+    return found
+
+
+_KNOWN_AT_SOFTMAXES = ("forward", "reversed", "jsd")
+"Forms that are told at a softmax's argument: they need nothing but both sides' probabilities."
 
 
 def _explain_head(

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kdbench.audits.infer.explain.rows import Layout, spread
 from kdbench.audits.infer.roles import Cast, Label
+from kdbench.audits.infer.targets import is_against_itself
 from kdbench.audits.observe import torch_internals
 from kdbench.audits.observe.windows import SMALL, SOFTMAXES, FunctionCall, RawWindow
 
@@ -78,7 +79,46 @@ def teacher_answers(raw: RawWindow, cast: Cast, student: int) -> list[Answer]:
     for f in raw.functions:
         if _reaches(raw, f.index):
             found += _answers_to(f, student, cast.cached)
+    if cast.self_taught:
+        found += [answer for f in cast.soft for answer in _own_answers(f, student)]
     return found
+
+
+def softmax_heads(raw: RawWindow, cast: Cast, student: int) -> list[tuple[Head, list[Answer]]]:
+    """Return what softmaxes over the last dimension were taken of, of the student's, and what it was held against."""
+    met = [
+        Answer("probabilities", said.detach())
+        for f in cast.soft
+        for side, made, _ in f.operands[:2]
+        if side is not None and side.ndim > 1 and side.is_floating_point()
+        for said in (side.exp() if f.name == "kl_div" and f.arg(5, "log_target", False) else side,)
+        if (cast.self_taught or not made.params & student) and _are_probabilities(_some(said))
+    ]
+    found: list[tuple[Head, list[Answer]]] = []
+    for f in raw.functions:
+        if f.name not in ("softmax", "log_softmax") or not f.operands or not _reaches(raw, f.index):
+            continue
+        z, made, shape = f.operands[0]
+        over = f.arg(1, "dim", -1)
+        if z is None or not z.requires_grad or not made.params & student or over not in (-1, len(shape) - 1):
+            continue
+        answers = [a for a in met if a.values.shape == z.shape]
+        if answers and all(head.z is not z for head, _ in found):
+            found.append((Head(z, z.detach(), []), answers))
+    return found[:_MOST]
+
+
+def _own_answers(f: FunctionCall, student: int) -> list[Answer]:
+    """Return what a divergence or a distance holds the student's answer against that is the student's as well."""
+    if f.name not in ("kl_div", "mse_loss") or not is_against_itself(f, student):
+        return []
+    target = f.operands[1][0]
+    if target is None or target.ndim < 2 or not target.is_floating_point():
+        return []
+    if f.name == "mse_loss":
+        return [Answer("logits", target.detach())]
+    said = target.detach().exp() if f.arg(5, "log_target", False) else target.detach()
+    return [Answer("probabilities", said)] if _are_probabilities(_some(said)) else []
 
 
 def _are_one(a: Tensor, b: Tensor) -> bool:
@@ -232,7 +272,7 @@ def _is_of(label: Label, value: Tensor) -> bool:
 
 
 def _is_cut_from(label: Label, value: Tensor) -> bool:
-    """Say whether the label loss takes fewer rows than the logits (B, L, C) have, as they are or with the classes second."""
+    """Say whether the label loss takes fewer rows than the logits (B, L, C) have, be the classes last or second."""
     x = label.logits
     if x is None or x.ndim not in (2, 3) or x.numel() >= value.numel():
         return False
