@@ -131,7 +131,7 @@ def _draws_its_target(raw: RawWindow, cast: Cast, f: FunctionCall) -> bool:
         return [_first_met(t.grad_fn, answers) if t is not None else set() for t, *_ in g.operands[:2]]
 
     mine, its = sides(f)
-    if not mine or not its or mine <= its:
+    if not mine or not its or mine <= its or its <= mine:
         return False
     others = [g for g in cast.soft if g.name == "kl_div" and len(g.operands) > 1 and g is not f]
     return not any(sides(g) == [its, mine] for g in others)
