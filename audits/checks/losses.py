@@ -248,7 +248,7 @@ def _cut(terms: list[Term], acts: bool, backward: Where | None) -> Verdict | Non
     for kind in ("soft", "feature"):
         mine = [t for t in terms if t.kind == kind and not t.against_itself]
         # A similarity of the detached answers may weigh the samples of a term that acts.
-        direct = [t for t in mine if t.name in DIRECT and not (acts and t.name == "cosine_similarity")]
+        direct = [t for t in mine if t.anew or (t.name in DIRECT and not (acts and t.name == "cosine_similarity"))]
         cut = [t for t in direct if not t.reaches_student]
         if not cut and mine and not any(t.reaches_student for t in mine):
             cut = mine
