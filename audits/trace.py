@@ -198,8 +198,12 @@ class Term:
     log_target: bool = False
     apart: bool = False
     "Whether the loss falls where student and teacher go apart."
+    still: bool = False
+    "Whether it is heard by the loss, and does not move with the student's answer."
     whole_rows: bool = True
     "Whether its operands hold the rows of the batch as they are, so that their order is that of the batch."
+    anew: bool = False
+    "Whether it is a number that was cut from its graph and asks for a gradient anew."
     across: int | None = None
     "The dimension over which probabilities sum to one where it is not the classes'."
 

@@ -74,7 +74,7 @@ def test_the_example_for(make, wrong, capsys, monkeypatch, tmp_path):
     names = make(wrong)
     exec(compile(EXAMPLES[make.__name__], f"audit.md, {make.__name__}", "exec"), names)
     shown = capsys.readouterr().out
-    assert "KD301 teacher-mode" in shown.partition("passed: ")[2]
+    assert "KD302 teacher-frozen" in shown.partition("passed: ")[2]
     assert ("KD312 kd-scale  " in shown) == bool(wrong)
 
 

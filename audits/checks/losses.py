@@ -75,7 +75,7 @@ _WORDS = {
 def term_provenance(trace: Trace) -> Verdict:
     """Every distillation term reaches the student it should train, and the projector it goes through.
 
-    Fails when a term's student side is cut from its graph, when the teacher answers and the student is held against
+    Fails when a term's student side is cut from its graph, or does not move with what the student answers, when the teacher answers and the student is held against
     itself, the teacher against itself, or the answer reaches no loss, when a feature term leaves its projector or the
     student without a gradient, when no module has the name by which one is looked for to be hooked, when the student as
     a whole is frozen, or when the term's gradient is there and less than 1e-5 of the labels', and stays so. Warns of a
@@ -90,6 +90,8 @@ def term_provenance(trace: Trace) -> Verdict:
     acts = any(e.form != "nothing" for _, e in explained(trace))
     terms = [t for s in losses.sights for t in s.terms]
     if (verdict := _against_itself(trace) or _cut(terms, acts, sight.where) or _unhooked(trace)) is not None:
+        return verdict
+    if (verdict := _still(trace)) is not None:
         return verdict
     for t in terms:
         if t.projectors_missed:
@@ -107,6 +109,24 @@ def term_provenance(trace: Trace) -> Verdict:
     if any(t.reaches_student for t in terms):
         return _silent(trace, terms)
     return undecided("form-not-recognised", "no distance between student and teacher was recognised")
+
+
+def _still(trace: Trace) -> Verdict | None:
+    """Judge a distance of features that does not move with the student's answer, each time that it was seen."""
+    seen: dict[tuple[str, int, str], list[Term]] = {}
+    for t in (t for s in trace.losses.sights for t in s.terms if t.where is not None):
+        assert t.where is not None
+        seen.setdefault((t.where["file"], t.where["line"], t.name), []).append(t)
+    for terms in seen.values():
+        if len(terms) >= _TWICE and all(t.still for t in terms):
+            t = terms[0]
+            return failed(
+                f"the feature term ({t.name}) is in the loss and does not depend on the student's answer: what it "
+                "compares sums to zero, or is one number, however the student answers",
+                {"term": t.name, "shapes": [list(s) for s in t.shapes]},
+                t.where,
+            )
+    return None
 
 
 def _left_out(trace: Trace) -> Verdict | None:
@@ -228,7 +248,7 @@ def _cut(terms: list[Term], acts: bool, backward: Where | None) -> Verdict | Non
     for kind in ("soft", "feature"):
         mine = [t for t in terms if t.kind == kind and not t.against_itself]
         # A similarity of the detached answers may weigh the samples of a term that acts.
-        direct = [t for t in mine if t.name in DIRECT and not (acts and t.name == "cosine_similarity")]
+        direct = [t for t in mine if t.anew or (t.name in DIRECT and not (acts and t.name == "cosine_similarity"))]
         cut = [t for t in direct if not t.reaches_student]
         if not cut and mine and not any(t.reaches_student for t in mine):
             cut = mine

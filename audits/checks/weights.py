@@ -109,7 +109,8 @@ def kd_scale(trace: Trace) -> Verdict:
     if e.partial:
         said = "only some rows are distilled, so the weight is relative"
         return undecided("form-not-recognised", said, "alpha", reading.observed)
-    verdict = _beside_labels(reading) or _mean_reduction(trace)
+    # Where exits teach each other the labels weigh on each as they will: what sums to one is not one exit's share.
+    verdict = (None if sight.self_taught else _beside_labels(reading)) or _mean_reduction(trace)
     if verdict is not None:
         return verdict
     slip = _slip_on_the_way(e, sight.micro)

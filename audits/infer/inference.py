@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from kdbench.audits.infer.batches import Batches
+from kdbench.audits.infer.cut_losses import CutLosses
 from kdbench.audits.infer.features import Features
 from kdbench.audits.infer.gradients import Gradients
 from kdbench.audits.infer.modes import Modes
@@ -56,6 +57,7 @@ class Inference:
             Gradients(trace, windows),
             Batches(trace, taint, lineage),
             Terms(trace, taint, names),
+            CutLosses(trace, taint),  # after the terms, among which it enters what it finds
             Divergences(trace),
             TokensSeen(),
             self.features,

@@ -10,6 +10,7 @@ from kdbench.audits.infer.meeting import cosine_over, drives_apart, order_of
 from kdbench.audits.infer.names import Names
 from kdbench.audits.infer.observer import EXPLAINED, Observer
 from kdbench.audits.infer.roles import Cast
+from kdbench.audits.infer.still import is_still
 from kdbench.audits.observe import torch_internals
 from kdbench.audits.observe.taint import Taint
 from kdbench.audits.observe.windows import DISTANCES, FunctionCall, RawWindow, leaves_of
@@ -79,6 +80,7 @@ class Terms(Observer):
 
     def _read_feature(self, term: Term, raw: RawWindow, cast: Cast, f: FunctionCall) -> None:
         """Read in which order the rows of features meet, and whether the loss draws them together."""
+        term.still = is_still(raw, cast, self._taint, f)
         order = order_of(raw, cast, f)
         term.permutation = order is False or _rows_moved(raw, cast, f)
         batch = {len(t) for g in cast.students for c in g.calls for t in c.given[:1] if t.ndim}
@@ -129,7 +131,7 @@ def _draws_its_target(raw: RawWindow, cast: Cast, f: FunctionCall) -> bool:
         return [_first_met(t.grad_fn, answers) if t is not None else set() for t, *_ in g.operands[:2]]
 
     mine, its = sides(f)
-    if not mine or not its or mine <= its:
+    if not mine or not its or mine <= its or its <= mine:
         return False
     others = [g for g in cast.soft if g.name == "kl_div" and len(g.operands) > 1 and g is not f]
     return not any(sides(g) == [its, mine] for g in others)

@@ -23,7 +23,7 @@ from kdbench.audits.observe.flow import (
 )
 from kdbench.audits.observe.lineage import Lineage
 from kdbench.audits.observe.readable import is_readable
-from kdbench.audits.observe.taint import Made, Mode, Taint, is_getter_to_skip, pop_if_on_top, push, tensors_in
+from kdbench.audits.observe.taint import NOTHING, Made, Mode, Taint, is_getter_to_skip, pop_if_on_top, push, tensors_in
 from kdbench.audits.observe.windows import (
     DISTANCES,
     LABEL_LOSSES,
@@ -350,7 +350,8 @@ class Recorder:
         kwargs, out = rest if len(rest) == 2 else ({}, rest[0])
         if torch.compiler.is_compiling() or not self._at_home() or not self._stack:
             return
-        if self._lifted == len(self._stack):
+        dark = self._lifted == len(self._stack)
+        if dark:
             self._lifted = 0
             push(self._mode)
         call = self._stack.pop()
@@ -360,20 +361,21 @@ class Recorder:
             if kwargs and call.given != (more := [*call.given, *tensors_in(kwargs, 2)]):
                 call.given = more[:6]
                 call.fed = self.taint.of(more)
-            self._answered(call, out)
+            self._answered(call, out, dark)
         except Exception as error:
             self._on_error(error)
 
-    def _answered(self, call: ModuleCall, out: Any) -> None:
+    def _answered(self, call: ModuleCall, out: Any, dark: bool) -> None:
+        """Note what a module answered and what that is made of; `dark` says that the mode was off meanwhile."""
         taint = self.taint
         outs = list(tensors_in(out))
         made = taint.of(outs)
-        if not made.params:  # compiled code, threads, custom functions: seen from outside only
+        if dark or not made.params:  # compiled code, threads, custom functions: seen from outside only
             own = taint.mask(call.module.parameters())
             made = Made(call.fed.params | own, call.fed.calls, taint.base)
         bit = 1 << call.index
         for t in outs:
-            old = taint.of(t)
+            old = NOTHING if dark else taint.of(t)  # what the modules within told of says nothing of what is between
             taint.put(t, Made(old.params or made.params, old.calls | call.fed.calls | bit, taint.base))
         call.out = Made(made.params, made.calls | call.fed.calls | bit, taint.base)
         if outs:

@@ -115,10 +115,16 @@ class Taint:
         return whole
 
     def moved_by(self, leaves: Iterable[Tensor]) -> int:
-        """Return the mask of what a gradient at these leaves trains; a copy of a parameter stands for it."""
+        """Return the mask of what a gradient at these leaves trains; a copy of a parameter stands for it.
+
+        One number that networks' answers went into is no copy: a loss that was cut from its graph, and trains nothing.
+        """
         whole = 0
         for leaf in leaves:
-            whole |= self.bit(leaf) if isinstance(leaf, nn.Parameter) else self.of(leaf).params
+            if isinstance(leaf, nn.Parameter):
+                whole |= self.bit(leaf)
+            elif leaf.numel() > 1 or not self.of(leaf).calls:
+                whole |= self.of(leaf).params
         return whole
 
     def of(self, value: Any, ids: bool = False) -> Made:

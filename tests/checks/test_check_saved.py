@@ -32,7 +32,7 @@ CASES["KD335"] = {
     ),
     "not to its end": (
         kept(TEACHERS, whole=False),
-        undecided("not-in-these-steps", "up to here; the script was not seen to its end", "more --steps"),
+        undecided("not-in-these-steps", "up to here; the script was not seen to its end", "--steps"),
     ),
     "by reference": (
         kept(Saved(1.0, 0.0, None), own=[OTHER, None]),

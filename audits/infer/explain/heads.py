@@ -273,7 +273,7 @@ def _is_of(label: Label, value: Tensor) -> bool:
 
 
 def _is_cut_from(label: Label, value: Tensor) -> bool:
-    """Say whether the label loss takes fewer rows than the logits (B, L, C) have, the classes last or second."""
+    """Say whether the label loss takes fewer rows than the logits (B, L, C) have, be the classes last or second."""
     x = label.logits
     if x is None or x.ndim not in (2, 3) or x.numel() >= value.numel():
         return False

@@ -1,0 +1,75 @@
+"""Whether a distance between student and teacher depends on the student's answer at all."""
+
+import math
+from collections import deque
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdbench.audits.infer.roles import Cast
+from kdbench.audits.observe import torch_internals
+from kdbench.audits.observe.taint import Taint
+from kdbench.audits.observe.windows import SMALL, FunctionCall, RawWindow
+
+_STILL = 1e-3
+"Part of the gradient that comes in at a distance that it hands on: a division by a small deviation magnifies rounding."
+_NO_SHARE = 1e-6
+"Part of the whole gradient at the student's answer below which a term teaches nothing."
+_ONE = 1e-3
+"Difference, relative to their size, up to which two answers are one: then there is no gradient to hand on."
+_NEAREST, _MOST_NODES = 3, 10_000
+"Matrices of the student's nearest to the distance that are asked, and graph nodes within which they are looked for."
+
+
+def is_still(raw: RawWindow, cast: Cast, taint: Taint, f: FunctionCall) -> bool:
+    """Say whether a distance is heard by the loss, differs, and yet does not move with the student's answer.
+
+    So it is where what is compared sums to zero, or is one number, by the way in which it was made.
+    """
+    out = f.out
+    sides = [t for t, *_ in f.operands[:2]]
+    if not isinstance(out, Tensor) or not out.requires_grad or len(raw.roots) != 1 or len(sides) < 2:
+        return False
+    if any(t is None or t.numel() > SMALL for t in sides) or _are_one(sides[0], sides[1]):
+        return False
+    (w,) = torch.autograd.grad(raw.roots[0], out, retain_graph=True, allow_unused=True)
+    if w is None or not bool((w != 0).any()):
+        return False
+    nearest = _nearest(f, taint, cast.student_mask)
+    own = _norm(torch.autograd.grad(out, nearest, w, retain_graph=True, allow_unused=True)) if nearest else math.inf
+    if own > _STILL * float(w.float().norm()):
+        return False
+    whole = _norm(torch.autograd.grad(raw.roots[0], nearest, retain_graph=True, allow_unused=True))
+    return own < _NO_SHARE * whole
+
+
+def _norm(parts: tuple[Tensor | None, ...]) -> float:
+    return math.sqrt(sum(float(g.float().norm()) ** 2 for g in parts if g is not None))
+
+
+def _are_one(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape:
+        return False
+    a, b = a.detach().float(), b.detach().float()
+    return float((a - b).norm()) <= _ONE * float(a.norm())
+
+
+def _nearest(f: FunctionCall, taint: Taint, student: int) -> list[Tensor]:
+    """Return the student's matrices that a distance's gradient comes upon first.
+
+    No vectors: a bias before a normalisation never gets any.
+    """
+    found: list[Tensor] = []
+    seen: set[Any] = set()
+    todo = deque([f.grad_fn])
+    while todo and len(seen) < _MOST_NODES and len(found) < _NEAREST:
+        node = todo.popleft()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, torch_internals.LEAF, None)
+        if leaf is not None and leaf.ndim > 1 and taint.mask([leaf]) & student and not torch_internals.hooks_of(leaf):
+            found.append(leaf)
+        todo.extend(parent for parent, _ in node.next_functions)
+    return found
