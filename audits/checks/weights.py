@@ -26,7 +26,17 @@ _COUNTED = 2.0**22
 
 _SCALED = ("forward", "reversed", "jsd", "topk", "topk-tail", "topk-scatter", "standardised")
 "Forms of which T^2 times the divergence, averaged over the rows, is the canonical scale."
-_UNSCALED = ("mse-logits", "mse-probabilities", "hard-labels", "cosine", "sigmoids", "sigmoids-to-softmax", "sum")
+_UNSCALED = (
+    "mse-logits",
+    "mse-probabilities",
+    "hard-labels",
+    "cosine",
+    "sigmoids",
+    "sigmoids-to-softmax",
+    "sum",
+    "decoupled",
+    "normalised",
+)
 "Forms of which no scale is."
 
 
