@@ -23,7 +23,6 @@ SILENT = {
 }
 "Where no distillation is seen; elsewhere silence proves nothing."
 UNREAD = {
-    "self_distillation",
     "two_dropouts",
     "standardised_logits",
     "decoupled_loss",
