@@ -23,10 +23,7 @@ SILENT = {
 }
 "Where no distillation is seen; elsewhere silence proves nothing."
 UNREAD = {
-    "self_distillation",
-    "two_dropouts",
     "standardised_logits",
-    "decoupled_loss",
     "adversarial_pair",
     "contrast_with_memory",
 }
