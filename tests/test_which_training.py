@@ -418,3 +418,33 @@ def uneven(shown):
 def test_a_teacher_is_held_against_many_batches_of_its_training(shown, warned):
     report, _ = observed(uneven, shown)
     assert ("KD304" in [f.id for f in report.failed("warn")]) == warned, [f.message for f in report.failed("warn")]
+
+
+def digits(soft):
+    """A classifier learns labels beside what should be a trained one's answers."""
+    big, small = mlp(24), mlp(8)
+    adam = torch.optim.Adam(big.parameters(), 1e-2)
+    for _ in range(30):
+        x, y = rows(16)
+        step(adam, F.cross_entropy(big(x), y))
+    big.eval()
+    adam = torch.optim.Adam(small.parameters(), 1e-2)
+    for _ in range(STEPS):
+        x, y = rows(16)
+        with torch.no_grad():
+            said = big(x)
+        z = small(x)
+        step(adam, 0.5 * F.cross_entropy(z, y) + 0.5 * soft(z, said))
+
+
+def kl_of(a, b, log_target):
+    p, q = (x.div(2).log_softmax(1) for x in (a, b))
+    return 4 * F.kl_div(p, q if log_target else q.exp(), reduction="batchmean", log_target=log_target)
+
+
+@pytest.mark.parametrize("log_target", [True, False])
+def test_a_divergence_of_the_teacher_from_itself_is_named_although_the_student_is_in_none(log_target):
+    report, _ = observed(digits, lambda z, t: kl_of(t, t, log_target))
+    found = next(f for f in report.findings if f.id == "KD311")
+    assert found.status == "fail" and "holds the teacher's answer against itself" in found.message
+    assert named_first(observed(digits, lambda z, t: kl_of(z, t, log_target))[0]) is None

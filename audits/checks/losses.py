@@ -43,6 +43,7 @@ _FORMS = {
     "belong",
     "jsd-of-logits": "its mixture is one of logits, not of probabilities",
     "topk-of-student": "the classes that it is taken over are the student's likeliest, not the teacher's",
+    "undivided": "its part over the classes other than the label's holds the label's too: the mask leaves none out",
     "negative": "its sign is wrong: it drives the student away from the teacher",
 }
 _WORDS = {
@@ -59,6 +60,9 @@ _WORDS = {
     "cosine": "the cosine between the answers",
     "sigmoids": "binary cross-entropy with the teacher's scores, class by class",
     "sigmoids-to-softmax": "binary cross-entropy with the teacher's probabilities, class by class",
+    "decoupled": "the label's class against the rest, and the other classes among each other (decoupled)",
+    "normalised": "the label's class by the teacher's confidence, and the other classes among each other (normalised)",
+    "weighed-labels": "the labels, each weighed by the teacher's confidence in it",
     "standardised": "KL(teacher || student) of standardised logits",
 }
 "Forms that are right, as messages name them."

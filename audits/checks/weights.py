@@ -26,7 +26,17 @@ _COUNTED = 2.0**22
 
 _SCALED = ("forward", "reversed", "jsd", "topk", "topk-tail", "topk-scatter", "standardised")
 "Forms of which T^2 times the divergence, averaged over the rows, is the canonical scale."
-_UNSCALED = ("mse-logits", "mse-probabilities", "hard-labels", "cosine", "sigmoids", "sigmoids-to-softmax", "sum")
+_UNSCALED = (
+    "mse-logits",
+    "mse-probabilities",
+    "hard-labels",
+    "cosine",
+    "sigmoids",
+    "sigmoids-to-softmax",
+    "sum",
+    "decoupled",
+    "normalised",
+)
 "Forms of which no scale is."
 
 
@@ -257,6 +267,8 @@ def _slip_on_the_way(e: Explanation, micro: int) -> str | None:
         return "1/C (the sum is divided by the classes too)"  # a mean over all numbers, by another road
     if abs(rest * e.classes - 1) <= _ON_THE_WAY and not any(abs(f / e.classes - 1) <= TOLERANCE for f in factors):
         return "1/C (the mean divides by the classes too)"
+    if len(by_rows) == 1 and abs(rest * e.classes / e.rows - 1) <= _ON_THE_WAY and e.rows > 1:
+        return "1/C (the mean divides by the classes too)"  # over the classes alone; the rows are divided by hand
     if abs(rest / e.rows - 1) <= _ON_THE_WAY and not by_rows and e.rows > 1:
         return "B (the sum was not divided by the batch)"
     if abs(rest - 1) <= _ON_THE_WAY and len(by_rows) == 1 and e.rows > 1:

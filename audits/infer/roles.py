@@ -464,11 +464,16 @@ def _are_numbers(group: Group) -> bool:
 
 
 def _is_met(group: Group, meeting: list[FunctionCall], student: int) -> bool:
-    return any(
-        any(made.params & group.mask for _, made, _ in f.operands)
-        and any(made.params & student for _, made, _ in f.operands)
-        for f in meeting
-    )
+    """Say whether the student's answer met a group's, or a constant holds the group's against itself in its place."""
+
+    def is_held(f: FunctionCall) -> bool:
+        made = [m.params for _, m, _ in f.operands]
+        if any(m & group.mask for m in made) and any(m & student for m in made):
+            return True
+        of_two = f.name in ("kl_div", *DISTANCES) and not f.requires_grad and len(made) > 1
+        return of_two and all(m and not m & ~group.mask for m in made[:2])
+
+    return any(is_held(f) for f in meeting)
 
 
 def _holder(

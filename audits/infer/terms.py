@@ -182,13 +182,22 @@ def _of_teacher_alone(raw: RawWindow, cast: Cast) -> list[Term]:
     """Return the distances in the loss both sides of which are one answer of a teacher's: they are constant."""
     found = []
     for f in raw.functions:
-        if f.name not in DISTANCES or not raw.root.calls >> f.index & 1 or f.made.params & ~cast.teacher_mask:
+        if (
+            f.name not in ("kl_div", *DISTANCES)
+            or not raw.root.calls >> f.index & 1
+            or f.made.params & ~cast.teacher_mask
+        ):
             continue
         sides = [(t, shape) for t, made, shape in f.operands[:2] if t is not None and made.params and t.ndim > 1]
-        if len(sides) == 2 and sides[0][1] == sides[1][1] and torch.equal(sides[0][0], sides[1][0]):
+        if len(sides) == 2 and sides[0][1] == sides[1][1] and _are_one(sides[0][0], sides[1][0]):
             shapes = [shape for _, shape in sides]
             found.append(Term("feature", f.name, f.where, False, False, [], shapes, of_teacher_alone=True))
     return found
+
+
+def _are_one(a: Tensor, b: Tensor) -> bool:
+    """Say whether two sides are one answer, be the first its logarithm."""
+    return torch.equal(a, b) or (float(a.detach().max()) <= 0 and torch.allclose(a.detach().exp(), b.detach()))
 
 
 def _rows_moved(raw: RawWindow, cast: Cast, f: FunctionCall) -> bool:

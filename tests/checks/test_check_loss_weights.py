@@ -337,6 +337,7 @@ CASES["KD312"] |= {
     "divided by C, and multiplied by something else": written(ONE_C, 0.5 * 1.1, 0.5, 16.0, 11.0),
     "divided by C at temperature 1": written(ONE_C, 0.05, 0.5, **AT_ONE),
     "divided by C and by T^2": written(ONE_C, 0.05 / 16, 0.5),
+    "a mean over C, and divided by the batch": written(ONE_C, 0.05, 0.5, 16.0, 1 / 8),
     "summed": written(BY_B, 4.0, 0.5, 16.0),
     "summed, within five in a thousand": written(BY_B, 4.0 * 1.004, 0.5, 16.0),
     "summed, beyond": written(None, 4.0 * 1.006, 0.5, 16.0),

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from kdbench.audits.infer.explain.across import across_fit
+from kdbench.audits.infer.explain.decoupled import decoupled_fit, leaves_nothing_out
 from kdbench.audits.infer.explain.fit import Explanation, beside_each_other, fits, seen_fit
 from kdbench.audits.infer.explain.forms import Try
 from kdbench.audits.infer.explain.heads import Answer, Head, heads, softmax_heads, teacher_answers
@@ -39,7 +40,7 @@ def explain(raw: RawWindow, cast: Cast, hints: tuple[Try, ...] = ()) -> list[Exp
                     explanation.teacher_logits = None  # its own answer is no teacher's, to be held against the labels
                 found.append(explanation)
                 told = told or explanation.form != "nothing" or explanation.vanishes
-        if all(e.form in ("nothing", "unknown") for e in found):
+        if cast.self_taught and all(e.form in ("nothing", "unknown") for e in found):
             found += _at_softmaxes(raw, cast, group.mask)
     # Of several heads the one that is distilled speaks; the others have no distillation term to explain.
     telling = [e for e in found if e.form != "nothing"]
@@ -52,10 +53,10 @@ def explain(raw: RawWindow, cast: Cast, hints: tuple[Try, ...] = ()) -> list[Exp
 
 
 def _at_softmaxes(raw: RawWindow, cast: Cast, student: int) -> list[Explanation]:
-    """Explain the gradient at what softmaxes were taken of, where that at the student's answers is not understood.
+    """Explain the gradient where softmaxes of a self-taught student were taken, if that at its layers says nothing.
 
-    As where other losses reach the answers too, or the classes are made of them by hand. What was softened cannot be
-    told there, so neither temperature nor weight is read.
+    As where other losses reach the layers too. What was softened cannot be told there, so neither temperature nor
+    weight is read.
     """
     found = []
     for head, answers in softmax_heads(raw, cast, student):
@@ -125,6 +126,7 @@ def _explained(
         forward_searched,
         topk_fit,
         ordered_fit,
+        decoupled_fit,
         searched_fit,
         beside_each_other,
         order_searched,
@@ -132,6 +134,8 @@ def _explained(
     ):
         found = attempt(rest, softened, blank)
         if found is not None and fits(rest, found):
+            if found.form == "undivided" and not leaves_nothing_out(raw, rest.layout.classes):
+                return replace(found, form="sum", parts=["forward", "weighed-labels"])
             return found
         if found is not None and (best is None or found.residual < best.residual):
             best = found

@@ -92,7 +92,7 @@ def softmax_heads(raw: RawWindow, cast: Cast, student: int) -> list[tuple[Head, 
         for side, made, _ in f.operands[:2]
         if side is not None and side.ndim > 1 and side.is_floating_point()
         for said in (side.exp() if f.name == "kl_div" and f.arg(5, "log_target", False) else side,)
-        if (cast.self_taught or not made.params & student) and _are_probabilities(_some(said))
+        if made.params and _are_probabilities(_some(said))
     ]
     found: list[tuple[Head, list[Answer]]] = []
     for f in raw.functions:
