@@ -1,4 +1,4 @@
-"""A distillation loss that is wrapped anew asks for a gradient, and hands none on; other leaves are right."""
+"""A distillation loss that is wrapped anew asks for a gradient and hands none on; beside leaves that are rightly so."""
 
 import pytest
 import torch

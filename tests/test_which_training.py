@@ -387,6 +387,39 @@ def test_stored_answers_are_no_network_that_could_be_missed():
     assert len(_lost_names(Contract(teacher="big"), seen)) == 1
 
 
+def uneven(shown):
+    """Batches of one source that differ much from each other: a factor of their own scales each.
+
+    `shown` scales what the networks are shown in the distillation.
+    """
+    teacher, student = mlp(24), mlp(8)
+
+    def scene():
+        x, y = rows()
+        return x * float(torch.empty(()).uniform_(0.3, 3.0)), y
+
+    adam = torch.optim.Adam(teacher.parameters(), 1e-2)
+    for _ in range(40):
+        x, y = scene()
+        step(adam, F.cross_entropy(teacher(x), y))
+    teacher.eval()
+    adam = torch.optim.Adam(student.parameters(), 1e-2)
+    for _ in range(STEPS):
+        x, y = scene()
+        x = x * shown
+        with torch.no_grad():
+            said = teacher(x)
+        logits = student(x)
+        step(adam, F.cross_entropy(logits, y) + F.mse_loss(logits, said))
+    return teacher, student
+
+
+@pytest.mark.parametrize(("shown", "warned"), [(1.0, False), (30.0, True)])
+def test_a_teacher_is_held_against_many_batches_of_its_training(shown, warned):
+    report, _ = observed(uneven, shown)
+    assert ("KD304" in [f.id for f in report.failed("warn")]) == warned, [f.message for f in report.failed("warn")]
+
+
 def digits(soft):
     """A classifier learns labels beside what should be a trained one's answers."""
     big, small = mlp(24), mlp(8)

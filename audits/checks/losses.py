@@ -81,10 +81,10 @@ def term_provenance(trace: Trace) -> Verdict:
 
     Fails when a term's student side is cut from its graph, or does not move with what the student answers, when the
     teacher answers and the student is held against itself, the teacher against itself, or the answer reaches no loss,
-    when a feature term leaves its projector or the student without a gradient, when no module has the name by which one
-    is looked for to be hooked, when the student as a whole is frozen, or when the term's gradient is there and less
-    than 1e-5 of the labels', and stays so. Warns of a
-    kl_div between the two that is computed with its graph and is in no loss.
+    when a feature term leaves its projector or the student without a gradient, when no module has the name by which
+    one is looked for to be hooked, when the student as a whole is frozen, or when the term's gradient is there and
+    less than 1e-5 of the labels', and stays so. Warns of a kl_div between the two that is computed with its graph and
+    is in no loss.
     """
     losses = trace.losses
     if (verdict := _heard(trace)) is not None:

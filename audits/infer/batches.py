@@ -23,6 +23,8 @@ _ORDER = ("same", "permuted", "flipped", "affine", "view", "differ", "shapes")
 _SHIFTED, _NARROWER, _WIDER = 0.5, 0.6, 1.7
 """Deviations by which the mean of a batch may lie off what the teacher learned on, and factors between which its
 deviation may lie: batches of one normalisation stay well within, another normalisation goes beyond."""
+_LEARNED = 24
+"Batches of its own training that a network is remembered by: where single batches differ much, one says little."
 _PADDED = 0.05
 "Part of a vocabulary by which two tables of one tokenizer may differ: they are padded to round numbers."
 _SETTLED = 30
@@ -42,12 +44,14 @@ class Batches(Observer):
     def __init__(self, trace: Trace, taint: Taint, lineage: Lineage) -> None:
         self._trace, self._taint, self._lineage = trace, taint, lineage
         self._trained_on: Any = WeakKeyDictionary()
-        "By network, mean and deviation of what it was shown when it learned for itself."
+        "By network, mean and deviation of the first batches that it was shown when it learned for itself."
 
     def answered(self, raw: RawWindow, call: ModuleCall) -> None:
         """Note what a network is shown that learns for itself."""
         if call.grad and call.training and call.given and call.given[0].is_floating_point() and _is_data(call.given[0]):
-            self._trained_on.setdefault(call.module, _spread(call.given[0]))
+            learned = self._trained_on.setdefault(call.module, [])
+            if len(learned) < _LEARNED:
+                learned.append(_spread(call.given[0]))
 
     def window(self, raw: RawWindow, cast: Cast, sight: Sight) -> None:
         """Compare the batches."""
@@ -122,20 +126,26 @@ class Batches(Observer):
         return self._lineage.is_made_of(mine, its) or (mine.dtype == its.dtype and torch.equal(mine, its))
 
     def _untrained_on(self, cast: Cast) -> Inputs | None:
-        """Say how what the teacher is shown differs in mean or deviation from what it learned on."""
+        """Say how what the teacher is shown differs in mean or deviation from every batch that it learned on."""
         for group in cast.teachers:
             learned = self._trained_on.get(group.module)
             given = [c.given[0] for c in group.calls if c.module is group.module and c.given and not c.fed.params]
-            if learned is None or not given or not given[0].is_floating_point() or not _is_data(given[0]):
+            if not learned or not given or not given[0].is_floating_point() or not _is_data(given[0]):
                 continue
-            (mean, deviation), (now, spread) = learned, _spread(given[0])
-            shifted = abs(now - mean) > _SHIFTED * deviation
-            if deviation > 0 and (shifted or not _NARROWER < spread / deviation < _WIDER):
+            now, spread = _spread(given[0])
+            if all(_is_unlike(now, spread, *batch) for batch in learned):
+                mean, deviation = learned[0]
                 trained = f"{mean:.3g} and {deviation:.3g}"
                 return Inputs(
                     "untrained", f"mean {now:.3g} and deviation {spread:.3g}, where it was trained on {trained}"
                 )
         return None
+
+
+def _is_unlike(now: float, spread: float, mean: float, deviation: float) -> bool:
+    """Say whether a batch has another mean or deviation than one that was learned on."""
+    shifted = abs(now - mean) > _SHIFTED * deviation
+    return deviation > 0 and (shifted or not _NARROWER < spread / deviation < _WIDER)
 
 
 def _reaches(raw: RawWindow, call: ModuleCall) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 from kdbench.audits.infer.roles import Cast
 from kdbench.audits.observe import torch_internals
 from kdbench.audits.observe.taint import Taint
-from kdbench.audits.observe.windows import SMALL, FunctionCall, RawWindow
+from kdbench.audits.observe.windows import DISTANCES, SMALL, FunctionCall, RawWindow
 
 _STILL = 1e-3
 "Part of the gradient that comes in at a distance that it hands on: a division by a small deviation magnifies rounding."
@@ -18,6 +18,8 @@ _NO_SHARE = 1e-6
 "Part of the whole gradient at the student's answer below which a term teaches nothing."
 _ONE = 1e-3
 "Difference, relative to their size, up to which two answers are one: then there is no gradient to hand on."
+_ROWS, _SUM = 64, 2e-2
+"Rows that are looked at, and the distance from one up to which they sum to it: half precision over a thousand classes."
 _NEAREST, _MOST_NODES = 3, 10_000
 "Matrices of the student's nearest to the distance that are asked, and graph nodes within which they are looked for."
 
@@ -33,6 +35,8 @@ def is_still(raw: RawWindow, cast: Cast, taint: Taint, f: FunctionCall) -> bool:
         return False
     if any(t is None or t.numel() > SMALL for t in sides) or _are_one(sides[0], sides[1]):
         return False
+    if f.name not in DISTANCES and any(_are_distributions(t) for t in sides):
+        return False  # a step on the way of a divergence: what sums to one cancels on one way, and is heard on another
     (w,) = torch.autograd.grad(raw.roots[0], out, retain_graph=True, allow_unused=True)
     if w is None or not bool((w != 0).any()):
         return False
@@ -46,6 +50,15 @@ def is_still(raw: RawWindow, cast: Cast, taint: Taint, f: FunctionCall) -> bool:
 
 def _norm(parts: tuple[Tensor | None, ...]) -> float:
     return math.sqrt(sum(float(g.float().norm()) ** 2 for g in parts if g is not None))
+
+
+def _are_distributions(t: Tensor) -> bool:
+    """Say whether rows are probabilities, or their logarithms."""
+    if t.ndim < 2 or t.shape[-1] < 2:
+        return False
+    rows = t.detach().float().flatten(0, -2)[:_ROWS]
+    of_logs = (rows.exp() if bool((rows <= 0).all()) else rows).sum(-1)
+    return bool((rows >= 0).all() or (rows <= 0).all()) and bool(((of_logs - 1).abs() < _SUM).all())
 
 
 def _are_one(a: Tensor, b: Tensor) -> bool:

@@ -139,7 +139,9 @@ def _draws_its_target(raw: RawWindow, cast: Cast, f: FunctionCall) -> bool:
 
 def _first_met(node: Any, answers: set[Any]) -> set[Any]:
     """Return the graph nodes of modules' answers that one comes upon first from a node, down every way."""
-    found, seen, todo = set(), set(), [node]
+    found: set[Any] = set()
+    seen: set[Any] = set()
+    todo = [node]
     while todo and len(seen) < _MOST_NODES:
         at = todo.pop()
         if at is None or at in seen:
