@@ -77,7 +77,7 @@ def observe(path: str, options: dict[str, Any], arguments: list[str] | None = No
         "message": {f.id: f.message for f in seen.report.findings},
         "counts": seen.report.counts(),
         "roles": seen.trace.roles,
-        "temperature": next((e.temperature for e in explained if e.temperature), None),
+        "temperature": next((e.temperature for e in explained if e.temperature and e.form != "unknown"), None),
         "error": seen.error,
         "exit": seen.exit_code,
         "stopped": seen.stopped,

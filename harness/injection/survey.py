@@ -156,7 +156,7 @@ class Survey(Observer):
         soft |= _bits(f.index for f in raw.functions if f.name == "kl_div" and f.made.params & cast.student_mask)
         labels = _bits(label.call.index for label in cast.labels)
         soft &= ~labels
-        told = [e.temperature for e in sight.explanations if e.temperature]
+        told = [e.temperature for e in sight.explanations if e.temperature and e.form not in ("unknown", "nothing")]
         if told:
             self.scene.temperature = float(told[0][0])
         self._labels = {id(label.logits) for label in cast.labels}
