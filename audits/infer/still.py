@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kdbench.audits.infer.roles import Cast
 from kdbench.audits.observe import torch_internals
+from kdbench.audits.observe.custom import holds_custom
 from kdbench.audits.observe.taint import Taint
 from kdbench.audits.observe.windows import DISTANCES, SMALL, FunctionCall, RawWindow
 
@@ -37,6 +38,8 @@ def is_still(raw: RawWindow, cast: Cast, taint: Taint, f: FunctionCall) -> bool:
         return False
     if f.name not in DISTANCES and any(_are_distributions(t) for t in sides):
         return False  # a step on the way of a divergence: what sums to one cancels on one way, and is heard on another
+    if holds_custom(raw.roots[0].grad_fn):
+        return False  # a backward of the user's own runs once, in the training
     (w,) = torch.autograd.grad(raw.roots[0], out, retain_graph=True, allow_unused=True)
     if w is None or not bool((w != 0).any()):
         return False

@@ -80,3 +80,18 @@ class Passing:
 
 def _wanted(node: Any) -> tuple[bool, ...]:
     return tuple(parent is not None for parent, _ in node.next_functions)
+
+
+def holds_custom(node: Any, most: int = 10_000) -> bool:
+    """Say whether a backward from this node of a graph may run a function of the user's; so it is of a vast graph."""
+    seen: set[Any] = set()
+    todo = [node]
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        if isinstance(node, BackwardCFunction) or len(seen) >= most:
+            return True
+        seen.add(node)
+        todo.extend(parent for parent, _ in node.next_functions)
+    return False

@@ -181,17 +181,28 @@ def _vanishes(raw: RawWindow, cast: Cast, head: Head, classes: int) -> bool:
             or sides[1] is None
         ):
             continue
-        if sides[0].shape != sides[1].shape or torch.equal(sides[0], sides[1]):
+        if sides[0].shape != sides[1].shape:
+            continue
+        apart = float((sides[0].detach().float() - sides[1].detach().float()).norm())
+        if apart <= _ONE * float(sides[0].detach().float().norm()):
             continue  # where the answers are one, there is no gradient to hand on
         (w,) = torch.autograd.grad(raw.roots[0], out, retain_graph=True, allow_unused=True)
         if w is None or not bool((w != 0).any()):
             continue
         (own,) = torch.autograd.grad(out, head.z, grad_outputs=w, retain_graph=True, allow_unused=True)
-        if own is not None and float(own.float().norm()) < _VANISHED * float(w.float().norm()):
+        (whole,) = torch.autograd.grad(raw.roots[0], head.z, retain_graph=True, allow_unused=True)
+        size = float(w.float().norm())
+        if whole is None or size < _WEIGHED * float(whole.float().norm()):
+            continue  # it has next to no weight, which is another matter
+        if own is not None and float(own.float().norm()) < _VANISHED * size:
             return True
     return False
 
 
+_ONE = 1e-3
+"Difference, relative to their size, up to which two answers are one: a mixture that holds next to nothing of one."
+_WEIGHED = 1e-3
+"Part of the whole gradient at the logits that comes in at a difference which has a weight; terms in use have a tenth."
 _VANISHED = 1e-5
 "Part of a gradient that is left where it should be none: rounding of single precision."
 
