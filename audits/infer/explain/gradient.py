@@ -95,7 +95,7 @@ def _explain_head(
     targets = (label.target for label in head.labels if label.target is not None)
     blank.labels = next((t for t in targets if not t.is_floating_point() and t.numel() == n), None)
     if is_nothing:
-        blank.vanishes = _vanishes(raw, cast, head, layout.classes)
+        blank.vanishes = rest.share < _CANCELLED and _vanishes(raw, cast, head, layout.classes)
         return blank
     if blank.sequence and not blank.pictures:
         blank.support = support_of(head, rest)
@@ -199,6 +199,8 @@ def _vanishes(raw: RawWindow, cast: Cast, head: Head, classes: int) -> bool:
     return False
 
 
+_CANCELLED = 5e-7
+"Part of the labels' gradient that is left of one that cancels: rounding of single precision leaves a tenth of it."
 _ONE = 1e-3
 "Difference, relative to their size, up to which two answers are one: a mixture that holds next to nothing of one."
 _WEIGHED = 1e-3
