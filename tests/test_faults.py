@@ -18,6 +18,8 @@ NO_FAULT_OF_ITS_OWN = {
     "teacher-frozen": "a consequence of the teacher's mode, or of an optimizer that holds it",
     "teacher-not-optimised": "needs two faults at once: an optimizer that holds the teacher, and a recorded answer; "
     "twins of foreign scripts have both",
+    "token-mask": "a study trains on images; specimens of language models have it",
+    "result-kept": "the harness keeps the record of a trial itself; specimens of scripts have it",
     "update-effective": "a rate or dtype at which updates are lost is a number of the recipe, not a decision",
 }
 

@@ -45,7 +45,7 @@ SCRIPT = "How the script is run"
     type=click.Path(path_type=Path),
     metavar="PATH",
     panel=SCRIPT,
-    help="In place of a script: put the faults into the trainings of these pytest tests, and show which tests notice.",
+    help="Put the faults into the trainings of these pytest tests, in place of a script, and show which tests notice.",
 )
 @click.option(
     "--fault",
