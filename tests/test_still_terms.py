@@ -70,6 +70,7 @@ MOVING = {
 }
 
 
+@pytest.mark.xfail(strict=True, reason="a subtraction may be a step of a divergence: a correct mixture was accused")
 @pytest.mark.parametrize("way", STILL)
 def test_a_term_that_does_not_depend_on_the_answer_is_named(way):
     found = of_depths(STILL[way])
