@@ -123,8 +123,7 @@ def _still(trace: Trace) -> Verdict | None:
         assert t.where is not None
         seen.setdefault((t.where["file"], t.where["line"], t.name), []).append(t)
     for terms in seen.values():
-        # What is no distance may be a step on the way of a divergence, which is heard on another way.
-        if len(terms) >= _TWICE and all(t.still for t in terms) and terms[0].name in DIRECT:
+        if len(terms) >= _TWICE and all(t.still for t in terms):
             t = terms[0]
             return failed(
                 f"the feature term ({t.name}) is in the loss and does not depend on the student's answer: what it "

@@ -11,7 +11,7 @@ from kdbench.audits.infer.roles import Cast
 from kdbench.audits.observe import torch_internals
 from kdbench.audits.observe.custom import holds_custom
 from kdbench.audits.observe.taint import Taint
-from kdbench.audits.observe.windows import DISTANCES, SMALL, FunctionCall, RawWindow
+from kdbench.audits.observe.windows import DISTANCES, LABEL_LOSSES, SMALL, FunctionCall, RawWindow
 
 _STILL = 1e-3
 "Part of the gradient that comes in at a distance that it hands on: a division by a small deviation magnifies rounding."
@@ -19,8 +19,8 @@ _NO_SHARE = 1e-6
 "Part of the whole gradient at the student's answer below which a term teaches nothing."
 _ONE = 1e-3
 "Difference, relative to their size, up to which two answers are one: then there is no gradient to hand on."
-_ROWS, _SUM = 64, 2e-2
-"Rows that are looked at, and the distance from one up to which they sum to it: half precision over a thousand classes."
+_ROUNDING = 1e-5
+"Part of the whole gradient that may be left when the labels' part is taken away: a hundred roundings."
 _NEAREST, _MOST_NODES = 3, 10_000
 "Matrices of the student's nearest to the distance that are asked, and graph nodes within which they are looked for."
 
@@ -36,8 +36,6 @@ def is_still(raw: RawWindow, cast: Cast, taint: Taint, f: FunctionCall) -> bool:
         return False
     if any(t is None or t.numel() > SMALL for t in sides) or _are_one(sides[0], sides[1]):
         return False
-    if f.name not in DISTANCES and any(_are_distributions(t) for t in sides):
-        return False  # a step on the way of a divergence: what sums to one cancels on one way, and is heard on another
     if holds_custom(raw.roots[0].grad_fn):
         return False  # a backward of the user's own runs once, in the training
     (w,) = torch.autograd.grad(raw.roots[0], out, retain_graph=True, allow_unused=True)
@@ -47,21 +45,32 @@ def is_still(raw: RawWindow, cast: Cast, taint: Taint, f: FunctionCall) -> bool:
     own = _norm(torch.autograd.grad(out, nearest, w, retain_graph=True, allow_unused=True)) if nearest else math.inf
     if own > _STILL * float(w.float().norm()):
         return False
-    whole = _norm(torch.autograd.grad(raw.roots[0], nearest, retain_graph=True, allow_unused=True))
-    return own < _NO_SHARE * whole
+    gradient = torch.autograd.grad(raw.roots[0], nearest, retain_graph=True, allow_unused=True)
+    whole = _norm(gradient)
+    # A step on the way of a divergence may hand on nothing, and another step of it all there is.
+    return own < _NO_SHARE * whole and _norm(_without_labels(gradient, raw, cast, nearest)) <= _ROUNDING * whole
+
+
+def _without_labels(
+    gradient: tuple[Tensor | None, ...], raw: RawWindow, cast: Cast, nearest: list[Tensor]
+) -> tuple[Tensor | None, ...]:
+    """Return what is left of a gradient without the losses that no teacher takes part in."""
+    left = gradient
+    for f in raw.functions:
+        of_labels = f.name in LABEL_LOSSES | DISTANCES and not f.made.params & cast.teacher_mask
+        if not of_labels or not isinstance(f.out, Tensor) or not f.out.requires_grad:
+            continue
+        if not raw.root.calls >> f.index & 1:
+            continue
+        (w,) = torch.autograd.grad(raw.roots[0], f.out, retain_graph=True, allow_unused=True)
+        if w is not None:
+            own = torch.autograd.grad(f.out, nearest, w, retain_graph=True, allow_unused=True)
+            left = tuple(a if a is None or b is None else a - b for a, b in zip(left, own, strict=True))
+    return left
 
 
 def _norm(parts: tuple[Tensor | None, ...]) -> float:
     return math.sqrt(sum(float(g.float().norm()) ** 2 for g in parts if g is not None))
-
-
-def _are_distributions(t: Tensor) -> bool:
-    """Say whether rows are probabilities, or their logarithms."""
-    if t.ndim < 2 or t.shape[-1] < 2:
-        return False
-    rows = t.detach().float().flatten(0, -2)[:_ROWS]
-    of_logs = (rows.exp() if bool((rows <= 0).all()) else rows).sum(-1)
-    return bool((rows >= 0).all() or (rows <= 0).all()) and bool(((of_logs - 1).abs() < _SUM).all())
 
 
 def _are_one(a: Tensor, b: Tensor) -> bool:
