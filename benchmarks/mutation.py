@@ -20,8 +20,6 @@ from scipy import stats
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {"packages": ROOT / "tests" / "packages", "scripts": ROOT / "tests" / "scripts"}
-ARGUMENTS: dict[str, list[str]] = {}
-"Options that a program needs, as its users would give them."
 _NAMED = ("first", "named")
 
 
@@ -38,7 +36,7 @@ def measure(name: str, path: Path, output: Path, workers: int) -> dict[str, Any]
     """Run `kdbench mutate` on a program, and write and return what it printed."""
     words = [sys.executable, "-m", "kdbench", "mutate", "-q", "--format", "json", "--workers", str(workers)]
     done = subprocess.run(
-        [*words, *ARGUMENTS.get(name, []), path.name],
+        [*words, path.name],
         capture_output=True,
         text=True,
         cwd=path.parent,

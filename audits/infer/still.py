@@ -34,7 +34,7 @@ def is_still(raw: RawWindow, cast: Cast, taint: Taint, f: FunctionCall) -> bool:
     sides = [t for t, *_ in f.operands[:2]]
     if not isinstance(out, Tensor) or not out.requires_grad or len(raw.roots) != 1 or len(sides) < 2:
         return False
-    if any(t is None or t.numel() > SMALL for t in sides) or _are_one(sides[0], sides[1]):
+    if any(t is None or t.numel() > SMALL for t in sides) or are_one(sides[0], sides[1]):
         return False
     if holds_custom(raw.roots[0].grad_fn):
         return False  # a backward of the user's own runs once, in the training
@@ -73,7 +73,8 @@ def _norm(parts: tuple[Tensor | None, ...]) -> float:
     return math.sqrt(sum(float(g.float().norm()) ** 2 for g in parts if g is not None))
 
 
-def _are_one(a: Tensor, b: Tensor) -> bool:
+def are_one(a: Tensor, b: Tensor) -> bool:
+    """Say whether two answers are one, but for what a mixture holds that holds next to nothing of the other."""
     if a.shape != b.shape:
         return False
     a, b = a.detach().float(), b.detach().float()

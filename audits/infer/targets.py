@@ -80,6 +80,7 @@ def looks_like_labels(target: Tensor) -> bool:
 
 
 def are_log_probabilities(value: Tensor) -> bool:
+    """Say whether the rows (..., C) are logarithms of probabilities."""
     if value.ndim < 2 or not value.is_floating_point():
         return False
     with torch.no_grad():

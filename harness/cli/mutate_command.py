@@ -1,7 +1,7 @@
 """kdbench mutate: put known bugs into a script, one a run, and show who would have noticed."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from kdbench.kd.errors import InputError, unknown
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from kdbench.harness.mutation.runs import Measured, Setting
+    from kdbench.harness.mutation.runs import Measured, Row, Setting
 
 SCRIPT = "How the script is run"
 
@@ -194,7 +194,6 @@ def _setting(ctx: click.Context, script: str, args: Sequence[str], options: dict
 
 def _in_script(setting: "Setting", names: Sequence[str], list_: bool, notes: "Console") -> "Measured":
     """Run the script as it is and with each fault."""
-    from kdbench.harness.cli.progress import Meter
     from kdbench.harness.mutation import runs
 
     start = time.monotonic()
@@ -209,13 +208,19 @@ def _in_script(setting: "Setting", names: Sequence[str], list_: bool, notes: "Co
         found.rows += [runs.Row(fault, "injected", expected=runs.expected_of(fault)) for fault in fit]
         return found
     notes.print(f"{len(fit)} faults have a place in it, {setting.workers} at a time", soft_wrap=True)
-    absent = len(found.rows)
-    with Meter(notes, len(fit), "faults", len(fit)) as meter:
-        for row in runs.inject(setting, base, fit):
-            found.rows.append(row)
-            meter.update(len(found.rows) - absent, len(found.rows) - absent)
+    _collect(found, runs.inject(setting, base, fit), len(fit), notes)
     found.seconds = time.monotonic() - start
     return found
+
+
+def _collect(found: "Measured", rows: "Iterator[Row]", count: int, notes: "Console") -> None:
+    """Take in the rows as they come, with their progress."""
+    from kdbench.harness.cli.progress import Meter
+
+    with Meter(notes, count, "faults", count) as meter:
+        for done, row in enumerate(rows, 1):
+            found.rows.append(row)
+            meter.update(done, done)
 
 
 def _in_tests(
@@ -228,7 +233,6 @@ def _in_tests(
     notes: "Console",
 ) -> "Measured":
     """Run the tests as they are and with each fault."""
-    from kdbench.harness.cli.progress import Meter
     from kdbench.harness.injection.scene import Scene
     from kdbench.harness.mutation import runs, sessions
     from kdbench.harness.records.environment import usable_cores
@@ -253,11 +257,7 @@ def _in_tests(
         found.rows += [runs.Row(fault, "injected", expected=runs.expected_of(fault)) for fault in fit]
         return found
     notes.print(f"{len(base.outcomes)} tests distil; {len(fit)} faults have a place in them", soft_wrap=True)
-    absent = len(found.rows)
-    with Meter(notes, len(fit), "faults", len(fit)) as meter:
-        for row in sessions.inject(session, base, fit):
-            found.rows.append(row)
-            meter.update(len(found.rows) - absent, len(found.rows) - absent)
+    _collect(found, sessions.inject(session, base, fit), len(fit), notes)
     found.seconds = time.monotonic() - start
     return found
 

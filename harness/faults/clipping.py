@@ -7,7 +7,7 @@ from torch import nn
 
 from kdbench.harness.faults.registry import fault
 from kdbench.harness.injection.calls import Call
-from kdbench.harness.injection.mechanism import Acts, Live, at, injected
+from kdbench.harness.injection.mechanism import Act, Acts, Live, at, injected
 from kdbench.harness.injection.scene import Role, Scene, Site
 from kdbench.kd.procedure import Params
 
@@ -145,9 +145,9 @@ def _clip_exhausted_generator(scene: Scene) -> Acts:
     return {"clip": at(_clips(scene), _without(lambda role, name: True))}
 
 
-@injected("clip-before-backward")
-def _clip_before_backward(scene: Scene) -> Acts:
-    scene.need(not scene.of("unscale"), "the gradients are unscaled first, so the clip cannot come before the backward")
+def _held_back(scene: Scene) -> Act:
+    """Return an act that makes no clip, and keeps it for another time."""
+    scene.need(not scene.of("unscale"), "the gradients are unscaled first, and a clip at another time is another fault")
     places = {s.place for s in _clips(scene)}
 
     def wait(call: Call, live: Live) -> Any:
@@ -155,39 +155,37 @@ def _clip_before_backward(scene: Scene) -> Acts:
             return call.proceed()
         params = list(call.arg(0, "parameters"))
         call.put(0, "parameters", params)
-        live.kept["clip"] = call
+        live.kept[call.place] = call
         return params[0].new_zeros(()) if params else None
 
+    return wait
+
+
+def _clip_now(live: Live) -> None:
+    """Make the clips that were held back."""
+    for clip in live.kept.values():
+        live.acted += 1
+        clip.proceed()
+
+
+@injected("clip-before-backward")
+def _clip_before_backward(scene: Scene) -> Acts:
     def backward(call: Call, live: Live) -> Any:
-        if "clip" in live.kept:
-            live.acted += 1
-            live.kept["clip"].proceed()
+        _clip_now(live)
         return call.proceed()
 
-    return {"clip": wait, "backward": backward}
+    return {"clip": _held_back(scene), "backward": backward}
 
 
 @injected("clip-after-step")
 def _clip_after_step(scene: Scene) -> Acts:
-    scene.need(not scene.of("unscale"), "the gradients are unscaled first, so the clip cannot come after the step")
-    places = {s.place for s in _clips(scene)}
-
-    def wait(call: Call, live: Live) -> Any:
-        if call.place not in places:
-            return call.proceed()
-        params = list(call.arg(0, "parameters"))
-        call.put(0, "parameters", params)
-        live.kept.setdefault("clips", []).append(call)
-        return params[0].new_zeros(()) if params else None
-
     def step(call: Call, live: Live) -> Any:
         result = call.proceed()
-        for clip in live.kept.pop("clips", []):
-            live.acted += 1
-            clip.proceed()
+        _clip_now(live)
+        live.kept.clear()
         return result
 
-    return {"clip": wait, "step": step}
+    return {"clip": _held_back(scene), "step": step}
 
 
 @injected("clip-before-unscale")

@@ -67,9 +67,7 @@ class Survey(Observer):
 
     def _on_function(self, call: Call) -> Any:
         taint = self._taint
-        if taint is None or self._windows >= _WINDOWS or len(self._events) >= _MOST or call.kind == "clip":
-            if call.kind == "clip":
-                self._note_clip(call)
+        if taint is None or self._windows >= _WINDOWS or len(self._events) >= _MOST:
             return call.proceed()
         given = [a for a in (*call.args, *call.kwargs.values()) if isinstance(a, Tensor)]
         made = [taint.of(t) for t in given]
@@ -81,17 +79,15 @@ class Survey(Observer):
             self._events.append(_Event(call, made, result, words(hooks.call_site()), data))
         return result
 
-    def _note_clip(self, call: Call) -> None:
+    def _on_clip(self, call: Call) -> Any:
         params = call.arg(0, "parameters")
         if not isinstance(params, Tensor | list | tuple):
             params = list(params)
             call.put(0, "parameters", params)
         handed = [params] if isinstance(params, Tensor) else list(params)
-        data = {"handed": len(handed)}
-        site = Site("clip", call.name, call.place, words(hooks.call_site()), "other", data=data)
-        known = self._sites.get(("clip", call.place))
-        self._sites[("clip", call.place)] = replace(site, data=known.data) if known else site
+        self._simple_site(call)
         self._clipped = [*self._clipped, *handed][-_MOST:]
+        return call.proceed()
 
     def _on_optimizer(self, call: Call) -> Any:
         params = call.arg(1, "params")
@@ -214,11 +210,7 @@ class Survey(Observer):
         built = [i for i, m in enumerate(self.world.convs) if m is conv]
         if built and given:
             self.scene.conv = built[0]
-            self.scene.conv_data = {
-                "kernel": conv.kernel_size[0],
-                "stride": conv.stride[0],
-                "size": int(given[0].shape[-1]),
-            }
+            self.scene.conv_data = {"stride": conv.stride[0], "size": int(given[0].shape[-1])}
 
     def _side(self, event: _Event, cast: Cast, soft: int, labels: int, base: int) -> Side | None:
         params = calls = 0

@@ -15,6 +15,7 @@ from torch.nn import functional
 from torch.nn.utils import clip_grad
 
 from kdbench.audits.observe import hooks
+from kdbench.audits.observe.windows import DISTANCES
 from kdbench.harness.injection.calls import OURS, Call, Kind, is_of_the_audits
 
 
@@ -33,17 +34,7 @@ class _Name(NamedTuple):
 _FUNCTIONS: dict[Kind, list[_Name]] = {
     "softmax": [_Name(owner, name) for owner in (functional, torch, Tensor) for name in ("softmax", "log_softmax")],
     "kl_div": [_Name(functional, "kl_div")],
-    "distance": [
-        _Name(functional, name)
-        for name in (
-            "mse_loss",
-            "l1_loss",
-            "smooth_l1_loss",
-            "huber_loss",
-            "cosine_similarity",
-            "cosine_embedding_loss",
-        )
-    ],
+    "distance": [_Name(functional, name) for name in sorted(DISTANCES)],
     "scale": [
         *(_Name(Tensor, name) for name in ("__mul__", "__rmul__", "mul", "__imul__", "mul_")),
         *(_Name(Tensor, name) for name in ("__truediv__", "div", "true_divide", "__itruediv__", "div_")),

@@ -31,7 +31,6 @@ class World:
         "By number of a module: its calls so far."
         self.not_finite = False
         "Whether a loss was no number when its backward was called."
-        self.backwards = 0
 
     def note(self, call: Call) -> None:
         """Count what this call makes or calls, before it is made."""
@@ -46,7 +45,6 @@ class World:
         elif call.kind == "step":
             self.steps += 1
         elif call.kind == "backward":
-            self.backwards += 1
             loss = call.args[0]
             if isinstance(loss, Tensor) and not bool(loss.detach().isfinite().all()):
                 self.not_finite = True

@@ -1,11 +1,12 @@
 """One run of the script in a process of its own: as it is, or with one fault in it.
 
-Called as ``python -m kdbench.harness.mutation.child ORDER RESULT``, both JSON files. The script's own output goes where
-the process's does.
+The order and the result are JSON files, which KDBENCH_MUTATE_ORDER and KDBENCH_MUTATE_RESULT name. The script's own
+output goes where the process's does.
 """
 
 import contextlib
 import json
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -147,8 +148,8 @@ def carry_out(order: Order) -> Outcome:
 
 def main() -> None:
     """Read the order, run, write the result."""
-    order = Order(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
-    result = Path(sys.argv[2])
+    order = Order(**json.loads(Path(os.environ["KDBENCH_MUTATE_ORDER"]).read_text(encoding="utf-8")))
+    result = Path(os.environ["KDBENCH_MUTATE_RESULT"])
     try:
         outcome: dict[str, Any] = asdict(carry_out(order))
     except Exception:  # ours: the parent says so and shows it

@@ -136,6 +136,7 @@ def to_html(found: Measured) -> str:
     missing = f"<h2>Not applicable</h2><ul>{absent}</ul>" if absent else ""
     remarks = "".join(f"<p class=soft>{html.escape(remark)}.</p>" for remark in found.remarks)
     target = html.escape(found.target)
+    over = f" over {found.steps} steps" if found.tests is None else ", in every test that distils"
     return f"""<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -146,7 +147,7 @@ def to_html(found: Measured) -> str:
 </style>
 <h1>Who would notice a bug in {target}?</h1>
 <p>{html.escape(first_line(found))}</p>
-<p class="soft">Each row is a bug that was put into the script, in a run of its own over {found.steps} steps. A bug
+<p class="soft">Each row is a bug that was put in, in a run of its own{over}. A bug
 counts if it acted and changed what is trained.</p>
 <p class="hint">Swipe the table sideways for more columns \N{RIGHTWARDS ARROW}</p>
 <div class="scroll" tabindex="0" role="region" aria-label="Who noticed"><table>

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from kdbench.harness.faults import FAULTS, audit_ids
 from kdbench.harness.injection.mechanism import MECHANISMS
@@ -77,50 +77,64 @@ class Setting:
     share_folder: bool = False
 
 
-def environment(workers: int) -> dict[str, str]:
+def run_once(order: Order, setting: Setting) -> tuple[Outcome, float]:
+    """Make one run in a process of its own; CannotServeError where nothing came back."""
+    start = time.monotonic()
+    words = ["-m", "kdbench.harness.mutation.child"]
+    limit = order.max_seconds + _GRACE
+    values, said = launch(words, asdict(order), setting.workers, limit, setting.share_folder)
+    if values is None:
+        raise CannotServeError(f"the run ended without a report:\n{said[-_TAIL:]}")
+    if "broken" in values:
+        raise CannotServeError(f"kdbench itself failed in this run; please report it:\n{values['broken']}")
+    values["answers"] = [tuple(pair) for pair in values["answers"]]
+    return Outcome(**values), time.monotonic() - start
+
+
+def launch(
+    words: Sequence[str], order: dict[str, Any], workers: int, seconds: float, share_folder: bool
+) -> tuple[dict[str, Any] | None, str]:
+    """Run Python with these words, in a copy of this folder, on an order; return its result, and what it printed.
+
+    KDBENCH_MUTATE_ORDER and KDBENCH_MUTATE_RESULT name the files of the two. A process that fails, or takes longer than
+    `seconds`, has no result.
+    """
+    folder = nullcontext(Path.cwd()) if share_folder else copy_of(Path.cwd())
+    with folder as there, tempfile.TemporaryDirectory(prefix="kdbench-order-") as desk:
+        asked, result, said = (Path(desk) / name for name in ("order.json", "result.json", "output"))
+        asked.write_text(json.dumps(order), encoding="utf-8")
+        named = {"KDBENCH_MUTATE_ORDER": str(asked), "KDBENCH_MUTATE_RESULT": str(result)}
+        with said.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, *words],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=there,
+                env={**_environment(workers), **named},
+                start_new_session=True,
+            )
+            try:
+                process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                _end(process)
+            except BaseException:
+                _end(process)
+                raise
+        printed = said.read_text(encoding="utf-8", errors="replace").strip()
+        if not result.exists():
+            return None, printed
+        found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+        return found, printed
+
+
+def _environment(workers: int) -> dict[str, str]:
     """Return the environment of every run: it is the same for all, and sets iterate in one order."""
     threads = str(max(1, (os.cpu_count() or 1) // workers))
     return {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": threads, **os.environ}
 
 
-def run_once(order: Order, setting: Setting) -> tuple[Outcome, float]:
-    """Make one run in a process of its own; CannotServeError where nothing came back."""
-    start = time.monotonic()
-    folder = nullcontext(Path.cwd()) if setting.share_folder else copy_of(Path.cwd())
-    with folder as there, tempfile.TemporaryDirectory(prefix="kdbench-order-") as desk:
-        asked, result = Path(desk) / "order.json", Path(desk) / "result.json"
-        asked.write_text(json.dumps(asdict(order)), encoding="utf-8")
-        with (Path(desk) / "output").open("w+b") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "kdbench.harness.mutation.child", str(asked), str(result)],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                cwd=there,
-                env=environment(setting.workers),
-                start_new_session=True,
-            )
-            try:
-                process.wait(order.max_seconds + _GRACE)
-            except subprocess.TimeoutExpired:
-                end(process)
-            except BaseException:
-                end(process)
-                raise
-            output.seek(0)
-            said = output.read()[-_TAIL:].decode("utf-8", "replace")
-        seconds = time.monotonic() - start
-        if not result.exists():
-            how = f"exit code {process.returncode}" if process.returncode else "no result"
-            raise CannotServeError(f"the run ended without a report ({how}):\n{said.strip()}")
-        values = json.loads(result.read_text(encoding="utf-8"))
-    if "broken" in values:
-        raise CannotServeError(f"kdbench itself failed in this run; please report it:\n{values['broken']}")
-    values["answers"] = [tuple(pair) for pair in values["answers"]]
-    return Outcome(**values), seconds
-
-
-def end(process: "subprocess.Popen[bytes]") -> None:
+def _end(process: "subprocess.Popen[bytes]") -> None:
     """End a process and those that it started."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
@@ -266,8 +280,13 @@ def inject(setting: Setting, base: Outcome, chosen: Sequence[str]) -> Iterator[R
             return Row(fault, "broken", str(error), expected_of(fault))
         return judge(fault, base, seen, seconds)
 
-    with ThreadPoolExecutor(setting.workers) as pool:
-        tasks = [pool.submit(one, fault) for fault in chosen]
+    yield from side_by_side(one, chosen, setting.workers)
+
+
+def side_by_side(one: Callable[[str], Row], faults: Sequence[str], workers: int) -> Iterator[Row]:
+    """Yield the row of each fault as it comes, several at a time."""
+    with ThreadPoolExecutor(workers) as pool:
+        tasks = [pool.submit(one, fault) for fault in faults]
         try:
             for done in as_completed(tasks):
                 yield done.result()

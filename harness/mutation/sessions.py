@@ -1,14 +1,8 @@
 """`kdbench mutate --tests`: a pytest session for each fault, and which tests notice it."""
 
-import json
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import nullcontext
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 from kdbench.harness.injection.mechanism import MECHANISMS
 from kdbench.harness.injection.scene import NotApplicableError, Scene
@@ -18,12 +12,11 @@ from kdbench.harness.mutation.runs import (
     Answer,
     CannotServeError,
     Row,
-    end,
-    environment,
     expected_of,
     judge,
+    launch,
+    side_by_side,
 )
-from kdbench.harness.mutation.workspace import copy_of
 
 _TAIL = 3000
 "Characters of a session's output that are shown where it failed."
@@ -52,36 +45,12 @@ class Sitting:
 
 def run_session(session: Session, order: TestOrder) -> Sitting:
     """Run the tests in a process of their own; CannotServeError where it brings no result."""
-    folder = nullcontext(Path.cwd()) if session.share_folder else copy_of(Path.cwd())
-    with folder as there, tempfile.TemporaryDirectory(prefix="kdbench-order-") as desk:
-        asked, result, said = (Path(desk) / name for name in ("order.json", "result.json", "output"))
-        asked.write_text(json.dumps(asdict(order)), encoding="utf-8")
-        names = {"KDBENCH_MUTATE_ORDER": str(asked), "KDBENCH_MUTATE_RESULT": str(result)}
-        words = [sys.executable, "-m", "pytest", "-q", "-p", "kdbench.harness.mutation.plugin"]
-        words += ["-p", "no:cacheprovider", "-p", "no:xdist", session.path, *session.args]
-        with said.open("wb") as output:
-            process = subprocess.Popen(
-                words,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                cwd=there,
-                env={**environment(session.workers), **names},
-                start_new_session=True,
-            )
-            try:
-                process.wait(session.max_seconds)
-            except subprocess.TimeoutExpired:
-                end(process)
-                raise CannotServeError(
-                    f"the tests took more than {session.max_seconds:g} seconds (--max-seconds)"
-                ) from None
-            except BaseException:
-                end(process)
-                raise
-        if not result.exists():
-            raise CannotServeError(f"the tests could not run:\n{said.read_text(errors='replace')[-_TAIL:].strip()}")
-        values = json.loads(result.read_text(encoding="utf-8"))
+    words = ["-m", "pytest", "-q", "-p", "kdbench.harness.mutation.plugin", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    words += [session.path, *session.args]
+    values, said = launch(words, asdict(order), session.workers, session.max_seconds, session.share_folder)
+    if values is None:
+        limit = f"{session.max_seconds:g} seconds (--max-seconds)"
+        raise CannotServeError(f"the tests could not run, or took more than {limit}:\n{said[-_TAIL:]}")
     outcomes = {name: Outcome(**outcome) for name, outcome in values["outcomes"].items()}
     return Sitting(outcomes, set(values["failed"]))
 
@@ -139,15 +108,7 @@ def inject(session: Session, base: Sitting, chosen: Sequence[str]) -> Iterator[R
             return Row(fault, "broken", str(error), expected_of(fault))
         return together(fault, base, sitting)
 
-    with ThreadPoolExecutor(session.workers) as pool:
-        tasks = [pool.submit(one, fault) for fault in chosen]
-        try:
-            for done in as_completed(tasks):
-                yield done.result()
-        except BaseException:
-            for task in tasks:
-                task.cancel()
-            raise
+    yield from side_by_side(one, chosen, session.workers)
 
 
 def together(fault: str, base: Sitting, sitting: Sitting) -> Row:

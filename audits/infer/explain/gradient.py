@@ -20,6 +20,7 @@ from kdbench.audits.infer.explain.support import support_of
 from kdbench.audits.infer.explain.topk import topk_fit
 from kdbench.audits.infer.explain.vocabulary import cut_fit
 from kdbench.audits.infer.roles import Cast
+from kdbench.audits.infer.still import are_one
 from kdbench.audits.observe.windows import RawWindow
 
 
@@ -181,10 +182,7 @@ def _vanishes(raw: RawWindow, cast: Cast, head: Head, classes: int) -> bool:
             or sides[1] is None
         ):
             continue
-        if sides[0].shape != sides[1].shape:
-            continue
-        apart = float((sides[0].detach().float() - sides[1].detach().float()).norm())
-        if apart <= _ONE * float(sides[0].detach().float().norm()):
+        if sides[0].shape != sides[1].shape or are_one(sides[0], sides[1]):
             continue  # where the answers are one, there is no gradient to hand on
         (w,) = torch.autograd.grad(raw.roots[0], out, retain_graph=True, allow_unused=True)
         if w is None or not bool((w != 0).any()):
@@ -201,8 +199,6 @@ def _vanishes(raw: RawWindow, cast: Cast, head: Head, classes: int) -> bool:
 
 _CANCELLED = 5e-7
 "Part of the labels' gradient that is left of one that cancels: rounding of single precision leaves a tenth of it."
-_ONE = 1e-3
-"Difference, relative to their size, up to which two answers are one: a mixture that holds next to nothing of one."
 _WEIGHED = 1e-3
 "Part of the whole gradient at the logits that comes in at a difference which has a weight; terms in use have a tenth."
 _VANISHED = 1e-5
