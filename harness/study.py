@@ -39,7 +39,7 @@ from kdbench.harness.run.scheduler import OnTrial, Outcome, complete_stories, ex
 from kdbench.kd.data import SIZE, Dataset, cache_folder, load_file, statistics
 from kdbench.kd.data import prepare as prepare_data
 from kdbench.kd.errors import InputError, unknown
-from kdbench.kd.methods import METHODS
+from kdbench.kd.methods import METHODS, why_not_stages
 from kdbench.kd.models import MODELS, build, check
 from kdbench.kd.procedure import CANONICAL
 from kdbench.kd.teacher import file_sha256, load_strict, read_checkpoint
@@ -249,16 +249,18 @@ def _check_fit(plan: Plan, data: Dataset, weights: tuple[Path, str] | None, devi
 
 def _check_networks(preset: Preset, classes: int) -> None:
     """Refuse a network of the user's that does not answer as it must, before anything is trained."""
-    matched = [method for method in preset.methods if METHODS[method].has_projectors]
+    matched = [method for method in preset.methods if METHODS[method].stages != "none"]
     for pair in preset.pairs:
         if all(MODELS[arch].digest is None for arch in split_pair(pair)):
             continue
         stages = {
             arch: check(arch, CANONICAL.stem(SIZE), classes, preset.recipe.base_width) for arch in split_pair(pair)
         }
-        if matched and (0 in stages.values() or len({*stages.values()}) > 1):
+        counts = [stages[arch] for arch in reversed(split_pair(pair))]
+        why = next(filter(None, (why_not_stages(method, *counts) for method in matched)), None)
+        if why is not None:
             said = ", ".join(f"{arch} answers with {count}" for arch, count in stages.items())
-            raise InputError(f"method {matched[0]} needs as many stage features of both networks of {pair}: {said}")
+            raise InputError(f"{why} of {pair}: {said}")
 
 
 def carry_out(ready: Ready, tell: OnTrial, may_start: Callable[[str], bool] = lambda key: True) -> Outcome:

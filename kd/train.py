@@ -15,7 +15,7 @@ from kdbench.kd.checkpoint import State
 from kdbench.kd.data import SIZE, Dataset, Pool, draw_crops, statistics
 from kdbench.kd.errors import InputError
 from kdbench.kd.evaluate import accuracy, logits_of
-from kdbench.kd.methods import METHODS, Batch, Method, MethodSettings, Terms
+from kdbench.kd.methods import METHODS, Batch, Images, Method, MethodSettings, Terms, why_not_stages
 from kdbench.kd.methods import build as build_method
 from kdbench.kd.models import build, stage_channels
 from kdbench.kd.procedure import Procedure, Split
@@ -195,14 +195,13 @@ def prepare(
         teacher_net = build(teacher.arch, stem, classes, recipe.base_width, ask.stream(seed, "teacher/init"))
         provenance = ask.load_teacher(teacher_net, student, teacher.checkpoint, teacher.sha256)
     channels: tuple[Sequence[int], Sequence[int]] = ((), ())
-    if teacher is not None and teacher_net is not None and METHODS[method].has_projectors:
+    if teacher is not None and teacher_net is not None and METHODS[method].stages != "none":
         channels = stage_channels(arch, student), stage_channels(teacher.arch, teacher_net)
-        if len(channels[0]) != len(channels[1]) or not channels[0]:
-            raise InputError(
-                f"method {method} needs as many stage features of {arch} as of {teacher.arch}; they answer with "
-                f"{len(channels[0])} and {len(channels[1])}"
-            )
-    module = build_method(method, *channels, settings, ask, ask.stream(seed, "projectors/init"))
+        counts = len(channels[0]), len(channels[1])
+        if (why := why_not_stages(method, *counts)) is not None:
+            raise InputError(f"{why}; {arch} answers with {counts[0]}, and {teacher.arch} with {counts[1]}")
+    images = Images(split.train, dataset.labels[split.train])
+    module = build_method(method, *channels, settings, ask, ask.stream(seed, "projectors/init"), images)
 
     # Layout before the optimizer is built: moving a module afterwards can leave its parameters behind.
     for net in (student, teacher_net, module):

@@ -36,7 +36,7 @@ def _read(*places: str) -> dict[str, str]:
     return found
 
 
-_METHODS, _SHARED = "kd/methods/", ("kd/methods/__init__.py", "kd/methods/registry.py")
+_METHODS, _SHARED = "kd/methods/", tuple(f"kd/methods/{name}.py" for name in ("__init__", "registry", "shared"))
 "Where a file is a method, but for those that all methods share."
 
 

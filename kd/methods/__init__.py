@@ -10,6 +10,7 @@ import pkgutil
 from kdbench.kd.methods.registry import (
     METHODS,
     Batch,
+    Images,
     Method,
     MethodSettings,
     Soft,
@@ -17,6 +18,7 @@ from kdbench.kd.methods.registry import (
     build,
     method,
     read_settings,
+    why_not_stages,
 )
 from kdbench.kd.models.registry import Answer
 
@@ -24,6 +26,7 @@ __all__ = [
     "METHODS",
     "Answer",
     "Batch",
+    "Images",
     "Method",
     "MethodSettings",
     "Soft",
@@ -31,6 +34,7 @@ __all__ = [
     "build",
     "method",
     "read_settings",
+    "why_not_stages",
 ]
 
 for _name in ["baseline", "logit", "feature", *sorted(module.name for module in pkgutil.iter_modules(__path__))]:

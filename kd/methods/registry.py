@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from enum import Enum
-from typing import Any, ClassVar, Literal, TypeVar, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,8 @@ from kdbench.kd.streams import global_stream
 Terms = Mapping[str, Tensor]
 "Losses (scalars) by name, before they are weighed."
 Part = Literal["labels", "ids", "views"]
+Stages = Literal["none", "last", "all"]
+"Which stages of the networks a method reads: those of both must be as many where it reads them all."
 Seam = Literal["soft_loss", "features"]
 """The decisions of a procedure that are a method's to ask: how two answers differ, and which features are matched."""
 
@@ -67,6 +69,13 @@ class Batch:
         """The images as student and teacher see them, each (B, 3, H, W)."""
         found: Views = self._part("views")
         return found
+
+
+class Images(NamedTuple):
+    """The images that a training is on: their ids in the data set and their right classes, int64 (N,) each."""
+
+    ids: Tensor
+    labels: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,18 +143,31 @@ class Method(nn.Module):
     needs: ClassVar[tuple[Part, ...]]
     "The parts of a batch that it reads."
     seams: ClassVar[tuple[Seam, ...]]
+    stages: ClassVar[Stages]
     Settings: ClassVar[type[MethodSettings]]
     digest: ClassVar[str | None] = None
     "Of the file that it stands in, if that is a user's: another file is another method."
 
-    def __init__(self, settings: Any, procedure: Procedure, student: Sequence[int], teacher: Sequence[int]) -> None:
+    def __init__(
+        self,
+        settings: Any,
+        procedure: Procedure,
+        student: Sequence[int],
+        teacher: Sequence[int],
+        images: Images | None = None,
+    ) -> None:
         super().__init__()
         self.settings = settings
         self.ask = procedure
+        self.images = images
         self.build(student, teacher)
+        self.images = None  # for building alone: a memory of all images is the method's own
 
     def build(self, student: Sequence[int], teacher: Sequence[int]) -> None:
-        """Make the projectors for the channels of both networks' stages; the global generator is a stream of theirs."""
+        """Make the projectors for the channels of both networks' stages; the global generator is a stream of theirs.
+
+        What is trained on stands in `self.images` here.
+        """
 
     def forward(self, student: Answer, teacher: Answer, batch: Batch) -> Terms:
         """Return the terms by name, for a batch of answers: logits (B, C) and stage features (B, C_l, H_l, W_l)."""
@@ -167,8 +189,12 @@ def method(
     teacher: bool = True,
     needs: tuple[Part, ...] = (),
     seams: tuple[Seam, ...] = (),
+    stages: Stages | None = None,
 ) -> Callable[[Kind], Kind]:
-    """Register a class as the method `name`. What does not fit together is an InputError that says so."""
+    """Register a class as the method `name`. What does not fit together is an InputError that says so.
+
+    A method that has projectors or asks for features reads all stages of both networks, unless `stages` says otherwise.
+    """
 
     def register(kind: Kind) -> Kind:
         where = f"method {name}"
@@ -186,6 +212,9 @@ def method(
         for seam in seams:
             if seam not in get_args(Seam):
                 raise unknown("seam", seam, get_args(Seam), where)
+        read = stages or ("all" if projectors or "features" in seams else "none")
+        if read not in get_args(Stages):
+            raise unknown("word for stages", read, get_args(Stages), where)
         settings = vars(kind).get("Settings")
         if not (isinstance(settings, type) and issubclass(settings, MethodSettings)):
             raise InputError(f"{where}: the class needs a Settings of its own, a frozen dataclass of MethodSettings")
@@ -200,6 +229,7 @@ def method(
             raise InputError(f"{where}: a term of the form {soft.name} has the settings kd_weight and temperature")
         kind.name, kind.title, kind.paper, kind.soft = name, title, paper, soft
         kind.has_projectors, kind.needs_teacher, kind.needs, kind.seams = projectors, teacher, needs, seams
+        kind.stages = read
         settings.method = name
         METHODS[name] = kind
         return kind
@@ -212,6 +242,14 @@ def get(name: str) -> type[Method]:
     if name not in METHODS:
         raise unknown("method", name, METHODS)
     return METHODS[name]
+
+
+def why_not_stages(name: str, student: int, teacher: int) -> str | None:
+    """Return why a method cannot be used on networks with so many stages; None if it can."""
+    reads = get(name).stages
+    if reads == "none" or (student and teacher and (reads == "last" or student == teacher)):
+        return None
+    return f"method {name} needs {'stage' if reads == 'last' else 'as many stage'} features of both networks"
 
 
 def read_settings(name: str, values: Mapping[str, Any], where: str | None = None) -> MethodSettings:
@@ -240,10 +278,11 @@ def build(
     settings: MethodSettings,
     procedure: Procedure,
     generator: torch.Generator,
+    images: Images | None = None,
 ) -> Method:
     """Build a method for the channels of both networks' stages; its initial weights come from `generator` alone."""
     kind = get(name)
     if type(settings) is not kind.Settings:
         raise InputError(f"method {name}: its settings are of {type(settings).method}; make them with read_settings")
     with global_stream(generator):
-        return kind(settings, procedure, student, teacher)
+        return kind(settings, procedure, student, teacher, images)

@@ -1,0 +1,50 @@
+"""MLKD: softened answers are matched image by image, by how images are alike, and by how classes are alike.
+
+Jin, Wang, Lin: Multi-Level Logit Distillation, CVPR 2023, L_ins, L_batch and L_class: T^2 KL, the squared
+distance of the B x B Gram matrices over B, and that of the C x C ones over C, each added over five temperatures.
+Official code: Jin-Ying/Multi-Level-Logit-Distillation. It leaves unsure images and classes out of the last two by a mask that
+multiplies a sum, which leaves out nothing: here there is no mask. It trains on a weak and a strong view of each image,
+here on one view; and its training takes 480 epochs.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kdbench.kd.methods.registry import Batch, Method, MethodSettings, Soft, Terms, method
+from kdbench.kd.methods.shared import exactly
+from kdbench.kd.models.registry import Answer
+
+TEMPERATURES = (2.0, 3.0, 4.0, 5.0, 6.0)
+"The paper's, at each level."
+
+
+@method("mlkd", title="MLKD", paper="Jin et al. 2023, one view", soft=Soft.OTHER, seams=("soft_loss",))
+class MLKD(Method):
+    """The sum over temperatures of T^2 KL, and of the squared distances of both Gram matrices."""
+
+    settings: "Settings"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(MethodSettings):
+        """One weight a level; the official configuration has the same for all."""
+
+        instance_weight: float = 1.0
+        batch_weight: float = 1.0
+        class_weight: float = 1.0
+
+    def forward(self, student: Answer, teacher: Answer, batch: Batch) -> Terms:
+        """Return the three terms, computed in fp32 whatever the precision."""
+        z_s, z_t = student.logits.float(), teacher.logits.float()
+        instance = torch.stack([self.ask.soft_loss(z_s, z_t, t) for t in TEMPERATURES]).sum()
+        with exactly(z_s):
+            pairs = [((z_s / t).softmax(1), (z_t / t).softmax(1)) for t in TEMPERATURES]
+            images = torch.stack([_apart(q, p) for q, p in pairs]).sum()
+            classes = torch.stack([_apart(q.T, p.T) for q, p in pairs]).sum()
+        return {"instance": instance, "batch": images, "class": classes}
+
+
+def _apart(q: Tensor, p: Tensor) -> Tensor:
+    """Return the squared distance of the products of all rows with all rows, over the number of rows."""
+    return (q @ q.T - p @ p.T).square().sum() / len(q)
