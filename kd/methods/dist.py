@@ -8,13 +8,14 @@ Weights and temperature are the code's on CIFAR-100; on ImageNet the temperature
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from kdbench.kd.methods.registry import Batch, Method, MethodSettings, Soft, Terms, method
 from kdbench.kd.models.registry import Answer
 
 _EPS = 1e-8
-"Beside the product of two norms: a row that is the same everywhere correlates with nothing."
+"Beside the product of two norms, as in the official code: a row that is the same everywhere correlates with nothing."
 
 
 @method("dist", title="DIST", paper="Huang et al. 2022, L_inter and L_intra", soft=Soft.OTHER)
@@ -41,6 +42,5 @@ class DIST(Method):
 def _apart(a: Tensor, b: Tensor) -> Tensor:
     """Return 1 - the mean correlation of the rows of two matrices."""
     a, b = (x - x.mean(1, keepdim=True) for x in (a, b))
-    # Norms by hand: the derivative of the norm of zeros, as of a sure answer's batch of one, is no number.
-    norms = ((a.square().sum(1) + _EPS**2) * (b.square().sum(1) + _EPS**2)).sqrt()
-    return 1 - ((a * b).sum(1) / norms).mean()
+    norms = torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=1)
+    return 1 - ((a * b).sum(1) / (norms + _EPS)).mean()

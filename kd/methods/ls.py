@@ -2,9 +2,9 @@
 
 Sun, Ren, Li, Wang, Cao: Logit Standardization in Knowledge Distillation, CVPR 2024 (2403.01427),
 Z-score standardisation: the temperature is so a share of the logits' own deviation, and the student need not reach the
-teacher's margins. Official code: sunshangquan/logit-standardization-KD. By itself this is T^2 KL of standardised logits; joined
-with another method of logits, as in `ls+dkd`, it standardises what that one is shown. The deviation is the unbiased
-one (C - 1), as in the code; the paper does not say.
+teacher's margins. Official code: sunshangquan/logit-standardization-KD. By itself this is T^2 KL of standardised
+logits; joined with another method of logits, as in `ls+dkd`, it standardises what that one is shown. The deviation is
+the unbiased one (over C - 1), as in the code.
 """
 
 from dataclasses import dataclass

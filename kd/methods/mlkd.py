@@ -2,9 +2,9 @@
 
 Jin, Wang, Lin: Multi-Level Logit Distillation, CVPR 2023, L_ins, L_batch and L_class: T^2 KL, the squared
 distance of the B x B Gram matrices over B, and that of the C x C ones over C, each added over five temperatures.
-Official code: Jin-Ying/Multi-Level-Logit-Distillation. It leaves unsure images and classes out of the last two by a mask that
-multiplies a sum, which leaves out nothing: here there is no mask. It trains on a weak and a strong view of each image,
-here on one view; and its training takes 480 epochs.
+Official code: Jin-Ying/Multi-Level-Logit-Distillation. It means to leave sure images and classes out of the last two,
+by a mask that multiplies a sum and so leaves out nothing: here there is no mask. It trains on a weak and a strong view
+of each image, here on one view; and its training takes 480 epochs.
 """
 
 from dataclasses import dataclass
