@@ -131,7 +131,7 @@ def _arm(entry: dict[str, Any]) -> Arm:
 
 def order(arm: Arm) -> tuple[Any, ...]:
     """Order arms as they are read: pair, method, then corrected before bugged."""
-    return (arm.pair, list(METHODS).index(arm.method), arm.fault is not None, arm.fault or "")
+    return (arm.pair, METHODS.rank(arm.method), arm.fault is not None, arm.fault or "")
 
 
 def read_study(folder: StudyFolder) -> Trials:

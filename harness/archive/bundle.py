@@ -194,11 +194,12 @@ def _model_files(specs: Iterable[Spec]) -> list[Loaded]:
 def _own(kind: str, word: str, needed: Mapping[str, str | None]) -> list[Loaded]:
     """Return the user's files that these names need by digest; one that is not loaded, or changed, is refused."""
     here = {meaning_of(loaded.path): loaded for loaded in loading.LOADED if loaded.kind == kind}
-    for name, digest in sorted(needed.items()):
-        if digest is not None and digest not in here:
+    parts = {name: (digest or "").split("+") for name, digest in sorted(needed.items())}
+    for name, digests in parts.items():
+        if any(digest and digest not in here for digest in digests):
             option = KINDS[kind].option
             raise InputError(f"the study has the {word} {name}, of a file of yours; name it as it was: {option} FILE")
-    return [here[digest] for digest in sorted({digest for digest in needed.values() if digest is not None})]
+    return [here[digest] for digest in sorted({digest for some in parts.values() for digest in some if digest})]
 
 
 def _places(files: Sequence[Loaded]) -> dict[str, Loaded]:

@@ -70,9 +70,14 @@ class Preset:
 
         A weight that is named nowhere is an InputError that says which, and where it belongs.
         """
-        file = {**self.method.get(method, {}), **self.pair.get(pair, {}).get(method, {})}
+        file = {**self.named(self.method, method), **self.named(self.pair.get(pair, {}), method)}
         where = f"preset {self.name}, [method.{method}]"
         return read_settings(method, {**file, **settings_of(point or {})}, where)
+
+    @staticmethod
+    def named(tables: Mapping[str, Mapping[str, Any]], method: str) -> dict[str, Any]:
+        """Return what tables say of a method; of a joined one what they say of its parts, and what of itself."""
+        return {**METHODS[method].Settings.of_parts(tables), **tables.get(method, {})}
 
     def check_settings(self) -> None:
         """Raise InputError if a method of the study has no valid settings, of the file or at a point of the grid."""
@@ -198,8 +203,8 @@ def _arms(found: Any, where: str) -> tuple[str | None, ...]:
 
 
 def _grid(found: dict[str, Any], where: str) -> Grid:
-    _keys(found, ["seeds", *METHODS], f"{where}, [grid]")
     axes = {name: table for name, table in found.items() if name != "seeds"}
+    _keys(found, ["seeds", *METHODS, *(name for name in axes if name in METHODS)], f"{where}, [grid]")
     for name, table in axes.items():
         _keys(table, table, f"{where}, [grid.{name}]")
         if not table:
@@ -214,9 +219,10 @@ def _grid(found: dict[str, Any], where: str) -> Grid:
 
 
 def check_method(method: str) -> None:
-    """Raise InputError for an unknown method."""
+    """Raise InputError for an unknown method, or one that is joined of what does not go together."""
     if method not in METHODS:
         raise unknown("method", method, METHODS)
+    _ = METHODS[method]
 
 
 def split_pair(pair: str) -> tuple[str, str]:

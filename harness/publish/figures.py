@@ -80,7 +80,8 @@ def draw(study: Trials, gains: Sequence[ComparisonRow], claimed_norm: float | No
 
 
 def _colour(method: str) -> str:
-    return _LINES[list(METHODS).index(method) % len(_LINES)]
+    place, joined = METHODS.rank(method)
+    return _LINES[(place + len(joined)) % len(_LINES)]
 
 
 def _svg(figure: Any) -> str:

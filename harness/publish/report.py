@@ -323,7 +323,7 @@ def _context(found: Mapping[str, Any]) -> dict[str, Any]:
         {i for arm in [*found["arms"], *found["teachers"]] for i in (*arm.failed_findings, *arm.consequences)}
     )
     notes = dict.fromkeys(w for c in [*found["gains"], *found["bugs"]] for w in c.warnings)
-    titles = {name: kind.title for name, kind in METHODS.items()}
+    titles = {name: METHODS[name].title for name in [*METHODS, *(arm.method for arm in found["arms"])]}
     stories = {arm.fault: faults.get(arm.fault).story for arm in found["arms"] if arm.fault}
     audits = {id: name for name, id in faults.audit_ids().items() if id in fired}
     return {

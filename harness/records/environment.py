@@ -36,7 +36,10 @@ def _read(*places: str) -> dict[str, str]:
     return found
 
 
-_METHODS, _SHARED = "kd/methods/", tuple(f"kd/methods/{name}.py" for name in ("__init__", "registry", "shared"))
+_METHODS, _SHARED = (
+    "kd/methods/",
+    tuple(f"kd/methods/{name}.py" for name in ("__init__", "joined", "registry", "shared")),
+)
 "Where a file is a method, but for those that all methods share."
 
 
@@ -61,9 +64,10 @@ def code_digest() -> str:
 
 @cache
 def method_digest(method: str) -> str | None:
-    """Return a digest over a method's file; None of one that has no file of its own in the core."""
-    place = f"{_METHODS}{method.replace('-', '_')}.py"
-    return digest({place: _TRAINING[place]}) if place in _TRAINING else None
+    """Return a digest over a method's file, or those of its parts; None of one that has no file in the core."""
+    places = [f"{_METHODS}{part.replace('-', '_')}.py" for part in method.split("+")]
+    found = {place: _TRAINING[place] for place in places if place in _TRAINING}
+    return digest(found) if found else None
 
 
 @cache

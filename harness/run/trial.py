@@ -117,7 +117,7 @@ def watched(training: train.Training, method: str, teacher: train.Teacher | None
     return audits.watch(
         student=training.student,
         teacher=training.teacher,
-        projectors=dict(training.method.named_children()),
+        projectors=training.method.projectors(),
         optimizer=training.optimizer,
         clip=audits.Clip(training.recipe.max_norm),
         kd=declared(method, training.settings),

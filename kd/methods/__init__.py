@@ -7,6 +7,7 @@ the others by name.
 import importlib
 import pkgutil
 
+from kdbench.kd.methods import joined
 from kdbench.kd.methods.registry import (
     METHODS,
     Batch,
@@ -39,3 +40,4 @@ __all__ = [
 
 for _name in ["baseline", "logit", "feature", *sorted(module.name for module in pkgutil.iter_modules(__path__))]:
     importlib.import_module(f"{__name__}.{_name}")
+METHODS.join = joined.joined

@@ -32,6 +32,7 @@ class StandardisedKD(Method):
     """T^2 KL between the softened standardised answers."""
 
     settings: "Settings"
+    wraps = True
 
     @dataclass(frozen=True, kw_only=True)
     class Settings(MethodSettings):
@@ -41,7 +42,8 @@ class StandardisedKD(Method):
         kd_weight: float = 9.0
         temperature: float = 2.0
 
-    def shown(self, answer: Answer) -> Answer:
+    @staticmethod
+    def shown(answer: Answer) -> Answer:
         """Return an answer with standardised logits."""
         return answer._replace(logits=standardised(answer.logits))
 

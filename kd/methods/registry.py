@@ -121,6 +121,11 @@ class MethodSettings:
         """Return the defaults of the settings that have one."""
         return {field.name: field.default for field in fields(cls) if field.default is not MISSING}
 
+    @classmethod
+    def of_parts(cls, tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """Return what tables by method say of the methods that this one is joined of, under its own names."""
+        return {}
+
     def weight(self, term: str) -> float:
         """Return the weight of a term."""
         value: float = getattr(self, f"{term}_weight")
@@ -144,6 +149,8 @@ class Method(nn.Module):
     "The parts of a batch that it reads."
     seams: ClassVar[tuple[Seam, ...]]
     stages: ClassVar[Stages]
+    wraps: ClassVar[bool] = False
+    "Whether, joined with another method of logits, it changes what that one is shown and adds no term of its own."
     Settings: ClassVar[type[MethodSettings]]
     digest: ClassVar[str | None] = None
     "Of the file that it stands in, if that is a user's: another file is another method."
@@ -169,12 +176,47 @@ class Method(nn.Module):
         What is trained on stands in `self.images` here.
         """
 
+    @staticmethod
+    def shown(answer: Answer) -> Answer:
+        """Return what another method of logits is shown of an answer where this one `wraps` it."""
+        return answer
+
+    def projectors(self) -> dict[str, nn.Module]:
+        """Return the modules that hold the method's own parameters, by name."""
+        return dict(self.named_children())
+
     def forward(self, student: Answer, teacher: Answer, batch: Batch) -> Terms:
         """Return the terms by name, for a batch of answers: logits (B, C) and stage features (B, C_l, H_l, W_l)."""
         raise NotImplementedError
 
 
-METHODS: dict[str, type[Method]] = {}
+class Methods(dict[str, type[Method]]):
+    """The methods by name. One joined of several, as `logit+at`, is there when it is asked for, and in no list."""
+
+    join: Callable[[str], type[Method]]
+    "Makes a joined method of its name; set by the package."
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._joined: dict[str, tuple[list[type[Method]], type[Method]]] = {}
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and all(super(Methods, self).__contains__(part) for part in name.split("+"))
+
+    def __missing__(self, name: str) -> type[Method]:
+        if "+" not in name:
+            raise KeyError(name)
+        parts = [self[part] for part in name.split("+")]
+        if self._joined.get(name, ([], None))[0] != parts:
+            self._joined[name] = (parts, self.join(name))
+        return self._joined[name][1]
+
+    def rank(self, name: str) -> tuple[int, str]:
+        """Return a method's place in tables: that of the list, and the joined ones behind, by name."""
+        return (list(self).index(name), "") if "+" not in name else (len(self), name)
+
+
+METHODS = Methods()
 "Every method by name, in the order of tables."
 Kind = TypeVar("Kind", bound=type[Method])
 
