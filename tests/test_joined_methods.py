@@ -149,7 +149,7 @@ def test_a_joined_method_is_in_no_list_and_follows_its_parts():
     assert method_digest("logit+at") not in (None, method_digest("logit"), method_digest("at"))
     with put_back(METHODS):
         own = METHODS["logit+at"]
-        Settings = dataclasses.make_dataclass(  # noqa: N806
+        Settings = dataclasses.make_dataclass(
             "Settings", [("mine_weight", float, 1.0)], bases=(MethodSettings,), frozen=True, kw_only=True
         )
         METHODS.pop("at")
