@@ -97,3 +97,30 @@ def test_pages_count_the_faults_rightly():
 
     said = [int(n) for page in PAGES for n in re.findall(r"(\d+) (?:deliberate bugs|of them)", page.read_text("utf-8"))]
     assert len(said) >= 2 and set(said) == {len(FAULTS)}
+
+
+def method_row(name, kind):
+    """Return a method's line in the README: a weight without a default must stand in a study's file."""
+    defaults = kind.Settings.defaults()
+    terms = [word for word in kind.Settings.names() if word.endswith("_weight")]
+    weights = ", ".join(
+        f"{w.removesuffix('_weight')} {defaults[w]:g}" if w in defaults else f"{w.removesuffix('_weight')} -"
+        for w in terms
+    )
+    file = f"kd/methods/{name}.py"
+    projectors = "yes" if kind.has_projectors else ""
+    return f"| `{name}` | {kind.title} | {kind.paper} | {projectors} | {weights} | [{Path(file).name}]({file}) |"
+
+
+def test_the_readme_lists_every_method_with_its_file():
+    from kdbench.kd.methods import METHODS
+
+    ours = {name: kind for name, kind in METHODS.items() if kind.digest is None and "+" not in name}
+    wanted = [method_row(name, kind) for name, kind in ours.items()]
+    found = [
+        line
+        for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+        if line.startswith("| `") and "kd/methods/" in line
+    ]
+    assert found == wanted, "\n".join(["", *wanted])
+    assert all((ROOT / f"kd/methods/{name}.py").is_file() for name in ours)
