@@ -259,6 +259,8 @@ class Sight:
     "Whether the student has modules that answer otherwise in training mode."
     student_frozen: bool = False
     inputs: Inputs | None = None
+    reindexed: bool = False
+    "Whether the teacher's rows were read by an index that moves them before they met the student's."
     terms: list[Term] = field(default_factory=list)
     explanations: list[Any] = field(default_factory=list)
     cached: bool = False

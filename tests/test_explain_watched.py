@@ -282,3 +282,67 @@ def test_a_large_vocabulary_is_explained_without_a_copy(monkeypatch):
     assert [finding(watch, audit).status for audit in ("KD305", "KD312", "KD313")] == ["pass"] * 3
     found = finding(of_tokens(lambda s, t, _: kl(s[0].flatten(0, 1), t[0].flip(0).flatten(0, 1))), "KD305")
     assert found.status == "fail"
+
+
+class Embedder(nn.Module):
+    """Classes of a row (B, C), and what they are made of."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.inner, self.out = nn.Linear(6, width), nn.Linear(width, 5)
+
+    def forward(self, x):
+        hidden = self.inner(x).relu()
+        return self.out(hidden), hidden
+
+
+MOVED = torch.tensor([3, 0, 5, 1, 7, 2, 6, 4])
+
+
+def alike(e):
+    return F.normalize(e @ e.T)
+
+
+def near(e):
+    return F.normalize(e) @ F.normalize(e).T + 1
+
+
+def apart(s, t):
+    return (near(s) * (near(s) / near(t)).log()).mean()
+
+
+def told_apart(s, t, order):
+    """The own row's answer is drawn near, another's is kept away."""
+    own, other = (F.cosine_similarity(s, x) for x in (t, t[order]))
+    return F.softplus(other - own).mean()
+
+
+RELATIONS = {
+    "similarities": (lambda s, t: F.mse_loss(alike(s), alike(t)), False),
+    "similarities, moved": (lambda s, t: F.mse_loss(alike(s), alike(t[MOVED])), True),
+    "similarities, moved by index_select": (lambda s, t: F.mse_loss(alike(s), alike(t.index_select(0, MOVED))), True),
+    "similarities, both moved": (lambda s, t: F.mse_loss(alike(s[MOVED]), alike(t[MOVED])), False),
+    "similarities, their channels moved": (lambda s, t: F.mse_loss(alike(s), alike(t[:, MOVED])), False),
+    "probabilities by hand": (apart, False),
+    "probabilities by hand, moved": (lambda s, t: apart(s, t[MOVED]), True),
+    "probabilities by hand, read in order": (lambda s, t: apart(s, t[torch.arange(8)]), False),
+    "another sample's answer to keep away from": (lambda s, t: told_apart(s, t, MOVED), False),
+    "both orders side by side": (
+        lambda s, t: (alike(s)[:, None] - torch.stack([alike(t), alike(t[MOVED])], 1)).square().mean(),
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("way", RELATIONS)
+def test_relations_between_samples_whose_rows_an_index_moves_are_named(way):
+    loss, moves = RELATIONS[way]
+    student, teacher = Embedder(8), Embedder(8)
+
+    def data():
+        return torch.randn(8, 6), torch.randint(0, 5, (8,))
+
+    watch = watched(student, teacher, data, lambda s, t, y: F.cross_entropy(s[0], y) + loss(s[1], t[1]))
+    found = finding(watch, "KD305")
+    assert (found.status == "fail") == moves, found.message
+    assert not moves or "read in another order of rows" in found.message

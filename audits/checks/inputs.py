@@ -51,6 +51,8 @@ _ITS_OWN = ("untrained", "vocabulary")
 "Relations in which both are shown one batch all the same."
 _UNREAD = ("nothing", "unknown", "permuted", "across")
 "What is no form that is fitted to the teacher's rows one by one."
+_SAME_ROWS = ("same", "untrained")
+"Relations in which both are shown the rows of the batch in one order."
 _DISTANCES = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "sub", "__sub__", "rsub")
 
 
@@ -144,8 +146,8 @@ def alignment(trace: Trace) -> Verdict:
     """Each sample is taught by the teacher's answer to that very sample.
 
     Fails when the gradient of the distillation term fits the teacher's rows in another order (the permutation is the
-    proof), when the teacher is shown the batch's rows in another order, or when stored answers differ from what the
-    teacher was seen to say of the same samples. Of a language model also when the labels' loss is not shifted, so that
+    proof), when an index moves the teacher's rows on every way to the student's features, when the teacher is shown the
+    batch's rows in another order, or when stored answers differ from what the teacher was seen to say of the same samples. Of a language model also when the labels' loss is not shifted, so that
     each place is asked for the word that it is shown, and when an answer over more words was cut at the wrong end.
     """
     if not trace.losses.sights:
@@ -167,6 +169,13 @@ def alignment(trace: Trace) -> Verdict:
                 return failed(
                     "the teacher's features meet the student's in another order of rows", {"term": t.name}, t.where
                 )
+        met = [t for t in sight.terms if t.kind == "feature" and t.reaches_student]
+        if sight.reindexed and met and sight.inputs is not None and sight.inputs.relation in _SAME_ROWS:
+            return failed(
+                "the teacher's answers are read in another order of rows before they meet the student's features",
+                {"term": met[0].name},
+                met[0].where,
+            )
         if turned is not None and not sight.explanations and not sight.terms:
             return failed(
                 "the teacher is shown the batch's rows in another order",
@@ -190,11 +199,12 @@ def alignment(trace: Trace) -> Verdict:
         return undecided(
             "no-teacher-seen", "the answers are stored, and the teacher was not seen to give them to these samples"
         )
-    same_rows = any(s.inputs is not None and s.inputs.relation in ("same", "untrained") for s in trace.losses.sights)
+    same_rows = any(s.inputs is not None and s.inputs.relation in _SAME_ROWS for s in trace.losses.sights)
     read = [e.form for s in trace.losses.sights for e in s.explanations if e.form != "nothing"]
-    met = [t for s in trace.losses.sights for t in s.terms if t.kind == "feature" and t.name in DIRECT]
-    if same_rows and not read and met and all(t.whole_rows for t in met):
-        return passed("teacher and student are shown the same rows, and features meet in that order")
+    met = [t for s in trace.losses.sights for t in s.terms if t.kind == "feature" and t.reaches_student]
+    moved = any(s.reindexed for s in trace.losses.sights)
+    if same_rows and not read and not moved and met and all(t.whole_rows for t in met if t.name in DIRECT):
+        return passed("teacher and student are shown the same rows, and no index moves them on the way to the loss")
     return undecided(
         "form-not-recognised", "the distillation term was not recognised, so its rows could not be told apart"
     )

@@ -9,6 +9,7 @@ from kdbench.audits.infer.layers import describe
 from kdbench.audits.infer.meeting import cosine_over, drives_apart, order_of
 from kdbench.audits.infer.names import Names
 from kdbench.audits.infer.observer import EXPLAINED, Observer
+from kdbench.audits.infer.reindexed import reindexed
 from kdbench.audits.infer.roles import Cast
 from kdbench.audits.infer.still import is_still
 from kdbench.audits.observe import torch_internals
@@ -41,6 +42,7 @@ class Terms(Observer):
         if len(self._trace.losses.sights) < EXPLAINED:
             sight.terms = [*self._terms(raw, cast), *_of_teacher_alone(raw, cast)]
             sight.overwritten = _overwritten(raw, cast)
+            sight.reindexed = reindexed(raw, cast)
             sight.probabilities, sight.squashed_by = _squashed_twice(raw, cast)
 
     def _terms(self, raw: RawWindow, cast: Cast) -> list[Term]:

@@ -222,7 +222,7 @@ CASES["KD305"] = {
     ),
     "features, in one backward of two, of the same inputs": (
         trace(sights=[sight(term("sub"), feature(), inputs=Inputs("same")), sight(term("sub"))]),
-        passes("shown the same rows, and features meet in that order"),
+        passes("shown the same rows, and no index moves them"),
     ),
     **{
         f"{form} of inputs in another order": (
@@ -233,7 +233,31 @@ CASES["KD305"] = {
     },
     "features of the same inputs": (
         turned(None, feature()),
-        passes("shown the same rows, and features meet in that order"),
+        passes("shown the same rows, and no index moves them"),
+    ),
+    "relations between samples, of the same inputs": (
+        turned(None, feature("matmul", whole_rows=False)),
+        passes("shown the same rows, and no index moves them"),
+    ),
+    "a term that does not reach the student": (
+        turned(None, feature("matmul", reaches_student=False)),
+        undecided("form-not-recognised", "not recognised"),
+    ),
+    "a distance of some of the rows": (
+        turned(None, feature(whole_rows=False)),
+        undecided("form-not-recognised", "not recognised"),
+    ),
+    "read by an index in another order": (
+        seen(feature("matmul"), inputs=Inputs("same"), reindexed=True),
+        fails("are read in another order of rows before they meet", TERM, term="matmul"),
+    ),
+    "read by an index that turns back what the teacher was shown": (
+        turned(TURN, feature("matmul"), explained("permuted", permutation=BACK), reindexed=True),
+        passes("each row is taught"),
+    ),
+    "read by an index, and the inputs not compared": (
+        seen(feature("matmul"), inputs=Inputs("shapes"), reindexed=True),
+        undecided("form-not-recognised", "not recognised"),
     ),
     "features, inputs not compared": (seen(feature()), undecided("form-not-recognised", "not recognised")),
     "features, inputs of other shapes": (
