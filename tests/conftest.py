@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -119,6 +120,16 @@ def recipe() -> Recipe:
         val_size=40,
         test_stride=8,
     )
+
+
+_SAMPLE = ("baseline", "logit", "feature", "dkd", "crd")
+"""Methods that stand for all where a test trains for long: those of the demo, the decoupled one, and the one with most
+of a state of its own. `make test-long` trains the others."""
+
+
+def every_method() -> list[Any]:
+    """Return all methods as parameters of a test that trains each several times; most of them for `make test-long`."""
+    return [pytest.param(name, marks=[] if name in _SAMPLE else pytest.mark.long) for name in METHODS]
 
 
 @contextmanager

@@ -5,14 +5,13 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SEED, halves
+from conftest import SEED, every_method, halves
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdbench.kd import train
 from kdbench.kd.errors import InputError
 from kdbench.kd.evaluate import logits_of
-from kdbench.kd.methods import METHODS
 from kdbench.kd.procedure import CANONICAL
 
 
@@ -20,7 +19,7 @@ def run(training):
     return list(train.epochs(training))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", every_method())
 def test_the_same_seed_gives_bitwise_the_same_weights(prepare, method):
     a, b, other = (run(prepare(method, seed=seed)) for seed in (3, 3, 4))
     assert a == b
@@ -97,7 +96,7 @@ def reads(monkeypatch):
         yield counts
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", every_method())
 def test_no_step_waits_for_the_device(prepare, method, reads):
     counts = []
     for size in (16, 64):  # one step an epoch, and four
@@ -206,7 +205,7 @@ def test_learning_rate_reaches_the_optimizer(prepare):
     assert all(torch.equal(a, b) for a, b in zip(before, training.student.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", every_method())
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_reduced_precision_runs_and_stays_near_fp32(prepare, method, precision):
     full, reduced = run(prepare(method)), run(prepare(method, precision=precision))

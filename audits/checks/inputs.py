@@ -147,8 +147,9 @@ def alignment(trace: Trace) -> Verdict:
 
     Fails when the gradient of the distillation term fits the teacher's rows in another order (the permutation is the
     proof), when an index moves the teacher's rows on every way to the student's features, when the teacher is shown the
-    batch's rows in another order, or when stored answers differ from what the teacher was seen to say of the same samples. Of a language model also when the labels' loss is not shifted, so that
-    each place is asked for the word that it is shown, and when an answer over more words was cut at the wrong end.
+    batch's rows in another order, or when stored answers differ from what the teacher was seen to say of the same
+    samples. Of a language model also when the labels' loss is not shifted, so that each place is asked for the word
+    that it is shown, and when an answer over more words was cut at the wrong end.
     """
     if not trace.losses.sights:
         return no_distillation(trace)
