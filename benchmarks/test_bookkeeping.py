@@ -13,7 +13,7 @@ from kdbench.harness.analysis import compare, stats, study_table
 from kdbench.harness.plan.plan import Ground, load_preset, make_plan
 from kdbench.harness.records.record import Metrics, Result, StudyFolder
 from kdbench.harness.run.scheduler import is_done
-from kdbench.kd.models import MODELS
+from kdbench.kd.models.resnet import ARCHITECTURES
 
 pytestmark = pytest.mark.usefixtures("cpu_only")
 
@@ -69,7 +69,7 @@ def wide(sizes):
     preset, variants = load_preset("quick"), [None, *faults.FAULTS]
     if sizes.toy:
         variants = variants[:3]
-    pairs = ("r34-r18",) if sizes.toy else tuple(f"{t}-{s}" for t in MODELS for s in MODELS)
+    pairs = ("r34-r18",) if sizes.toy else tuple(f"{t}-{s}" for t in ARCHITECTURES for s in ARCHITECTURES)
     one = make_plan(replace(preset, pairs=pairs, seeds=(0,)), variants, GROUND)
     seeds = max(2, round(sizes.trials / len(one.trials)))
     return replace(preset, pairs=pairs, seeds=tuple(range(seeds))), variants

@@ -248,11 +248,11 @@ def _check_fit(plan: Plan, data: Dataset, weights: tuple[Path, str] | None, devi
 
 
 def _check_networks(preset: Preset, classes: int) -> None:
-    """Refuse a network of the user's that does not answer as it must, before anything is trained."""
+    """Refuse networks that do not answer as they must, or without the stages that a method reads."""
     matched = [method for method in preset.methods if METHODS[method].stages != "none"]
     for pair in preset.pairs:
-        if all(MODELS[arch].digest is None for arch in split_pair(pair)):
-            continue
+        if all(MODELS[arch].digest is None and MODELS[arch].has_stem for arch in split_pair(pair)):
+            continue  # ResNets of four stages
         stages = {
             arch: check(arch, CANONICAL.stem(SIZE), classes, preset.recipe.base_width) for arch in split_pair(pair)
         }

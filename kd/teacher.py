@@ -49,8 +49,9 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # what a broken file raises depends on where it is cut
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"teacher checkpoint {path} is truncated or not a checkpoint: {said}") from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
+    for name in ("state_dict", "model"):  # as Lightning has it, and RepDistiller
+        if isinstance(state, dict) and isinstance(state.get(name), dict):
+            state = state[name]
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise InputError(f"teacher checkpoint {path} holds no state dict; save `model.state_dict()`")
     return state

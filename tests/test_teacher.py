@@ -32,8 +32,10 @@ def test_every_tensor_comes_from_the_file(net, checkpoint):
     assert (provenance.file, provenance.loaded_fraction) == ("teacher.safetensors", 1.0)
 
 
-def test_a_pt_file_of_plain_weights_is_read(net, tmp_path):
-    torch.save({"state_dict": net.state_dict(), "epoch": 3}, tmp_path / "t.pt")
+@pytest.mark.parametrize("key", ["state_dict", "model"])
+def test_a_pt_file_of_plain_weights_is_read(net, tmp_path, key):
+    """As Lightning and as RepDistiller and mdistiller write it."""
+    torch.save({key: net.state_dict(), "epoch": 3}, tmp_path / "t.pt")
     load_strict(fresh(), tmp_path / "t.pt")
 
 

@@ -228,9 +228,11 @@ def check_method(method: str) -> None:
 def split_pair(pair: str) -> tuple[str, str]:
     """Return teacher and student of a pair written teacher-student, e.g. r50-r18."""
     parts = pair.split("-")
-    if len(parts) != 2 or not set(parts) <= set(MODELS):
+    if len(parts) != 2 or not all(part in MODELS for part in parts):
         pairs = [f"{t}-{s}" for t in MODELS for s in MODELS]
         raise unknown("pair", pair, pairs, "a pair is teacher-student")
+    for part in parts:
+        _ = MODELS[part]  # of another library, it may be unknown there
     return parts[0], parts[1]
 
 

@@ -33,6 +33,8 @@ class Model:
     "Which of `num_classes`, `base_width` and `stem` it is made from, by keyword."
     digest: str | None = None
     "Of the file that it stands in, if that is a user's: another file is another network."
+    library: bool = False
+    "Whether it is another library's, and so asked whether it can answer our images before anything is trained."
 
     @property
     def has_stem(self) -> bool:
@@ -40,7 +42,22 @@ class Model:
         return "stem" in self.takes
 
 
-MODELS: dict[str, Model] = {}
+class Models(dict[str, Model]):
+    """The networks by name; one of another library, as `torchvision:resnet18`, is there when asked for, in no list."""
+
+    find: Callable[[str], Model]
+    "Finds a network of another library by its name; set by the package."
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or (isinstance(name, str) and ":" in name)
+
+    def __missing__(self, name: str) -> Model:
+        if ":" not in name:
+            raise KeyError(name)
+        return self.find(name)
+
+
+MODELS = Models()
 "Every network by the name that stands in a pair."
 
 

@@ -52,8 +52,8 @@ class ResNet(nn.Module):
         self.channels: list[int] = []
         for number, depth in enumerate(depths):
             planes = base_width * 2**number
-            stage = _stage(block, channels, planes, depth, stride=1 if number == 0 else 2)
-            self.add_module(f"layer{number + 1}", stage)
+            layer = stage(block, channels, planes, depth, stride=1 if number == 0 else 2)
+            self.add_module(f"layer{number + 1}", layer)
             channels = planes * block.expansion
             self.channels.append(channels)
         self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
@@ -72,9 +72,10 @@ class ResNet(nn.Module):
         return Answer(self.fc(torch.flatten(self.avgpool(x), 1)), tuple(features))
 
 
-def _stage(
+def stage(
     block: "type[BasicBlock] | type[Bottleneck]", channels: int, planes: int, depth: int, stride: int
 ) -> nn.Sequential:
+    """Return a stage of residual blocks; the first has the stride, and a 1x1 shortcut where it needs one."""
     from torchvision.models.resnet import conv1x1
 
     out = planes * block.expansion
