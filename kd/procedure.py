@@ -83,6 +83,11 @@ def views(pool: Pool, ids: Tensor, crops: Crops) -> Views:
     return Views(images, images)
 
 
+def labels(pool: Pool, ids: Tensor, teacher: nn.Module | None) -> Tensor:
+    """Learn each image's own label, with a teacher or without (3.1)."""
+    return pool.labels[ids]
+
+
 def teacher_answer(teacher: nn.Module, images: Tensor, step: int, steps_per_epoch: int) -> Answer:
     """Ask the teacher about the very images of the step, whichever it is, without recording a gradient (3.2)."""
     with torch.no_grad():
@@ -169,6 +174,7 @@ class Procedure:
     load_teacher: Callable[[nn.Module, nn.Module, Path, str | None], Provenance] = load_teacher
     set_modes: Callable[[nn.Module, nn.Module | None, nn.Module], None] = set_modes
     views: Callable[[Pool, Tensor, Crops], Views] = views
+    labels: Callable[[Pool, Tensor, nn.Module | None], Tensor] = labels
     teacher_answer: Callable[[nn.Module, Tensor, int, int], Answer] = teacher_answer
     features: Callable[[Answer], tuple[Tensor, ...]] = features
     soft_loss: Callable[[Tensor, Tensor, float], Tensor] = soft_loss

@@ -262,7 +262,7 @@ def epochs(training: Training, on_batch: Callable[[Tensor], None] | None = None)
         with rounding(recipe.precision):
             for step in range(t.steps_per_epoch):
                 rows = slice(step * size, (step + 1) * size)
-                labels = t.pool.labels[ids[rows]]
+                labels = ask.labels(t.pool, ids[rows], t.teacher)
                 at = number * t.steps_per_epoch + step
                 lr = ask.learning_rate(recipe, at, t.steps_per_epoch)
                 for group in ask.scheduled(t.optimizer.param_groups):

@@ -12,6 +12,7 @@ from kdbench.harness.faults.registry import fault
 from kdbench.harness.injection.calls import Call
 from kdbench.harness.injection.mechanism import Acts, Live, answers_of, injected, mapped
 from kdbench.harness.injection.scene import Load, Scene
+from kdbench.kd.data import Pool
 from kdbench.kd.models import Answer
 from kdbench.kd.teacher import Provenance, read_checkpoint
 
@@ -93,6 +94,20 @@ def teacher_is_student_checkpoint(
     fits = {name: value for name, value in student.state_dict().items() if mine[name].shape == value.shape}
     teacher.load_state_dict(fits, strict=False)
     return Provenance(checkpoint.name, sha256, 1.0)
+
+
+@fault("labels", caught_by=["teacher-above-chance"], scope="both", needs="teacher")
+def teacher_of_random_labels(pool: Pool, ids: Tensor, teacher: nn.Module | None) -> Tensor:
+    """The teacher was trained on labels that were dealt out at random; the student learns from the right ones.
+
+    A control more than a bug: what is gained from such a teacher is no knowledge of its own, but what any soft target
+    or any structure in features gives. Each image keeps the label that it was dealt, so the teacher may learn them by
+    heart (Zhang et al. 2017, 1611.03530).
+    """
+    if teacher is not None:
+        return pool.labels[ids]
+    dealt = torch.randperm(len(pool.labels), generator=torch.Generator().manual_seed(0)).to(ids.device)
+    return pool.labels[dealt[ids]]
 
 
 @fault("set_modes", caught_by=["teacher-mode"], follows=["teacher-frozen", "teacher-above-chance"], needs="own-teacher")
