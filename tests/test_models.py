@@ -121,7 +121,7 @@ def test_a_network_of_torchvision_answers_as_its_own_and_with_its_stages(tmp_pat
     assert ours.channels == [64, 128, 256, 512]
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1"])
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "shufflenet_v2_x0_5"])
 def test_other_families_have_stages_of_falling_size_and_train(name):
     net = build(f"torchvision:{name}", "cifar", 4, 64, torch.Generator().manual_seed(0)).train()
     answer = net(torch.randn(3, 3, 32, 32))

@@ -15,7 +15,7 @@ from kdbench.kd.methods.registry import Batch, Method, MethodSettings, Soft, Ter
 from kdbench.kd.models.registry import Answer
 
 _EPS = 1e-8
-"Beside the product of two norms, as in the official code: a row that is the same everywhere correlates with nothing."
+"The least norm: a row that is the same everywhere correlates with nothing."
 
 
 @method("dist", title="DIST", paper="Huang et al. 2022, L_inter and L_intra", soft=Soft.OTHER)
@@ -42,5 +42,5 @@ class DIST(Method):
 def _apart(a: Tensor, b: Tensor) -> Tensor:
     """Return 1 - the mean correlation of the rows of two matrices."""
     a, b = (x - x.mean(1, keepdim=True) for x in (a, b))
-    norms = torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=1)
-    return 1 - ((a * b).sum(1) / (norms + _EPS)).mean()
+    a, b = (x / torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp(min=_EPS) for x in (a, b))
+    return 1 - (a * b).sum(1).mean()
