@@ -76,7 +76,7 @@ def test_a_part_that_needs_more_is_given_it(prepare):
         0.5 * (first.loss["ce"] + first.loss["kd"] + first.loss["crd"]), rel=1e-4
     )
     assert "of.crd.memory_student" in training.method.state_dict()
-    assert [*training.method.projectors()] == ["crd.embed_student", "crd.embed_teacher"]
+    assert [*training.method.named_projectors()] == ["crd.embed_student", "crd.embed_teacher"]
 
 
 def test_what_it_declares_is_of_its_parts():

@@ -1,6 +1,7 @@
 """Our terms against torchdistill's losses, an implementation by others, where it has the method.
 
-Its own errors are left out: its KDLoss loses T^2 at alpha 0, its LogitStdKDLoss too, so those are given labels.
+Its own errors are left out: its KDLoss loses T^2 at alpha 0, its LogitStdKDLoss too, so that one is given labels; and
+its SPKDLoss divides rows by their L1 norm, where the paper and RepDistiller have L2.
 """
 
 import pytest
@@ -38,7 +39,9 @@ def theirs(name, s, t, y):
     if name == "rkd":
         return losses.RKDLoss("m", "m", 25.0, 50.0, "mean")(io(e_s), io(e_t))
     if name == "sp":
-        return losses.SPKDLoss("m", "m", "batchmean")(io(s.features[1]), io(t.features[1]))
+        loss = losses.SPKDLoss("m", "m", "batchmean")
+        loss.matmul_and_normalize = lambda z: torch.nn.functional.normalize(z.flatten(1) @ z.flatten(1).T)
+        return loss(io(s.features[1]), io(t.features[1]))
     if name == "dist":
         return losses.DISTLoss(**OUT, beta=2.0, gamma=2.0, tau=4.0)(io(s.logits), io(t.logits))
     if name == "ls":

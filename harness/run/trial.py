@@ -117,7 +117,7 @@ def watched(training: train.Training, method: str, teacher: train.Teacher | None
     return audits.watch(
         student=training.student,
         teacher=training.teacher,
-        projectors=training.method.projectors(),
+        projectors=training.method.named_projectors(),
         optimizer=training.optimizer,
         clip=audits.Clip(training.recipe.max_norm),
         kd=declared(method, training.settings),

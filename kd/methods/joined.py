@@ -126,9 +126,11 @@ class Joined(Method):
             made[kind.name] = kind(self.settings.part(kind.name), self.ask, *channels, self.images)
         self.of = nn.ModuleDict(made)
 
-    def projectors(self) -> dict[str, nn.Module]:
+    def named_projectors(self) -> dict[str, nn.Module]:
         """Return the projectors of all parts, each with its part's name before its own."""
-        return {f"{name}.{own}": module for name, part in self.of.items() for own, module in part.projectors().items()}
+        return {
+            f"{name}.{own}": module for name, part in self.of.items() for own, module in part.named_projectors().items()
+        }
 
     def forward(self, student: Answer, teacher: Answer, batch: Batch) -> Terms:
         """Return the terms of all parts under their joined names."""

@@ -181,7 +181,7 @@ class Method(nn.Module):
         """Return what another method of logits is shown of an answer where this one `wraps` it."""
         return answer
 
-    def projectors(self) -> dict[str, nn.Module]:
+    def named_projectors(self) -> dict[str, nn.Module]:
         """Return the modules that hold the method's own parameters, by name."""
         return dict(self.named_children())
 
