@@ -32,5 +32,5 @@ def test_a_study_of_torchvisions_networks_runs(tmp_path):
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_is(words, says, tmp_path):
-    code, out, err = kdbench("run", TINY, *words, "--runs", str(tmp_path), "--dry-run")
+    code, _, err = kdbench("run", TINY, *words, "--runs", str(tmp_path), "--dry-run")
     assert code == 2 and says in " ".join(err.split()) and "Traceback" not in err

@@ -29,6 +29,7 @@ def command(as_json: bool) -> None:
                 "paper": kind.paper,
                 "soft": kind.soft.value,
                 "projectors": kind.has_projectors,
+                "stages": kind.stages,
                 "teacher": kind.needs_teacher,
                 "settings": {word: kind.Settings.defaults().get(word) for word in kind.Settings.names()},
             }
@@ -50,7 +51,9 @@ def command(as_json: bool) -> None:
     console = stdout()
     show_table(console, columns, rows)
     console.print("\nA setting without a value has no default: a study's file names it.", markup=False)
-    console.print(f"networks: {', '.join(MODELS)}", markup=False, soft_wrap=True)
+    console.print("Joined by +, as in logit+at, they have the terms of both, each with its own weight.", markup=False)
+    others = "and any classifier of torchvision or timm, as torchvision:resnet18"
+    console.print(f"networks: {', '.join(MODELS)}; {others}", markup=False, soft_wrap=True)
 
 
 def _settings(known: Any) -> str:
