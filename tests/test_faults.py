@@ -14,7 +14,6 @@ from kdbench.kd.errors import InputError
 from kdbench.kd.procedure import CANONICAL
 
 NO_FAULT_OF_ITS_OWN = {
-    "teacher-above-chance": "a consequence: of weights that were not loaded, or of inputs of another kind",
     "teacher-frozen": "a consequence of the teacher's mode, or of an optimizer that holds it",
     "teacher-not-optimised": "needs two faults at once: an optimizer that holds the teacher, and a recorded answer; "
     "twins of foreign scripts have both",
