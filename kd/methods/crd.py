@@ -39,6 +39,16 @@ class CRD(Method):
     """Noise-contrastive estimation both ways: student against the teacher's memory, teacher against the student's."""
 
     settings: "Settings"
+    memory_student: Tensor
+    memory_teacher: Tensor
+    sums: Tensor
+    "Z of both; zero until the first batch."
+    rows: Tensor
+    "By an image's id, its row in the memories, which are in the order of classes."
+    counts: Tensor
+    "Images of each class."
+    starts: Tensor
+    "Row at which each class begins."
 
     @dataclass(frozen=True, kw_only=True)
     class Settings(MethodSettings):
@@ -67,13 +77,13 @@ class CRD(Method):
         n, bound = len(self.images.ids), 1 / math.sqrt(size / 3)
         for name in ("memory_student", "memory_teacher"):
             self.register_buffer(name, torch.empty(n, size).uniform_(-bound, bound))
-        self.register_buffer("sums", torch.zeros(2))  # Z of both; zero until the first batch
+        self.register_buffer("sums", torch.zeros(2))
         self._index(self.images)
         # Of the processor: the same draws on every device. It is saved with the module, and so goes on where it was.
         self._draws = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
 
     def _index(self, images: Images) -> None:
-        """Note each image's row in the memories, which are in the order of classes, and where each class begins."""
+        """Note each image's row in the memories, and where each class begins."""
         labels, order = images.labels.sort(stable=True)
         rows = torch.zeros(int(images.ids.max()) + 1, dtype=torch.int64)
         rows[images.ids[order]] = torch.arange(len(order))

@@ -6,7 +6,7 @@ A method that wraps others (logit standardisation) adds no term of its own besid
 the answers that this one is shown.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field, fields, make_dataclass
 from typing import Any, ClassVar
 
@@ -80,9 +80,10 @@ def _settings(name: str, parts: Sequence[type[Method]]) -> type[MethodSettings]:
             taken.add(ours)
             own[kind.name][word] = ours
             made.append((ours, types[word], field(default=defaults[word])) if word in defaults else (ours, types[word]))
-    made_kind = make_dataclass("Settings", made, bases=(JoinedSettings,), frozen=True, kw_only=True)
-    made_kind.method, made_kind.own, made_kind.kinds = name, own, {kind.name: kind.Settings for kind in parts}
-    return made_kind
+    settings: Any = make_dataclass("Settings", made, bases=(JoinedSettings,), frozen=True, kw_only=True)
+    settings.method, settings.own, settings.kinds = name, own, {kind.name: kind.Settings for kind in parts}
+    found: type[MethodSettings] = settings
+    return found
 
 
 class JoinedSettings(MethodSettings):
@@ -126,16 +127,19 @@ class Joined(Method):
             made[kind.name] = kind(self.settings.part(kind.name), self.ask, *channels, self.images)
         self.of = nn.ModuleDict(made)
 
+    def _parts(self) -> Iterator[tuple[str, Method]]:
+        for name, part in self.of.items():
+            assert isinstance(part, Method)
+            yield name, part
+
     def named_projectors(self) -> dict[str, nn.Module]:
         """Return the projectors of all parts, each with its part's name before its own."""
-        return {
-            f"{name}.{own}": module for name, part in self.of.items() for own, module in part.named_projectors().items()
-        }
+        return {f"{name}.{own}": m for name, part in self._parts() for own, m in part.named_projectors().items()}
 
     def forward(self, student: Answer, teacher: Answer, batch: Batch) -> Terms:
         """Return the terms of all parts under their joined names."""
         found = {}
-        for name, part in self.of.items():
+        for name, part in self._parts():
             shown = (student, teacher)
             if self.wrapper is not None and part.soft is not Soft.NONE:
                 shown = (self.wrapper.shown(student), self.wrapper.shown(teacher))

@@ -66,10 +66,11 @@ class _Fusion(nn.Module):
 
     def __init__(self, c_in: int, middle: int, c_out: int, fuses: bool) -> None:
         super().__init__()
-        self.enter = nn.Sequential(nn.Conv2d(c_in, middle, 1, bias=False), nn.BatchNorm2d(middle))
-        self.leave = nn.Sequential(nn.Conv2d(middle, c_out, 3, padding=1, bias=False), nn.BatchNorm2d(c_out))
+        first = nn.Conv2d(c_in, middle, 1, bias=False)
+        last = nn.Conv2d(middle, c_out, 3, padding=1, bias=False)
+        self.enter, self.leave = (nn.Sequential(c, nn.BatchNorm2d(c.out_channels)) for c in (first, last))
         self.weigh = nn.Sequential(nn.Conv2d(2 * middle, 2, 1), nn.Sigmoid()) if fuses else None
-        for conv in (self.enter[0], self.leave[0]):
+        for conv in (first, last):
             nn.init.kaiming_uniform_(conv.weight, a=1)
 
     def forward(self, x: Tensor, later: Tensor | None, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
