@@ -22,6 +22,7 @@ from kdbench.harness.injection.scene import Scene
 from kdbench.harness.injection.survey import first_difference
 from kdbench.harness.mutation import pages, runs
 from kdbench.harness.mutation.child import Order, Outcome, carry_out
+from kdbench.harness.mutation.naming import answer
 from kdbench.harness.mutation.workspace import copy_of
 
 SCRIPT = str(Path(__file__).with_name("mutation") / "train.py")
@@ -133,6 +134,20 @@ def test_the_first_call_that_differs_between_two_runs_is_named():
     one = [("the weights of Net before its call at a.py:3", "1"), ("what Net is given at a.py:3", "2")]
     assert first_difference(one, list(one)) is None
     assert first_difference(one, [one[0], (one[1][0], "3")]) == "what Net is given at a.py:3"
+
+
+@pytest.mark.parametrize(
+    ("failed", "undecided", "how"),
+    [
+        (("KD201", "KD204"), False, "first"),
+        (("KD101", "KD201"), False, "named"),
+        (("KD101",), True, "other"),
+        ((), True, "undecided"),
+        ((), False, "silent"),
+    ],
+)
+def test_a_bug_is_named_first_or_named_or_missed(failed, undecided, how):
+    assert answer(["KD201"], failed, undecided) == how
 
 
 def judged(**seen):

@@ -199,7 +199,7 @@ def _in_script(setting: "Setting", names: Sequence[str], list_: bool, notes: "Co
     start = time.monotonic()
     base, scene = runs.survey(setting, lambda word: notes.print(word, markup=False, soft_wrap=True))
     fit, rows = runs.plan(scene, names)
-    found = runs.Measured(setting.base.target, scene, rows, setting.base.steps)
+    found = runs.Measured(setting.base.target, scene, rows, setting.base.steps, verdict=base.verdict)
     if base.verdict == "undecided":
         found.remarks.append(
             "The audits do not understand the distillation term of the script as it is, and cannot tell faults in it"

@@ -18,6 +18,7 @@ from kdbench.harness.faults import FAULTS, audit_ids
 from kdbench.harness.injection.mechanism import MECHANISMS
 from kdbench.harness.injection.scene import NotApplicableError, Scene
 from kdbench.harness.mutation.child import Order, Outcome
+from kdbench.harness.mutation.naming import Answer, answer
 from kdbench.harness.mutation.workspace import copy_of
 
 _GRACE = 30.0
@@ -26,7 +27,6 @@ _TAIL = 2000
 "Characters of a script's output that are kept."
 
 Status = Literal["injected", "dormant", "not-applicable", "broken"]
-Answer = Literal["first", "named", "other", "undecided", "silent"]
 
 
 class CannotServeError(Exception):
@@ -64,6 +64,8 @@ class Measured:
     steps: int = 0
     seconds: float = 0.0
     remarks: list[str] = field(default_factory=list)
+    verdict: str = ""
+    "Of the script as it is."
     tests: int | None = None
     "Tests of the session that step an optimizer; None for a script."
 
@@ -152,13 +154,14 @@ def judge(fault: str, base: Outcome, seen: Outcome, seconds: float) -> Row:
     known = {f["id"] for f in base.findings if f["status"] == "fail"}
     found = [f["id"] for f in failed if f["id"] not in known]
     by_script = _noticed(base, seen)
+    undecided = seen.verdict == "undecided" != base.verdict
     row = Row(
         fault,
         "injected",
         expected=expected,
         found=tuple(found),
         # Where the script ends itself before anything could be seen, nobody needs an audit.
-        kdbench=None if seen.error and not seen.distilled else _answer(expected, found, seen.verdict, base.verdict),
+        kdbench=None if seen.error and not seen.distilled else answer(expected, found, undecided),
         by_script=by_script,
         where=tuple(seen.where),
         seconds=round(seconds, 1),
@@ -175,16 +178,6 @@ def expected_of(fault: str) -> tuple[str, ...]:
     own = MECHANISMS[fault].caught_by
     ids = audit_ids()
     return own or tuple(ids[name] for name in FAULTS[fault].caught_by)
-
-
-def _answer(expected: Sequence[str], found: Sequence[str], verdict: str, before: str) -> Answer:
-    if found and found[0] in expected:
-        return "first"
-    if set(found) & set(expected):
-        return "named"
-    if found:
-        return "other"
-    return "undecided" if verdict != before and verdict == "undecided" else "silent"
 
 
 def _noticed(base: Outcome, seen: Outcome) -> str | None:

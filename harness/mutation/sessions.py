@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, replace
 from kdbench.harness.injection.mechanism import MECHANISMS
 from kdbench.harness.injection.scene import NotApplicableError, Scene
 from kdbench.harness.mutation.child import Outcome
+from kdbench.harness.mutation.naming import Answer
 from kdbench.harness.mutation.plugin import TestOrder
 from kdbench.harness.mutation.runs import (
-    Answer,
     CannotServeError,
     Row,
     expected_of,
