@@ -204,6 +204,11 @@ def _in_script(setting: "Setting", names: Sequence[str], list_: bool, notes: "Co
         found.remarks.append(
             "The audits do not understand the distillation term of the script as it is, and cannot tell faults in it"
         )
+    if base.writes:
+        found.remarks.append(
+            f"Every run writes {', '.join(base.writes[:3])}, outside the script's folder, and its copy does not help "
+            "there: give it a path within the folder, or one run at a time (--workers 1)"
+        )
     if list_:
         found.rows += [runs.Row(fault, "injected", expected=runs.expected_of(fault)) for fault in fit]
         return found
@@ -280,7 +285,7 @@ def _print(found: "Measured", format_: str, list_: bool) -> None:
 
 def _show(found: "Measured") -> None:
     """Print the result for people: the whole in a sentence, the table, what has no place."""
-    from kdbench.harness.cli.tables import Column, note, show_table
+    from kdbench.harness.cli.tables import Column, show_table
     from kdbench.harness.mutation.pages import first_line, noticed, ordered, told
 
     console = stdout()
@@ -295,9 +300,7 @@ def _show(found: "Measured") -> None:
     cells = [[row.fault, escape(_places(row.where)), escape(noticed(row)), escape(told(row))] for row in rows]
     if cells:
         show_table(console, columns, cells, elsewhere="--format json")
-    for remark in found.remarks:
-        note(console, escape(f"{remark}."))
-    _absent(found)
+    _closing(found)
 
 
 def _places(where: Sequence[str]) -> str:
@@ -306,10 +309,12 @@ def _places(where: Sequence[str]) -> str:
     return f"{first} +{len(where) - 1}" if len(where) > 1 else first
 
 
-def _absent(found: "Measured") -> None:
-    """Print why the other faults have no place in the script, by reason."""
+def _closing(found: "Measured") -> None:
+    """Print what is to be remarked, and why the other faults have no place in the script, by reason."""
     from kdbench.harness.cli.tables import note
 
+    for remark in found.remarks:
+        note(stdout(), escape(f"{remark}."))
     reasons: dict[str, list[str]] = {}
     for row in found.rows:
         if row.status == "not-applicable":
@@ -329,4 +334,4 @@ def _show_list(found: "Measured") -> None:
     columns = [Column("fault", names=True), Column("should be named by")]
     if fit:
         show_table(stdout(), columns, [[row.fault, ", ".join(row.expected)] for row in fit], elsewhere="--format json")
-    _absent(found)
+    _closing(found)

@@ -27,6 +27,7 @@ Kind = Literal[
     "backward",
     "unscale",
     "load",
+    "pretrained",
     "forward",
     "conv",
 ]

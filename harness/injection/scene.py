@@ -69,6 +69,10 @@ class Scene:
     sites: list[Site] = field(default_factory=list)
     optimizers: list[Optimizer] = field(default_factory=list)
     loads: list[Load] = field(default_factory=list)
+    pretrained: list[int] = field(default_factory=list)
+    "Of the networks that Transformers loads by from_pretrained, the numbers of those that teach."
+    teacher_statistics: bool = False
+    "Whether the teacher holds running statistics."
     temperature: float | None = None
     teacher_input: str = ""
     "images, numbers or tokens."

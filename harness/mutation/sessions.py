@@ -9,12 +9,12 @@ from kdbench.harness.injection.scene import NotApplicableError, Scene
 from kdbench.harness.mutation.child import Outcome
 from kdbench.harness.mutation.naming import Answer
 from kdbench.harness.mutation.plugin import TestOrder
+from kdbench.harness.mutation.processes import anew, launch
 from kdbench.harness.mutation.runs import (
     CannotServeError,
     Row,
     expected_of,
     judge,
-    launch,
     side_by_side,
 )
 
@@ -47,7 +47,7 @@ def run_session(session: Session, order: TestOrder) -> Sitting:
     """Run the tests in a process of their own; CannotServeError where it brings no result."""
     words = ["-m", "pytest", "-q", "-p", "kdbench.harness.mutation.plugin", "-p", "no:cacheprovider", "-p", "no:xdist"]
     words += [session.path, *session.args]
-    values, said = launch(words, asdict(order), session.workers, session.max_seconds, session.share_folder)
+    values, said = launch(anew(words, session.workers), asdict(order), session.max_seconds, session.share_folder)
     if values is None:
         limit = f"{session.max_seconds:g} seconds (--max-seconds)"
         raise CannotServeError(f"the tests could not run, or took more than {limit}:\n{said[-_TAIL:]}")
