@@ -9,7 +9,7 @@ the first run, before anything was changed for it; they stand in columns of thei
 
 A package is either one whose programs were looked at while mechanisms and audits were mended, or one that was kept for
 the measure. The split was made before any program was run: packages in the order of the SHA-256 of their names, the
-first six of thirteen looked at.
+first six of twelve looked at.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from kdbench.harness.records.environment import git_commit
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES, SCRIPTS = ROOT / "tests" / "packages", ROOT / "tests" / "scripts"
 LOOKED_AT = ("lightning", "nvidia-modelopt", "trl", "timm", "KD_Lib", "peft")
-KEPT = ("transformers", "textbrewer", "torchdistill", "sentence-transformers", "vit-pytorch", "lightly", "setfit")
+KEPT = ("transformers", "textbrewer", "torchdistill", "sentence-transformers", "vit-pytorch", "lightly")
 GROUPS = {
     "kept": "packages kept for the measure",
     "looked-at": "packages looked at while mending",

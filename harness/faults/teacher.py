@@ -202,16 +202,20 @@ def _loaded_from(loads: list[Load], change: Callable[[nn.Module, State], State])
     return _loaded_otherwise(loads, other)
 
 
-def _before_it_teaches(scene: Scene, change: Callable[[nn.Module], None]) -> Acts:
-    """Change a teacher that was trained in the script, or that its library loads, when it is first asked."""
+def _before_it_teaches(scene: Scene, change: Callable[[nn.Module, list[Any]], None]) -> Acts:
+    """Change a teacher that was trained in the script, or that its library loads, when it is first asked.
+
+    What `change` puts into its list is kept alive: an audit knows a copy by what it was copied from.
+    """
 
     def first(call: Call, live: Live) -> Any:
-        if call.args[0] not in live.kept.setdefault("changed", set()):
-            live.kept["changed"].add(call.args[0])
-            with torch.no_grad(), torch.random.fork_rng():  # the script's own random numbers stay as they are
-                change(call.args[0])
-        else:
+        teacher = call.args[0]
+        if teacher in live.kept:
             live.acted -= 1
+        else:
+            live.kept[teacher] = []
+            with torch.no_grad(), torch.random.fork_rng():  # the script's own random numbers stay as they are
+                change(teacher, live.kept[teacher])
         return call.proceed()
 
     return {"forward": answers_of("teacher", first)}
@@ -258,10 +262,18 @@ def _teacher_head_fresh(scene: Scene) -> Acts:
     loads = _loads(scene)
     if not loads:
         scene.need(_trainers(scene) or scene.pretrained, _NO_ROUTE)
-        return _before_it_teaches(scene, lambda teacher: _initialised(_last_layer(teacher)))
+        return _before_it_teaches(scene, lambda teacher, old: _made_anew(_last_layer(teacher), old, torch.randn_like))
     head = {name for load in loads for name in load.head}
     scene.need(head, "the teacher's last layer was not found in what is loaded")
     return _loaded_from(loads, lambda teacher, state: {name: t for name, t in state.items() if name not in head})
+
+
+def _made_anew(module: nn.Module, old: list[Any], value: Callable[[Tensor], Tensor]) -> None:
+    """Give a module, and what it holds, parameters of their own, which nothing was trained or loaded into."""
+    for part in module.modules():
+        for name, p in list(part.named_parameters(recurse=False)):
+            old.append(p)
+            setattr(part, name, nn.Parameter(value(p), requires_grad=p.requires_grad))
 
 
 def _initialised(module: nn.Module) -> None:
@@ -280,7 +292,9 @@ def _teacher_without_statistics(scene: Scene) -> Acts:
     return _loaded_from(loads, lambda teacher, state: {name: t for name, t in state.items() if "running_" not in name})
 
 
-def _forgotten(net: nn.Module) -> None:
+def _forgotten(net: nn.Module, old: list[Any]) -> None:
+    """Make a network one into which parameters were copied, and nothing else."""
+    _made_anew(net, old, torch.clone)
     for part in net.modules():
         if hasattr(part, "reset_running_stats"):
             part.reset_running_stats()
@@ -290,7 +304,7 @@ def _forgotten(net: nn.Module) -> None:
 def _teacher_overwritten(scene: Scene) -> Acts:
     if not _loads(scene):
         scene.need(_trainers(scene) or scene.pretrained, _NO_ROUTE)
-        return _before_it_teaches(scene, _initialised)
+        return _before_it_teaches(scene, lambda teacher, old: _initialised(teacher))
 
     def load(call: Call, live: Live) -> Any:
         result = call.proceed()

@@ -24,6 +24,7 @@ Kind = Literal[
     "optimizer",
     "zero_grad",
     "step",
+    "schedule",
     "backward",
     "unscale",
     "load",

@@ -121,6 +121,12 @@ class Survey(Observer):
         self._loads.append((self.world.loads, call.args[0], dict(state), words(hooks.call_site())))
         return call.proceed()
 
+    def _on_schedule(self, call: Call) -> Any:
+        number = self.world.number_of(getattr(call.args[0], "optimizer", None))
+        if number is not None and number not in self.scene.scheduled:
+            self.scene.scheduled.append(number)
+        return call.proceed()
+
     def _on_pretrained(self, call: Call) -> Any:
         result = call.proceed()
         number = self.world.pretrained

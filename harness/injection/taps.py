@@ -48,6 +48,7 @@ _FUNCTIONS: dict[Kind, list[_Name]] = {
 "Functions, within which no other call is the script's own."
 _METHODS: dict[Kind, list[_Name]] = {
     "forward": [_Name(nn.Module, "__call__")],
+    "schedule": [_Name(torch.optim.lr_scheduler.LRScheduler, "step")],
     "zero_grad": [_Name(torch.optim.Optimizer, "zero_grad"), _Name(nn.Module, "zero_grad")],
     "backward": [_Name(Tensor, "backward")],
     "unscale": [_Name(torch.amp.grad_scaler.GradScaler, "unscale_")],
