@@ -21,7 +21,7 @@ from kdbench.harness.faults import FAULTS
 from kdbench.harness.injection.mechanism import MECHANISMS, Injector
 from kdbench.harness.injection.scene import Scene
 from kdbench.harness.injection.survey import first_difference
-from kdbench.harness.mutation import pages, runs, writes
+from kdbench.harness.mutation import pages, processes, runs, writes
 from kdbench.harness.mutation.child import Order, Outcome, carry_out
 from kdbench.harness.mutation.naming import answer
 from kdbench.harness.mutation.workspace import copy_of
@@ -169,6 +169,7 @@ def test_an_unknown_fault_is_named_with_the_nearest():
     [
         ({"error": "RuntimeError: Found no NVIDIA driver on your system"}, "needs a GPU"),
         ({"error": "EOFError: EOF when reading a line"}, "asks for input"),
+        ({"exit_code": 3}, "ends with exit code 3"),
         ({"distilled": False, "stopped": "9 seconds were over"}, "no distillation was seen in the script within 9 sec"),
         ({"findings": [{"id": "KD201", "name": "clip", "status": "fail", "severity": "error", "message": "m"}]},
          "KD201 clip: m"),
@@ -259,6 +260,14 @@ def test_each_run_has_a_copy_of_the_folder_and_large_files_are_links(tmp_path, m
         assert not (there / "mine").exists() and (there / "data").exists()
         (there / "data" / "small.txt").write_text("changed")
     assert not there.exists() and (tmp_path / "data" / "small.txt").read_text() == "as it was"
+
+
+def test_a_process_that_hangs_is_ended_and_one_that_fails_shows_what_it_printed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(processes.TookTooLongError):
+        processes.launch(processes.anew(["-c", "import time; time.sleep(60)"], 1), {}, 0.5, False)
+    assert processes.launch(processes.anew(["-c", "1 / 0"], 1), {}, 60, False)[0] is None
+    assert "ZeroDivisionError" in processes.launch(processes.anew(["-c", "1 / 0"], 1), {}, 60, False)[1]
 
 
 def test_files_written_outside_the_folder_are_told(tmp_path):

@@ -212,7 +212,7 @@ def _in_script(setting: "Setting", names: Sequence[str], list_: bool, notes: "Co
     if list_:
         found.rows += [runs.Row(fault, "injected", expected=runs.expected_of(fault)) for fault in fit]
         return found
-    notes.print(f"{len(fit)} faults have a place in it, {setting.workers} at a time", soft_wrap=True)
+    notes.print(f"faults that have a place in it: {len(fit)}, {setting.workers} at a time", soft_wrap=True)
     _collect(found, runs.inject(setting, base, fit), len(fit), notes)
     found.seconds = time.monotonic() - start
     return found
@@ -261,7 +261,9 @@ def _in_tests(
     if list_:
         found.rows += [runs.Row(fault, "injected", expected=runs.expected_of(fault)) for fault in fit]
         return found
-    notes.print(f"{len(base.outcomes)} tests distil; {len(fit)} faults have a place in them", soft_wrap=True)
+    notes.print(
+        f"tests that distil: {len(base.outcomes)}; faults that have a place in them: {len(fit)}", soft_wrap=True
+    )
     _collect(found, sessions.inject(session, base, fit), len(fit), notes)
     found.seconds = time.monotonic() - start
     return found

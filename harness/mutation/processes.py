@@ -50,18 +50,22 @@ class Started:
 Start = Callable[[Desk], Started]
 
 
+class TookTooLongError(Exception):
+    """A process was ended since it took longer than it might."""
+
+
 def launch(
     start: Start, order: dict[str, Any], seconds: float, share_folder: bool
 ) -> tuple[dict[str, Any] | None, str]:
     """Start a process on an order in a copy of this folder; return its result, and what it printed.
 
-    A process that fails, or takes longer than `seconds`, has no result.
+    A process that fails has no result; one that takes longer than `seconds` is ended: TookTooLongError.
     """
     with _desk(order, share_folder) as desk:
         process = start(desk)
         try:
             if not process.ended(seconds):
-                _end(process)
+                raise TookTooLongError
         except BaseException:
             _end(process)
             raise

@@ -11,7 +11,7 @@ from kdbench.harness.injection.mechanism import MECHANISMS
 from kdbench.harness.injection.scene import NotApplicableError, Scene
 from kdbench.harness.mutation.child import Order, Outcome
 from kdbench.harness.mutation.naming import Answer, answer
-from kdbench.harness.mutation.processes import forked, launch
+from kdbench.harness.mutation.processes import TookTooLongError, forked, launch
 
 _GRACE = 30.0
 "Seconds beyond its own limit after which a process is ended: it may hang where Python is not asked."
@@ -75,7 +75,13 @@ def run_once(order: Order, setting: Setting) -> tuple[Outcome, float]:
     """Make one run in a process of its own; CannotServeError where nothing came back."""
     start = time.monotonic()
     limit = order.max_seconds + _GRACE
-    values, said = launch(forked(setting.workers), asdict(order), limit, setting.share_folder)
+    try:
+        values, said = launch(forked(setting.workers), asdict(order), limit, setting.share_folder)
+    except TookTooLongError:
+        raise CannotServeError(
+            f"nothing came back within {order.max_seconds:g} seconds (--max-seconds), and the run was ended: give it "
+            "more, or let the script do less"
+        ) from None
     if values is None:
         raise CannotServeError(f"the run ended without a report:\n{said[-_TAIL:]}")
     if "broken" in values:
@@ -146,7 +152,7 @@ def survey(setting: Setting, told: Callable[[str], None]) -> tuple[Outcome, Scen
         what = first_difference(base.answers, again.answers) or "the weights after these steps"
         raise CannotServeError(
             f"the script does not repeat: two runs of it differ, first in {what}. A fault cannot be told from chance "
-            "there. Set a seed before it (torch.manual_seed), and the generator of the loader that shuffles"
+            "there. Set the seeds before it (torch.manual_seed, numpy.random.seed, random.seed)"
         )
     if untouched.digests != base.digests:
         raise CannotServeError("the script's weights change when its calls are only looked at; please report this")
@@ -168,6 +174,8 @@ def refuse(base: Outcome, order: Order) -> None:
         elif "CUDA" in base.error or "NVIDIA" in base.error:
             hint = "\nIt needs a GPU that this machine does not have: let it run on the CPU, with less data"
         raise CannotServeError(f"the script does not run as it is:\n{base.error}{hint}")
+    if base.exit_code:
+        raise CannotServeError(f"the script as it is ends with exit code {base.exit_code}")
     if not base.distilled:
         seconds = f" within {order.max_seconds:g} seconds (--max-seconds)" if "seconds" in base.stopped else ""
         raise CannotServeError(
