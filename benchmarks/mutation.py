@@ -2,9 +2,14 @@
 
     python -m benchmarks.mutation [--output reports/mutate] [--workers 2] [NAME ...]
 
-The programs stand in tests/packages (thin scripts that drive a package's own training; `make test-packages` installs
-what they need) and in tests/scripts (ours). A program's result is one file, and a program that has one is not run
-again. The page is made from all files.
+The programs are the correct ones of tests/packages (thin scripts that drive a package's own training; `make
+.venv-packages/.ready` installs what they need) and of tests/scripts (ours). A program's result is one file, and a
+program that has one is not run again. The page is made from all files. The folder `first` beside them holds those of
+the first run, before anything was changed for it; they stand in columns of their own.
+
+A package is either one whose programs were looked at while mechanisms and audits were mended, or one that was kept for
+the measure. The split was made before any program was run: packages in the order of the SHA-256 of their names, the
+first six of twelve looked at.
 """
 
 import argparse
@@ -12,41 +17,86 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+import tomllib
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from shutil import copytree, ignore_patterns
 from typing import Any
 
 from scipy import stats
 
+from kdbench.harness.records.environment import git_commit
+
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = {"packages": ROOT / "tests" / "packages", "scripts": ROOT / "tests" / "scripts"}
+PACKAGES, SCRIPTS = ROOT / "tests" / "packages", ROOT / "tests" / "scripts"
+LOOKED_AT = ("lightning", "nvidia-modelopt", "trl", "timm", "KD_Lib", "peft")
+KEPT = ("transformers", "textbrewer", "torchdistill", "sentence-transformers", "vit-pytorch", "lightly")
+GROUPS = {
+    "kept": "packages kept for the measure",
+    "looked-at": "packages looked at while mending",
+    "scripts": "our own scripts (tests/scripts), looked at as well",
+}
 _NAMED = ("first", "named")
 
 
-def programs() -> dict[str, tuple[str, Path]]:
-    """Return by name the group and the script of each program."""
-    found = {}
-    for group, folder in FOLDERS.items():
-        for path in sorted(folder.glob("*.py")):
-            found[f"{group}/{path.stem}"] = (group, path)
-    return found
+@dataclass(frozen=True)
+class Program:
+    """A correct training, and how it is called."""
+
+    name: str
+    group: str
+    folder: Path
+    script: str
+    options: tuple[str, ...] = ()
+    slip: tuple[str, str] | None = None
+    "A passage to be replaced, where the program is right only with another."
 
 
-def measure(name: str, path: Path, output: Path, workers: int) -> dict[str, Any]:
-    """Run `kdbench mutate` on a program, and write and return what it printed."""
+def programs() -> dict[str, Program]:
+    """Return the programs by name: one of each correct script, and no script that distils nothing."""
+    found = []
+    for case in tomllib.loads((PACKAGES / "cases.toml").read_text(encoding="utf-8"))["case"]:
+        if case["verdict"] == "clean":
+            package = case["needs"][0]
+            if package not in LOOKED_AT + KEPT:
+                sys.exit(f"{package} stands in neither half of the split; add it to the kept ones or the others")
+            name, slip = f"packages/{case['script'].removesuffix('.py')}", (case["old"], case["new"])
+            group = "looked-at" if package in LOOKED_AT else "kept"
+            options = tuple(case.get("options", ()))
+            found.append(Program(name, group, PACKAGES, case["script"], options, slip if "slip" in case else None))
+    for path in sorted(SCRIPTS.iterdir()):
+        if (path.suffix == ".py" and path.stem != "no_distillation") or (path / "train.py").exists():
+            script = path.name if path.is_file() else f"{path.name}/train.py"
+            found.append(Program(f"scripts/{path.stem}", "scripts", SCRIPTS, script))
+    return {program.name: program for program in found}
+
+
+def measure(program: Program, output: Path, workers: int) -> dict[str, Any]:
+    """Run `kdbench mutate` on a program in a copy of its folder, and write and return what it printed."""
     words = [sys.executable, "-m", "kdbench", "mutate", "-q", "--format", "json", "--workers", str(workers)]
-    done = subprocess.run(
-        [*words, path.name],
-        capture_output=True,
-        text=True,
-        cwd=path.parent,
-        env={**os.environ, "COLUMNS": "140"},
-        check=False,
-    )
-    said = done.stderr.strip()[-400:]
+    quiet = {"COLUMNS": "140", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    with tempfile.TemporaryDirectory() as desk:
+        there = copytree(program.folder, Path(desk) / "work", ignore=ignore_patterns("__pycache__", "*.toml"))
+        if program.slip is not None:
+            text = (there / program.script).read_text(encoding="utf-8")
+            assert text.count(program.slip[0]) == 1, f"{program.name}: the passage to replace is not there once"
+            (there / program.script).write_text(text.replace(*program.slip), encoding="utf-8")
+        done = subprocess.run(
+            [*words, *program.options, program.script],
+            capture_output=True,
+            text=True,
+            cwd=there,
+            env={**os.environ, **quiet},
+            check=False,
+        )
+    said = done.stderr.strip()[-1000:]
     found = json.loads(done.stdout) if done.stdout.startswith("{") else {"cannot_serve": said, "code": done.returncode}
+    found["commit"] = git_commit()
     output.mkdir(parents=True, exist_ok=True)
-    (output / f"{name.replace('/', '-')}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (output / f"{program.name.replace('/', '-')}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return found
 
 
@@ -58,53 +108,148 @@ def bounds(k: int, n: int) -> str:
     return f"{k}/{n} ({k / n:.2f}; {low:.2f} to {high:.2f})"
 
 
-def page(results: dict[str, dict[str, Any]]) -> str:
+def counts(row: dict[str, Any]) -> bool:
+    """Say whether a fault acted, changed the weights, and left something to be seen."""
+    return row["status"] == "injected" and row["kdbench"] is not None
+
+
+@dataclass(frozen=True)
+class Share:
+    """How many of some runs have their cause named first, named, and by how many programs."""
+
+    first: int
+    named: int
+    runs: int
+    whole: int
+    "Programs in which the cause of every fault was named first."
+    programs: int
+
+    @classmethod
+    def of(cls, results: Iterable[dict[str, Any]]) -> "Share":
+        """Count over the results of programs."""
+        each = [[row["kdbench"] for row in found["faults"] if counts(row)] for found in results]
+        flat = [word for words in each for word in words]
+        whole = sum(all(word == "first" for word in words) for words in each if words)
+        return cls(flat.count("first"), sum(word in _NAMED for word in flat), len(flat), whole, sum(map(bool, each)))
+
+    def __str__(self) -> str:
+        return f"{self.first}/{self.runs} ({self.first / self.runs:.2f})" if self.runs else "-"
+
+
+Results = dict[str, dict[str, Any]]
+
+
+def page(last: Results, first: Results, known: dict[str, Program]) -> str:
     """Return the page in Markdown: recall by group, by program and by fault, and what was missed."""
-    lines = ["# Known bugs in programs of others", "", "    python -m benchmarks.mutation", ""]
-    served = {name: found for name, found in results.items() if "faults" in found}
-    for group in FOLDERS:
-        mine = {name: found for name, found in served.items() if name.startswith(group)}
-        rows = [row for found in mine.values() for row in found["faults"] if counts(row)]
-        first = sum(row["kdbench"] == "first" for row in rows)
-        named = sum(row["kdbench"] in _NAMED for row in rows)
-        whole = sum(all(row["kdbench"] in _NAMED for row in found["faults"] if counts(row)) for found in mine.values())
-        lines += [
-            f"**{group}**: {len(mine)} programs, {len(rows)} runs in which a fault acted and changed the weights. "
-            f"Cause named first: {bounds(first, len(rows))}; named at all: {bounds(named, len(rows))}. "
-            f"Programs in which every fault was named: {bounds(whole, len(mine))}.",
+    return "\n".join(
+        [
+            "# Known bugs in programs of others",
+            "",
+            "    python -m benchmarks.mutation",
+            "",
+            *_intro(last, first),
+            *_by_group(last, first, known),
+            *_by_program(last, first, known),
+            *_by_fault(last),
+            *_unfit(last),
             "",
         ]
-    lines += [
-        "| program | faults that count | named first | named | other alarm | undecided | silent |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name, found in sorted(served.items()):
-        rows = [row for row in found["faults"] if counts(row)]
-        said = [sum(row["kdbench"] == word for row in rows) for word in (*_NAMED, "other", "undecided", "silent")]
-        lines.append(f"| {name} | {len(rows)} | " + " | ".join(map(str, said)) + " |")
-    lines += ["", "| fault | programs | named first | missed in |", "|---|---|---|---|"]
+    )
+
+
+def _intro(last: Results, first: Results) -> Iterator[str]:
+    then, now = (
+        ", ".join(sorted({found["commit"][0][:7] for found in some.values() if found.get("commit")})) or "-"
+        for some in (first, last)
+    )
+    yield from (
+        "`kdbench mutate` puts each fault that has a place in a program into it, in a run of its own. A run counts if",
+        "the fault acted, changed the weights, and did not end the program before anything could be seen. Intervals",
+        "(Clopper-Pearson, 95%) are by program: the runs of one program are not independent. Which packages were",
+        "looked at while mending, and which were kept for the measure, a rule decided before the first run",
+        "(`benchmarks/mutation.py`). Nothing was declared to any program but that a teacher's answers are stored.",
+        f"First run: commit {then}. Last run: commit {now}.",
+        "",
+    )
+
+
+def _by_group(last: Results, first: Results, known: dict[str, Program]) -> Iterator[str]:
+    head = ("programs", "of them serve", "runs that count", "cause named first", "named")
+    yield from _head(*head, "programs with every cause first", "cause first, first run")
+    for group, words in GROUPS.items():
+        names = [name for name in last if known[name].group == group]
+        parts = {words: names}
+        unread = [name for name in names if last[name].get("unmutated") == "undecided"]
+        if unread:
+            parts["of these: the audits read the term as it is"] = [n for n in names if n not in unread]
+        for title, some in parts.items():
+            now = Share.of(last[n] for n in some if "faults" in last[n])
+            then = Share.of(first[n] for n in some if "faults" in first.get(n, {}))
+            served = f"{sum('faults' in last[n] for n in some)} of {len(some)}"
+            yield _row(title, served, now.runs, now, now.named, bounds(now.whole, now.programs), then)
+    yield ""
+
+
+def _by_program(last: Results, first: Results, known: dict[str, Program]) -> Iterator[str]:
+    said = ("first", "named", "other alarm", "undecided", "silent")
+    yield from _head("program", "group", "unmutated", "runs that count", *said, "dormant", "first, first run")
+    for name, found in sorted(last.items(), key=lambda item: (list(GROUPS).index(known[item[0]].group), item[0])):
+        if "faults" in found:
+            rows = [row["kdbench"] for row in found["faults"] if counts(row)]
+            cells = [rows.count(word) for word in (*_NAMED, "other", "undecided", "silent")]
+            cells.append(sum(row["status"] == "dormant" for row in found["faults"]))
+            then = Share.of([first[name]]) if "faults" in first.get(name, {}) else "-"
+            yield _row(name, known[name].group, found.get("unmutated"), len(rows), *cells, then)
+    yield ""
+
+
+def _row(*cells: object) -> str:
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def _head(*cells: str) -> tuple[str, str]:
+    return _row(*cells), "|---" * len(cells) + "|"
+
+
+def _by_fault(last: Results) -> Iterator[str]:
+    yield from _head("fault", "programs", "cause named first", "not named in")
     by_fault: dict[str, list[tuple[str, dict[str, Any]]]] = defaultdict(list)
-    for name, found in sorted(served.items()):
-        for row in found["faults"]:
+    for name, found in sorted(last.items()):
+        for row in found.get("faults", []):
             if counts(row):
                 by_fault[row["name"]].append((name, row))
     for fault, pairs in sorted(by_fault.items()):
         first = sum(row["kdbench"] == "first" for _, row in pairs)
-        missed = [f"{name} ({row['kdbench']})" for name, row in pairs if row["kdbench"] not in _NAMED]
-        lines.append(f"| {fault} | {len(pairs)} | {bounds(first, len(pairs))} | {', '.join(missed)} |")
-    unfit = {name: found for name, found in results.items() if "faults" not in found}
+        missed = [_missed(name, row) for name, row in pairs if row["kdbench"] not in _NAMED]
+        yield _row(fault, len(pairs), bounds(first, len(pairs)), ", ".join(missed))
+    broken = [
+        f"- {name}: {row['name']}: {(row['why'] or '').splitlines()[-1][:150]}"
+        for name, found in sorted(last.items())
+        for row in found.get("faults", [])
+        if row["status"] == "broken"
+    ]
+    if broken:
+        yield from ("", "Runs that brought no result:", "", *broken)
+
+
+def _missed(name: str, row: dict[str, Any]) -> str:
+    said = f": {' '.join(row['failed'])}" if row["failed"] else ""
+    return f"{name.removeprefix('packages/')} ({row['kdbench']}{said})"
+
+
+def _unfit(last: Results) -> Iterator[str]:
+    unfit = {name: found for name, found in last.items() if "faults" not in found}
     if unfit:
-        lines += ["", "Programs that cannot serve as they are:", ""]
-        lines += [
-            f"- {name}: {found['cannot_serve'].splitlines()[0] if found['cannot_serve'] else found['code']}"
-            for name, found in sorted(unfit.items())
-        ]
-    return "\n".join(lines) + "\n"
+        yield from ("", "Programs that cannot serve as they are:", "")
+    for name, found in sorted(unfit.items()):
+        said = " ".join(found["cannot_serve"].split())
+        yield f"- {name}: {said[:300] or found['code']}"
 
 
-def counts(row: dict[str, Any]) -> bool:
-    """Say whether a fault acted, changed the weights, and left something to be seen."""
-    return row["status"] == "injected" and row["kdbench"] is not None
+def read(folder: Path, known: Iterable[str]) -> Results:
+    """Return the results that a folder holds, by program."""
+    paths = {name: folder / f"{name.replace('/', '-')}.json" for name in known}
+    return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.exists()}
 
 
 def main() -> None:
@@ -113,20 +258,22 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="programs, as group/script without .py; all by default")
     parser.add_argument("--output", type=Path, default=ROOT / "reports" / "mutate")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--list", action="store_true", help="name the programs and their groups, and run nothing")
     asked = parser.parse_args()
     known = programs()
+    if asked.list:
+        print("\n".join(f"{program.group:10s}{name}" for name, program in known.items()))
+        return
     for name in asked.names or known:
         if name not in known:
             sys.exit(f"no program {name}; there are: {', '.join(known)}")
-        if not (asked.output / f"{name.replace('/', '-')}.json").exists():
-            found = measure(name, known[name][1], asked.output, asked.workers)
+        if name not in read(asked.output, [name]):
+            found = measure(known[name], asked.output, asked.workers)
             print(f"{name}: {found.get('summary') or found['cannot_serve'].splitlines()[:1]}", flush=True)
-    results = {
-        name: json.loads(path.read_text(encoding="utf-8"))
-        for name in known
-        if (path := asked.output / f"{name.replace('/', '-')}.json").exists()
-    }
-    (asked.output / "README.md").write_text(page(results), encoding="utf-8")
+    results = read(asked.output, known)
+    if results:
+        first = read(asked.output / "first", known)
+        (asked.output / "README.md").write_text(page(results, first, known), encoding="utf-8")
 
 
 if __name__ == "__main__":

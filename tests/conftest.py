@@ -49,10 +49,11 @@ FIRST = (
 STILL = (
     "test_because.py", "test_check_*.py", "test_cli.py", "test_compare.py", "test_cuda.py", "test_cuda_script.py",
     "test_data.py", "test_earlier_records.py", "test_faults.py", "test_help.py", "test_laws.py", "test_losses.py",
-    "test_measure.py", "test_models.py", "test_one_way_rule.py", "test_plan.py", "test_policy.py",
-    "test_procedure.py", "test_progress.py", "test_properties.py", "test_record.py", "test_rehearsal.py",
-    "test_render.py", "test_report.py", "test_reported.py", "test_splits.py", "test_statistics_benchmark.py",
-    "test_stats.py", "test_table.py", "test_tables.py", "test_teacher.py", "test_ui.py", "test_variants.py",
+    "test_measure.py", "test_models.py", "test_mutation_benchmark.py", "test_one_way_rule.py", "test_plan.py",
+    "test_policy.py", "test_procedure.py", "test_progress.py", "test_properties.py", "test_record.py",
+    "test_rehearsal.py", "test_render.py", "test_report.py", "test_reported.py", "test_splits.py",
+    "test_statistics_benchmark.py", "test_stats.py", "test_table.py", "test_tables.py", "test_teacher.py",
+    "test_ui.py", "test_variants.py",
 )  # fmt: skip
 """Files in which nothing is trained on a processor. All others are marked `trains`: so `make test-variants` runs a file
 that is new until somebody says here that it trains nothing."""

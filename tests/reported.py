@@ -14,6 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from kdbench.harness.mutation.naming import answer
+
 FOLDER = Path(__file__).with_name("reported")
 SECONDS = 200
 
@@ -45,15 +47,6 @@ def audit(path: Path) -> Told:
     )
 
 
-def judged(bug: Told, expected: list[str]) -> str:
-    """Say how well the slip is named: first, named, other, undecided or silent."""
-    if bug.failed and bug.failed[0] in expected:
-        return "first"
-    if {*bug.failed} & {*expected}:
-        return "named"
-    return "other" if bug.failed else "undecided" if bug.code == 4 else "silent"
-
-
 def main() -> int:
     """Audit, print a line a pair and the sums; return 1 if a correct script is accused."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -67,7 +60,7 @@ def main() -> int:
         results = {}
         for name, (one, other) in both.items():
             bug, clean = one.result(), other.result()
-            how = judged(bug, expected[name]["audits"])
+            how = answer(expected[name]["audits"], bug.failed, bug.code == 4)
             results[name] = {"how": how, "bug": asdict(bug), "clean": asdict(clean), "shown": expected[name]["shown"]}
             print(f"{name:28s} {expected[name]['shown']:7s} {how:9s} {' '.join(bug.failed):28s} clean: "
                   f"{clean.code} {' '.join(clean.failed)}", flush=True)  # fmt: skip

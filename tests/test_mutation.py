@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 from conftest import put_back
 from corpus import SCRIPTS, twins
@@ -20,8 +21,9 @@ from kdbench.harness.faults import FAULTS
 from kdbench.harness.injection.mechanism import MECHANISMS, Injector
 from kdbench.harness.injection.scene import Scene
 from kdbench.harness.injection.survey import first_difference
-from kdbench.harness.mutation import pages, runs
+from kdbench.harness.mutation import pages, processes, runs, writes
 from kdbench.harness.mutation.child import Order, Outcome, carry_out
+from kdbench.harness.mutation.naming import answer
 from kdbench.harness.mutation.workspace import copy_of
 
 SCRIPT = str(Path(__file__).with_name("mutation") / "train.py")
@@ -41,6 +43,7 @@ def base():
 QUICK = {"projector-unclipped", "projector-not-in-optimizer", "random-teacher", "missing-t-squared", "no-zero-grad"}
 ELSEWHERE = {
     "clip-before-unscale": ("not-applicable", None),  # no GradScaler
+    "projector-lr-lost": ("not-applicable", None),  # no scheduler
     "cached-answers-by-step": ("injected", "silent"),  # the hint goes on, so the teacher still teaches
     "imagenet-stem": ("injected", None),  # the student's own checkpoint does not fit the other stem, and torch says so
 }
@@ -60,6 +63,55 @@ NOT_FINITE = ("log-target-forgotten", "logits-as-target")
 "The loss is no number, and whoever looks at it sees that."
 
 
+OF_THE_TEACHER = ("random-teacher", "teacher-overwritten", "teacher-head-fresh", "teacher-without-statistics")
+
+
+@pytest.mark.parametrize("fault", OF_THE_TEACHER)
+def test_a_teacher_that_the_script_trains_can_be_lost_as_well(fault, monkeypatch):
+    monkeypatch.chdir(SCRIPTS)
+    trained = run("amp_gradscaler.py", what="survey", **PLAIN)
+    assert not Scene.from_json(trained.scene).loads
+    seen = run("amp_gradscaler.py", what="fault", fault=fault, scene=trained.scene, **PLAIN)
+    row = runs.judge(fault, trained, seen, 0.0)
+    assert (row.status, row.kdbench) == ("injected", "first"), row
+
+
+def test_a_teacher_that_transformers_loads_can_be_one_that_nothing_was_loaded_into(tmp_path, monkeypatch):
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").write_text(OF_TRANSFORMERS)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.BertConfig(vocab_size=20, num_labels=4, **sizes)
+    transformers.BertForSequenceClassification(config).save_pretrained("teacher")
+    loaded = run("train.py", what="survey", **PLAIN)
+    assert Scene.from_json(loaded.scene).pretrained == [0]
+    seen = run("train.py", what="fault", fault="random-teacher", scene=loaded.scene, **PLAIN)
+    row = runs.judge("random-teacher", loaded, seen, 0.0)
+    assert (row.status, row.kdbench, row.where) == ("injected", "first", ("train.py:8",)), row
+
+
+OF_TRANSFORMERS = """
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import nn
+
+torch.manual_seed(0)
+teacher = transformers.BertForSequenceClassification.from_pretrained("teacher")
+student = nn.Sequential(nn.Embedding(20, 8), nn.Flatten(), nn.Linear(32, 4))
+optimizer = torch.optim.SGD(student.parameters(), 0.1)
+for _ in range(12):
+    ids = torch.randint(0, 20, (8, 4))
+    with torch.no_grad():
+        t = teacher(input_ids=ids).logits
+    s = student(ids)
+    kd = F.kl_div(F.log_softmax(s / 2, 1), F.softmax(t / 2, 1), reduction="batchmean") * 4
+    optimizer.zero_grad()
+    (0.5 * F.cross_entropy(s, ids[:, 0] % 4) + 0.5 * kd).backward()
+    optimizer.step()
+"""
+
+
 def test_the_taps_alone_change_no_bit_and_raise_no_alarm(base):
     idle = run(what="idle", scene=base.scene)
     assert idle.digests == base.digests != run(what="survey", args=["2"]).digests
@@ -69,7 +121,7 @@ def test_the_taps_alone_change_no_bit_and_raise_no_alarm(base):
 SAME = {"step-twice": "double-step", "zero-grad-missing": "no-zero-grad", "kd-detached": "kd-term-detached",
         "student-eval-after-validation": "student-eval-mode", "target-logits": "logits-as-target",
         "one-side-softened": "temperature-one-side", "probabilities-for-log-probabilities": "kl-of-probabilities",
-        "own-answer": "student-teaches-itself"}  # fmt: skip
+        "own-answer": "student-teaches-itself", "projector-misses-schedule": "projector-lr-lost"}  # fmt: skip
 "What the twins of the corpus call faults that have another name in the zoo."
 EXACT = ["plain_loop:missing-t-squared", "feature_hooks:projector-unclipped", "plain_loop:kl-reversed"]
 
@@ -117,6 +169,7 @@ def test_an_unknown_fault_is_named_with_the_nearest():
     [
         ({"error": "RuntimeError: Found no NVIDIA driver on your system"}, "needs a GPU"),
         ({"error": "EOFError: EOF when reading a line"}, "asks for input"),
+        ({"exit_code": 3}, "ends with exit code 3"),
         ({"distilled": False, "stopped": "9 seconds were over"}, "no distillation was seen in the script within 9 sec"),
         ({"findings": [{"id": "KD201", "name": "clip", "status": "fail", "severity": "error", "message": "m"}]},
          "KD201 clip: m"),
@@ -133,6 +186,20 @@ def test_the_first_call_that_differs_between_two_runs_is_named():
     one = [("the weights of Net before its call at a.py:3", "1"), ("what Net is given at a.py:3", "2")]
     assert first_difference(one, list(one)) is None
     assert first_difference(one, [one[0], (one[1][0], "3")]) == "what Net is given at a.py:3"
+
+
+@pytest.mark.parametrize(
+    ("failed", "undecided", "how"),
+    [
+        (("KD201", "KD204"), False, "first"),
+        (("KD101", "KD201"), False, "named"),
+        (("KD101",), True, "other"),
+        ((), True, "undecided"),
+        ((), False, "silent"),
+    ],
+)
+def test_a_bug_is_named_first_or_named_or_missed(failed, undecided, how):
+    assert answer(["KD201"], failed, undecided) == how
 
 
 def judged(**seen):
@@ -184,12 +251,34 @@ def test_each_run_has_a_copy_of_the_folder_and_large_files_are_links(tmp_path, m
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "small.txt").write_text("as it was")
     (tmp_path / ".git").mkdir()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "pyvenv.cfg").write_text("")
     with (tmp_path / "large.bin").open("wb") as file:
         file.truncate(9 * 2**20)
     with copy_of(tmp_path) as there:
         assert (there / "large.bin").is_symlink() and not (there / ".git").exists()
+        assert not (there / "mine").exists() and (there / "data").exists()
         (there / "data" / "small.txt").write_text("changed")
     assert not there.exists() and (tmp_path / "data" / "small.txt").read_text() == "as it was"
+
+
+def test_a_process_that_hangs_is_ended_and_one_that_fails_shows_what_it_printed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(processes.TookTooLongError):
+        processes.launch(processes.anew(["-c", "import time; time.sleep(60)"], 1), {}, 0.5, False)
+    assert processes.launch(processes.anew(["-c", "1 / 0"], 1), {}, 60, False)[0] is None
+    assert "ZeroDivisionError" in processes.launch(processes.anew(["-c", "1 / 0"], 1), {}, 60, False)[1]
+
+
+def test_files_written_outside_the_folder_are_told(tmp_path):
+    (tmp_path / "work").mkdir()
+    with writes.outside(tmp_path / "work") as found:
+        (tmp_path / "work" / "mine.txt").write_text("")
+        (tmp_path / "work" / "mine.txt").read_text()
+        (tmp_path / "log.txt").write_text("")
+        torch.save({}, tmp_path / "student.pt")
+    (tmp_path / "later.txt").write_text("")
+    assert found == {str(tmp_path / name) for name in ("log.txt", "student.pt")}
 
 
 def test_each_mechanism_belongs_to_a_fault_that_an_audit_of_a_script_catches():

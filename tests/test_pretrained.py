@@ -179,3 +179,14 @@ def test_a_module_is_told_of_when_it_is_imported_and_the_finders_are_left_as_the
     with when_imported("made_for_this", lambda module: told.append(2)):
         assert told == [1, 2]
     del sys.modules["made_for_this"]
+
+
+def test_two_who_wait_for_one_module_are_told_in_their_order(tmp_path, monkeypatch):
+    (tmp_path / "made_for_two.py").write_text("HERE = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    told = []
+    first = when_imported("made_for_two", lambda module: told.append(1))
+    with first, when_imported("made_for_two", lambda module: told.append(2)):
+        import made_for_two  # noqa: F401
+    assert told == [1, 2]
+    del sys.modules["made_for_two"]

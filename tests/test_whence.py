@@ -119,7 +119,25 @@ def soup(wrong):
     return teacher, student
 
 
-LOOPS = [cast_copy, new_classes, frozen_start, one_file, soup]
+def changed_after_training(wrong):
+    """A trained teacher gets the mean of its last weights, and its least ones are cut; or it is initialised again."""
+    teacher, student = mlp(16), mlp(8)
+    adam = torch.optim.Adam(teacher.parameters(), 1e-2)
+    learn(teacher, adam, 60)
+    before = [p.detach().clone() for p in teacher.parameters()]
+    learn(teacher, adam, 10)
+    with torch.no_grad():
+        for p, old in zip(teacher.parameters(), before, strict=True):
+            p.copy_((p + old) / 2)
+            p[p.abs() < p.abs().quantile(0.3)] = 0
+    if wrong:
+        fresh(teacher)
+    teacher.requires_grad_(False)
+    distilled(student, teacher, torch.optim.SGD(student.parameters(), 0.05))
+    return teacher, student
+
+
+LOOPS = [cast_copy, new_classes, frozen_start, one_file, soup, changed_after_training]
 
 
 @pytest.mark.parametrize("loop", LOOPS, ids=lambda loop: loop.__name__)

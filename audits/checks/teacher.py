@@ -113,7 +113,7 @@ def _by_route(trace: Trace, found: Loaded) -> Verdict:
     milder: Severity | None = "warn" if _knows_something(trace) else None
     if found.changed:
         return failed(
-            f"{len(found.changed)} tensors of the teacher were overwritten after they were loaded: "
+            f"{len(found.changed)} tensors of the teacher were overwritten after they were loaded or trained: "
             f"{some(found.changed, 3)}",
             observed,
             place,

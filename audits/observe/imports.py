@@ -18,7 +18,8 @@ class _Watcher:
         """Return what the other finders find, its loader made to tell of the module."""
         if name != self._name:
             return None
-        others = (f for f in list(sys.meta_path) if f is not self and hasattr(f, "find_spec"))
+        behind = sys.meta_path[sys.meta_path.index(self) + 1 :]  # a second watcher would ask this one, for ever
+        others = (f for f in behind if hasattr(f, "find_spec"))
         spec = next((s for f in others if (s := f.find_spec(name, path, target)) is not None), None)
         loader: Any = spec.loader if spec is not None else None
         if loader is not None and hasattr(loader, "exec_module"):

@@ -20,6 +20,8 @@ from kdbench.audits.trace import Loaded
 
 _SAMPLE = 256
 _MOST_TENSORS = 20_000
+_SAMPLED = 50
+"Steps of a teacher's own training of which one is sampled: within as many, weights do not turn round."
 _ALIKE = 0.5
 "Cosine from which values are taken for a continuation of others: those drawn anew are near 0 over many numbers."
 _ROUNDED = 2e-2
@@ -58,6 +60,8 @@ class Loads:
         self._trained_values: set[tuple[tuple[int, ...], bytes]] = set()
         self.trained: Any = WeakTensorKeyDictionary()
         "Parameters that an optimizer stepped before the distillation began."
+        self._after: Any = WeakTensorKeyDictionary()
+        "Of these: how often, the version after the last step, and what was in them after a step not long before."
         self.calls = 0
         self.files = 0
         self.where: Any = None
@@ -187,6 +191,11 @@ class Loads:
         for p in params:
             if p not in self.trained:
                 self.trained[p] = -1
+            steps, _, values = self._after.get(p, (0, None, None))
+            steps += 1
+            if (steps & (steps - 1) == 0 or steps % _SAMPLED == 0) and numbers(p) is not None:
+                values = sample(p)
+            self._after[p] = steps, torch_internals.version_of(p), values
 
     def remember_trained(self) -> None:
         """Take the values of what was trained: a copy of it is trained too."""
@@ -194,7 +203,13 @@ class Loads:
             version = torch_internals.version_of(p)
             if self.trained[p] != version and numbers(p) is not None:
                 self.trained[p] = version
-                self._trained_values.add(sample(p))
+                if not self._is_redrawn(p, now := sample(p)):
+                    self._trained_values.add(now)
+
+    def _is_redrawn(self, p: Tensor, now: tuple[tuple[int, ...], bytes]) -> bool:
+        """Say whether a trained parameter was filled with other values since its last step: not averaged, not cut."""
+        _, version, values = self._after.get(p, (0, None, None))
+        return values is not None and torch_internals.version_of(p) != version and not _is_alike(values, now)
 
     def judge(
         self, teachers: list[Network], students: list[nn.Module], name_of: Callable[[Tensor], str]
@@ -217,6 +232,8 @@ class Loads:
             loaded = self._loaded.get(t)
             if not isinstance(t, nn.Parameter) and self._follows(tensors, name, t):
                 covered += size
+            elif t in self.trained and self._is_redrawn(t, now):
+                changed.append(name)
             elif t in self.trained or now in self._trained_values:
                 covered += size
                 any_trained = True

@@ -199,15 +199,20 @@ def _in_script(setting: "Setting", names: Sequence[str], list_: bool, notes: "Co
     start = time.monotonic()
     base, scene = runs.survey(setting, lambda word: notes.print(word, markup=False, soft_wrap=True))
     fit, rows = runs.plan(scene, names)
-    found = runs.Measured(setting.base.target, scene, rows, setting.base.steps)
+    found = runs.Measured(setting.base.target, scene, rows, setting.base.steps, verdict=base.verdict)
     if base.verdict == "undecided":
         found.remarks.append(
             "The audits do not understand the distillation term of the script as it is, and cannot tell faults in it"
         )
+    if base.writes:
+        found.remarks.append(
+            f"Every run writes {', '.join(base.writes[:3])}, outside the script's folder, and its copy does not help "
+            "there: give it a path within the folder, or one run at a time (--workers 1)"
+        )
     if list_:
         found.rows += [runs.Row(fault, "injected", expected=runs.expected_of(fault)) for fault in fit]
         return found
-    notes.print(f"{len(fit)} faults have a place in it, {setting.workers} at a time", soft_wrap=True)
+    notes.print(f"faults that have a place in it: {len(fit)}, {setting.workers} at a time", soft_wrap=True)
     _collect(found, runs.inject(setting, base, fit), len(fit), notes)
     found.seconds = time.monotonic() - start
     return found
@@ -256,7 +261,9 @@ def _in_tests(
     if list_:
         found.rows += [runs.Row(fault, "injected", expected=runs.expected_of(fault)) for fault in fit]
         return found
-    notes.print(f"{len(base.outcomes)} tests distil; {len(fit)} faults have a place in them", soft_wrap=True)
+    notes.print(
+        f"tests that distil: {len(base.outcomes)}; faults that have a place in them: {len(fit)}", soft_wrap=True
+    )
     _collect(found, sessions.inject(session, base, fit), len(fit), notes)
     found.seconds = time.monotonic() - start
     return found
@@ -280,7 +287,7 @@ def _print(found: "Measured", format_: str, list_: bool) -> None:
 
 def _show(found: "Measured") -> None:
     """Print the result for people: the whole in a sentence, the table, what has no place."""
-    from kdbench.harness.cli.tables import Column, note, show_table
+    from kdbench.harness.cli.tables import Column, show_table
     from kdbench.harness.mutation.pages import first_line, noticed, ordered, told
 
     console = stdout()
@@ -295,9 +302,7 @@ def _show(found: "Measured") -> None:
     cells = [[row.fault, escape(_places(row.where)), escape(noticed(row)), escape(told(row))] for row in rows]
     if cells:
         show_table(console, columns, cells, elsewhere="--format json")
-    for remark in found.remarks:
-        note(console, escape(f"{remark}."))
-    _absent(found)
+    _closing(found)
 
 
 def _places(where: Sequence[str]) -> str:
@@ -306,10 +311,12 @@ def _places(where: Sequence[str]) -> str:
     return f"{first} +{len(where) - 1}" if len(where) > 1 else first
 
 
-def _absent(found: "Measured") -> None:
-    """Print why the other faults have no place in the script, by reason."""
+def _closing(found: "Measured") -> None:
+    """Print what is to be remarked, and why the other faults have no place in the script, by reason."""
     from kdbench.harness.cli.tables import note
 
+    for remark in found.remarks:
+        note(stdout(), escape(f"{remark}."))
     reasons: dict[str, list[str]] = {}
     for row in found.rows:
         if row.status == "not-applicable":
@@ -329,4 +336,4 @@ def _show_list(found: "Measured") -> None:
     columns = [Column("fault", names=True), Column("should be named by")]
     if fit:
         show_table(stdout(), columns, [[row.fault, ", ".join(row.expected)] for row in fit], elsewhere="--format json")
-    _absent(found)
+    _closing(found)

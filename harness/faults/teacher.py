@@ -176,13 +176,22 @@ def teacher_nan_skipped(teacher: nn.Module, images: Tensor, step: int, steps_per
 
 State = Mapping[str, Tensor]
 _NOTHING_MISSED = nn.modules.module._IncompatibleKeys([], [])
+_NO_ROUTE = "how the teacher comes to its weights was not seen: nothing is loaded into it and nothing trains it here"
 
 
 def _loads(scene: Scene) -> list[Load]:
-    found = [load for load in scene.loads if load.side == "teacher"]
-    why = "the teacher's weights do not come by load_state_dict: it was trained in this script, or its library loads it"
-    loads: list[Load] = scene.need(found, why)
-    return loads
+    return [load for load in scene.loads if load.side == "teacher"]
+
+
+def _need_loads(scene: Scene) -> list[Load]:
+    found: list[Load] = scene.need(_loads(scene), "the teacher's weights do not come by load_state_dict")
+    return found
+
+
+def _trainers(scene: Scene) -> set[int]:
+    """Return the numbers of the optimizers that train the teacher alone, before it teaches."""
+    whose = {n: {role for g in o.groups for role, _ in g} for n, o in enumerate(scene.optimizers)}
+    return {n for n, roles in whose.items() if "teacher" in roles and not roles & {"student", "projector"}}
 
 
 def _loaded_otherwise(loads: list[Load], change: Callable[[Call, Live], Any]) -> Acts:
@@ -208,37 +217,113 @@ def _loaded_from(loads: list[Load], change: Callable[[nn.Module, State], State])
     return _loaded_otherwise(loads, other)
 
 
+def _before_it_teaches(scene: Scene, change: Callable[[nn.Module, list[Any]], None]) -> Acts:
+    """Change a teacher that was trained in the script, or that its library loads, when it is first asked.
+
+    What `change` puts into its list is kept alive: an audit knows a copy by what it was copied from.
+    """
+
+    def first(call: Call, live: Live) -> Any:
+        teacher = call.args[0]
+        if teacher in live.kept:
+            live.acted -= 1
+        else:
+            live.kept[teacher] = []
+            with torch.no_grad(), torch.random.fork_rng():  # the script's own random numbers stay as they are
+                change(teacher, live.kept[teacher])
+        return call.proceed()
+
+    return {"forward": answers_of("teacher", first)}
+
+
+def _last_layer(net: nn.Module) -> nn.Module:
+    weighed = [m for m in net.modules() if any(True for _ in m.parameters(recurse=False))]
+    return weighed[-1]
+
+
 @injected("random-teacher")
 def _random_teacher(scene: Scene) -> Acts:
-    return _loaded_otherwise(_loads(scene), lambda call, live: _NOTHING_MISSED)
+    """Nothing is loaded; of a teacher that the script trains, the one that teaches is not the one that was trained."""
+    trainers, pretrained = _trainers(scene), scene.pretrained
+    scene.need(_loads(scene) or trainers or pretrained, _NO_ROUTE)
+
+    def step(call: Call, live: Live) -> Any:
+        if live.world.number_of(call.args[0]) not in trainers:
+            return call.proceed()
+        live.acted += 1
+        return None
+
+    def from_config(call: Call, live: Live) -> Any:
+        made = call.proceed()
+        if live.world.pretrained not in pretrained or not isinstance(made, nn.Module):
+            return made
+        live.acted += 1
+        with torch.random.fork_rng():
+            return type(made)(made.config).eval()
+
+    loads = _loaded_otherwise(_loads(scene), lambda call, live: _NOTHING_MISSED)
+    others: Acts = {"step": step} if trainers and not _loads(scene) else {"pretrained": from_config}
+    return loads if _loads(scene) else others
 
 
 @injected("partial-teacher")
 def _partial_teacher(scene: Scene) -> Acts:
-    return _loaded_from(_loads(scene), lambda teacher, state: {f"module.{name}": t for name, t in state.items()})
+    loads = _need_loads(scene)
+    return _loaded_from(loads, lambda teacher, state: {f"module.{name}": t for name, t in state.items()})
 
 
 @injected("teacher-head-fresh")
 def _teacher_head_fresh(scene: Scene) -> Acts:
     loads = _loads(scene)
+    if not loads:
+        scene.need(_trainers(scene) or scene.pretrained, _NO_ROUTE)
+        return _before_it_teaches(scene, lambda teacher, old: _made_anew(_last_layer(teacher), old, torch.randn_like))
     head = {name for load in loads for name in load.head}
     scene.need(head, "the teacher's last layer was not found in what is loaded")
     return _loaded_from(loads, lambda teacher, state: {name: t for name, t in state.items() if name not in head})
 
 
+def _made_anew(module: nn.Module, old: list[Any], value: Callable[[Tensor], Tensor]) -> None:
+    """Give a module, and what it holds, parameters of their own, which nothing was trained or loaded into."""
+    for part in module.modules():
+        for name, p in list(part.named_parameters(recurse=False)):
+            old.append(p)
+            setattr(part, name, nn.Parameter(value(p), requires_grad=p.requires_grad))
+
+
+def _initialised(module: nn.Module) -> None:
+    for part in module.modules():
+        if isinstance(part, nn.Conv1d | nn.Conv2d | nn.Linear | nn.Embedding):
+            nn.init.normal_(part.weight, std=0.01)
+
+
 @injected("teacher-without-statistics")
 def _teacher_without_statistics(scene: Scene) -> Acts:
-    loads = scene.need([load for load in _loads(scene) if load.statistics], "the teacher has no running statistics")
+    loads = _loads(scene)
+    if not loads:
+        scene.need(scene.teacher_statistics, "the teacher has no running statistics")
+        return _before_it_teaches(scene, _forgotten)
+    loads = scene.need([load for load in loads if load.statistics], "the teacher has no running statistics")
     return _loaded_from(loads, lambda teacher, state: {name: t for name, t in state.items() if "running_" not in name})
+
+
+def _forgotten(net: nn.Module, old: list[Any]) -> None:
+    """Make a network one into which parameters were copied, and nothing else."""
+    _made_anew(net, old, torch.clone)
+    for part in net.modules():
+        if hasattr(part, "reset_running_stats"):
+            part.reset_running_stats()
 
 
 @injected("teacher-overwritten")
 def _teacher_overwritten(scene: Scene) -> Acts:
+    if not _loads(scene):
+        scene.need(_trainers(scene) or scene.pretrained, _NO_ROUTE)
+        return _before_it_teaches(scene, lambda teacher, old: _initialised(teacher))
+
     def load(call: Call, live: Live) -> Any:
         result = call.proceed()
-        for module in call.args[0].modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.normal_(module.weight, std=0.01)
+        _initialised(call.args[0])
         return result
 
     return _loaded_otherwise(_loads(scene), load)
@@ -247,7 +332,7 @@ def _teacher_overwritten(scene: Scene) -> Acts:
 @injected("teacher-is-student-checkpoint")
 def _teacher_is_student_checkpoint(scene: Scene) -> Acts:
     mine = [load for load in scene.loads if load.side == "student"]
-    loads = _loads(scene)
+    loads = _need_loads(scene)
     scene.need(mine, "no checkpoint of the student's is loaded that could be taken for the teacher's")
     first, last = min(load.number for load in mine), max(load.number for load in loads)
     scene.need(first < last, "the student's checkpoint is loaded after the teacher's")

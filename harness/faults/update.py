@@ -232,3 +232,24 @@ def _head_not_in_optimizer(scene: Scene) -> Acts:
     head = set(scene.need(scene.head, "the student's last layer was not found"))
     why = "the optimizer does not hold the student's last layer as it is"
     return _built_with(scene, lambda role, name: role != "student" or name not in head, why)
+
+
+@injected("projector-lr-lost")
+def _projector_lr_lost(scene: Scene) -> Acts:
+    scene.need(scene.modules.get("projector"), "no projector stands between student and teacher")
+    whose = {n: [{role for role, _ in group} for group in scene.optimizers[n].groups] for n in scene.scheduled}
+    lost = {n for n, groups in whose.items() if any("projector" in roles for roles in groups[1:])}
+    scene.need(lost, "no scheduler of torch's moves a parameter group of the projectors' own")
+
+    def first_alone(call: Call, live: Live) -> Any:
+        optimizer = getattr(call.args[0], "optimizer", None)
+        if live.world.number_of(optimizer) not in lost:
+            return call.proceed()
+        live.acted += 1
+        kept = [group["lr"] for group in optimizer.param_groups[1:]]
+        result = call.proceed()
+        for group, rate in zip(optimizer.param_groups[1:], kept, strict=True):
+            group["lr"] = rate
+        return result
+
+    return {"schedule": first_alone}

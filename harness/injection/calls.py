@@ -24,9 +24,11 @@ Kind = Literal[
     "optimizer",
     "zero_grad",
     "step",
+    "schedule",
     "backward",
     "unscale",
     "load",
+    "pretrained",
     "forward",
     "conv",
 ]

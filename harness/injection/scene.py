@@ -68,7 +68,13 @@ class Scene:
     conv_data: dict[str, Any] = field(default_factory=dict)
     sites: list[Site] = field(default_factory=list)
     optimizers: list[Optimizer] = field(default_factory=list)
+    scheduled: list[int] = field(default_factory=list)
+    "Numbers of the optimizers whose rates a scheduler of torch's moves."
     loads: list[Load] = field(default_factory=list)
+    pretrained: list[int] = field(default_factory=list)
+    "Of the networks that Transformers loads by from_pretrained, the numbers of those that teach."
+    teacher_statistics: bool = False
+    "Whether the teacher holds running statistics."
     temperature: float | None = None
     teacher_input: str = ""
     "images, numbers or tokens."

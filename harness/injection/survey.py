@@ -12,7 +12,7 @@ from kdbench.audits.observe.taint import Made, Taint, tensors_in
 from kdbench.audits.observe.windows import MOODY, RawWindow
 from kdbench.audits.trace import Sight
 from kdbench.harness.injection.calls import Call, words
-from kdbench.harness.injection.scene import Load, Optimizer, Role, Scene, Side, Site
+from kdbench.harness.injection.scene import Load, Optimizer, Scene, Side, Site
 from kdbench.harness.injection.world import World, digest_of
 
 _WINDOWS = 2
@@ -48,6 +48,7 @@ class Survey(Observer):
         self._sites: dict[tuple[str, str], Site] = {}
         self._groups: list[tuple[str, list[list[Any]]]] = []
         self._loads: list[tuple[int, nn.Module, dict[str, Any], str]] = []
+        self._pretrained: list[tuple[int, nn.Module]] = []
         self._labels: set[int] = set()
         self._clipped: list[Any] = []
         self.answers: list[tuple[str, str]] = []
@@ -119,6 +120,19 @@ class Survey(Observer):
         state = call.arg(1, "state_dict")
         self._loads.append((self.world.loads, call.args[0], dict(state), words(hooks.call_site())))
         return call.proceed()
+
+    def _on_schedule(self, call: Call) -> Any:
+        number = self.world.number_of(getattr(call.args[0], "optimizer", None))
+        if number is not None and number not in self.scene.scheduled:
+            self.scene.scheduled.append(number)
+        return call.proceed()
+
+    def _on_pretrained(self, call: Call) -> Any:
+        result = call.proceed()
+        number = self.world.pretrained
+        if isinstance(result, nn.Module):
+            self._pretrained.append((number, result))
+        return result
 
     def _on_backward(self, call: Call) -> Any:
         try:
@@ -272,21 +286,24 @@ class Survey(Observer):
             for kind, groups in self._groups
         ]
         scene.loads = [self._load(*item, roles) for item in self._loads]
+        scene.pretrained = [n for n, module in self._pretrained if self._side_of(module, roles) == "teacher"]
+        teachers = world.playing(scene, "teacher")
+        scene.teacher_statistics = any("running_" in name for t in teachers for name, _ in t.named_buffers())
         scene.steps, scene.declared = world.steps, declared
         return scene
 
     def _load(self, number: int, module: nn.Module, state: dict[str, Any], where: str, roles: Any) -> Load:
-        counts: dict[Role, int] = {}
         head: list[str] = []
-        for p in module.parameters():
-            role = roles.get(p, ("other", ""))[0]
-            counts[role] = counts.get(role, 0) + 1
-        side: Side = "teacher" if counts.get("teacher") else "student" if counts.get("student") else "other"
         weighed = [n for n, m in module.named_modules() if any(True for _ in m.parameters(recurse=False))]
         if weighed:
             head = [key for key in state if key.startswith(f"{weighed[-1]}.")]
         statistics = sum("running_" in key for key in state)
-        return Load(number, side, where, statistics, head)
+        return Load(number, self._side_of(module, roles), where, statistics, head)
+
+    def _side_of(self, module: nn.Module, roles: Any) -> Side:
+        """Return whose parameters a module holds."""
+        held = {roles.get(p, ("other", ""))[0] for p in module.parameters()}
+        return "teacher" if "teacher" in held else "student" if "student" in held else "other"
 
 
 def first_difference(one: list[tuple[str, str]], other: list[tuple[str, str]]) -> str | None:

@@ -7,6 +7,7 @@ What is patched here is what the script's own code looks up: ``F.softmax``, ``Te
 import functools
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
+from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -15,6 +16,7 @@ from torch.nn import functional
 from torch.nn.utils import clip_grad
 
 from kdbench.audits.observe import hooks
+from kdbench.audits.observe.imports import when_imported
 from kdbench.audits.observe.windows import DISTANCES
 from kdbench.harness.injection.calls import OURS, Call, Kind, is_of_the_audits
 
@@ -46,13 +48,14 @@ _FUNCTIONS: dict[Kind, list[_Name]] = {
 "Functions, within which no other call is the script's own."
 _METHODS: dict[Kind, list[_Name]] = {
     "forward": [_Name(nn.Module, "__call__")],
+    "schedule": [_Name(torch.optim.lr_scheduler.LRScheduler, "step")],
     "zero_grad": [_Name(torch.optim.Optimizer, "zero_grad"), _Name(nn.Module, "zero_grad")],
     "backward": [_Name(Tensor, "backward")],
     "unscale": [_Name(torch.amp.grad_scaler.GradScaler, "unscale_")],
     "load": [_Name(nn.Module, "load_state_dict")],
     "conv": [_Name(nn.Conv2d, "__init__")],
 }
-KINDS: tuple[Kind, ...] = (*_FUNCTIONS, *_METHODS, "optimizer", "step")
+KINDS: tuple[Kind, ...] = (*_FUNCTIONS, *_METHODS, "optimizer", "step", "pretrained")
 "All that can be tapped."
 
 
@@ -75,6 +78,8 @@ class Taps:
         for kind, names in _METHODS.items():
             for name in names if kind in self._kinds else ():
                 self._stack.enter_context(_replaced(*name, functools.partial(self._method, kind, name.name)))
+        if "pretrained" in self._kinds:
+            self._stack.enter_context(when_imported("transformers.modeling_utils", self._tap_pretrained))
         # Optimizers are always followed: how many there are is a part of their name.
         init = functools.partial(self._method, "optimizer", "__init__")
         self._stack.enter_context(_replaced(torch.optim.Optimizer, "__init__", functools.partial(self._built, init)))
@@ -108,6 +113,18 @@ class Taps:
             return self._agent.on(Call(kind, name.strip("_"), original, list(args), kwargs))
 
         return call
+
+    def _tap_pretrained(self, home: ModuleType) -> None:
+        """Tap from_pretrained of Transformers, by which a network comes with its weights."""
+        base = home.PreTrainedModel
+        inner = base.__dict__["from_pretrained"]
+
+        def from_pretrained(cls: type, *args: Any, **kwargs: Any) -> Any:
+            original = functools.partial(inner.__func__, cls)
+            return self._agent.on(Call("pretrained", "from_pretrained", original, list(args), kwargs))
+
+        base.from_pretrained = classmethod(from_pretrained)
+        self._stack.callback(setattr, base, "from_pretrained", inner)
 
     def _built(self, tapped: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
         init = tapped(original)

@@ -24,7 +24,7 @@ class World:
         self._modules: list[nn.Module] = []
         self._numbers: dict[int, int] = {}
         self.optimizers: list[torch.optim.Optimizer] = []
-        self.loads = -1
+        self.loads = self.pretrained = -1
         self.convs: list[nn.Module] = []
         self.steps = 0
         self.called: Counter[int] = Counter()
@@ -40,6 +40,8 @@ class World:
             self.optimizers.append(call.args[0])
         elif call.kind == "load":
             self.loads += 1
+        elif call.kind == "pretrained":
+            self.pretrained += 1
         elif call.kind == "conv":
             self.convs.append(call.args[0])
         elif call.kind == "step":
@@ -56,6 +58,10 @@ class World:
             found = self._numbers[id(module)] = len(self._modules)
             self._modules.append(module)  # kept alive: an id may not be given to another
         return found
+
+    def number_of(self, optimizer: Any) -> int | None:
+        """Return the number of an optimizer, in the order in which they were built; None if it was built unseen."""
+        return next((n for n, known in enumerate(self.optimizers) if known is optimizer), None)
 
     def numbers(self) -> dict[int, int]:
         """Return the numbers of all modules that were called, by id."""

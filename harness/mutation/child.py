@@ -28,6 +28,8 @@ from kdbench.harness.injection.mechanism import MECHANISMS, Counted, Injector
 from kdbench.harness.injection.scene import NotApplicableError, Scene
 from kdbench.harness.injection.survey import Survey
 from kdbench.harness.injection.taps import KINDS, Taps
+from kdbench.harness.mutation import writes
+from kdbench.harness.mutation.processes import ORDER, RESULT
 
 What = Literal["survey", "idle", "fault"]
 
@@ -85,6 +87,8 @@ class Outcome:
     scene: dict[str, Any] | None = None
     answers: list[tuple[str, str]] = field(default_factory=list)
     not_applicable: str | None = None
+    writes: list[str] = field(default_factory=list)
+    "Files outside its folder that it opened to write them."
 
 
 def agent_for(what: What, fault: str | None, scene: Scene) -> Survey | Injector:
@@ -116,14 +120,15 @@ def carry_out(order: Order) -> Outcome:
         with Taps(Counted(agent, scene.steps or None, watch.end), kinds):
             yield
 
-    seen = engine.run(
-        order.target,
-        order.args,
-        module=order.module,
-        options=order.options,
-        make_report=lambda trace: spelled(judge(trace)),
-        within=within,
-    )
+    with writes.outside(Path.cwd()) if order.what == "survey" else contextlib.nullcontext(set()) as written:
+        seen = engine.run(
+            order.target,
+            order.args,
+            module=order.module,
+            options=order.options,
+            make_report=lambda trace: spelled(judge(trace)),
+            within=within,
+        )
     policy = Policy(waive=order.waive)
     report = policy.apply(seen.report)
     ran, distilled = seen.error is None and not seen.exit_code, bool(seen.trace.losses.sights)
@@ -143,13 +148,14 @@ def carry_out(order: Order) -> Outcome:
         seen.stopped,
         scene.to_json() if isinstance(agent, Survey) else None,
         agent.answers if isinstance(agent, Survey) else [],
+        writes=sorted(written),
     )
 
 
 def main() -> None:
     """Read the order, run, write the result."""
-    order = Order(**json.loads(Path(os.environ["KDBENCH_MUTATE_ORDER"]).read_text(encoding="utf-8")))
-    result = Path(os.environ["KDBENCH_MUTATE_RESULT"])
+    order = Order(**json.loads(Path(os.environ[ORDER]).read_text(encoding="utf-8")))
+    result = Path(os.environ[RESULT])
     try:
         outcome: dict[str, Any] = asdict(carry_out(order))
     except Exception:  # ours: the parent says so and shows it
@@ -157,7 +163,3 @@ def main() -> None:
     result.write_text(json.dumps(outcome), encoding="utf-8")
     sys.stdout.flush()
     sys.stderr.flush()
-
-
-if __name__ == "__main__":
-    main()

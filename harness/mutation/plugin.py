@@ -21,6 +21,7 @@ from kdbench.harness.injection.scene import NotApplicableError, Scene
 from kdbench.harness.injection.survey import Survey
 from kdbench.harness.injection.taps import Taps
 from kdbench.harness.mutation.child import Outcome, What, agent_for, kinds_for
+from kdbench.harness.mutation.processes import ORDER, RESULT
 
 
 @dataclass(frozen=True)
@@ -98,12 +99,12 @@ class Mutating:
             "failed": sorted(self.failed),
             "seen": sorted(self.seen),
         }
-        Path(os.environ["KDBENCH_MUTATE_RESULT"]).write_text(json.dumps(result), encoding="utf-8")
+        Path(os.environ[RESULT]).write_text(json.dumps(result), encoding="utf-8")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Read the order; without one the plugin does nothing."""
-    path = os.environ.get("KDBENCH_MUTATE_ORDER")
+    path = os.environ.get(ORDER)
     if path:
         order = TestOrder(**json.loads(Path(path).read_text(encoding="utf-8")))
         loading.load_all([("faults", file) for file in order.fault_files])

@@ -1,24 +1,17 @@
 """The runs of `kdbench mutate`: as many processes as faults, and what each of them shows."""
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from kdbench.harness.faults import FAULTS, audit_ids
 from kdbench.harness.injection.mechanism import MECHANISMS
 from kdbench.harness.injection.scene import NotApplicableError, Scene
 from kdbench.harness.mutation.child import Order, Outcome
-from kdbench.harness.mutation.workspace import copy_of
+from kdbench.harness.mutation.naming import Answer, answer
+from kdbench.harness.mutation.processes import TookTooLongError, forked, launch
 
 _GRACE = 30.0
 "Seconds beyond its own limit after which a process is ended: it may hang where Python is not asked."
@@ -26,7 +19,6 @@ _TAIL = 2000
 "Characters of a script's output that are kept."
 
 Status = Literal["injected", "dormant", "not-applicable", "broken"]
-Answer = Literal["first", "named", "other", "undecided", "silent"]
 
 
 class CannotServeError(Exception):
@@ -64,6 +56,8 @@ class Measured:
     steps: int = 0
     seconds: float = 0.0
     remarks: list[str] = field(default_factory=list)
+    verdict: str = ""
+    "Of the script as it is."
     tests: int | None = None
     "Tests of the session that step an optimizer; None for a script."
 
@@ -80,67 +74,20 @@ class Setting:
 def run_once(order: Order, setting: Setting) -> tuple[Outcome, float]:
     """Make one run in a process of its own; CannotServeError where nothing came back."""
     start = time.monotonic()
-    words = ["-m", "kdbench.harness.mutation.child"]
     limit = order.max_seconds + _GRACE
-    values, said = launch(words, asdict(order), setting.workers, limit, setting.share_folder)
+    try:
+        values, said = launch(forked(setting.workers), asdict(order), limit, setting.share_folder)
+    except TookTooLongError:
+        raise CannotServeError(
+            f"nothing came back within {order.max_seconds:g} seconds (--max-seconds), and the run was ended: give it "
+            "more, or let the script do less"
+        ) from None
     if values is None:
         raise CannotServeError(f"the run ended without a report:\n{said[-_TAIL:]}")
     if "broken" in values:
         raise CannotServeError(f"kdbench itself failed in this run; please report it:\n{values['broken']}")
     values["answers"] = [tuple(pair) for pair in values["answers"]]
     return Outcome(**values), time.monotonic() - start
-
-
-def launch(
-    words: Sequence[str], order: dict[str, Any], workers: int, seconds: float, share_folder: bool
-) -> tuple[dict[str, Any] | None, str]:
-    """Run Python with these words, in a copy of this folder, on an order; return its result, and what it printed.
-
-    KDBENCH_MUTATE_ORDER and KDBENCH_MUTATE_RESULT name the files of the two. A process that fails, or takes longer than
-    `seconds`, has no result.
-    """
-    folder = nullcontext(Path.cwd()) if share_folder else copy_of(Path.cwd())
-    with folder as there, tempfile.TemporaryDirectory(prefix="kdbench-order-") as desk:
-        asked, result, said = (Path(desk) / name for name in ("order.json", "result.json", "output"))
-        asked.write_text(json.dumps(order), encoding="utf-8")
-        named = {"KDBENCH_MUTATE_ORDER": str(asked), "KDBENCH_MUTATE_RESULT": str(result)}
-        with said.open("wb") as output:
-            process = subprocess.Popen(
-                [sys.executable, *words],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                cwd=there,
-                env={**_environment(workers), **named},
-                start_new_session=True,
-            )
-            try:
-                process.wait(seconds)
-            except subprocess.TimeoutExpired:
-                _end(process)
-            except BaseException:
-                _end(process)
-                raise
-        printed = said.read_text(encoding="utf-8", errors="replace").strip()
-        if not result.exists():
-            return None, printed
-        found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
-        return found, printed
-
-
-def _environment(workers: int) -> dict[str, str]:
-    """Return the environment of every run: it is the same for all, and sets iterate in one order."""
-    threads = str(max(1, (os.cpu_count() or 1) // workers))
-    return {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": threads, **os.environ}
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    """End a process and those that it started."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-    process.wait()
 
 
 def judge(fault: str, base: Outcome, seen: Outcome, seconds: float) -> Row:
@@ -152,13 +99,14 @@ def judge(fault: str, base: Outcome, seen: Outcome, seconds: float) -> Row:
     known = {f["id"] for f in base.findings if f["status"] == "fail"}
     found = [f["id"] for f in failed if f["id"] not in known]
     by_script = _noticed(base, seen)
+    undecided = seen.verdict == "undecided" != base.verdict
     row = Row(
         fault,
         "injected",
         expected=expected,
         found=tuple(found),
         # Where the script ends itself before anything could be seen, nobody needs an audit.
-        kdbench=None if seen.error and not seen.distilled else _answer(expected, found, seen.verdict, base.verdict),
+        kdbench=None if seen.error and not seen.distilled else answer(expected, found, undecided),
         by_script=by_script,
         where=tuple(seen.where),
         seconds=round(seconds, 1),
@@ -175,16 +123,6 @@ def expected_of(fault: str) -> tuple[str, ...]:
     own = MECHANISMS[fault].caught_by
     ids = audit_ids()
     return own or tuple(ids[name] for name in FAULTS[fault].caught_by)
-
-
-def _answer(expected: Sequence[str], found: Sequence[str], verdict: str, before: str) -> Answer:
-    if found and found[0] in expected:
-        return "first"
-    if set(found) & set(expected):
-        return "named"
-    if found:
-        return "other"
-    return "undecided" if verdict != before and verdict == "undecided" else "silent"
 
 
 def _noticed(base: Outcome, seen: Outcome) -> str | None:
@@ -214,7 +152,7 @@ def survey(setting: Setting, told: Callable[[str], None]) -> tuple[Outcome, Scen
         what = first_difference(base.answers, again.answers) or "the weights after these steps"
         raise CannotServeError(
             f"the script does not repeat: two runs of it differ, first in {what}. A fault cannot be told from chance "
-            "there. Set a seed before it (torch.manual_seed), and the generator of the loader that shuffles"
+            "there. Set the seeds before it (torch.manual_seed, numpy.random.seed, random.seed)"
         )
     if untouched.digests != base.digests:
         raise CannotServeError("the script's weights change when its calls are only looked at; please report this")
@@ -222,7 +160,8 @@ def survey(setting: Setting, told: Callable[[str], None]) -> tuple[Outcome, Scen
         f["id"] for f in base.findings if f["status"] == "fail"
     ]:
         raise CannotServeError("the audits answer otherwise when calls are only looked at; please report this")
-    return base, Scene.from_json(base.scene)
+    both = sorted({*base.writes} & {*again.writes})  # a temporary file has another name in each run
+    return replace(base, writes=both), Scene.from_json(base.scene)
 
 
 def refuse(base: Outcome, order: Order) -> None:
@@ -235,6 +174,8 @@ def refuse(base: Outcome, order: Order) -> None:
         elif "CUDA" in base.error or "NVIDIA" in base.error:
             hint = "\nIt needs a GPU that this machine does not have: let it run on the CPU, with less data"
         raise CannotServeError(f"the script does not run as it is:\n{base.error}{hint}")
+    if base.exit_code:
+        raise CannotServeError(f"the script as it is ends with exit code {base.exit_code}")
     if not base.distilled:
         seconds = f" within {order.max_seconds:g} seconds (--max-seconds)" if "seconds" in base.stopped else ""
         raise CannotServeError(

@@ -7,14 +7,14 @@ from dataclasses import asdict, dataclass, replace
 from kdbench.harness.injection.mechanism import MECHANISMS
 from kdbench.harness.injection.scene import NotApplicableError, Scene
 from kdbench.harness.mutation.child import Outcome
+from kdbench.harness.mutation.naming import Answer
 from kdbench.harness.mutation.plugin import TestOrder
+from kdbench.harness.mutation.processes import TookTooLongError, anew, launch
 from kdbench.harness.mutation.runs import (
-    Answer,
     CannotServeError,
     Row,
     expected_of,
     judge,
-    launch,
     side_by_side,
 )
 
@@ -47,10 +47,12 @@ def run_session(session: Session, order: TestOrder) -> Sitting:
     """Run the tests in a process of their own; CannotServeError where it brings no result."""
     words = ["-m", "pytest", "-q", "-p", "kdbench.harness.mutation.plugin", "-p", "no:cacheprovider", "-p", "no:xdist"]
     words += [session.path, *session.args]
-    values, said = launch(words, asdict(order), session.workers, session.max_seconds, session.share_folder)
+    try:
+        values, said = launch(anew(words, session.workers), asdict(order), session.max_seconds, session.share_folder)
+    except TookTooLongError:
+        raise CannotServeError(f"the tests took more than {session.max_seconds:g} seconds (--max-seconds)") from None
     if values is None:
-        limit = f"{session.max_seconds:g} seconds (--max-seconds)"
-        raise CannotServeError(f"the tests could not run, or took more than {limit}:\n{said[-_TAIL:]}")
+        raise CannotServeError(f"the tests could not run:\n{said[-_TAIL:]}")
     outcomes = {name: Outcome(**outcome) for name, outcome in values["outcomes"].items()}
     return Sitting(outcomes, set(values["failed"]))
 

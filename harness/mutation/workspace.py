@@ -13,7 +13,9 @@ _LARGE = 8 * 2**20
 "Bytes above which a file is linked and not copied: checkpoints and data, which scripts read."
 _MOST_FILES, _MOST_BYTES = 20_000, 2**30
 "What is copied at most for each run."
-_LEFT_OUT = {".git", ".venv", "venv", "__pycache__", "node_modules", ".mypy_cache", ".pytest_cache", ".ruff_cache"}
+_LEFT_OUT = {".git", "__pycache__", "node_modules", ".mypy_cache", ".pytest_cache", ".ruff_cache"}
+_ENVIRONMENT = ("pyvenv.cfg", "conda-meta")
+"By which a folder is known that holds an environment of Python's, whatever its name."
 
 
 @contextmanager
@@ -31,7 +33,7 @@ def copy_of(folder: Path) -> Iterator[Path]:
 def _copy(folder: Path, there: Path) -> None:
     files = size = 0
     for root, names, found in os.walk(folder):
-        names[:] = [n for n in names if n not in _LEFT_OUT and not n.endswith(".egg-info")]
+        names[:] = [n for n in names if not _is_left_out(Path(root) / n)]
         place = there / Path(root).relative_to(folder)
         place.mkdir(parents=True, exist_ok=True)
         for n in found:
@@ -49,3 +51,8 @@ def _copy(folder: Path, there: Path) -> None:
                 (place / n).symlink_to(source.resolve())
             else:
                 shutil.copy2(source, place / n)
+
+
+def _is_left_out(folder: Path) -> bool:
+    known = folder.name in _LEFT_OUT or folder.name.endswith(".egg-info")
+    return known or any((folder / mark).exists() for mark in _ENVIRONMENT)

@@ -7,18 +7,18 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from multiprocessing.context import BaseContext
 
 # The second is imported where a network is built, which every trial does.
 _IMPORTED = ["kdbench.harness.run.trial", "torchvision.models"]
 
 
-def start_server(threads: Set[int]) -> BaseContext:
+def start_server(threads: Set[int], imported: Sequence[str] = _IMPORTED) -> BaseContext:
     """Return how processes for trials of so many threads are started; on Linux start the server, unless it runs.
 
-    What the server imports, it imports beside the caller. It inherits its environment now, so the size of its OpenMP
-    pools is set before. Ctrl-C is the coordinator's to hear: the server would end amid an import, with a traceback.
+    The server imports `imported` beside the caller. It inherits its environment now, so the size of its OpenMP pools is
+    set before. Ctrl-C is the coordinator's to hear: the server would end amid an import, with a traceback.
     """
     if len(threads) == 1:
         count = str(next(iter(threads)))
@@ -28,7 +28,7 @@ def start_server(threads: Set[int]) -> BaseContext:
     from multiprocessing import forkserver, resource_tracker
 
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_IMPORTED)
+    context.set_forkserver_preload(list(imported))
     resource_tracker.ensure_running()  # else the server starts it first, and that lets the signal through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
