@@ -111,7 +111,8 @@ class ScriptWatch(Watch):
             return False
         seen, kd = self._trace.losses.windows_seen, len(self._trace.losses.sights)
         if kd and (self._inference.known.settled or kd < self._inference.windows):
-            return kd < self._inference.windows or self._windows.taint.window % _LATER == 0
+            early = kd < self._inference.windows or self.seen < _LATER  # a later phase may lose the term
+            return early or self._windows.taint.window % _LATER == 0
         return seen < _BEFORE or self._windows.taint.window % _SEARCHED == 0
 
     def _on_window(self, raw: RawWindow) -> None:
@@ -141,7 +142,7 @@ class ScriptWatch(Watch):
         self._inference.step(optimizer, params)
         settled = self._inference.known.settled
         if not self._windows.armed and not settled and self._steps.counts[id(optimizer)] == 1:
-            self._windows.arm()  # a new optimizer: perhaps a new phase
+            self._windows.look()  # a new optimizer: perhaps a new phase
         if self._options.steps and self.seen >= self._options.steps and settled:
             self._end(f"{self._options.steps} steps of distillation were seen")
 

@@ -187,6 +187,8 @@ class Term:
     target_sum: float | None = None
     "Of the first row of a soft target that should sum to 1."
     target_least: float | None = None
+    target_most: float | None = None
+    "The least and the largest number of a target."
     input_sum: float | None = None
     "Of exp(input) over the first row where log-probabilities are due."
     weight: float | None = None
@@ -206,6 +208,14 @@ class Term:
     "Whether it is a number that was cut from its graph and asks for a gradient anew."
     across: int | None = None
     "The dimension over which probabilities sum to one where it is not the classes'."
+    entropy: bool = False
+    "Whether it is the teacher's probabilities times the student's log-probabilities, over what is no class."
+    lowers_all: bool = False
+    "Whether it lowers each of the student's log-probabilities by one number, whatever the teacher's is."
+    of_one: int | None = None
+    "The dimension over which a softmax of the student's answer runs that holds one number."
+    contrast: float | None = None
+    "Of scores among others: what the others' are multiplied by, relative to the positive's; 1 where that is right."
 
 
 @dataclass(frozen=True)
@@ -254,6 +264,8 @@ class Sight:
     "The teacher's parameters that get a gradient from this backward, but for those that the student's goes through."
     teacher_grad: bool = False
     "Whether the teacher's answer carried a gradient."
+    teacher_through: str = ""
+    "A module that the student's side trains, and that the teacher's answer went through, cut from its graph."
     student_eval: bool = False
     student_is_moody: bool = False
     "Whether the student has modules that answer otherwise in training mode."
@@ -341,11 +353,14 @@ class Change:
     "Of its numbers whose twins in the student moved, the part that moved in these updates."
     dtype: str = ""
     "Of its parameters."
+    forgotten: bool = False
+    """Whether it has the student's parameters one by one, some as the student began with them, was neither loaded nor
+    trained, stands still, and no label is in sight: an average that nobody takes."""
 
     @property
     def follows(self) -> bool:
         """Whether it is an average of the student, or is meant to be one: somebody writes to it step by step."""
-        return self.average_rate is not None or self.updates >= _UPDATES
+        return self.average_rate is not None or self.updates >= _UPDATES or self.forgotten
 
 
 @dataclass(frozen=True)

@@ -148,3 +148,31 @@ def test_a_copy_of_an_untrained_student_that_nothing_updates_is_told_as_such():
     assert (
         first.id == "KD104" and "a copy of the student as it was made, and nothing has moved it since" in first.message
     )
+
+
+def centred(whole):
+    """Self-distillation without labels: the answers of an average, less their centre, teach the other view."""
+    student = trained(mlp()).train()
+    student[2].bias.data += 5
+    average, centre = copy.deepcopy(student).requires_grad_(False), torch.zeros(1, 5)
+    optimizer = torch.optim.SGD(student.parameters(), 0.02)
+    for _ in range(STEPS):
+        x, _ = rows()
+        one, other = (x + 0.1 * torch.randn_like(x) for _ in range(2))
+        said, mine = average(one), student(other)
+        goal = ((said - centre) / 0.5).softmax(1)
+        step(optimizer, -(goal * (mine / 0.8).log_softmax(1)).sum(1).mean())
+        of_batch = said.sum(0, keepdim=True) / (1 if whole else len(said))
+        centre = 0.9 * centre + 0.1 * of_batch
+        with torch.no_grad():
+            for its, own in zip(average.parameters(), student.parameters(), strict=True):
+                its.lerp_(own, 0.05)
+    return student, average
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_centre_is_a_mean_of_what_it_is_taken_from(whole):
+    report, _ = observed(centred, whole)
+    assert named_first(report) == (("KD313", "error") if whole else None)
+    told = next(f for f in report.findings if f.id == "KD313")
+    assert told.status == ("fail" if whole else "pass"), told.message

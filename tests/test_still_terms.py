@@ -23,14 +23,14 @@ def scenes():
     return torch.randn(4, 3, 6, 6), torch.randn(4, 1, 6, 6)
 
 
-def of_depths(soft, weight=0.5, start=None):
+def of_depths(soft, weight=0.5, start=None, hard=F.l1_loss):
     torch.manual_seed(0)
     student, teacher = Depths(8), Depths(8)
     if start == "copy":
         student.load_state_dict(teacher.state_dict())
 
     def loss(z, t, y):
-        return F.l1_loss(z[0], y) + weight * soft(z, t)
+        return hard(z[0], y) + weight * soft(z, t)
 
     return finding(watched(student, teacher, scenes, loss), "KD311")
 
@@ -81,6 +81,12 @@ MOVING = {
 @pytest.mark.parametrize("way", STILL)
 def test_a_term_that_does_not_depend_on_the_answer_is_named(way):
     found = of_depths(STILL[way])
+    assert found.status == "fail" and "does not depend on the student's answer" in found.message
+
+
+@pytest.mark.parametrize("way", STILL)
+def test_it_is_named_beside_labels_that_are_compared_by_hand(way):
+    found = of_depths(STILL[way], hard=lambda z, y: (z - y).abs().mean())
     assert found.status == "fail" and "does not depend on the student's answer" in found.message
 
 

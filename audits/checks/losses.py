@@ -1,9 +1,11 @@
 """What the distillation term is, as its gradient tells: whom it reaches, its form, its temperature."""
 
 from kdbench.audits.checks.catalogue import Verdict, audit, failed, no_distillation, passed, some, undecided
+from kdbench.audits.checks.operands import TWICE, features, operands, stands_still
 from kdbench.audits.checks.reading import (
     DIRECT,
     NOT_UNDERSTOOD,
+    OF_SCORES,
     checked_by_properties,
     declared_form,
     explained,
@@ -22,14 +24,12 @@ _NO_SHARE, _GROWTH = 1e-5, 2.0
 that leaves its teacher's place is about to make it something."""
 _WINDOWS, _FIRST, _APART = 5, 3, 10
 "Backwards that must agree, those of the beginning among them, and how far the last must lie behind the first."
-_SUM = 2e-2
-"Distance from one up to which a row of probabilities sums to one: half precision over a thousand classes."
-_ROUNDING = 1e-6
-"Below zero, what rounding leaves of a probability."
 _TEMPERATURE = 1e-2
 "Share by which the temperature read off a gradient may be off the declared one: it is read in half precision too."
 
 _SHARPENED = "reads of an averaged teacher that is sharpened, as self-distillation without labels does it"
+_OUTSIDE = 2.0
+"How much larger than all answers a centre must be to be no mean of them: earlier answers may have been larger."
 _WHOLE = 0.99
 "Part of the teacher's probability from which its k largest are as good as all."
 
@@ -96,7 +96,7 @@ def term_provenance(trace: Trace) -> Verdict:
     terms = [t for s in losses.sights for t in s.terms]
     if (verdict := _against_itself(trace) or _cut(terms, acts, sight.where) or _unhooked(trace)) is not None:
         return verdict
-    if (verdict := _still(trace)) is not None:
+    if (verdict := stands_still(trace)) is not None:
         return verdict
     for t in terms:
         if t.projectors_missed:
@@ -114,24 +114,6 @@ def term_provenance(trace: Trace) -> Verdict:
     if any(t.reaches_student for t in terms):
         return _silent(trace, terms)
     return undecided("form-not-recognised", "no distance between student and teacher was recognised")
-
-
-def _still(trace: Trace) -> Verdict | None:
-    """Judge a distance of features that does not move with the student's answer, each time that it was seen."""
-    seen: dict[tuple[str, int, str], list[Term]] = {}
-    for t in (t for s in trace.losses.sights for t in s.terms if t.where is not None):
-        assert t.where is not None
-        seen.setdefault((t.where["file"], t.where["line"], t.name), []).append(t)
-    for terms in seen.values():
-        if len(terms) >= _TWICE and all(t.still for t in terms):
-            t = terms[0]
-            return failed(
-                f"the feature term ({t.name}) is in the loss and does not depend on the student's answer: what it "
-                "compares sums to zero, or is one number, however the student answers",
-                {"term": t.name, "shapes": [list(s) for s in t.shapes]},
-                t.where,
-            )
-    return None
 
 
 def _left_out(trace: Trace) -> Verdict | None:
@@ -292,7 +274,7 @@ def target_form(trace: Trace) -> Verdict:
     if (verdict := _arguments(trace) or declared_form(trace)) is not None:
         return verdict
     read = explained(trace)
-    if (verdict := _features(trace) or _vanished(trace)) is not None:
+    if (verdict := features(trace) or _vanished(trace)) is not None:
         return verdict
     for sight, e in read:
         if (verdict := _gradient(trace, sight, e)) is not None:
@@ -305,9 +287,8 @@ def target_form(trace: Trace) -> Verdict:
     if (own := checked_by_properties(trace)) is not None:
         return passed(f"the term is {own}, a form of its own that check_soft_loss found right")
     if distances := known_distances(trace):
-        return undecided(
-            "out-of-scope", f"no term between logits was seen; features are compared ({some(distances, 3)})"
-        )
+        what = "scores" if {*distances} & {*OF_SCORES} else "features"
+        return undecided("out-of-scope", f"no term between logits was seen; {what} are compared ({some(distances, 3)})")
     if read and read[0][1].form == "nothing":
         return undecided("not-in-these-steps", "the soft term has no gradient in the steps seen", "steps")
     return undecided("form-not-recognised", f"{NOT_UNDERSTOOD}: {what_was_seen(trace)}", "form")
@@ -322,7 +303,7 @@ def _arguments(trace: Trace) -> Verdict | None:
                 continue  # a symmetric divergence
             if t.swapped and t.log_target and any(_is_choice(trace, sight, e) for e in sight.explanations):
                 continue  # its gradient is that of the form which it is written as
-            if (verdict := _operands(t, trace)) is not None:
+            if (verdict := operands(t, trace)) is not None:
                 return verdict
         if sight.probabilities:
             answers, again = sight.probabilities, sight.squashed_by
@@ -335,29 +316,10 @@ def _arguments(trace: Trace) -> Verdict | None:
     return None
 
 
-def _features(trace: Trace) -> Verdict | None:
-    """Judge a distance of features: whether it draws them together, and what a cosine runs over."""
-    terms = [t for s in trace.losses.sights for t in s.terms if t.kind == "feature"]
-    for t in terms:
-        if t.apart:
-            said = f"the feature term ({t.name}) has the wrong sign: it drives the student away from the teacher"
-            return failed(said, {"term": t.name, "shapes": [list(s) for s in t.shapes]}, t.where)
-    over = [t for t in terms if t.across is not None and t.name == "cosine_similarity"]
-    if over and all(t.across is not None for t in terms if t.name == "cosine_similarity"):
-        t = over[0]
-        along = "batch" if t.across == 0 else "sequence"
-        return failed(
-            f"the cosine runs over the {along} (dimension {t.across} of {t.shapes[0]}), not over the features",
-            {"dimension": t.across, "shape": list(t.shapes[0])},
-            t.where,
-        )
-    return None
-
-
 def _vanished(trace: Trace) -> Verdict | None:
     """Judge a term that has a weight and whose gradient cancels at the student's logits, each time."""
     read = [e for _, e in explained(trace)]
-    if len(read) < _TWICE or not all(e.vanishes for e in read):
+    if len(read) < TWICE or not all(e.vanishes for e in read):
         return None
     return failed(
         "the distillation term has a weight, and its gradient cancels at the student's logits: the probabilities that "
@@ -365,10 +327,6 @@ def _vanished(trace: Trace) -> Verdict | None:
         {"backwards": len(read)},
         term_place(trace),
     )
-
-
-_TWICE = 2
-"Backwards that must agree: in one, the answers may be equal by chance."
 
 
 def _gradient(trace: Trace, sight: Sight, e: Explanation) -> Verdict | None:
@@ -404,6 +362,13 @@ def _gradient(trace: Trace, sight: Sight, e: Explanation) -> Verdict | None:
         return failed(
             f"the averaged teacher is softened more (temperature {e.temperature[1]:g}) than the student "
             f"({e.temperature[0]:g}): self-distillation sharpens it, or both collapse",
+            observed,
+            place,
+        )
+    if e.centre is not None and _follows(trace) and e.centre[0] > _OUTSIDE * e.centre[1]:
+        return failed(
+            f"the centre that is taken from the teacher's answers is no mean of them: it has numbers up to "
+            f"{e.centre[0]:.3g}, and they up to {e.centre[1]:.3g}; divide the sum of a batch by its size",
             observed,
             place,
         )
@@ -450,51 +415,3 @@ def _right(trace: Trace, e: Explanation) -> str | None:
 
 _SOFTENED = ("forward", "reversed", "jsd", "topk", "topk-tail", "topk-scatter", "topk-sum", "standardised")
 "Forms of which the temperature is named."
-
-
-def _operands(t: Term, trace: Trace) -> Verdict | None:
-    if t.name != "kl_div":
-        return None
-    if t.against_itself:
-        if not t.target_grad:
-            return None
-        return failed(
-            "the target carries a gradient: the answer of the student's own that teaches another is drawn towards it",
-            {"term": t.name, "shapes": [list(s) for s in t.shapes]},
-            t.where,
-            "warn",  # the two may be meant to meet half-way
-        )
-    observed = {"target_sum": t.target_sum, "target_least": t.target_least, "input_sum": t.input_sum}
-    if t.across is not None:
-        shape = t.shapes[0]
-        over = "batch" if t.across == 0 else "sequence"
-        return failed(
-            f"the softmax runs over the {over} (dimension {t.across} of {shape}), not over the {shape[-1]} classes",
-            {**observed, "dimension": t.across, "shape": list(shape)},
-            t.where,
-            by_itself=True,
-        )
-    if t.input_sum is not None and abs(t.input_sum - 1) > _SUM:
-        return failed(
-            f"kl_div is given as input what are no log-probabilities: exp of a row sums to {t.input_sum:.3g}",
-            observed,
-            t.where,
-            by_itself=True,
-        )
-    if t.target_least is not None and t.target_least < -_ROUNDING:
-        said = "kl_div is given as target what are no probabilities: some are negative"
-        return failed(said, observed, t.where, by_itself=True)
-    if t.target_sum is not None and abs(t.target_sum - 1) > _SUM:
-        said = f"kl_div is given as target what are no probabilities: a row sums to {t.target_sum:.3g}"
-        return failed(said, observed, t.where)  # a vocabulary that is cut after the softmax explains it
-    if t.swapped:
-        return failed(
-            "kl_div's arguments are swapped: the student stands in the target's place, which is the reversed KL",
-            observed,
-            t.where,
-            # Two log-probabilities are handed over the other way round on purpose: on-policy distillation does.
-            "warn" if t.log_target and trace.declared.kd.temperature is None else None,
-        )
-    if t.target_grad and not trace.peers:
-        return failed("the target carries a gradient: the teacher is drawn towards the student", observed, t.where)
-    return None

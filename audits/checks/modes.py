@@ -77,11 +77,22 @@ _INVERTED, _COPIED, _EVEN, _SEVERAL = 0.5, 0.9999, 0.05, 4
 """Share of the student from which an average is none any more, that from which it is a copy on purpose, the spread up
 to which the shares are one, unlike those of a decay that is warmed up, and the updates which that takes."""
 
+_WARM, _WEAK = 16, 0.3
+"""Updates after which a decay that is warmed up has left its beginning, and the share of the student from which an
+average is hardly one: published decays keep nine tenths or more."""
+
 
 def _average(trace: Trace, change: Change) -> Verdict | None:
     """Hold a teacher to which somebody writes step by step to the law of an average; None where it obeys."""
     place = trace.losses.sights[0].where if trace.losses.sights else None
     observed = {"updates": change.updates, "rate": change.average_rate, "moved_share": change.moved_share}
+    if change.forgotten:
+        return failed(
+            "the teacher is a twin of the student, begun from the student's own start, and nothing was loaded into it, "
+            "trained it or averages it: it stands still; call the update of the average after each step",
+            observed,
+            place,
+        )
     if change.updates < 2 or change.by_optimizer:
         return None
     if change.moved_share is not None and change.moved_share < _STILL and change.dtype in ("bfloat16", "float16"):
@@ -107,6 +118,20 @@ def _average(trace: Trace, change: Change) -> Verdict | None:
             observed,
             place,
         )
+    late = change.rates[-_SEVERAL:]
+    if (
+        q is not None
+        and len(change.rates) >= _WARM
+        and max(late) - min(late) < _EVEN
+        and _WEAK < min(late) <= _INVERTED
+    ):
+        return failed(
+            f"the average takes {late[-1]:.3g} of the student at each update, and no less as it goes on: it forgets "
+            "within a few updates, and is nearly the student; a decay is mostly .99 or more",
+            {**observed, "rates": change.rates[:20]},
+            place,
+            "warn",
+        )
     if q is None and change.astray >= change.updates - 1 and change.params:
         return failed(
             f"the teacher is written to at each step ({change.updates} seen), and does not move towards the student: "
@@ -129,7 +154,8 @@ def teacher_frozen(trace: Trace) -> Verdict:
 
     Fails when its parameters or buffers differ and neither such an average nor a loss of its own explains it.
     An average obeys teacher' = d teacher + (1 - d) student: fails when it stands still in half precision, leaves
-    parameters or the running statistics that it answers with out, has d inverted, or leads elsewhere.
+    parameters or the running statistics that it answers with out, has d inverted, leads elsewhere, or is never taken.
+    Warns where it is hardly an average, and where the target is made by a layer that the student's side trains.
     """
     change = trace.teacher.change
     if change is None:
@@ -141,6 +167,15 @@ def teacher_frozen(trace: Trace) -> Verdict:
             )
         )
     changed = change.params + change.buffers
+    through = next((s for s in trace.losses.sights if s.teacher_through), None)
+    if through is not None and not trace.peers and not change.follows:
+        return failed(
+            f"the teacher's answer goes through {through.teacher_through} on its way to the target, which the "
+            "student's side trains: the target moves as the student learns; give the teacher a layer of its own",
+            {"module": through.teacher_through},
+            through.where,
+            "warn",
+        )
     if not changed:
         verdict = _average(trace, change)
         if verdict is not None:

@@ -16,6 +16,8 @@ DIRECT = (
     "cosine_embedding_loss",
 )
 "Torch's own functions that hold one answer against another."
+OF_SCORES = ("binary_cross_entropy", "binary_cross_entropy_with_logits")
+"Those whose targets are scores from 0 to 1."
 NOT_UNDERSTOOD = "the distillation term was not understood"
 _DIFFERENCES = ("sub", "__sub__", "rsub")
 _SUM = 2e-2
@@ -62,8 +64,10 @@ def known_distances(trace: Trace) -> list[str]:
         mine = [t for t in sight.terms if t.reaches_student and not t.against_itself]
         widths = {e.classes for e in sight.explanations}
         plain = [t for t in mine if t.name in DIRECT and (t.name != "kl_div" or _is_of_positions(t, widths))]
+        read = all(e.form != "unknown" for e in sight.explanations)
+        plain += [t for t in mine if t.contrast is not None or t.entropy or (t.name in OF_SCORES and read)]
         differences = [t for t in mine if t.kind == "feature" and t.name in _DIFFERENCES and _of_one_shape(t)]
-        soft = [t for t in mine if t.kind == "soft" and t not in plain]
+        soft = [t for t in mine if t.kind == "soft" and all(t is not p for p in plain)]
         if not soft:
             found += [t.name for t in (*plain, *differences)]
     return list(dict.fromkeys(found))

@@ -12,6 +12,8 @@ _EQUAL = 3e-3
 "Share by which two weights read off gradients may differ and be one: each is read to a thousandth or better."
 _OTHER_COUNT = 0.05
 "Share by which two numbers of tokens must differ, so that a weight that goes with them tells itself from an equal one."
+_AGREE = 2
+"Backwards that must show a slip of a term whose form is not read."
 _TEXTS = 3
 "Texts whose weights must go with their lengths: two might by chance."
 _FEWEST = 4
@@ -230,6 +232,10 @@ def token_mask(trace: Trace) -> Verdict:
         return no_distillation(trace)
     read = [(s, t.coverage) for s, t in _seen(trace) if t.coverage is not None and t.is_known]
     features = [(s, f) for s in trace.losses.sights for f in s.token_features]
+    # Whatever the form: what is left without the labels' part begins and ends one place late in each text.
+    late = [(s, t.coverage) for s, t in _seen(trace) if t.coverage is not None and t.coverage.late and not t.is_known]
+    if len(late) >= _AGREE and (verdict := _wrong(trace, *late[0])) is not None:
+        return verdict
     if not read and not features:
         if not _seen(trace):
             return undecided("out-of-scope", _NO_TOKENS)

@@ -170,7 +170,13 @@ class _Reading(NamedTuple):
     @property
     def slips(self) -> list[tuple[str, float]]:
         """The slips that are known, and the factor that each leaves."""
-        return _named(self.temperature, self.e.classes, self.e.batch, self.e.rows)
+        slips, several = _named(self.temperature, self.e.classes, self.e.batch, self.e.rows), self.e.members
+        if several > 1:
+            slips += [
+                (f"{several}/B (the sum over {several} teachers was divided by the batch)", several / self.e.rows),
+                (f"{several} (the sum over {several} teachers was not divided by their number)", float(several)),
+            ]
+        return slips
 
     @property
     def loose(self) -> float:

@@ -80,6 +80,8 @@ class Batches(Observer):
             return crossed
         if best is not None and best.relation == "differ" and self._are_prepared(students, teachers):
             best = Inputs("view", "each is made of one batch, within a wrapper of both")
+        if best is not None and best.relation == "affine" and self._has_its_own(cast, of_student):
+            best = Inputs("view", "the teacher is shown what it was trained on, the student the same scaled otherwise")
         if best is not None and not of_teacher[0].is_floating_point():
             best = _of_words(raw, students, teachers, best)
         if best is not None and best.relation in ("same", "shapes"):
@@ -125,21 +127,40 @@ class Batches(Observer):
     def _is_of(self, mine: Tensor, its: Tensor) -> bool:
         return self._lineage.is_made_of(mine, its) or (mine.dtype == its.dtype and torch.equal(mine, its))
 
-    def _untrained_on(self, cast: Cast) -> Inputs | None:
-        """Say how what the teacher is shown differs in mean or deviation from every batch that it learned on."""
+    def _learned_on(self, cast: Cast) -> list[tuple[Tensor, list[tuple[float, float]]]]:
+        """Return, of teachers that were seen to learn, what each is shown, and mean and deviation of what it learned
+        on."""
+        found = []
         for group in cast.teachers:
             learned = self._trained_on.get(group.module)
             given = [c.given[0] for c in group.calls if c.module is group.module and c.given and not c.fed.params]
-            if not learned or not given or not given[0].is_floating_point() or not _is_data(given[0]):
-                continue
-            now, spread = _spread(given[0])
-            if all(_is_unlike(now, spread, *batch) for batch in learned):
-                mean, deviation = learned[0]
+            if learned and given and given[0].is_floating_point() and _is_data(given[0]):
+                found.append((given[0], learned))
+        return found
+
+    def _has_its_own(self, cast: Cast, of_student: list[Tensor]) -> bool:
+        """Say whether each teacher is shown what is like its training, where what the student is shown is not."""
+        learned = self._learned_on(cast)
+        return len(learned) == len(cast.teachers) and all(
+            not _is_new(given, batches) and all(_is_new(s, batches) for s in of_student) for given, batches in learned
+        )
+
+    def _untrained_on(self, cast: Cast) -> Inputs | None:
+        """Say how what the teacher is shown differs in mean or deviation from every batch that it learned on."""
+        for given, learned in self._learned_on(cast):
+            if _is_new(given, learned):
+                (now, spread), (mean, deviation) = _spread(given), learned[0]
                 trained = f"{mean:.3g} and {deviation:.3g}"
                 return Inputs(
                     "untrained", f"mean {now:.3g} and deviation {spread:.3g}, where it was trained on {trained}"
                 )
         return None
+
+
+def _is_new(values: Tensor, learned: list[tuple[float, float]]) -> bool:
+    """Say whether a batch is unlike all that was learned on."""
+    now, spread = _spread(values)
+    return all(_is_unlike(now, spread, *batch) for batch in learned)
 
 
 def _is_unlike(now: float, spread: float, mean: float, deviation: float) -> bool:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kdbench.audits.infer.roles import Cast
+from kdbench.audits.observe.custom import holds_custom
 from kdbench.audits.observe.rows import row_keys
 from kdbench.audits.observe.windows import SMALL, FunctionCall, RawWindow
 
@@ -93,6 +94,30 @@ def drives_apart(raw: RawWindow, f: FunctionCall) -> bool:
     return f.name in _GROWS and bool((w <= 0).all())
 
 
+def lowers_all_alike(raw: RawWindow, cast: Cast, f: FunctionCall) -> bool:
+    """Say whether a difference of log-probabilities, one a word, has a gradient that lowers each of the student's by
+    one number, whatever the teacher's is: so it says nothing of where they differ."""
+    if f.name not in _DIFFERENCES or not isinstance(f.out, Tensor) or not f.out.requires_grad or len(raw.roots) != 1:
+        return False
+    sides = [t for t, *_ in f.operands[:2]]
+    mine = [t for t, made, _ in f.operands[:2] if made.params & cast.student_mask]
+    if len(sides) < 2 or len(mine) != 1 or any(t is None or t.ndim > 2 or len(t) < _FEWEST for t in sides):
+        return False
+    if holds_custom(raw.roots[0].grad_fn) or not mine[0].requires_grad or any(bool((t > 0).any()) for t in sides):
+        return False
+    (w,) = torch.autograd.grad(raw.roots[0], f.out, retain_graph=True, allow_unused=True)
+    if w is None or not bool((w != 0).any()):
+        return False
+    (own,) = torch.autograd.grad(f.out, mine[0], w, retain_graph=True, allow_unused=True)
+    heard = None if own is None else own[own != 0]
+    if heard is None or heard.numel() < own.numel() // 2 or heard.numel() < _FEWEST:
+        return False
+    return bool((heard > 0).all()) and float(heard.max() - heard.min()) <= _ALIKE * float(heard.max())
+
+
+_DIFFERENCES = ("sub", "__sub__", "rsub", "__rsub__")
+_ALIKE = 1e-3
+"Share by which gradients that are one number may differ: ratios of probabilities are 1 but for rounding."
 _GROWS = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "pairwise_distance")
 "Distances: what is least where both sides are one."
 

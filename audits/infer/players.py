@@ -83,8 +83,9 @@ class Players(Observer):
             return None
         found = cast(raw, self._taint, self._declared, self._answered, self._trainee())
         self._stored.recognise(raw, found)
-        if found.doubtful and found.stored_rows is None and not known.settled:
-            found.cached = False  # numbers that nobody was seen to say are labels
+        others = not found.student_mask & known.student_mask
+        if found.doubtful and found.stored_rows is None and (others or not known.settled):
+            found.cached = False  # numbers that nobody was seen to say are labels, also beside a distillation
         reaching = {f.name for f in raw.functions if raw.root.calls >> f.index & 1 and f.name in _LOSSES}
         losses.functions = sorted({*losses.functions, *reaching})
         if known.started:

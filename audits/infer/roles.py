@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from kdbench.audits.infer.rebuilt import rebuilt
 from kdbench.audits.infer.targets import (
     are_log_probabilities,
     are_scores,
@@ -204,6 +205,8 @@ def cast(raw: RawWindow, taint: Taint, declared: Declared, known: list[nn.Module
     if declared.student is not None and peer & trained and not params_of(declared.student) & trained:
         return result  # the backward of a peer's own loss
     masks = _student_masks(raw, reached, fed_data, params_of, trained, declared, result.labels, trainee)
+    if not masks and declared.student is None and declared.teacher is None:
+        masks = rebuilt(raw, reached, params_of, trained)
     base = _base(reached, fed_data, params_of, _union(masks), trained)
     if base is None and declared.teacher is None:
         base = _branch(raw, reached, fed_data, _union(masks), trained)

@@ -21,6 +21,8 @@ _ONE = 1e-3
 "Difference, relative to their size, up to which two answers are one: then there is no gradient to hand on."
 _ROUNDING = 1e-5
 "Part of the whole gradient that may be left when the labels' part is taken away: a hundred roundings."
+_ROUNDED = 1e-4
+"Part of the least answer that they are made of up to which numbers are rounding: a small deviation magnifies it."
 _NEAREST, _MOST_NODES = 3, 10_000
 "Matrices of the student's nearest to the distance that are asked, and graph nodes within which they are looked for."
 
@@ -47,8 +49,20 @@ def is_still(raw: RawWindow, cast: Cast, taint: Taint, f: FunctionCall) -> bool:
         return False
     gradient = torch.autograd.grad(raw.roots[0], nearest, retain_graph=True, allow_unused=True)
     whole = _norm(gradient)
+    if own >= _NO_SHARE * whole:
+        return False
     # A step on the way of a divergence may hand on nothing, and another step of it all there is.
-    return own < _NO_SHARE * whole and _norm(_without_labels(gradient, raw, cast, nearest)) <= _ROUNDING * whole
+    return _are_nothing(raw, f) or _norm(_without_labels(gradient, raw, cast, nearest)) <= _ROUNDING * whole
+
+
+def _are_nothing(raw: RawWindow, f: FunctionCall) -> bool:
+    """Say whether both sides are zero but for rounding, as what is standardised and then averaged over the same is."""
+    for t, made, _ in f.operands[:2]:
+        answers = [c.outputs() for c in raw.calls if made.calls >> c.index & 1 and c.outputs is not None]
+        sizes = [float(a.detach().abs().max()) for a in answers if a is not None and not a.is_inference() and a.numel()]
+        if t is None or not sizes or not 0 < float(t.detach().abs().max()) <= _ROUNDED * min(sizes):
+            return False
+    return True
 
 
 def _without_labels(

@@ -10,7 +10,7 @@ _ROWS, _ONE_ANSWER, _TINIEST = 64, 0.99, 1e-30
 "Rows compared, the cosine above which two answers, centred, are one, and what is kept from dividing by zero."
 _EXACT = 1e-6
 "Up to which two probabilities that somebody wrote are one number: single precision."
-_PRODUCTS = frozenset({"matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "einsum"})
+PRODUCTS = frozenset({"matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "einsum"})
 _LOG_SUM = 2e-2
 "Up to which the logarithm of a sum of probabilities is zero: half precision over a thousand classes."
 
@@ -52,7 +52,7 @@ def is_against_itself(call: FunctionCall, student: int) -> bool:
 def are_scores(logits: Tensor, raw: RawWindow, taint: Taint) -> bool:
     """Say whether logits are a product of two networks' answers."""
     calls = taint.of(logits).calls
-    return any(f.name in _PRODUCTS and calls >> f.index & 1 for f in raw.functions)
+    return any(f.name in PRODUCTS and calls >> f.index & 1 for f in raw.functions)
 
 
 def is_a_place(target: Tensor, width: int) -> bool:

@@ -50,6 +50,7 @@ class TeacherState(Observer):
         calls = [c for g in (*cast.teachers, *cast.idle) for c in g.calls]
         leaves = self._taint.moved_by(raw.leaves) & cast.teacher_mask
         sight.teacher_leaves = self._names.params(leaves & ~self._passed_through(raw, cast) if leaves else 0)
+        sight.teacher_through = self._goes_through(raw, cast)
         sight.teacher_grad = any(c.answer is not None and c.answer.requires_grad for c in calls)
 
     def _passed_through(self, raw: RawWindow, cast: Cast) -> int:
@@ -64,6 +65,25 @@ class TeacherState(Observer):
         for mask in through:
             whole |= 0 if mask & student else mask
         return whole
+
+    def _goes_through(self, raw: RawWindow, cast: Cast) -> str:
+        """Return the name of a module that the student's side trains and that made a target, cut from its graph, of the
+        teacher's answer."""
+        teacher, student = cast.teacher_mask, cast.student_mask
+        for call in raw.calls if not any(g.is_base for g in cast.teachers) else ():
+            own = self._taint.mask(call.module.parameters()) & cast.trained & ~teacher
+            if not own or not call.fed.params & teacher or call.fed.params & student:
+                continue
+            beside = any(c.module is call.module and c.fed.params & student for c in raw.calls)
+            targets = [
+                t
+                for f in cast.soft
+                for t, made, _ in f.operands[:2]
+                if t is not None and made.calls >> call.index & 1 and not made.params & student
+            ]
+            if beside and targets and not any(t.requires_grad for t in targets):
+                return self._names.params(own)[0].rpartition(".")[0]
+        return ""
 
     def _tensors(self) -> dict[str, tuple[Tensor, Tensor]]:
         return {
@@ -96,7 +116,7 @@ class TeacherState(Observer):
                 params.append(name)
             elif name.endswith(_STATISTICS):
                 buffers.append(name)
-        seen = self._averages
+        seen, forgotten = self._averages, not params and not by_optimizer and self._is_forgotten()
         rate = sum(seen.rates) / len(seen.rates) if len(seen.rates) > seen.astray else None
         still = seen.still
         return Change(
@@ -112,7 +132,28 @@ class TeacherState(Observer):
             still=still,
             moved_share=seen.moved_share,
             dtype=str(seen.dtype).removeprefix("torch."),
+            forgotten=forgotten,
         )
+
+    def _is_forgotten(self) -> bool:
+        """Say whether it is a twin of the student that some of the student's start was copied to, and nothing else."""
+        loaded, known = self._trace.teacher.loaded, self._known
+        if (
+            loaded is None
+            or loaded.covered
+            or loaded.made_from
+            or known.labelled
+            or any(g.is_base for g in known.teachers)
+        ):
+            return False
+        twins, copied = True, False
+        for name, (live, old) in (self._first or {}).items():
+            if not isinstance(live, nn.Parameter):
+                continue
+            own = [t for n, t in self._first_student.items() if f".{plain_name(name)}".endswith(f".{plain_name(n)}")]
+            twins = twins and any(t.shape == old.shape for t in own)
+            copied = copied or any(t.shape == old.shape and torch.equal(t, old) and bool(t.std() > 0) for t in own)
+        return twins and copied
 
     def _silent(self, moved: list[str]) -> list[str]:
         """Return the teacher's running statistics that stood still while the student's of the same name moved."""

@@ -1,12 +1,14 @@
 """Which losses hold the student against something that is no label, and what went into them?"""
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from kdbench.audits.infer.contrast import contrast_of
 from kdbench.audits.infer.layers import describe
-from kdbench.audits.infer.meeting import cosine_over, drives_apart, order_of
+from kdbench.audits.infer.meeting import cosine_over, drives_apart, lowers_all_alike, order_of
 from kdbench.audits.infer.names import Names
 from kdbench.audits.infer.observer import EXPLAINED, Observer
 from kdbench.audits.infer.reindexed import reindexed
@@ -26,6 +28,8 @@ _LOOKED_AT = 64
 "Rows that tell whether they are log-probabilities."
 _MOST_NODES = 10_000
 "Graph nodes between a loss and the answers that it is made of: a loss has some tens."
+_OF_SCORES = ("binary_cross_entropy", "binary_cross_entropy_with_logits")
+"Losses whose targets are scores from 0 to 1."
 _FEWEST = 8
 "Rows below which an order of rows may be chance."
 
@@ -60,7 +64,7 @@ class Terms(Observer):
                 continue
             done.add(key)
             soft = f.name == "kl_div" or _is_logit_shaped(shapes, cast) or _are_of_classes(f, cast)
-            if not soft and max(len(s) for s in shapes) < 2:
+            if not soft and max(len(s) for s in shapes) < 2 and not _are_of_samples(f, cast):
                 continue
             leaves = self._taint.mask(leaves_of([f.grad_fn])) if f.grad_fn is not None else 0
             mine = [t for t, made, _ in f.operands if made.params & student]
@@ -75,6 +79,10 @@ class Terms(Observer):
                 against_itself=not any(m & ~student for m in masks) and not cast.cached,
             )
             self._read_operands(term, raw, cast, f)
+            term.entropy = not soft and _is_entropy(raw, cast, f)
+            term.of_one = _over_one(raw, cast, f)
+            term.lowers_all = lowers_all_alike(raw, cast, f)
+            term.contrast = contrast_of(raw, cast, self._taint, f)
             if not soft:
                 self._read_feature(term, raw, cast, f)
             terms.append(term)
@@ -92,7 +100,11 @@ class Terms(Observer):
             term.across = cosine_over(raw, cast, f)
 
     def _read_operands(self, term: Term, raw: RawWindow, cast: Cast, f: FunctionCall) -> None:
-        """Read what went into a Kullback-Leibler divergence, and the weight of what came out."""
+        """Read what went into a Kullback-Leibler divergence, and its weight; into a loss of scores, the targets."""
+        if f.name in _OF_SCORES and len(f.operands) > 1:
+            scores = f.operands[1][0]
+            if scores is not None and scores.numel():
+                term.target_least, term.target_most = (float(x) for x in scores.detach().aminmax())
         if f.name != "kl_div" or len(f.operands) < 2:
             return
         student = cast.student_mask
@@ -117,6 +129,39 @@ class Terms(Observer):
         if isinstance(out, Tensor) and out.ndim == 0 and out.requires_grad and len(raw.roots) == 1:
             (w,) = torch.autograd.grad(raw.roots[0], out, retain_graph=True, allow_unused=True)
             term.weight = None if w is None else float(w)
+
+
+def _is_entropy(raw: RawWindow, cast: Cast, f: FunctionCall) -> bool:
+    """Say whether a product is of a teacher's probabilities with the student's log-probabilities, over one dimension,
+    and the loss falls where the student's are nearer."""
+    mine = [t for t, made, _ in f.operands[:2] if t is not None and made.params & cast.student_mask]
+    its = [t for t, made, _ in f.operands[:2] if t is not None and not made.params & cast.student_mask]
+    if f.name not in _TIMES or len(mine) != 1 or len(its) != 1 or mine[0].shape != its[0].shape or its[0].ndim < 2:
+        return False
+    p, log_q = its[0].detach().double(), mine[0].detach().double()
+    dims = [d for d in range(p.ndim) if p.shape[d] > 1 and bool(((p.sum(d) - 1).abs() < _SUM).all())]
+    if not bool((p >= 0).all()) or not any(bool((log_q.logsumexp(d).abs() < _SUM).all()) for d in dims):
+        return False
+    if not isinstance(f.out, Tensor) or not f.out.requires_grad or len(raw.roots) != 1:
+        return False
+    (w,) = torch.autograd.grad(raw.roots[0], f.out, retain_graph=True, allow_unused=True)
+    return w is not None and bool((w <= 0).all()) and bool((w < 0).any())
+
+
+_TIMES = ("mul", "__mul__", "__rmul__", "multiply")
+"Products, number by number."
+
+
+def _over_one(raw: RawWindow, cast: Cast, f: FunctionCall) -> int | None:
+    """Return the dimension over which a softmax runs that made an operand of the student's, if it holds one number."""
+    for t, made, _ in f.operands[:2]:
+        for g in raw.functions if made.params & cast.student_mask else ():
+            if g.name not in ("softmax", "log_softmax") or g.out is None or g.out is not t or not g.operands:
+                continue
+            shape, dim = g.operands[0][2], g.arg(1, "dim")
+            if isinstance(dim, int) and shape[dim] == 1 and math.prod(shape) > 1:
+                return dim % len(shape)
+    return None
 
 
 def _draws_its_target(raw: RawWindow, cast: Cast, f: FunctionCall) -> bool:
@@ -180,6 +225,16 @@ def _are_of_classes(f: FunctionCall, cast: Cast) -> bool:
     return all(bool((r.logsumexp(1).abs() < _SUM).all()) for r in rows)
 
 
+def _are_of_samples(f: FunctionCall, cast: Cast) -> bool:
+    """Say whether a distance holds numbers of the student's against a network's, one a sample: margins, values."""
+    if f.name not in DISTANCES or len(f.operands) < 2:
+        return False
+    (_, one, a), (_, other, b) = f.operands[:2]
+    mine = [bool(made.params & cast.student_mask) for made in (one, other)]
+    its = [bool(made.params & ~cast.student_mask) and not own for made, own in zip((one, other), mine, strict=True)]
+    return sorted(mine) == sorted(its) == [False, True] and a == b and math.prod(a) > 1
+
+
 def _of_teacher_alone(raw: RawWindow, cast: Cast) -> list[Term]:
     """Return the distances in the loss both sides of which are one answer of a teacher's: they are constant."""
     found = []
@@ -213,9 +268,13 @@ def _rows_moved(raw: RawWindow, cast: Cast, f: FunctionCall) -> bool:
                 continue
             if torch.equal(out, t):
                 return False
-            if torch.equal(out.detach().flatten(1).sum(1).sort().values, t.detach().flatten(1).sum(1).sort().values):
+            if torch.equal(_sums(out).sort().values, _sums(t).sort().values):
                 return True
     return False
+
+
+def _sums(rows: Tensor) -> Tensor:
+    return rows.detach().reshape(len(rows), -1).sum(1)
 
 
 def _overwritten(raw: RawWindow, cast: Cast) -> tuple[str, str] | None:

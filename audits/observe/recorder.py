@@ -132,6 +132,11 @@ class Recorder:
         elif self.armed and not self._paused:
             self._put_up()
 
+    def look(self) -> None:
+        """Arm, and stay so until the next backward."""
+        self._wanted = True
+        self.arm()
+
     def disarm(self) -> None:
         """Stop recording; the mode is taken down where it is on top."""
         self.armed = False
@@ -235,6 +240,8 @@ class Recorder:
             self._note_scale(name, args, mades, params, calls)
         if name in ("max_pool2d", "boolean_dispatch", "max_pool2d_with_indices") and self._stack:
             self._note_pool(args, kwargs, given[0], outs[0])
+        if name in ("gather", "take_along_dim") and len(given) > 1 and mades[0].params and given[1].shape[-1:] > (1,):
+            self.raw.picks.append((given[0], given[1], outs[0]))
         if name in LOOKUPS and len(given) > 1 and mades[0].params and params & ~mades[0].params:
             self._picked[outs[0]] = mades[0].params
         if params or calls:
@@ -304,7 +311,8 @@ class Recorder:
     def _enter_module(self, module: nn.Module, args: Any) -> None:
         if torch.compiler.is_compiling() or not self._at_home():
             return
-        if self.heeds_answers and not self._stack and not torch.is_grad_enabled() and not self._in_backward:
+        heeds = self.heeds_answers and not self._stack and not torch.is_grad_enabled() and not self._in_backward
+        if heeds and not _is_a_graph(module):  # compiled code answers without a gradient within a network that learns
             self._wanted = True  # until the next backward
         self.keep_up()
         if self._goes_on_writing(module) or (self._paused and self._stack):
@@ -361,11 +369,11 @@ class Recorder:
             if kwargs and call.given != (more := [*call.given, *tensors_in(kwargs, 2)]):
                 call.given = more[:6]
                 call.fed = self.taint.of(more)
-            self._answered(call, out, dark)
+            self._answered(call, out, dark, args)
         except Exception as error:
             self._on_error(error)
 
-    def _answered(self, call: ModuleCall, out: Any, dark: bool) -> None:
+    def _answered(self, call: ModuleCall, out: Any, dark: bool, args: Any) -> None:
         """Note what a module answered and what that is made of; `dark` says that the mode was off meanwhile."""
         taint = self.taint
         outs = list(tensors_in(out))
@@ -374,7 +382,10 @@ class Recorder:
             own = taint.mask(call.module.parameters())
             made = Made(call.fed.params | own, call.fed.calls, taint.base)
         bit = 1 << call.index
+        shown = {id(t) for t in tensors_in(args, 2)} if dark or _is_a_graph(call.module) else set()
         for t in outs:
+            if id(t) in shown and not taint.of(t).params:
+                continue  # compiled code hands on its input for the backward, which stays data
             old = NOTHING if dark else taint.of(t)  # what the modules within told of says nothing of what is between
             taint.put(t, Made(old.params or made.params, old.calls | call.fed.calls | bit, taint.base))
         call.out = Made(made.params, made.calls | call.fed.calls | bit, taint.base)
@@ -500,6 +511,11 @@ def _largest(value: Any) -> int:
 def _training(module: nn.Module) -> bool:
     """Return the module's mode; a frozen script module has none, and answers as in evaluation."""
     return bool(getattr(module, "training", False))
+
+
+def _is_a_graph(module: nn.Module) -> bool:
+    """Say whether a module is traced code, whose arguments are parameters, too."""
+    return type(module).__module__.startswith("torch.fx")
 
 
 def _has_fast_path(module: nn.Module) -> bool:

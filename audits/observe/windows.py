@@ -130,6 +130,8 @@ class RawWindow:
     one_hot: list[Tensor] = field(default_factory=list)
     scales: list[tuple[Made, float]] = field(default_factory=list)
     "Numbers that scalars were multiplied with, and what those scalars were made of."
+    picks: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+    "Of answers (..., C) from which several classes a row were looked up: the answer, the classes (..., K), the result."
     pools: list[tuple[int, int, int, int, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
     "Functional max-pools: their number, that of the module around, kernel, stride, size before and after."
     starts: list[int] = field(default_factory=lambda: [0])

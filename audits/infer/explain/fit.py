@@ -85,6 +85,10 @@ class Explanation:
     "What a softmax runs over where that is not the classes."
     parts: list[str] = field(default_factory=list)
     "Of several terms added, their forms."
+    centre: tuple[float, float] | None = None
+    "The largest number of a centre that was taken from the teacher's answers, and of these answers."
+    members: int = 1
+    "Of how many teachers it is the mean."
     negated: str = ""
     "The form whose sign is wrong."
     uneven: bool = False
@@ -196,6 +200,7 @@ def described(
         coefficient_rows=rest.index,
         looked_at=len(rest.z),
         teacher_logits=blank.teacher_logits if said is None else answers_of(rest, said),
+        centre=None if said is None else said.centre,
         **fields,
     )  # fmt: skip
 
@@ -301,12 +306,57 @@ def beside_each_other(rest: Rest, softening: Softening, blank: Explanation) -> E
             size = float(rest.kd.norm())
             if float(left.norm()) <= rest.tolerance * size and bool((solution > _LEAST_PART * size).all()):
                 parts = [tries[i][1].name for i in chosen]
+                if (
+                    e := _of_several(rest, [tries[i] for i in chosen], solution, float(left.norm()), blank)
+                ) is not None:
+                    return e
                 share = Fitted(0.0, float(left.norm()) / size, rest.share, rest.label_weight, solution)
                 e = described(rest, share, blank, tries[chosen[0]][0], "sum", parts=parts)
                 return replace(e, weight=None, coefficients=None, coefficient_rows=None)
+    return _weighed_by_sample(rest, tries, blank)
+
+
+def _weighed_by_sample(rest: Rest, tries: list[tuple[Said, Try, Tensor]], blank: Explanation) -> Explanation | None:
+    """Return the terms of several teachers that explain what is left where each sample weighs them in its own way."""
+    canonical = [t for t in tries if t[1].form is FORWARD and t[1].ts == t[1].tt]
+    for ts in dict.fromkeys(t[1].ts for t in canonical):
+        mine = {id(said): (said, basis) for said, one, basis in canonical if one.ts == ts}
+        count, (n, classes) = len(mine), rest.kd.shape
+        if not 1 < count <= _MOST_TEACHERS or classes - 1 - count < _LEFT_OVER or n * (classes - 1 - count) < _FREE:
+            continue
+        stack = torch.stack([basis for _, basis in mine.values()], 2)
+        own = torch.linalg.lstsq(stack, rest.kd.unsqueeze(2)).solution
+        left = float((rest.kd - (stack @ own).squeeze(2)).norm()) / (float(rest.kd.norm()) or 1.0)
+        if left > rest.tolerance or not bool((own > -rest.tolerance * own.abs().max()).all()):
+            continue
+        share = Fitted(0.0, left, rest.share, rest.label_weight, own.flatten(), True)
+        e = described(rest, share, blank, next(iter(mine.values()))[0], "sum", parts=[FORWARD.name] * count)
+        return replace(e, weight=None, coefficients=None, coefficient_rows=None)
     return None
 
 
+_MOST_TEACHERS, _LEFT_OVER = 3, 2
+"Teachers that each sample weighs, and numbers of a row that must be left over, so that a fit is none by chance."
+
+
+def _of_several(
+    rest: Rest, chosen: list[tuple[Said, Try, Tensor]], solution: Tensor, left: float, blank: Explanation
+) -> Explanation | None:
+    """Return the canonical term with what several teachers say in the mean, where that is what was added."""
+    own = [float(s) / float(basis.norm()) for s, (_, _, basis) in zip(solution, chosen, strict=True)]
+    ways = {(one.name, one.ts, one.tt) for _, one, _ in chosen}
+    several = len({id(said) for said, _, _ in chosen}) == len(chosen)
+    if len(ways) != 1 or not several or max(own) > (1 + _ONE_WEIGHT) * min(own) or chosen[0][1].name != FORWARD.name:
+        return None
+    coefficients = torch.full((len(rest.kd),), sum(own), dtype=rest.kd.dtype, device=rest.kd.device)
+    size = float(rest.kd.norm())
+    whole = Fitted(sum(own) * rest.rows, left / size, rest.share, rest.label_weight, coefficients)
+    said, one, _ = chosen[0]
+    return described(rest, whole, blank, said, one.name, temperature=(one.ts, one.tt), members=len(chosen))
+
+
+_ONE_WEIGHT = 1e-2
+"Share by which the weights of several teachers may differ and be one: each is read off a sum."
 _APART = 1e-8
 "Determinant of unit gradients below which two or three of them are one: what fits then says nothing."
 _LEAST_PART = 1e-3

@@ -11,9 +11,11 @@ from kdbench.audits.infer.explain.decoupled import decoupled_fit, leaves_nothing
 from kdbench.audits.infer.explain.fit import Explanation, beside_each_other, fits, seen_fit
 from kdbench.audits.infer.explain.forms import Try
 from kdbench.audits.infer.explain.heads import Answer, Head, heads, softmax_heads, teacher_answers
+from kdbench.audits.infer.explain.narrow import narrow_fit
 from kdbench.audits.infer.explain.parts import Gradients, gradients_at
-from kdbench.audits.infer.explain.permutation import order_searched, ordered_fit, permutation_of
+from kdbench.audits.infer.explain.permutation import halves_fit, order_searched, ordered_fit, permutation_of
 from kdbench.audits.infer.explain.rest import Rest, rest_of
+from kdbench.audits.infer.explain.rows import Layout
 from kdbench.audits.infer.explain.search import forward_searched, searched_fit
 from kdbench.audits.infer.explain.softening import Softening, softening
 from kdbench.audits.infer.explain.support import support_of
@@ -21,7 +23,7 @@ from kdbench.audits.infer.explain.topk import topk_fit
 from kdbench.audits.infer.explain.vocabulary import cut_fit
 from kdbench.audits.infer.roles import Cast
 from kdbench.audits.infer.still import are_one
-from kdbench.audits.observe.windows import RawWindow
+from kdbench.audits.observe.windows import LABEL_LOSSES, LOOKUPS, RawWindow
 
 
 def explain(raw: RawWindow, cast: Cast, hints: tuple[Try, ...] = ()) -> list[Explanation]:
@@ -77,7 +79,25 @@ _KNOWN_AT_SOFTMAXES = ("forward", "reversed", "jsd")
 def _explain_head(
     raw: RawWindow, cast: Cast, student: int, head: Head, answers: list[Answer], hints: tuple[Try, ...]
 ) -> Explanation | None:
-    gradients = gradients_at(raw, head)
+    found = _explained_with(raw, cast, student, head, answers, hints, LABEL_LOSSES)
+    looked_up = any(label.call.name in LOOKUPS for label in head.labels)
+    if looked_up and (found is None or found.form == "unknown"):
+        better = _explained_with(raw, cast, student, head, answers, hints, LABEL_LOSSES | LOOKUPS)
+        return found if better is None or (found is not None and better.form == "unknown") else better
+    return found
+
+
+def _explained_with(
+    raw: RawWindow,
+    cast: Cast,
+    student: int,
+    head: Head,
+    answers: list[Answer],
+    hints: tuple[Try, ...],
+    whole: frozenset[str],
+) -> Explanation | None:
+    """Explain the gradient at one head, where the label losses of these names are taken away from it."""
+    gradients = gradients_at(raw, head, whole)
     if gradients is None:
         return None
     rest = rest_of(head, gradients)
@@ -131,6 +151,10 @@ def _explained(
     across = across_fit(raw, cast, student, head, gradients, rest, answers)
     if across is not None:
         return across
+    if (narrow := narrow_fit(raw, cast, student, rest, answers, blank)) is not None:
+        return narrow
+    if _in_halves(cast, student, rest.layout) and (crossed := halves_fit(rest, softened, blank)) is not None:
+        return crossed
     for attempt in (
         forward_searched,
         topk_fit,
@@ -151,6 +175,15 @@ def _explained(
     if best is None:
         return replace(blank, form="unknown", residual=1.0)
     return replace(best, form="unknown")
+
+
+def _in_halves(cast: Cast, student: int, layout: Layout) -> bool:
+    """Say whether the student's answers met others half a batch at a time, as those to two views of one batch do."""
+    lead = (layout.rows // 2,)
+    halves = [(*lead, layout.classes), lead]
+    return layout.rows % 2 == 0 and any(
+        made.params & student and shape in halves for f in cast.soft for _, made, shape in f.operands[:2]
+    )
 
 
 def _permuted(rest: Rest, softened: Softening, blank: Explanation) -> Explanation | None:

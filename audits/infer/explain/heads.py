@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kdbench.audits.infer.explain.rows import Layout, spread
 from kdbench.audits.infer.roles import Cast, Label
-from kdbench.audits.infer.targets import is_against_itself
+from kdbench.audits.infer.targets import are_log_probabilities, is_against_itself
 from kdbench.audits.observe import torch_internals
 from kdbench.audits.observe.windows import SMALL, SOFTMAXES, FunctionCall, RawWindow
 
@@ -79,8 +79,26 @@ def teacher_answers(raw: RawWindow, cast: Cast, student: int) -> list[Answer]:
     for f in raw.functions:
         if _reaches(raw, f.index):
             found += _answers_to(f, student, cast.cached)
+    found += _at_picks(raw, student)
     if cast.self_taught:
         found += [answer for f in cast.soft for answer in _own_answers(f, student)]
+    return found
+
+
+def _at_picks(raw: RawWindow, student: int) -> list[Answer]:
+    """Return probabilities of a few classes a row, which met the student's at these classes, as rows over all."""
+    found: list[Answer] = []
+    for source, index, out in raw.picks:
+        if not are_log_probabilities(source) or index.shape[:-1] != source.shape[:-1] or source.numel() > SMALL:
+            continue
+        for f in raw.functions:
+            sides = [(t, made) for t, made, _ in f.operands[:2] if t is not None]
+            told = [t for t, made in sides if not made.params & student and t.shape == out.shape]
+            if not told or not _reaches(raw, f.index) or not any(t is out for t, _ in sides):
+                continue
+            if told[0].is_floating_point() and bool((told[0] >= 0).all()):
+                rows = torch.zeros_like(source, dtype=told[0].dtype, requires_grad=False)
+                found.append(Answer("probabilities", rows.scatter_add(-1, index, told[0].detach())))
     return found
 
 

@@ -16,7 +16,14 @@ from kdbench.audits.infer.explain.heads import Head
 from kdbench.audits.infer.explain.rows import Layout, spread
 from kdbench.audits.infer.roles import Label
 from kdbench.audits.observe import torch_internals
-from kdbench.audits.observe.windows import RawWindow
+from kdbench.audits.observe.windows import LABEL_LOSSES, LOOKUPS, RawWindow
+
+ENTROPIES = frozenset({"cross_entropy", "nll_loss"})
+"Label losses over classes, of which the weight of a mean can be told."
+_ONE = 1e-3
+"Share by which weights that are one may be off each other, and a gradient off the form that it is."
+_LEAST_ROWS = 4
+"Rows from which one weight is read."
 
 
 class LabelPart(NamedTuple):
@@ -44,8 +51,12 @@ class Gradients:
     "By what it is too large: a GradScaler's factor."
 
 
-def gradients_at(raw: RawWindow, head: Head) -> Gradients | None:
-    """Return the gradient at a head and the label losses' part; None where a hook may change it."""
+def gradients_at(raw: RawWindow, head: Head, whole: frozenset[str] = LABEL_LOSSES) -> Gradients | None:
+    """Return the gradient at a head and the label losses' part; None where a hook may change it.
+
+    That part is known where all label losses are among `whole`. To log-probabilities that were looked up by labels more
+    may be added, as label smoothing by hand does; then it is none of the labels' part.
+    """
     root, z, scale = raw.roots[0], head.z, raw.root_scale
     if torch_internals.hooks_of(z):
         return None
@@ -53,7 +64,7 @@ def gradients_at(raw: RawWindow, head: Head) -> Gradients | None:
     known = True
     for label in head.labels:
         out = label.call.out
-        if not isinstance(out, Tensor) or not out.requires_grad or label.call.name not in ("cross_entropy", "nll_loss"):
+        if not isinstance(out, Tensor) or not out.requires_grad or label.call.name not in whole:
             known = False
             break
         (w,) = torch.autograd.grad(root, out, retain_graph=True, allow_unused=True)
@@ -69,6 +80,16 @@ def gradients_at(raw: RawWindow, head: Head) -> Gradients | None:
     return Gradients(kd, lambda: _of_labels(head, weighed, scale), known, scale)
 
 
+def _is_a_mean(w: Tensor) -> bool:
+    """Say whether log-probabilities that were looked up by labels are averaged as they are, all or some of them."""
+    heard = w[w != 0]
+    return (
+        bool(heard.numel())
+        and bool((heard < 0).all())
+        and float(heard.min() - heard.max()) >= _ONE * float(heard.min())
+    )
+
+
 def _of_labels(head: Head, weighed: list[tuple[Label, Tensor, Tensor]], scale: float) -> LabelPart:
     """Return what label losses leave at a head, each with the gradient that reaches it."""
     z, layout = head.z, head.layout
@@ -78,6 +99,8 @@ def _of_labels(head: Head, weighed: list[tuple[Label, Tensor, Tensor]], scale: f
         (own,) = torch.autograd.grad(out, z, grad_outputs=w, retain_graph=True, allow_unused=True)
         if own is None:
             continue
+        if label.call.name not in ENTROPIES and not (label.call.name in LOOKUPS and _is_a_mean(w)):
+            weight = None
         if weight is not None:
             share = float(w) if label.is_plain else _weight_of(head, label, own)
             weight = None if share is None else weight + share / scale
@@ -97,8 +120,21 @@ def _weight_of(head: Head, label: Label, own: Tensor) -> float | None:
     index = spread(taught, layout.classes)
     ce = label_gradient(layout, head.value, label, index, taught)
     if ce is None or not float(ce.norm()) > 0:
-        return None
+        return _weight_as_read(layout.take(head.value, index), layout.take(own, index), label) * len(taught) or None
     return float((layout.take(own, index) * ce).sum() / (ce * ce).sum())
+
+
+def _weight_as_read(z: Tensor, own: Tensor, label: Label) -> float:
+    """Return what each row of a label loss's gradient (n, C) is times, where all have one weight; else 0.
+
+    A row is drawn to the class at which its gradient is least, whichever of the rows the labels were handed for.
+    """
+    if len(z) < _LEAST_ROWS:
+        return 0.0
+    y = F.one_hot(own.argmin(1), z.shape[1]).to(z.dtype) * (1 - label.smoothing) + label.smoothing / z.shape[1]
+    basis = z.softmax(1) - y
+    weight = float((own * basis).sum() / (basis * basis).sum())
+    return weight if float((own - weight * basis).norm()) <= _ONE * float(own.norm()) else 0.0
 
 
 def label_gradient(layout: Layout, value: Tensor, label: Label, index: Tensor, taught: Tensor) -> Tensor | None:

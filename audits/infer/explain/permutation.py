@@ -64,6 +64,19 @@ def order_searched(rest: Rest, softening: Softening, blank: Explanation) -> Expl
     return _in_order(rest, softening, blank, (usual,)) if rest.z.numel() <= _SEARCHED else None
 
 
+def halves_fit(rest: Rest, softening: Softening, blank: Explanation) -> Explanation | None:
+    """Return the form that explains what is left where each view of a batch is taught by the answer to the other."""
+    half = rest.layout.rows // 2
+    if not rest.known or not softening.answers or len(rest.layout.lead) != 1:
+        return None
+    moved = softening.of([_moved(s, (rest.index.cpu() + half) % (2 * half)) for s in softening.answers])
+    for attempt in (seen_fit, forward_searched, searched_fit):
+        found = attempt(rest, moved, blank)
+        if found is not None and fits(rest, found) and not found.uneven:
+            return found
+    return None
+
+
 def _in_order(
     rest: Rest, softening: Softening, blank: Explanation, attempts: tuple[Attempt, ...]
 ) -> Explanation | None:

@@ -46,6 +46,8 @@ class Said:
     "Whether it is what a softmax was taken of, with the temperature in it."
     whole: Tensor | None = None
     "All its rows (N, C), where they lie ready."
+    centre: tuple[float, float] | None = None
+    "The largest number of a centre that was taken from it, and of what it was taken from."
 
 
 class Softening(NamedTuple):
@@ -157,6 +159,8 @@ def softening(
         if one is None or hit is None:
             one, hit = _centred(said, logits, answer.values.dtype)
         if one is None or hit is None:
+            one, hit = _mixed(said, logits)
+        if one is None or hit is None:
             unmatched.append(said)
             continue
         if hit not in of_teacher:
@@ -190,10 +194,32 @@ def _centred(said: Said, logits: list[Said], dtype: torch.dtype) -> tuple[Said |
             def at(index: Tensor, one: Said = one, centre: Tensor = centre) -> Tensor:
                 return one.at(index) + centre.to(index.device)
 
-            return Said("logits", one.rows + centre, at), hit
+            sizes = float(centre.abs().max()), float(one.rows.abs().max())
+            return Said("logits", one.rows + centre, at, centre=sizes), hit
     return None, None
 
 
+def _mixed(said: Said, logits: list[Said]) -> tuple[Said | None, float | None]:
+    """Return what several teachers say together, each with a weight of its own, and the temperature, if it is that."""
+    if not 1 < len(logits) <= _MOST_MIXED or said.rows.numel() < _CENTRED * len(logits):
+        return None, None
+    stack = torch.stack([one.rows.reshape(-1) for one in logits], 1)
+    own = said.rows.reshape(-1, 1)
+    weights = torch.linalg.lstsq(stack, own).solution.flatten()
+    left = float((stack @ weights - own.flatten()).norm())
+    if not bool((weights > _LEAST_MIXED).all()) or left > _LEAST_MIXED * float(own.norm()):
+        return None, None
+    t = as_written(1 / float(weights.sum()))
+    shares = (weights / weights.sum()).tolist()
+
+    def of(rows: list[Tensor]) -> Tensor:
+        return torch.stack([share * r for share, r in zip(shares, rows, strict=True)]).sum(0)
+
+    return Said("logits", of([one.rows for one in logits]), lambda index: of([one.at(index) for one in logits])), t
+
+
+_MOST_MIXED, _LEAST_MIXED = 4, 1e-3
+"Teachers whose answers are mixed; and the least weight of one, and what a mixture may leave of what it is."
 _CENTRED = 8
 "Rows from which a centre of each class is told from the logits: with two rows any two would fit."
 
