@@ -575,14 +575,12 @@ def test_an_archive_that_contradicts_itself_is_refused(packed, tmp_path):
     def traverse(raw):
         raw["arms"][0]["trials"]["0"] = "../../../trials/" + key
 
-    assert "it is no name of a trial" in refused(forged(tmp_path, edited(members, "study.json", traverse)), tmp_path)
+    assert "is no trial's name" in refused(forged(tmp_path, edited(members, "study.json", traverse)), tmp_path)
 
     def traverse_grid(raw):
         raw["grid"] = [{**raw["arms"][0], "point": {"alpha": 0.5}, "trials": {"9": "../../../trials/" + key}}]
 
-    assert "it is no name of a trial" in refused(
-        forged(tmp_path, edited(members, "study.json", traverse_grid)), tmp_path
-    )
+    assert "is no trial's name" in refused(forged(tmp_path, edited(members, "study.json", traverse_grid)), tmp_path)
     unknown = edited(members, f"{place}/spec.json", lambda raw: raw.update(colour="red"))
     assert "another kdbench than this one? Its commit:" in refused(forged(tmp_path, unknown), tmp_path)
     for name in ("study.json", f"{place}/curve.jsonl", f"{place}/result.json", "environment.json", "MANIFEST.json"):

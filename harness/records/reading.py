@@ -4,10 +4,11 @@ Only this file imports pydantic, and only when something is read: a trial writes
 """
 
 import json
-import re
 import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from kdbench.kd.errors import InputError
 
@@ -17,6 +18,32 @@ MOST_BYTES = 256 * 2**20
 "Of a file of text. A record of 10,000 epochs has 20 MB; what is larger is no record."
 SAID = 200
 "Characters that a message repeats of a file's content."
+
+
+@dataclass(frozen=True)
+class Holds:
+    """A condition on a value, beside its type: ``Annotated[float, Holds(lambda x: x > 0, "must be positive")]``."""
+
+    condition: Callable[[Any], bool]
+    said: str
+    "What is wrong with a value for which it does not hold, after the value."
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
+        """Have pydantic, which looks for this method, check the condition after the type."""
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_after_validator_function(self._checked, handler(source))
+
+    def _checked(self, value: Any) -> Any:
+        if not self.condition(value):
+            raise ValueError(f"{str(value)[:SAID]} {self.said}")
+        return value
+
+
+Percent = Annotated[float, Holds(lambda value: 0 <= value <= 100, "is no percentage")]
+Share = Annotated[float, Holds(lambda value: 0 <= value <= 1, "is no share between 0 and 1")]
+Count = Annotated[int, Holds(lambda value: value >= 0, "is negative")]
+Number = Annotated[int, Holds(lambda value: value >= 1, "is below 1")]
 
 
 def content(path: Path, most: int = MOST_BYTES) -> bytes:
@@ -76,7 +103,7 @@ def parse_toml(text: bytes, where: str, what: str = "TOML") -> dict[str, Any]:
     try:
         return tomllib.loads(text.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where} is not {what}: {_short(error)}") from error
+        raise InputError(f"{where} cannot be read as {what}: {_short(error)}") from error
 
 
 _ADAPTERS: dict[Any, Any] = {}
@@ -97,9 +124,7 @@ def _said(error: Exception) -> str:
         return _short(error)
     first, count = problems(include_url=False, include_input=False)[0], error.error_count()  # type: ignore[attr-defined]
     place = ".".join(str(part) for part in first["loc"])
-    said = re.sub(
-        r"^Predicate '?_?is_(\w+?)'? failed$", lambda found: f"it is no {found[1].replace('_', ' ')}", first["msg"]
-    )
+    said = first["msg"].removeprefix("Value error, ")
     more = f" (and {count - 1} more)" if count > 1 else ""
     return f"{place[:SAID]}{': ' if place else ''}{said[:1].lower()}{said[1:SAID]}{more}"
 

@@ -20,14 +20,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 from uuid import uuid4
-
-from annotated_types import Ge, Interval
 
 from kdbench.audits.finding import Finding
 from kdbench.harness.records import seal
-from kdbench.harness.records.reading import checked, content, parse_json, plain_json
+from kdbench.harness.records.reading import Count, Number, Percent, Share, checked, content, parse_json, plain_json
 from kdbench.harness.records.spec import Spec
 from kdbench.kd.errors import InputError
 
@@ -41,8 +39,6 @@ FINAL: tuple[Status, ...] = ("finished", "diverged")
 "What is not tried again: a failure may have been the machine's, a divergence is a result."
 OUT_OF_MEMORY = "out of memory"
 "How the reason begins of a trial that failed for want of memory: alone it may find enough."
-Percent = Annotated[float, Interval(ge=0, le=100)]
-Count = Annotated[int, Ge(0)]
 _MEND_SPEC = "the study's command, run again, writes it anew"
 _MEND = "delete it, and the study's command makes it anew"
 
@@ -86,7 +82,7 @@ class TeacherRecord:
     arch: str
     file: str | None
     sha256: str | None
-    loaded_fraction: Annotated[float, Interval(ge=0, le=1)]
+    loaded_fraction: Share
     val_accuracy: Percent
     floor: float
     "Accuracy that a trained teacher exceeds: the commonest label's share, and a margin."
@@ -101,7 +97,7 @@ class Result:
     status: Status
     reason: str | None = None
     "Why it did not finish."
-    selected_epoch: Annotated[int, Ge(1)] | None = None
+    selected_epoch: Number | None = None
     metrics: Metrics | None = None
     findings: list[dict[str, Any]] = field(default_factory=list)
     fault: FaultStory | None = None
@@ -174,14 +170,14 @@ def write_atomic(path: Path, text: str) -> None:
 class EpochLine:
     """A line of a curve: :class:`kd.train.Epoch`, with null for what is no number."""
 
-    epoch: Annotated[int, Ge(1)]
+    epoch: Number
     digest: str
     lr: float | None
     loss: dict[str, float | None]
     train_accuracy: Percent
     val_accuracy: Percent
     grad_norms: dict[str, dict[str, float | None]]
-    clipped_share: Annotated[float, Interval(ge=0, le=1)]
+    clipped_share: Share
     overflowed_steps: Count
 
 

@@ -5,10 +5,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Interval, Len, Predicate
-
 from kdbench.harness.records import seal
-from kdbench.harness.records.reading import content, parse_json, plain_json
+from kdbench.harness.records.reading import Count, Holds, content, parse_json, plain_json
 from kdbench.harness.records.record import write_atomic
 from kdbench.kd.errors import InputError
 
@@ -16,18 +14,17 @@ _NAME = "study.json"
 _MEND = "delete it, and run the study's command again"
 
 
-def _is_name_of_a_trial(text: str) -> bool:
+def _is_key(text: str) -> bool:
     return len(text) == 16 and set(text) <= set("0123456789abcdef")
 
 
-def _is_name_of_a_trial_or_repeat(text: str) -> bool:
-    return _is_name_of_a_trial(text.removeprefix("again-"))
-
-
-Seed = Annotated[int, Ge(0)]
-Key = Annotated[str, Predicate(_is_name_of_a_trial)]
-"A trial's; it names a folder, and a file that is edited must not lead out of the study's."
-Trials = dict[Seed, Key]
+Key = Annotated[str, Holds(_is_key, "is no trial's name")]
+"It names a folder, and a file that was edited must not lead out of the study's."
+Repeated = Annotated[str, Holds(lambda text: _is_key(text.removeprefix("again-")), "is no trial's name")]
+Pair = Annotated[list[Repeated], Holds(lambda keys: len(keys) == 2, "is no pair")]
+Margin = Annotated[float, Holds(lambda value: value > 0, "is not positive")]
+Level = Annotated[float, Holds(lambda value: 0 < value < 1, "is no level between 0 and 1")]
+Trials = dict[Count, Key]
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ class GridEntry(Entry):
 class Watched:
     """The study's controls."""
 
-    again: Annotated[list[Annotated[str, Predicate(_is_name_of_a_trial_or_repeat)]], Len(2, 2)] | None
+    again: Pair | None
     "A trial and its repeat."
     arms: list[Entry]
 
@@ -61,8 +58,8 @@ class Declared:
     """How the study decides, as declared before its results."""
 
     metric: str
-    margin_pp: Annotated[float, Gt(0), Interval(lt=100)]
-    alpha: Annotated[float, Interval(gt=0, lt=1)]
+    margin_pp: Margin
+    alpha: Level
     paired: str = ""
     family: str = ""
 
