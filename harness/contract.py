@@ -2,12 +2,12 @@
 
 import json
 import re
-import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from kdbench.audits.trace import Trace, Where
+from kdbench.harness.records.reading import read_toml
 from kdbench.kd.errors import InputError, unknown
 
 FILE = "kdbench.lock"
@@ -57,12 +57,9 @@ class Contract:
 
 def read_contract(path: Path) -> Contract:
     """Read a contract strictly; InputError names the file, the key and the nearest one that there is."""
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"contract {path} does not exist; write it with --write-contract {path}") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"contract {path} cannot be read: {error}") from error
+    if not path.exists():
+        raise InputError(f"contract {path} does not exist; write it with --write-contract {path}")
+    raw = read_toml(path, "a contract, which is TOML")
     names = [f.name for f in fields(Contract)]
     for key in raw:
         if key not in names:

@@ -1,11 +1,16 @@
 """How the library's own words are said on the command line, for messages that it raised without knowing of one."""
 
+import re
+
 from kdbench.kd.errors import InputError
 
+_MOST = 2000
+"Characters of a message: what a user's file holds may be of any length."
 _SAID = {
     "root": "--data DIR",
     "name and root": "--dataset folder --data DIR",
     "teacher": "kdbench run trains one",
+    "archive size": "--max-size GB",
     "unknown command": "kdbench --help lists them",
     "unknown preset": "a file of your own is named in its place: kdbench run STUDY.toml",
     "unknown method": "kdbench methods lists them; --method-file FILE loads a method of your own",
@@ -20,4 +25,11 @@ _SAID = {
 def told(error: InputError) -> str:
     """Return an error's message, with the option or command that helps where there is one."""
     said = _SAID.get(error.about) if error.about is not None else None
-    return f"{error} ({said})" if said is not None else str(error)
+    text = clean(str(error))
+    return f"{text} ({said})" if said is not None else text
+
+
+def clean(text: str) -> str:
+    """Return a text as a terminal may have it: control characters escaped, and of a bounded length."""
+    text = text if len(text) <= _MOST else f"{text[: _MOST // 2]} [...] {text[-_MOST // 4 :]}"
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", lambda c: ascii(c[0])[1:-1], text)

@@ -35,7 +35,7 @@ from kdbench.harness.records.record import FINAL, StudyFolder, write_atomic
 from kdbench.harness.run.cost import Cost, estimate
 from kdbench.harness.run.executors import Engine
 from kdbench.harness.run.rehearsal import rehearse
-from kdbench.harness.run.scheduler import OnTrial, Outcome, complete_stories, execute, is_done
+from kdbench.harness.run.scheduler import OnTrial, Outcome, changed_weights, complete_stories, execute, is_done
 from kdbench.kd.data import SIZE, Dataset, cache_folder, load_file, statistics
 from kdbench.kd.data import prepare as prepare_data
 from kdbench.kd.errors import InputError, unknown
@@ -100,6 +100,17 @@ class Ready:
     retries: int = 0
     later: tuple[int, Cost] | None = None
     "Of a first stage: how many trials the second has, and their cost."
+
+    @property
+    def changed_teachers(self) -> list[str]:
+        """Keys of the teachers that are trained again since somebody changed their weights."""
+        found = []
+        for key in self.todo:
+            trial = self.folder.trial(key)
+            result = trial.result() if key in self.plan.teachers.values() else None
+            if result is not None and trial.student.is_file() and changed_weights(trial, result):
+                found.append(key)
+        return found
 
 
 def prepare(request: Request) -> Ready:

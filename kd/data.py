@@ -88,9 +88,21 @@ def load_file(path: Path) -> Dataset:
         with safetensors.safe_open(path, framework="pt") as file:
             meta = file.metadata()
             pixels, labels = file.get_tensor("pixels"), file.get_tensor("labels")
-    except (OSError, safetensors.SafetensorError) as error:
+        name, n_train, classes = meta["name"], int(meta["n_train"]), meta["classes"].split("\n")
+        _check_tensors(pixels, labels, n_train, len(classes))
+    except (OSError, safetensors.SafetensorError, LookupError, TypeError, ValueError) as error:
         raise InputError(f"data file {path} cannot be read ({error}); delete it and it is made anew") from error
-    return _dataset(meta["name"], pixels, labels, int(meta["n_train"]), meta["classes"].split("\n"))
+    return _dataset(name, pixels, labels, n_train, classes)
+
+
+def _check_tensors(pixels: Tensor, labels: Tensor, n_train: int, classes: int) -> None:
+    """Raise ValueError for tensors that are no data set: the cache holds what kdbench wrote, or damage."""
+    if pixels.dtype != torch.uint8 or pixels.shape[1:] != (SIZE, SIZE, 3) or labels.shape != pixels.shape[:1]:
+        raise ValueError(f"pixels of {pixels.dtype} {tuple(pixels.shape)} and labels {tuple(labels.shape)}")
+    if labels.dtype != torch.int64 or not 0 < n_train < len(labels):
+        raise ValueError(f"labels of {labels.dtype}, {n_train} of {len(labels)} for training")
+    if int(labels.min()) < 0 or int(labels.max()) >= classes:
+        raise ValueError(f"labels {int(labels.min())} to {int(labels.max())} of {classes} classes")
 
 
 def prepare(name: str, root: Path | None, cache: Path) -> Path:

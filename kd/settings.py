@@ -27,7 +27,10 @@ def check_types(settings: Any, where: str) -> None:
                 raise unknown(name, str(value), map(str, get_args(kind)), where)
             continue
         if kind is float and type(value) is int:
-            value = float(value)
+            try:
+                value = float(value)
+            except OverflowError as error:
+                raise InputError(f"{where}: {name} is larger than any number that a float holds") from error
             object.__setattr__(settings, name, value)  # so that 4 and 4.0 are one setting
         if type(value) is not kind:
             raise InputError(f"{where}: {name} is {value!r}; it must be of type {kind.__name__}")

@@ -52,7 +52,11 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     for name in ("state_dict", "model"):  # as Lightning has it, and RepDistiller
         if isinstance(state, dict) and isinstance(state.get(name), dict):
             state = state[name]
-    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+    if (
+        not isinstance(state, dict)
+        or not state
+        or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+    ):
         raise InputError(f"teacher checkpoint {path} holds no state dict; save `model.state_dict()`")
     return state
 
@@ -69,6 +73,7 @@ def load_strict(teacher: nn.Module, path: Path, sha256: str | None = None) -> Pr
         raise InputError(f"teacher checkpoint {path} has SHA-256 {digest}, not the {sha256} that was declared")
     state = read_checkpoint(path)
     own = teacher.state_dict()
+    _check_numbers(own, state, path)
     missing = sorted(own.keys() - state.keys())
     unexpected = sorted(state.keys() - own.keys())
     shapes = sorted(k for k in own.keys() & state.keys() if own[k].shape != state[k].shape)
@@ -88,6 +93,21 @@ def load_strict(teacher: nn.Module, path: Path, sha256: str | None = None) -> Pr
         )
     teacher.load_state_dict(state, strict=True)
     return Provenance(path.name, digest, 1.0)
+
+
+def _check_numbers(own: dict[str, Tensor], state: dict[str, Tensor], path: Path) -> None:
+    """Refuse weights that are no finite real numbers where the network has such; copying would hide it."""
+    for name in own.keys() & state.keys():
+        value = state[name]
+        if value.layout != torch.strided or value.is_quantized:
+            raise InputError(f"teacher checkpoint {path}: {name} is sparse or quantised; save it dense, in floats")
+        if own[name].is_floating_point() and not value.is_floating_point():
+            raise InputError(f"teacher checkpoint {path}: {name} is of {value.dtype}, not of real floats; save those")
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise InputError(
+                f"teacher checkpoint {path}: {name} holds NaN or an infinity; its training diverged, or the file is "
+                "damaged"
+            )
 
 
 def save_checkpoint(module: nn.Module, path: Path) -> None:

@@ -27,9 +27,11 @@ from kdbench.harness import faults, loading
 from kdbench.harness.analysis import study_table
 from kdbench.harness.analysis.controls import controls
 from kdbench.harness.archive import reproduce as reproducing
-from kdbench.harness.archive.bundle import ROOT, _command, _cut, extract, pack, plain
+from kdbench.harness.archive.bundle import ROOT, _command, _cut, pack, plain
+from kdbench.harness.archive.unpacking import extract
 from kdbench.harness.plan.plan import Arm
-from kdbench.harness.records.record import StudyFolder
+from kdbench.harness.records import study_file
+from kdbench.harness.records.record import StudyFolder, sealed_text
 from kdbench.kd.data import SIZE
 from kdbench.kd.errors import InputError
 from kdbench.kd.models import build
@@ -82,9 +84,25 @@ def read(archive):
     return {name.removeprefix(f"{root}/"): content for name, content in found.items()}
 
 
-def forged(place, members, manifest=True):
-    """Write an archive of changed members; with `manifest`, as somebody would who mends that as well."""
+def digested(members):
+    """Make the digests in the records anew, as somebody would who knows of them."""
     members = dict(members)
+    for name in [name for name in members if name.endswith("/result.json")]:
+        with contextlib.suppress(ValueError):
+            raw = json.loads(members[name])
+            beside = {file: members.get(name.replace("result.json", file)) for file in raw["files"]}
+            raw["files"] |= {
+                file: hashlib.sha256(text).hexdigest() for file, text in beside.items() if text is not None
+            }
+            members[name] = sealed_text(raw).encode()
+    with contextlib.suppress(ValueError):
+        members["study.json"] = study_file.text(json.loads(members["study.json"])).encode()
+    return members
+
+
+def forged(place, members, manifest=True, digests=True):
+    """Write an archive of changed members; with `manifest` and `digests`, as somebody would who mends those as well."""
+    members = digested(members) if digests else dict(members)
     study = re.search("`kdbench report --runs .. --study (.*?)`", members["REPRODUCE.md"].decode())[1]
     if manifest:
         noted = json.loads(members["MANIFEST.json"])
@@ -309,7 +327,10 @@ def rewritten(name, old, new):
     def change(members, place):
         text = members[f"{place}/{name}"].decode()
         assert old in text
-        changed = {**members, f"{place}/{name}": text.replace(old, new, 1).encode()}
+        before, marker, sealed = text.partition('"seal": {')  # a result's digests have the names of its fields
+        after = sealed.partition("}")
+        changed = before + marker + after[1] + after[2] if marker else text
+        changed = {**members, f"{place}/{name}": changed.replace(old, new, 1).encode()}
         return with_table(changed, place, lambda raw: None)
 
     return change
@@ -429,7 +450,7 @@ def test_a_trial_that_cannot_run_here_is_exit_3(here, packed, elsewhere, tmp_pat
     old = study.trial(student(packed[1]).split("/")[1])
     spec = replace(old.spec(), fault="no-zero-grad", fault_digest="0" * 16)
     study.trial(spec.key).write_spec(spec)
-    study.trial(spec.key).write_result(replace(old.result(), key=spec.key))
+    study.trial(spec.key).write_result(study.trial(spec.key).seal_files(replace(old.result(), key=spec.key)))
     trials = study_table.read_study(study)
     study_table.write_study(study, trials.decision, {Arm("no-zero-grad", "r34-r18", "baseline"): {0: spec.key}})
     written = pack(study, tmp_path / "it.zip")
@@ -540,7 +561,13 @@ def test_an_archive_that_contradicts_itself_is_refused(packed, tmp_path):
     members = packed[1]
     place = student(members)
     key = place.split("/")[1]
-    says = refused(forged(tmp_path, edited(members, f"{place}/result.json", better)), tmp_path)
+    careless = edited(members, f"{place}/result.json", better)
+    says = refused(forged(tmp_path, careless, digests=False), tmp_path)
+    assert f"trials/{key}/result.json, metrics.test_accuracy: changed since" in says and "another kdbench" not in says
+    longer = {**members, f"{place}/norms.csv": members[f"{place}/norms.csv"] + b"9,9,9\n"}
+    says = refused(forged(tmp_path, longer, digests=False), tmp_path)
+    assert f"trials/{key}/norms.csv: changed since" in says
+    says = refused(forged(tmp_path, careless), tmp_path)
     assert "results.csv says test_accuracy" in says and key in says
     other = edited(members, "MANIFEST.json", lambda raw: raw["data"].update(digest="0" * 64))
     assert "other data than its trials' specs" in refused(forged(tmp_path, other), tmp_path)

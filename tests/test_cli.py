@@ -1,8 +1,12 @@
 """The command line's manners: fast help, one clear sentence for a slip, exit 2, nothing written."""
 
+import errno
 import json
+import re
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -40,7 +44,14 @@ finally:
     assert all(name in done.stdout for name in COMMANDS)
 
 
-@pytest.mark.parametrize(("by_hand", "code"), [("os.kill(os.getpid(), signal.SIGINT)", 130), ("pass", 1)])
+@pytest.mark.parametrize(
+    ("by_hand", "code"),
+    [
+        ("os.kill(os.getpid(), signal.SIGINT)", 130),
+        ("os.kill(os.getpid(), signal.SIGTERM)", 143),
+        ("pass", 70),
+    ],
+)
 def test_ctrl_c_is_told_from_what_a_package_makes_of_it_while_it_is_imported(by_hand, code):
     """NumPy, cut off in the middle of its import and imported once more, raises an ImportError."""
     script = f"""
@@ -61,8 +72,45 @@ cli.main()
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.returncode == code
-    assert ("keeps what is done" in done.stderr) is (code == 130)
-    assert ("Traceback" in done.stderr) is (code == 1)
+    assert ("keeps what is done" in done.stderr) is (code != 70)
+    assert "Traceback" not in done.stderr
+
+
+def test_an_error_that_nobody_foresaw_is_one_sentence_and_a_file(monkeypatch):
+    def broken():
+        raise RuntimeError("\x1b]0;title\x07" + "long " * 1000)
+
+    monkeypatch.delenv("KDBENCH_DEBUG", raising=False)
+    with CliRunner().isolation() as streams:
+        assert run_cli(broken) == 70
+        said = streams[1].getvalue().decode()
+    assert "kdbench broke, and that is its fault: RuntimeError: \\x1b]0;title\\x07long" in said
+    assert "Traceback" not in said and len(said) < 3000 and said.count("\n") == 1
+    file = Path(re.search(r"\S*kdbench-error-\S*\.txt", said)[0])
+    assert "in broken" in file.read_text()
+    file.unlink()
+    monkeypatch.setenv("KDBENCH_DEBUG", "1")
+    with pytest.raises(RuntimeError):
+        run_cli(broken)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "runs/x"), 3, "No space left on device (runs/x); make room"),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), 141, ""),
+        (OSError(errno.ELOOP, "Too many links"), 70, "that is its fault"),
+    ],
+)
+def test_the_state_of_a_machine_is_no_error_of_kdbench(monkeypatch, tmp_path, error, code, says):
+    def broken():
+        raise error
+
+    monkeypatch.delenv("KDBENCH_DEBUG", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with CliRunner().isolation() as streams:
+        assert run_cli(broken) == code
+        assert says in streams[1].getvalue().decode()
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -269,7 +317,7 @@ def test_a_broken_study_file_is_named(quiet_folder, text):
     (quiet_folder / "runs" / "a").mkdir(parents=True)
     (quiet_folder / "runs" / "a" / "study.json").write_text(text)
     code, _, err = kdbench("compare", "corrected", "bugged")
-    assert code == 2 and "is not a study's file; delete it" in err
+    assert code == 2 and "is not a study's file: " in err and "; delete it, and run" in err
 
 
 def test_markup_in_a_name_is_printed_as_it_is(quiet_folder, capsys):

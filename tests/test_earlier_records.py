@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from kdbench.harness.analysis import compare, study_table
-from kdbench.harness.archive import bundle
+from kdbench.harness.archive import unpacking
 from kdbench.harness.faults import FAULTS
 from kdbench.harness.plan.plan import Ground, load_preset, make_plan
 from kdbench.harness.publish import report
@@ -29,7 +29,7 @@ def runs(tmp_path_factory):
     """A runs folder that holds the earlier study."""
     place = tmp_path_factory.mktemp("runs")
     with tarfile.open(EARLIER / "records.tar.xz") as archive:
-        bundle.extract(archive, EARLIER / "records.tar.xz", place)
+        unpacking.extract(archive, EARLIER / "records.tar.xz", place)
     return place
 
 

@@ -6,8 +6,14 @@ import os
 import pytest
 
 from kdbench.harness.plan.plan import Ground, load_preset, make_plan
+from kdbench.harness.records import reading
 from kdbench.harness.records.record import FaultStory, Folder, Metrics, Result, StudyFolder, finite, write_atomic
 from kdbench.kd.errors import InputError
+
+EPOCH = {"epoch": 1, "digest": "d", "lr": 0.1, "loss": {"total": None}, "train_accuracy": 50.0, "val_accuracy": 40.0,
+         "grad_norms": {"all": {"mean": 1.0, "max": 2.0}}, "clipped_share": 0.5, "overflowed_steps": 0}  # fmt: skip
+FINDING = {"id": "KD201", "name": "clip-coverage", "severity": "error", "status": "fail", "phase": "burn-in",
+           "message": "it is not clipped", "consequence_of": None}  # fmt: skip
 
 
 @pytest.fixture
@@ -57,13 +63,62 @@ def test_a_folder_without_spec_or_with_a_broken_result_is_named(folder, tmp_path
     with pytest.raises(InputError, match=r"no spec\.json"):
         Folder(tmp_path).spec()
     (folder.path / "result.json").write_text("{")
-    with pytest.raises(InputError, match="delete it and run again"):
+    with pytest.raises(InputError, match="the study's command makes it anew"):
         folder.result()
 
 
 def test_a_half_written_line_of_the_curve_is_left_out(folder):
-    (folder.path / "curve.jsonl").write_text('{"epoch": 1}\n{"epoch": 2')
-    assert folder.curve() == [{"epoch": 1}]
+    (folder.path / "curve.jsonl").write_text(f'{json.dumps(EPOCH)}\n{{"epoch": 2')
+    assert folder.curve() == [EPOCH]
+
+
+@pytest.mark.parametrize("damage", [{"epoch": "1"}, {"val_accuracy": 250.0}, {"loss": []}, {"digest": None}])
+def test_a_line_of_the_curve_that_is_no_epoch_is_named(folder, damage):
+    (folder.path / "curve.jsonl").write_text(f"{json.dumps(EPOCH)}\n{json.dumps(EPOCH | damage)}\n")
+    with pytest.raises(InputError, match=rf"curve\.jsonl, line 2 is not an epoch: {next(iter(damage))}"):
+        folder.curve()
+
+
+@pytest.mark.parametrize(
+    ("named", "change"),
+    [
+        ("metrics.test_accuracy", lambda raw: raw["metrics"].update(test_accuracy=99.9)),
+        ("metrics.test_accuracy", lambda raw: raw["metrics"].update(test_accuracy=250.0)),
+        (r"findings\.KD201", lambda raw: raw["findings"][0].update(status="pass")),
+        ("findings", lambda raw: raw["findings"].clear()),
+        ("key", lambda raw: raw.update(key="0" * 16)),
+        ("selected_epoch", lambda raw: raw.update(selected_epoch=1)),
+        ("attempts", lambda raw: raw.pop("attempts")),
+        (r"files", lambda raw: raw["files"].update({"curve.jsonl": "0"})),
+    ],
+)
+def test_an_edited_result_is_named_by_file_and_field(folder, named, change):
+    folder.write_result(folder.seal_files(Result(folder.key, "finished", None, 2, Metrics(98.5, 99.0, []), [FINDING])))
+    path = folder.path / "result.json"
+    raw = json.loads(path.read_text())
+    assert folder.result() is not None
+    change(raw)
+    path.write_text(json.dumps(raw))
+    with pytest.raises(InputError, match=rf"result\.json.*{named}"):
+        folder.result()
+
+
+def test_a_changed_file_beside_the_result_is_named(folder):
+    (folder.path / "curve.jsonl").write_text(json.dumps(EPOCH) + "\n")
+    (folder.path / "student.safetensors").write_bytes(b"weights")
+    result = folder.seal_files(Result(folder.key, "finished"))
+    assert folder.changed_files(result) == []
+    (folder.path / "student.safetensors").write_bytes(b"weightz")
+    assert folder.changed_files(result) == ["student.safetensors"]
+    assert folder.changed_files(result, ["curve.jsonl"]) == []
+
+
+def test_a_pipe_or_a_huge_file_is_not_read(folder):
+    os.mkfifo(folder.path / "result.json")
+    with pytest.raises(InputError, match="is no file"):
+        folder.result()
+    with pytest.raises(InputError, match="more than 10 are not read"):
+        reading.content(folder.path / "spec.json", 10)
 
 
 def test_one_coordinator_a_study(tmp_path):

@@ -180,7 +180,7 @@ class Baseline:
             ]
         except FileNotFoundError:
             raise PolicyError(f"baseline {path} does not exist", "write-baseline") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise PolicyError(f"baseline {path} cannot be read ({error})", "rewrite-baseline") from error
         return cls(tuple(entries))
 

@@ -1,6 +1,7 @@
 """A study's files: what study.json declares, the trials by arm, and the tables made of them."""
 
-import json
+import csv
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -9,9 +10,11 @@ from kdbench.harness.analysis.rows import GridRow
 from kdbench.harness.plan.grid import Point, Tried, best
 from kdbench.harness.plan.plan import Arm, Controls, Decision
 from kdbench.harness.plan.variants import variant_of
+from kdbench.harness.records import study_file
 from kdbench.harness.records.record import Folder, Result, StudyFolder, write_atomic
 from kdbench.harness.records.spec import Spec
-from kdbench.kd.errors import InputError
+from kdbench.harness.records.study_file import Declared, Entry, GridEntry, StudyFile, Watched
+from kdbench.kd.errors import InputError, unknown
 from kdbench.kd.methods import METHODS
 from kdbench.kd.procedure import CANONICAL
 
@@ -43,47 +46,45 @@ def write_study(
     grid: Mapping[Arm, Sequence[tuple[Point, Mapping[int, str]]]] | None = None,
 ) -> None:
     """Note in study.json how to decide, which trial belongs to which arm, and the command; beside what is noted."""
-    known: dict[Arm, dict[int, str]] = {}
-    noted, tried = None, []
-    called = [command] if command is not None else []
-    if (folder.path / "study.json").is_file():
-        raw = _read_json(folder)
-        noted, tried = raw.get("controls"), raw.get("grid", [])
-        called = list(dict.fromkeys([*raw.get("commands", []), *called]))
-        known = {_arm(entry): {int(s): key for s, key in entry["trials"].items()} for entry in raw["arms"]}
+    before = study_file.read(folder.path) if study_file.exists(folder.path) else None
+    known = {_arm(entry): dict(entry.trials) for entry in before.arms} if before else {}
     for arm, by_seed in arms.items():
         known.setdefault(arm, {}).update(by_seed)
-    entries = _entries(known)
+    noted = before.controls if before else None
     if controls is not None:
-        watched: dict[Arm, dict[int, str]] = {}
-        for entry in noted["arms"] if noted else []:
-            watched[_arm(entry)] = {int(s): key for s, key in entry["trials"].items()}
+        watched = {_arm(entry): dict(entry.trials) for entry in noted.arms} if noted else {}
         if controls.positive is not None:
             watched.setdefault(controls.positive, {}).update(controls.positive_trials)
             watched.setdefault(replace(controls.positive, fault=None), {}).update(controls.corrected_trials)
-        noted = {"again": list(controls.again), "arms": _entries(watched)}
-    # Unpaired for what changes the training, which diverges chaotically: a shared seed couples two arms little.
-    declared = {
-        **asdict(decision),
-        "paired": "only for a fault after training",
-        "family": "every bugged arm against its corrected one; every method against its baseline",
-    }
-    study: dict[str, Any] = {"schema": "kdbench.study/1", "decision": declared, "arms": entries, "controls": noted}
-    study["commands"] = called
+        noted = Watched(list(controls.again), _entries(watched))
     grid = grid or {}
-    study["grid"] = [entry for entry in tried if _arm(entry) not in grid] + [
-        {**asdict(arm), "point": dict(point), "trials": {str(seed): key for seed, key in sorted(trials.items())}}
-        for arm in sorted(grid, key=order)
-        for point, trials in grid[arm]
-    ]
-    write_atomic(folder.path / "study.json", json.dumps(study, indent=2) + "\n")
+    called = [*(before.commands if before else []), *([command] if command is not None else [])]
+    study = StudyFile(
+        schema="kdbench.study/1",
+        # Unpaired for what changes the training, which diverges chaotically: a shared seed couples two arms little.
+        decision=Declared(
+            **asdict(decision),
+            paired="only for a fault after training",
+            family="every bugged arm against its corrected one; every method against its baseline",
+        ),
+        arms=_entries(known),
+        controls=noted,
+        commands=list(dict.fromkeys(called)),
+        grid=[entry for entry in (before.grid if before else []) if _arm(entry) not in grid]
+        + [
+            GridEntry(arm.fault, arm.pair, arm.method, dict(sorted(trials.items())), dict(point))
+            for arm in sorted(grid, key=order)
+            for point, trials in grid[arm]
+        ],
+    )
+    study_file.write(folder.path, study)
 
 
 def check_declared(folder: StudyFolder, decision: Decision) -> None:
     """Raise InputError where the study has results and declared before them to decide in another way."""
-    if not (folder.path / "study.json").is_file():
+    if not study_file.exists(folder.path):
         return
-    declared = _decision(_read_json(folder))
+    declared = _decision(study_file.read(folder.path))
     results = (trial.result() for trial in folder.trials())
     if declared == decision or not any(result is not None and result.metrics is not None for result in results):
         return
@@ -96,37 +97,24 @@ def check_declared(folder: StudyFolder, decision: Decision) -> None:
     )
 
 
-def _decision(raw: Mapping[str, Any]) -> Decision:
+def _decision(study: StudyFile) -> Decision:
     """Return what study.json says was declared."""
-    return Decision(**{name: raw["decision"][name] for name in ("metric", "margin_pp", "alpha")})
+    return Decision(study.decision.metric, study.decision.margin_pp, study.decision.alpha)
 
 
-def _entries(arms: Mapping[Arm, Mapping[int, str]]) -> list[dict[str, Any]]:
-    return [
-        {**asdict(arm), "trials": {str(seed): arms[arm][seed] for seed in sorted(arms[arm])}}
-        for arm in sorted(arms, key=order)
-    ]
-
-
-def _read_json(folder: StudyFolder) -> dict[str, Any]:
-    path = folder.path / "study.json"
-    if not path.is_file():
-        raise InputError(f"{folder.path} is no study: it has no study.json; start one with kdbench run")
-    try:
-        raw: dict[str, Any] = json.loads(path.read_text())
-        assert raw["schema"] == "kdbench.study/1" and isinstance(raw["arms"], list)
-    except (ValueError, KeyError, TypeError, AssertionError) as error:
-        raise InputError(f"{path} is not a study's file; delete it and run the study's command again") from error
-    return raw
+def _entries(arms: Mapping[Arm, Mapping[int, str]]) -> list[Entry]:
+    return [Entry(arm.fault, arm.pair, arm.method, dict(sorted(arms[arm].items()))) for arm in sorted(arms, key=order)]
 
 
 def commands(folder: StudyFolder) -> list[str]:
     """Return the commands that the study was run by, as they were typed."""
-    return list(_read_json(folder).get("commands", []))
+    return study_file.read(folder.path).commands
 
 
-def _arm(entry: dict[str, Any]) -> Arm:
-    return Arm(entry["fault"], entry["pair"], entry["method"])
+def _arm(entry: Entry) -> Arm:
+    if entry.method not in METHODS:
+        raise unknown("method", entry.method, METHODS, "study.json")
+    return Arm(entry.fault, entry.pair, entry.method)
 
 
 def order(arm: Arm) -> tuple[Any, ...]:
@@ -136,23 +124,20 @@ def order(arm: Arm) -> tuple[Any, ...]:
 
 def read_study(folder: StudyFolder) -> Trials:
     """Read a study from disk."""
-    raw = _read_json(folder)
+    noted = study_file.read(folder.path)
 
-    def read(entries: list[dict[str, Any]]) -> dict[Arm, dict[int, tuple[Spec, Result | None]]]:
-        arms = {}
-        for entry in entries:
-            trials = {int(seed): folder.trial(key) for seed, key in entry["trials"].items()}
-            arms[_arm(entry)] = {seed: (trial.spec(), trial.result()) for seed, trial in trials.items()}
-        return arms
+    def trials_of(entry: Entry) -> dict[int, tuple[Spec, Result | None]]:
+        trials = {seed: folder.trial(key) for seed, key in entry.trials.items()}
+        return {seed: (trial.spec(), trial.result()) for seed, trial in trials.items()}
 
+    arms = {_arm(entry): trials_of(entry) for entry in noted.arms}
     grid: dict[Arm, list[Tried]] = {}
-    for entry in raw.get("grid", []):
-        tried = {int(seed): folder.trial(key) for seed, key in entry["trials"].items()}
-        trials = {seed: (trial.spec(), trial.result()) for seed, trial in tried.items()}
-        grid.setdefault(_arm(entry), []).append(Tried(entry["point"], trials))
-    controls = raw.get("controls") or {"again": None, "arms": []}
-    again = (folder.trial(controls["again"][0]), folder.trial(controls["again"][1])) if controls["again"] else None
-    return Trials(folder, _decision(raw), read(raw["arms"]), read(controls["arms"]), again, grid)
+    for entry in noted.grid:
+        grid.setdefault(_arm(entry), []).append(Tried(entry.point, trials_of(entry)))
+    controls = {_arm(entry): trials_of(entry) for entry in noted.controls.arms} if noted.controls else {}
+    first, second = (noted.controls.again if noted.controls else None) or (None, None)
+    again = (folder.trial(first), folder.trial(second)) if first is not None and second is not None else None
+    return Trials(folder, _decision(noted), arms, controls, again, grid)
 
 
 def write_table(study: Trials) -> None:
@@ -190,6 +175,23 @@ def table(study: Trials) -> str:
     ]
     frame = pd.DataFrame(rows)
     return str((frame.astype({"selected_epoch": "Int64"}) if rows else frame).to_csv(index=False))
+
+
+def table_differences(text: str, study: Trials) -> list[tuple[str, str]]:
+    """Return where a results.csv is not what the records say: the column, and a sentence that goes on from its name.
+
+    Columns of another version are let be.
+    """
+    theirs, ours = (list(csv.DictReader(io.StringIO(one))) for one in (text, table(study)))
+    found = [
+        (str(name), f" says {name} {a[name]} of trial {b['trial']}, its record {b[name]}")
+        for a, b in zip(theirs, ours, strict=False)
+        for name in [n for n in b if n in a]
+        if a[name] != b[name]
+    ]
+    if len(theirs) != len(ours):
+        found.append(("", f" has {len(theirs)} rows, the records {len(ours)}"))
+    return found
 
 
 def grid_rows(study: Trials) -> list[GridRow]:

@@ -11,7 +11,6 @@ Equal studies give equal bytes: members are sorted and bear no time, owner or fi
 """
 
 import contextlib
-import csv
 import gzip
 import hashlib
 import io
@@ -24,11 +23,10 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib import resources
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any
 
 import torch
@@ -36,8 +34,9 @@ import torch
 from kdbench.harness import faults, loading
 from kdbench.harness.analysis.study_table import Trials, commands, read_study, table
 from kdbench.harness.loading import KINDS, Loaded, files_of, meaning_of
+from kdbench.harness.records import study_file
 from kdbench.harness.records.environment import ROOT, environment, installed
-from kdbench.harness.records.record import FINAL, StudyFolder, repeat_of
+from kdbench.harness.records.record import FINAL, StudyFolder, repeat_of, sealed_text
 from kdbench.harness.records.spec import Spec
 from kdbench.kd.data import cache_folder
 from kdbench.kd.errors import InputError
@@ -119,7 +118,7 @@ def pack(study: StudyFolder, output: Path, weights: bool = False) -> Written:
         final = {key for key in specs if _final(study, key)}
         if not final:
             raise InputError(f"{study.path.name} has no finished trial yet; kdbench status shows how far it is")
-        name, digest = _data(specs.values())
+        name, digest = data_of(specs.values())
         remarks = [f"{len(specs) - len(final)} trials have no final result"] if len(final) < len(specs) else []
         files = [*_fault_files(specs.values(), remarks), *_method_files(specs.values()), *_model_files(specs.values())]
         brought = _places(files)
@@ -141,6 +140,7 @@ def pack(study: StudyFolder, output: Path, weights: bool = False) -> Written:
             "faults": [],
             **{kind: [place for place in brought if brought[place].kind == kind] for kind, _ in brought.values()},
             "files": {place: _sha256(member) for place, member in sorted(members.items())},
+            "sizes": {place: _size(member) for place, member in sorted(members.items())},
         }
         members["MANIFEST.json"] = _json(manifest)
         _write(output, study.path.name, members)
@@ -152,7 +152,7 @@ def _final(study: StudyFolder, key: str) -> bool:
     return result is not None and result.status in FINAL
 
 
-def _data(specs: Iterable[Spec]) -> tuple[str, str]:
+def data_of(specs: Iterable[Spec]) -> tuple[str, str]:
     found = sorted({(spec.dataset, spec.data_digest) for spec in specs})
     if len(found) > 1:
         listed = ", ".join(f"{name} {digest[:16]}" for name, digest in found)
@@ -229,9 +229,9 @@ def _records(study: StudyFolder, specs: Mapping[str, Spec], weights: bool) -> It
 
 
 def _study_json(study: StudyFolder) -> bytes:
-    raw = json.loads((study.path / "study.json").read_text())
-    raw["commands"] = [_command(text) for text in raw.get("commands", [])]
-    return _json(raw)
+    found = study_file.read(study.path)
+    cut = replace(found, commands=[_command(text) for text in found.commands])
+    return study_file.text(asdict(cut)).encode()
 
 
 def _lock(study: StudyFolder, specs: Iterable[str]) -> dict[str, Any]:
@@ -284,8 +284,7 @@ def _page(study: StudyFolder, specs: Mapping[str, Spec], lock: Mapping[str, Any]
 def _without_places(path: Path) -> bytes:
     """Return a record's content without absolute paths."""
     if path.name == "result.json":
-        text = json.dumps(plain(json.loads(path.read_text())), indent=2, sort_keys=True, allow_nan=False) + "\n"
-        return text.encode()
+        return sealed_text(plain(json.loads(path.read_text()))).encode()
     if path.name in ("log.txt", "study.toml"):
         return _cut(path.read_text(encoding="utf-8", errors="replace")).encode()
     return path.read_bytes()  # numbers, and names of kdbench's
@@ -389,117 +388,3 @@ def _write_tar(file: IO[bytes], members: Mapping[str, Member]) -> None:
             info.size, info.mode = _size(member), 0o644
             with _open(member) as source:
                 archive.addfile(info, source)
-
-
-def unpack(archive: Path, place: Path, load: Callable[[Sequence[Loaded]], None]) -> Bundle:
-    """Unpack an archive of :func:`pack` into an empty folder, and read it.
-
-    `load` is handed the methods that the archive brings before a spec is read, which needs them; it runs them or
-    raises InputError.
-
-    InputError for one that cannot be read, has a member that would land elsewhere or is no plain file, whose files are
-    not those of its manifest, or whose table is not that of its records.
-    """
-    if not archive.is_file():
-        raise InputError(f"{archive} does not exist; name an archive that kdbench bundle wrote")
-    try:
-        if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as packed:
-                _check_names(((info.filename, True) for info in packed.infolist()), archive)
-                packed.extractall(place)
-        else:
-            with tarfile.open(archive) as tar:
-                extract(tar, archive, place)
-    except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, tarfile.TarError, zlib.error) as error:
-        said = " ".join(str(error).split())
-        raise InputError(f"{archive} cannot be unpacked ({said}); fetch it again") from error
-    roots = list(place.iterdir())
-    if len(roots) != 1 or not (roots[0] / "MANIFEST.json").is_file():
-        raise InputError(f"{archive} is no archive of kdbench bundle: it has no MANIFEST.json in its one folder")
-    with _forged(archive):
-        return _read(archive, roots[0], load)
-
-
-@contextlib.contextmanager
-def _forged(archive: Path) -> Iterator[None]:
-    """Turn what a file of an unexpected form raises into one sentence."""
-    try:
-        yield
-    except InputError as error:
-        said = str(error)  # which names the archive already where it came from a part that knows of it
-        raise InputError(said if said.startswith(str(archive)) else f"{archive}: {said}", error.about) from error
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise InputError(f"{archive} holds a file of another form ({type(error).__name__}: {error})") from error
-
-
-def extract(tar: tarfile.TarFile, archive: Path, place: Path) -> None:
-    """Extract plain files and folders, as on any Python of ours: before 3.11.4 tarfile has no filters (PEP 706)."""
-    _check_names(((info.name, info.isreg() or info.isdir()) for info in tar), archive)
-    tar.extraction_filter = getattr(tarfile, "data_filter", None)  # which an older one does not look at
-    tar.extractall(place)
-
-
-def _check_names(members: Iterable[tuple[str, bool]], archive: Path) -> None:
-    for name, plain_file in members:
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or re.search(r"[\\:\0]", name):
-            raise InputError(f"{archive} holds {name!r}, which would land outside of its folder; nothing was unpacked")
-        if not plain_file:
-            raise InputError(f"{archive} holds {name!r}, which is no plain file; nothing was unpacked")
-
-
-def _read(archive: Path, root: Path, load: Callable[[Sequence[Loaded]], None]) -> Bundle:
-    manifest = json.loads((root / "MANIFEST.json").read_text())
-    if manifest["schema"] != "kdbench.bundle/1" or manifest["study"] != root.name:
-        raise InputError("its manifest is of another study, or of another kind")
-    files: dict[str, str] = manifest["files"]
-    found = {path.relative_to(root).as_posix(): path for path in root.rglob("*") if path.is_file()}
-    found.pop("MANIFEST.json")
-    wrong = {f"{name} is missing" for name in files.keys() - found.keys()}
-    wrong |= {f"{name} is not in the manifest" for name in found.keys() - files.keys()}
-    wrong |= {f"{name} was changed" for name in files.keys() & found.keys() if file_sha256(found[name]) != files[name]}
-    if wrong:
-        more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise InputError(f"not as it was packed: {', '.join(sorted(wrong)[:3])}{more}; fetch it again")
-    brought = [Loaded(kind, root / name) for kind in KINDS for name in manifest.get(kind, ()) if name in files]
-    load([loaded for loaded in brought if loaded.kind == "methods"])
-    lock = json.loads((root / "environment.json").read_text())
-    raw = json.loads((root / "study.json").read_text())
-    controls = raw.get("controls") or {"again": [], "arms": []}
-    entries = (*raw["arms"], *controls["arms"], *raw.get("grid", []))
-    keys = [key for entry in entries for key in entry["trials"].values()]
-    _check_keys([*keys, *(key.removeprefix("again-") for key in controls["again"])])
-    try:
-        study = read_study(StudyFolder(root))
-        tried = [one.trials for points in study.grid.values() for one in points]
-        arms = (*study.arms.values(), *study.controls.values(), *tried)
-        _check_keys(spec.teacher.key for by_seed in arms for spec, _ in by_seed.values() if spec.teacher)
-        specs = counted(study)
-    except InputError as error:
-        then = noted(lock, "git_commit")
-        raise InputError(f"{error}. Was it run by another kdbench than this one? Its commit: {then}") from error
-    data = _data(specs.values())
-    if data != (manifest["data"]["name"], manifest["data"]["digest"]):
-        raise InputError("its manifest names other data than its trials' specs")
-    _check_table((root / "results.csv").read_text(), table(study))
-    for key in specs:
-        study.folder.trial(key).curve()  # an epoch that is no JSON is said before anything is trained
-    return Bundle(study, lock, brought, data)
-
-
-def _check_keys(keys: Iterable[str]) -> None:
-    """Refuse names of trials and teachers that could be paths: they become folders and files here."""
-    for key in keys:
-        if not re.fullmatch("[0-9a-f]{16}|sha256:[0-9a-f]{64}", key):
-            raise InputError(f"{key!r} is no trial's name")
-
-
-def _check_table(packed: str, derived: str) -> None:
-    """Refuse a results.csv that is not what the records say; columns of another version are let be."""
-    theirs, ours = (list(csv.DictReader(io.StringIO(text))) for text in (packed, derived))
-    for a, b in zip(theirs, ours, strict=False):
-        for name in a.keys() & b.keys():
-            if a[name] != b[name]:
-                raise InputError(f"results.csv says {name} {a[name]} of trial {b['trial']}, its record {b[name]}")
-    if len(theirs) != len(ours):
-        raise InputError(f"results.csv has {len(theirs)} rows, the records {len(ours)}")

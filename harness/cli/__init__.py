@@ -1,10 +1,15 @@
 """The command line: one file a command, and nothing heavy imported before a command needs it."""
 
+import errno
 import gc
 import importlib
+import os
 import signal
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,7 +17,7 @@ from click.shell_completion import CompletionItem
 
 import kdbench
 from kdbench.harness.cli.help import SETTINGS, Group, write_section
-from kdbench.harness.options import told
+from kdbench.harness.options import clean, told
 from kdbench.kd.errors import InputError, unknown
 
 if TYPE_CHECKING:
@@ -39,6 +44,7 @@ JOBS = {
     "Look at results and share them": {
         "report": "Write a study as a web page.",
         "ui": "Open a study's runs in the MLflow UI.",
+        "verify": "Check that nobody changed a study's files.",
         "mirror": "Bring MLflow up to date with the records.",
         "bundle": "Pack a study for another machine.",
         "reproduce": "Train a packed study again and compare it with its record.",
@@ -101,8 +107,12 @@ def cli() -> None:
     """
 
 
-def run_cli(call: Callable[[], Any]) -> int:
-    """Run a command; return its exit code, with what a user can fix said in one line and no traceback."""
+def run_cli(call: Callable[[], Any], interrupted: Callable[[], int | None] = lambda: None) -> int:
+    """Run a command; return its exit code, with what a user can fix said in one line and no traceback.
+
+    `interrupted` returns the signal by which somebody asked to end it, or None: a package that was being imported then
+    may have made an error of its own of the interruption.
+    """
     try:
         result = call()
     except InputError as error:
@@ -118,13 +128,59 @@ def run_cli(call: Callable[[], Any]) -> int:
     except click.exceptions.Exit as error:
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        return _interrupted()
+        return _interrupted(interrupted())
+    except BrokenPipeError:
+        return _reader_gone()
+    except OSError as error:
+        if asked := interrupted():
+            return _interrupted(asked)
+        if error.errno not in _MACHINE:
+            return _unforeseen(error)
+        where = f" ({error.filename})" if error.filename else ""
+        click.echo(f"error: {error.strerror}{where}; {_MACHINE[error.errno]}, and run the same command again", err=True)
+        return 3
+    except Exception as error:
+        asked = interrupted()
+        return _interrupted(asked) if asked else _unforeseen(error)
     return result if isinstance(result, int) else 0
 
 
-def _interrupted() -> int:
+_MACHINE = {
+    errno.ENOSPC: "make room on the disk",
+    errno.EDQUOT: "make room in your quota",
+    errno.EROFS: "name a folder that can be written to",
+    errno.EACCES: "name a folder that you may write to",
+    errno.EMFILE: "allow more open files (ulimit -n)",
+    errno.ENOENT: "put back what was removed meanwhile",
+}
+"What a machine's state does to any command, and what to do."
+
+
+def _unforeseen(error: Exception) -> int:
+    """Say in a sentence what broke and where, keep the traceback in a file, and return 70, which no verdict uses."""
+    if os.environ.get("KDBENCH_DEBUG"):
+        raise error
+    with tempfile.NamedTemporaryFile("w", prefix="kdbench-error-", suffix=".txt", delete=False) as file:
+        file.write("".join(traceback.format_exception(error)))
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    said = clean(f"{type(error).__name__}: {error}")
+    click.echo(
+        f"error: kdbench broke, and that is its fault: {said} ({Path(place.filename).name}, line {place.lineno}). "
+        f"Please send its maintainers {file.name} and the output of `kdbench doctor`",
+        err=True,
+    )
+    return 70
+
+
+def _reader_gone() -> int:
+    """End quietly where the reader of our output left, as `| head -1` does, with the code that a shell expects."""
+    sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  # else the interpreter, as it ends, writes to the pipe
+    return 128 + signal.SIGPIPE
+
+
+def _interrupted(number: int | None = None) -> int:
     click.echo("interrupted; the same command again keeps what is done", err=True)
-    return 130
+    return 128 + (number or signal.SIGINT)
 
 
 def main() -> None:
@@ -137,11 +193,8 @@ def main() -> None:
 
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background job is to ignore it
         signal.signal(signal.SIGINT, heed)
-    try:
-        code = run_cli(lambda: cli.main(prog_name="kdbench", standalone_mode=False))
-    except Exception:  # a package that was being imported may have made another error of the interruption
-        if not told:
-            raise
-        code = _interrupted()
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, heed)  # what a cluster's scheduler sends: leases are given back, as on Ctrl-C
+    code = run_cli(lambda: cli.main(prog_name="kdbench", standalone_mode=False), lambda: told[0] if told else None)
     gc.freeze()  # else the interpreter, as it ends, looks through all of PyTorch for garbage
     sys.exit(code)

@@ -1,12 +1,12 @@
 """The choices of a project: [tool.kdbench] of its pyproject.toml, the defaults of kdbench audit."""
 
-import tomllib
 from pathlib import Path
 from typing import Any
 
 import click
 
 from kdbench.harness.cli.help import Command
+from kdbench.harness.records.reading import read_toml
 from kdbench.kd.errors import InputError, unknown
 
 _LISTS = ("select", "ignore", "waive")
@@ -41,13 +41,13 @@ def read_config(start: Path) -> dict[str, Any]:
         path = folder / "pyproject.toml"
         if not path.is_file():
             continue
-        try:
-            table = tomllib.loads(path.read_text(encoding="utf-8")).get("tool", {}).get("kdbench")
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise InputError(f"{path} cannot be read: {error}") from error
+        tools = read_toml(path, "TOML").get("tool")
+        table = tools.get("kdbench") if isinstance(tools, dict) else None
         if table is None:
             continue
         where = f"{path}, [tool.kdbench]"
+        if not isinstance(table, dict):
+            raise InputError(f"{where}: {table!r} stands where a table belongs")
         for key, value in table.items():
             if key not in _CONFIG:
                 raise unknown("key", key, _CONFIG, where)

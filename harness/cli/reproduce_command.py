@@ -17,6 +17,7 @@ from kdbench.harness.cli.common import (
     METHOD_OPTION,
     MODEL_OPTION,
     RUNS_OPTION,
+    finite,
     loudness_options,
     print_json,
     progress_console,
@@ -63,6 +64,16 @@ if TYPE_CHECKING:
     help="Read the images from this folder.",
 )
 @click.option(
+    "--max-size",
+    type=click.FloatRange(0, min_open=True),
+    callback=finite,
+    default=16,
+    show_default=True,
+    metavar="GB",
+    panel=WHAT,
+    help="Refuse an archive that holds more than this, before anything is unpacked.",
+)
+@click.option(
     "--workers",
     type=click.IntRange(1),
     metavar="N",
@@ -87,6 +98,7 @@ def command(
     archive: Path,
     data_root: Path | None,
     runs: Path,
+    max_size: float,
     workers: int | None,
     only: tuple[str, ...],
     count: int | None,
@@ -110,8 +122,8 @@ def command(
         raise InputError(f"{archive} does not exist; name an archive that kdbench bundle wrote")
     notes.print(escape(f"{archive}: loading PyTorch and checking the archive"), style="dim", soft_wrap=True)
     load_own_files(ctx)
-    from kdbench.harness.archive.bundle import unpack
     from kdbench.harness.archive.reproduce import compared, exit_code, prepare
+    from kdbench.harness.archive.unpacking import unpack
     from kdbench.harness.cli.progress import Progress
     from kdbench.harness.study import carry_out, writable
 
@@ -119,7 +131,7 @@ def command(
         raise InputError(f"--runs {runs}: cannot be written to; name another folder")
     with tempfile.TemporaryDirectory(prefix="kdbench-") as place:
         load = partial(_load, archive, trust_faults)
-        bundle = unpack(archive, Path(place), load)
+        bundle = unpack(archive, Path(place), load, int(max_size * 2**30))
         load(bundle.files)
         ready = replace(prepare(bundle, data_root, runs, workers, only, count), command=typed())
         todo = len(ready.todo)

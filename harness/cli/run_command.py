@@ -295,6 +295,8 @@ def _announce(ready: "Ready", notes: Any) -> None:
         work = f"this shard's {len(ready.mine)}: {work}"
     teachers = f"{len(plan.teachers)} teacher{'s' * (len(plan.teachers) != 1)}"
     notes.print(f"[bold]{escape(plan.study)}[/]: {len(plan.trials)} trials ({teachers}), {work}", soft_wrap=True)
+    for key in ready.changed_teachers:
+        notes.print(f"  teacher {key} is trained again: its weights are not those that its record has the digest of")
     for fault, method, why in plan.skipped:
         notes.print(f"  not run: {fault} with {method} ({why})", style="dim")
     for table in unused(plan.preset):

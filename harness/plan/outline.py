@@ -1,11 +1,11 @@
 """What can be said of a study before PyTorch is imported: its presets' names, its seeds, and roughly what it holds."""
 
-import tomllib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
 from kdbench.harness.plan.variants import VARIANTS
+from kdbench.harness.records.reading import content, parse_toml
 from kdbench.kd.errors import InputError
 
 PRESETS = ("quick", "cifar10", "paper")
@@ -50,8 +50,7 @@ def outline(
     reading that comes after says what is wrong with it.
     """
     try:
-        text = preset_text(name) if name in PRESETS else Path(name).read_text(encoding="utf-8-sig")
-        study = tomllib.loads(text)["study"]
+        study = parse_toml(preset_text(name).encode() if name in PRESETS else content(Path(name)), name)["study"]
         dataset = dataset or study["dataset"]
         pairs, methods = pairs or study["pairs"], methods or study["methods"]
         arms = arms or len(study.get("arms", VARIANTS["both"]))
@@ -61,7 +60,7 @@ def outline(
         students = arms * len(methods) * len(pairs) * count
         what = f"{Path(name).stem}: {dataset}, {', '.join(pairs)}; {product}"
         return f"{what}: at most {students} students, their teachers and controls"
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError, TypeError, AttributeError, InputError):
+    except (KeyError, TypeError, AttributeError, InputError):
         return None
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from kdbench.harness import faults
 from kdbench.harness.faults import Fault
 from kdbench.harness.plan.grid import Grid, Point, settings_of
 from kdbench.harness.plan.outline import PRESETS, parse_seeds, preset_text
+from kdbench.harness.records.reading import content, parse_toml
 from kdbench.harness.records.record import repeat_of
 from kdbench.harness.records.spec import Spec, TeacherRef
 from kdbench.kd.errors import InputError, unknown
@@ -100,8 +100,8 @@ def load_preset(name: str) -> Preset:
         if not path.is_file():
             raise InputError(f"{path} does not exist; kdbench init writes a study to start from")
         try:
-            text = path.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
+            text = content(path).decode("utf-8-sig")
+        except UnicodeDecodeError as error:
             raise InputError(f"{path} cannot be read as a study's file, which is UTF-8: {error}") from error
         preset = replace(parse_preset(path.stem, text), text=text)
         if path.stem in PRESETS:
@@ -114,10 +114,7 @@ def load_preset(name: str) -> Preset:
 
 def parse_preset(name: str, text: str) -> Preset:
     """Read a preset's TOML text strictly: an unknown key, pair, method or type is an InputError that names it."""
-    try:
-        raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"preset {name}: not TOML: {error}") from error
+    raw = parse_toml(text.encode(), f"preset {name}")
     where = f"preset {name}"
     _keys(raw, ["study", "decision", "recipe", "teacher", "method", "pair", "grid"], where)
     study = raw.get("study", {})

@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import socket
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from kdbench.harness.records.record import Folder
@@ -14,6 +16,9 @@ HEARTBEAT = 10.0
 "Seconds after which a holder touches its lease again."
 STALE = 90.0
 "Seconds without a touch after which a lease is another's to take, who is on another machine; more than clocks differ."
+
+_MOST_BYTES = 4096
+"Of a lease file; kdbench writes some 150."
 
 
 @dataclass
@@ -27,11 +32,8 @@ class Lease:
 
     def stands(self) -> bool:
         """Say whether the trial still is this lease's holder's, who is alive; anybody may ask, on any machine."""
-        try:
-            token = json.loads(self.path.read_text(encoding="utf-8"))["token"]
-        except FileNotFoundError:
-            return False
-        return str(token) == self.token and not _is_over(self.path)
+        holder = _holder(self.path)
+        return holder is not None and holder.get("token") == self.token and not _is_over(self.path)
 
     def beat(self) -> bool:
         """Renew the lease where it is time; return False if it was taken for stale and is another's now."""
@@ -74,11 +76,23 @@ def is_held(folder: Folder) -> bool:
 
 
 def _numbered(folder: Path) -> list[Path]:
-    return sorted(folder.glob("lease-*"), key=_number)
+    found = (path for path in folder.glob("lease-*") if re.fullmatch(r"lease-[0-9]{1,9}", path.name))
+    return sorted(found, key=_number)
 
 
 def _number(path: Path) -> int:
     return int(path.name.removeprefix("lease-"))
+
+
+def _holder(path: Path) -> dict[str, Any] | None:
+    """Return what a lease says of its holder: {} where it says nothing that we understand, None where it is gone."""
+    try:
+        found = json.loads(path.read_bytes()[:_MOST_BYTES])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError):  # half-written, or not ours
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _machine() -> str:
@@ -91,16 +105,18 @@ def _is_over(path: Path) -> bool:
     """Say whether a lease's holder is gone: dead where we can see it, silent for long where we cannot."""
     try:
         silent = time.time() - path.stat().st_mtime
-        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:  # given back meanwhile
         return True
-    if os.name == "posix" and text:  # elsewhere os.kill would do more than ask
-        holder = json.loads(text)
-        if holder["machine"] == _machine():
-            try:
-                os.kill(holder["pid"], 0)
-            except ProcessLookupError:
-                return True
-            except PermissionError:
-                pass
-    return silent > STALE
+    holder = _holder(path)
+    if holder is None:
+        return True
+    pid = holder.get("pid")
+    if os.name == "posix" and holder.get("machine") == _machine() and isinstance(pid, int) and pid > 0:
+        try:
+            os.kill(pid, 0)  # elsewhere this would do more than ask
+        except (ProcessLookupError, OverflowError):
+            return True
+        except PermissionError:
+            pass
+    # A touch from the future is of a clock that was set back: as silent as its distance.
+    return abs(silent) > STALE

@@ -18,11 +18,14 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
 
+from kdbench.audits.finding import Finding
+from kdbench.harness.records import seal
+from kdbench.harness.records.reading import Count, Number, Percent, Share, checked, content, parse_json, plain_json
 from kdbench.harness.records.spec import Spec
 from kdbench.kd.errors import InputError
 
@@ -36,17 +39,19 @@ FINAL: tuple[Status, ...] = ("finished", "diverged")
 "What is not tried again: a failure may have been the machine's, a divergence is a result."
 OUT_OF_MEMORY = "out of memory"
 "How the reason begins of a trial that failed for want of memory: alone it may find enough."
+_MEND_SPEC = "the study's command, run again, writes it anew"
+_MEND = "delete it, and the study's command makes it anew"
 
 
 @dataclass(frozen=True)
 class Metrics:
     """The selected epoch's scores; accuracies in percent."""
 
-    test_accuracy: float
-    val_accuracy: float
-    per_class: list[float | None]
+    test_accuracy: Percent
+    val_accuracy: Percent
+    per_class: list[Percent | None]
     "Test accuracy by class."
-    agreement: float | None = None
+    agreement: Percent | None = None
     "Share of test images on which student and teacher name the same class."
     kl_t1: float | None = None
     "Mean KL(teacher || student) on test at temperature 1, in nats."
@@ -59,7 +64,7 @@ class FaultStory:
 
     name: str
     seam: str
-    calls: int
+    calls: Count
     "How often its seam was asked."
     reached: bool
     revealed: list[str]
@@ -77,8 +82,8 @@ class TeacherRecord:
     arch: str
     file: str | None
     sha256: str | None
-    loaded_fraction: float
-    val_accuracy: float
+    loaded_fraction: Share
+    val_accuracy: Percent
     floor: float
     "Accuracy that a trained teacher exceeds: the commonest label's share, and a margin."
     above_floor: bool
@@ -92,7 +97,7 @@ class Result:
     status: Status
     reason: str | None = None
     "Why it did not finish."
-    selected_epoch: int | None = None
+    selected_epoch: Number | None = None
     metrics: Metrics | None = None
     findings: list[dict[str, Any]] = field(default_factory=list)
     fault: FaultStory | None = None
@@ -102,7 +107,11 @@ class Result:
     peak_memory_mb: float | None = None
     attempts: list[str] = field(default_factory=list)
     "Why earlier attempts at the trial ended, of those that were made anew at once."
-    schema: str = "kdbench.trial/1"
+    files: dict[str, str] = field(default_factory=dict)
+    "SHA-256 of what else the trial wrote, by name; empty in records of version 0.1."
+    seal: dict[str, str] = field(default_factory=dict, compare=False)
+    "Digests of the fields above (:mod:`harness.records.seal`); empty in records of version 0.1."
+    schema: Literal["kdbench.trial/1"] = "kdbench.trial/1"
 
     @property
     def roots(self) -> list[str]:
@@ -134,6 +143,13 @@ def finite(value: Any) -> Any:
     return value
 
 
+def sealed_text(raw: dict[str, Any]) -> str:
+    """Return the text of a result.json, with the digests of its fields."""
+    fields = finite({**raw, "seal": {}})
+    fields["seal"] = seal.seal(fields, str(raw["key"]))
+    return json.dumps(fields, indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+
 def sync(path: Path) -> None:
     """Have a file's content on the disk before anything that says it is there."""
     with path.open("rb") as file:
@@ -148,6 +164,26 @@ def write_atomic(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+@dataclass(frozen=True)
+class EpochLine:
+    """A line of a curve: :class:`kd.train.Epoch`, with null for what is no number."""
+
+    epoch: Number
+    digest: str
+    lr: float | None
+    loss: dict[str, float | None]
+    train_accuracy: Percent
+    val_accuracy: Percent
+    grad_norms: dict[str, dict[str, float | None]]
+    clipped_share: Share
+    overflowed_steps: Count
+
+
+FILES = ("spec.json", "curve.jsonl", "norms.csv", "test_curve.jsonl", "student.safetensors", "method.safetensors")
+"What a result has a digest of. The log goes on after the result."
+_MEND_CURVE = "delete the trial's result.json, and the study's command trains it anew"
 
 
 @dataclass(frozen=True)
@@ -174,33 +210,45 @@ class Folder:
     def spec(self) -> Spec:
         """Read the spec; InputError if it is not one, or not this folder's."""
         try:
-            spec = Spec.from_json((self.path / "spec.json").read_text())
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(
-                f"{self.path}: no spec.json can be read ({error}); the study's command, run again, writes it anew"
-            ) from error
+            spec = Spec.from_json(content(self.path / "spec.json").decode())
+        except UnicodeDecodeError as error:
+            raise InputError(f"{self.path}: spec.json is no text ({error}); {_MEND_SPEC}") from error
+        except InputError as error:
+            raise InputError(f"{self.path}: no spec.json can be read ({error}); {_MEND_SPEC}", error.about) from error
         if spec.key != self.key:
             raise InputError(f"{self.path}: spec.json belongs to trial {spec.key}; it was edited or moved")
         return spec
 
     def result(self) -> Result | None:
-        """Read the result; None for an unfinished trial."""
+        """Read the result; None for an unfinished trial. What is no result, or is not as it was written, is refused."""
         path = self.path / "result.json"
-        if not path.is_file():
+        if not path.exists():
             return None
-        try:
-            raw = json.loads(path.read_text())
-            raw["metrics"] = Metrics(**raw["metrics"]) if raw["metrics"] else None
-            raw["fault"] = FaultStory(**raw["fault"]) if raw["fault"] else None
-            raw["teacher"] = TeacherRecord(**raw["teacher"]) if raw["teacher"] else None
-            return Result(**raw)
-        except (ValueError, TypeError, KeyError) as error:
-            raise InputError(f"{path} is not a trial's result ({error}); delete it and run again") from error
+        text, what = content(path), "a trial's result"
+        result = parse_json(Result, text, str(path), what, _MEND)
+        checked(list[Finding], result.findings, f"{path}, findings", "a list of findings", _MEND)
+        if result.key != self.key:
+            raise seal.ChangedError(f"{path}, key: it is the result of trial {result.key}; {_MEND}", ["key"])
+        raw = plain_json(text, str(path), what, _MEND)
+        changed = seal.broken(raw, self.key, result.seal) if result.seal else []
+        if changed:
+            said = f"{', '.join(changed[:3])}{', ...' if len(changed) > 3 else ''}"
+            raise seal.ChangedError(f"{path}, {said}: changed since the trial wrote it; {_MEND}", changed)
+        return result
 
     def write_result(self, result: Result) -> None:
         """Commit the result."""
-        text = json.dumps(finite(asdict(result)), indent=2, sort_keys=True, allow_nan=False) + "\n"
-        write_atomic(self.path / "result.json", text)
+        write_atomic(self.path / "result.json", sealed_text(asdict(result)))
+
+    def seal_files(self, result: Result) -> Result:
+        """Return the result with the digests of the files beside it; for the one who wrote them, and once."""
+        return replace(result, files=seal.of_files(self.path, FILES))
+
+    def changed_files(self, result: Result, names: Sequence[str] | None = None) -> list[str]:
+        """Return which of the trial's files (of these names) are not what its result says; a missing one is let be."""
+        noted = {name: digest for name, digest in result.files.items() if names is None or name in names}
+        found = seal.of_files(self.path, noted)
+        return sorted(name for name in found if found[name] != noted[name])
 
     def epochs(self) -> int:
         """Return the number of epochs written so far."""
@@ -212,11 +260,16 @@ class Folder:
         return [epoch["digest"] for epoch in self.curve()]
 
     def curve(self) -> list[dict[str, Any]]:
-        """Read the epochs so far; a line that is being written is left out."""
+        """Read the epochs so far; a line that is being written is left out, and one that is no epoch is refused."""
         path = self.path / "curve.jsonl"
-        if not path.is_file():
+        if not path.exists():
             return []
-        return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        lines = content(path).splitlines(keepends=True)
+        where = [(f"{path}, line {n}", line) for n, line in enumerate(lines, 1) if line.endswith(b"\n")]
+        epochs = [plain_json(line, at, "an epoch", _MEND_CURVE) for at, line in where]
+        for (at, _), epoch in zip(where, epochs, strict=True):
+            checked(EpochLine, epoch, at, "an epoch", _MEND_CURVE)
+        return epochs
 
 
 def same_machine(a: Result, b: Result) -> bool:

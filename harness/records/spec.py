@@ -76,13 +76,19 @@ class Spec:
     def from_json(cls, text: str) -> "Spec":
         """Read what :meth:`to_json` wrote; anything missing or unknown is an error."""
         try:
-            raw = json.loads(text)
+            raw = json.loads(text, parse_constant=_no_number)
             raw["settings"] = _read_settings(raw["method"], raw["settings"])
             raw["recipe"] = Recipe(**raw["recipe"])
             raw["teacher"] = None if raw["teacher"] is None else TeacherRef(**raw["teacher"])
-            return cls(**raw)
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            spec = cls(**raw)
+            _check_plain(spec)
+        except RecursionError as error:
+            raise InputError("not a trial's spec: it is nested too deeply") from error
+        except InputError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"not a trial's spec: {error}") from error
+        return spec
 
     def names(self) -> set[str]:
         """Return the dotted names of all that decides the numbers."""
@@ -99,6 +105,7 @@ class Spec:
 
 
 _NAMES = tuple(field.name for field in fields(Spec))
+_MAY_BE_NONE = ("fault", "fault_digest", "method_digest", "arch_digest", "teacher_digest")
 _DIGESTS = ("method_digest", "arch_digest", "teacher_digest")
 
 # Until version 0.1 one class held the numbers of every method, and a spec, and so its key, named all four of them.
@@ -129,6 +136,22 @@ def _decisive_settings(settings: MethodSettings) -> dict[str, Any]:
     defaults = settings.defaults()
     changed = {name: value for name, value in vars(settings).items() if name not in defaults or value != defaults[name]}
     return {**base, **{name: value for name, value in vars(settings).items() if name in base}, **changed}
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no number")
+
+
+def _check_plain(spec: Spec) -> None:
+    """Hold the fields that are texts or whole numbers to that; the others check themselves."""
+    for name, value in vars(spec).items():
+        if name in ("settings", "recipe", "teacher"):
+            continue
+        kind = int if name in ("seed", "threads", "numerics") else str
+        if type(value) is not kind and not (value is None and name in _MAY_BE_NONE):
+            raise ValueError(f"{name} is no {'whole number' if kind is int else 'text'}")
+    if spec.teacher is not None and not all(isinstance(value, str) for value in vars(spec.teacher).values()):
+        raise ValueError("teacher is no pair of texts")
 
 
 def _read_settings(method: str, raw: dict[str, Any]) -> MethodSettings:

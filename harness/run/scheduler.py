@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 
 from kdbench.harness.plan.plan import Arm, Plan
@@ -18,14 +19,37 @@ from kdbench.harness.records.record import (
 )
 from kdbench.harness.records.spec import Spec
 from kdbench.harness.run.executors import Engine, LocalProcesses, Running
+from kdbench.kd.teacher import file_sha256
 
 
 def is_done(plan: Plan, study: StudyFolder, key: str) -> bool:
-    """Say whether a trial's result is final, and a teacher's weights are there; a student's score outlives its own."""
-    result = study.trial(key).result()
+    """Say whether a trial's result is final, and a teacher's weights are there; a student's score outlives its own.
+
+    Weights that are not those of the record are as good as none: the teacher is trained again, and nobody learns from
+    what somebody put in its place.
+    """
+    folder = study.trial(key)
+    result = folder.result()
     if result is None or result.status not in FINAL:
         return False
-    return result.status == "diverged" or key not in plan.teachers.values() or study.trial(key).student.is_file()
+    if result.status == "diverged" or key not in plan.teachers.values():
+        return True
+    return folder.student.is_file() and not changed_weights(folder, result)
+
+
+def changed_weights(folder: Folder, result: Result) -> bool:
+    """Say whether a teacher's weights are not those that its record has the digest of."""
+    noted = result.files.get(folder.student.name)
+    if noted is None:
+        return False  # of version 0.1
+    stat = folder.student.stat()
+    return _digest(folder.student, stat.st_mtime_ns, stat.st_size) != noted
+
+
+@lru_cache(maxsize=256)
+def _digest(path: Path, changed: int, size: int) -> str:
+    """Return a file's SHA-256; worked out once for as long as its time and size stay."""
+    return file_sha256(path)
 
 
 @dataclass

@@ -74,7 +74,7 @@ def run(folder: Folder, data_file: Path) -> Result:
         said = f"{type(error).__name__}: {error} (log.txt has the traceback)"
         result = Result(folder.key, "failed", f"{OUT_OF_MEMORY}: {said}" if _is_memory(error) else said)
     result.times.update(started=started, seconds=round(time.perf_counter() - clock, 3))
-    folder.write_result(result)
+    folder.write_result(folder.seal_files(result))
     if result.status in FINAL or (result.status == "failed" and OUT_OF_MEMORY not in str(result.reason)):
         shutil.rmtree(folder.path / "checkpoint", ignore_errors=True)  # what failed would fail again from there
     return result
