@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from statistics import fmean, stdev
 
 import pytest
@@ -32,8 +34,8 @@ from kdbench.harness.cli.common import LiveMirror, mirror_or_remark, stderr  # n
 from kdbench.harness.plan.grid import Grid  # noqa: E402
 from kdbench.harness.plan.plan import Decision, Ground, load_preset, make_plan  # noqa: E402
 from kdbench.harness.plan.variants import VARIANTS  # noqa: E402
+from kdbench.harness.publish import database, mlflow_summary, mlflow_view  # noqa: E402
 from kdbench.harness.publish import mirror as mirror_module  # noqa: E402
-from kdbench.harness.publish import mlflow_summary, mlflow_view  # noqa: E402
 from kdbench.harness.publish.mirror import mirror_study  # noqa: E402
 from kdbench.harness.records.record import FaultStory, Metrics, Result, StudyFolder  # noqa: E402
 
@@ -49,7 +51,7 @@ def study(tmp_path_factory):
         trial.write_spec(spec)
         norms = {"student": {"mean": 1.0, "max": 2.0}, "all": {"mean": 1.0, "max": 2.0}}
         line = {"lr": 0.1, "loss": {"ce": 1.0, "kd": 2.0, "total": 3.0}, "grad_norms": norms}
-        line.update(train_accuracy=50.0, val_accuracy=60.0)
+        line.update(train_accuracy=50.0, val_accuracy=60.0, clipped_share=0.5, overflowed_steps=0, digest="d")
         lines = [{**line, "epoch": epoch} for epoch in (1, 2, 3)]
         (trial.path / "curve.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
         story = FaultStory(spec.fault, "stem", 1, True, [], 1, False) if spec.fault else None
@@ -432,3 +434,71 @@ def test_a_server_that_takes_calls_and_never_answers_is_asked_twice(study, monke
         connection.close()
     assert len(calls) == 2
     assert "does not answer" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_database_whose_making_was_cut_off_is_set_aside_and_written_anew(study, tmp_path, capsys):
+    """As a kill leaves it: the first tables are there, and no note of which version they are of."""
+    runs, folder, keys = a_few(study, tmp_path, "cut")
+    with sqlite3.connect(runs / "mlflow.db") as broken:
+        broken.execute("CREATE TABLE secrets (name TEXT)")
+    broken.close()
+    mirror = mirror_or_remark(runs, folder, stderr())
+    assert "was broken and lies in" in capsys.readouterr().err
+    assert mirror is not None and mirror.written == len(keys)
+    assert sqlite3.connect(runs / "mlflow.db.broken-1").execute("SELECT name FROM sqlite_master").fetchone()
+    assert mirror_or_remark(runs, folder, stderr()).written == 0
+
+
+def test_a_making_that_is_cut_off_leaves_no_database(tmp_path, monkeypatch):
+    class Dies:
+        def __init__(self, uri, artifacts):
+            Path(uri.removeprefix("sqlite:///")).write_bytes(b"half")
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(database, "SqlAlchemyStore", Dies)
+    with pytest.raises(KeyboardInterrupt):
+        database.ensure(tmp_path / "mlflow.db")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_a_broken_database_is_set_aside(tmp_path, monkeypatch):
+    path = tmp_path / "mlflow.db"
+    path.write_text("this is no database, though it is long enough for its header to be read by SQLite" * 3)
+    (tmp_path / "mlflow.db.broken-1").touch()
+    assert database.ensure(path).name == "mlflow.db.broken-2" and database.ensure(path) is None
+
+    def locked(uri, artifacts):
+        raise ValueError("database is locked")
+
+    monkeypatch.setattr(database, "SqlAlchemyStore", locked)
+    with pytest.raises(ValueError, match="locked"):
+        database.ensure(path)
+    assert path.exists() and len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_server_that_trickles_holds_nobody(study, tmp_path, monkeypatch, capsys):
+    """A byte a second: no read times out, and no answer ends."""
+    runs, folder, _ = a_few(study, tmp_path, "slow")
+    monkeypatch.setattr(mirror_module, "PATIENCE", 1.0)
+    over = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.2)
+
+        def trickle():
+            held = []
+            while not over.wait(0.05):
+                with contextlib.suppress(OSError):
+                    held.append(server.accept()[0])
+                for one in held:
+                    with contextlib.suppress(OSError):
+                        one.sendall(b"H")
+
+        thread = threading.Thread(target=trickle)
+        thread.start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.getsockname()[1]}")
+        try:
+            assert mirror_or_remark(runs, folder, stderr()) is None
+        finally:
+            over.set()
+            thread.join()
+    assert "got nothing done for 1 s" in " ".join(capsys.readouterr().err.split())

@@ -50,7 +50,15 @@ def write(place, preset="quick", faults=tuple(NORMS), per_class=None, dataset="d
             lines = [f"{step},{','.join(str(top / step) for _ in groups)}" for step in (1, 2)]
             (trial.path / "norms.csv").write_text("\n".join([f"step,{','.join(groups)}", *lines]) + "\n")
             norms = {name: {"mean": top, "max": top + 1} for name in groups}
-            epochs = [{"val_accuracy": 90.0 + epoch, "grad_norms": norms} for epoch in (1, 2)]
+            other = {
+                "lr": 0.1,
+                "loss": {},
+                "train_accuracy": 50.0,
+                "clipped_share": 0.5,
+                "overflowed_steps": 0,
+                "digest": "",
+            }
+            epochs = [{**other, "epoch": n, "val_accuracy": 90.0 + n, "grad_norms": norms} for n in (1, 2)]
             (trial.path / "curve.jsonl").write_text("".join(json.dumps(epoch) + "\n" for epoch in epochs))
     return study_table.read_study(folder)
 

@@ -219,7 +219,11 @@ def mirror_or_remark(runs: Path, study: "StudyFolder", notes: Console) -> "Mirro
         from kdbench.harness.analysis.study_table import read_study
         from kdbench.harness.publish.mirror import mirror_study
 
-        return mirror_study(runs, read_study(study))
+        mirror = mirror_study(runs, read_study(study))
+        if mirror.set_aside is not None:
+            said = f"MLflow's database was broken and lies in {mirror.set_aside} now; it was written anew"
+            notes.print(escape(said), soft_wrap=True)
+        return mirror
     except Exception as error:  # MLflow's, of many kinds
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if "requests" in {type(cause).__module__.partition(".")[0] for cause in (error.__cause__, error.__context__)}:

@@ -8,7 +8,9 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -21,7 +23,7 @@ from mlflow.tracking import MlflowClient
 
 from kdbench.harness.analysis.study_table import Trials
 from kdbench.harness.plan.plan import Arm
-from kdbench.harness.publish import mlflow_summary, mlflow_view
+from kdbench.harness.publish import database, mlflow_summary, mlflow_view
 from kdbench.harness.publish.mlflow_summary import ArmSummary
 from kdbench.harness.records.record import Folder, Result, StudyFolder
 from kdbench.harness.records.spec import Spec
@@ -29,6 +31,8 @@ from kdbench.harness.records.spec import Spec
 _STATUS = {"finished": "FINISHED", "diverged": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 _LAYOUT = "3"
 "Which params, metrics and tags a run gets; where it differs from a run's, the run is written anew."
+PATIENCE = 15.0
+"Seconds in which a server has to get one call done; one that sends a byte a second would hold a call for ever."
 
 
 def tracking_uri(runs: Path) -> str:
@@ -52,12 +56,33 @@ class Place:
     "Of its arm; empty where the UI may choose."
 
 
-class Mirror:
-    """The experiment of one study in MLflow."""
+class _Told:
+    """A client of MLflow's that tells of each call that was answered."""
 
-    def __init__(self, runs: Path, study: str) -> None:
+    def __init__(self, client: MlflowClient, told: Callable[[], None]) -> None:
+        self._client, self._told = client, told
+
+    def __getattr__(self, name: str) -> Any:
+        call = getattr(self._client, name)
+
+        def answered(*args: Any, **named: Any) -> Any:
+            found = call(*args, **named)
+            self._told()
+            return found
+
+        return answered if callable(call) else call
+
+
+class Mirror:
+    """The experiment of one study in MLflow; `told` hears of each call that MLflow answered."""
+
+    def __init__(self, runs: Path, study: str, told: Callable[[], None] = lambda: None) -> None:
         self.uri = tracking_uri(runs)
-        self.client = MlflowClient(self.uri)
+        self.set_aside: Path | None = None
+        "Where a database lies now that was found broken."
+        if self.uri.startswith("sqlite:///"):
+            self.set_aside = database.ensure(Path(self.uri.removeprefix("sqlite:///")))
+        self.client: Any = _Told(MlflowClient(self.uri), told)
         found = self.client.get_experiment_by_name(study)
         if found is None:
             local = self.uri.startswith("sqlite:")
@@ -262,10 +287,41 @@ def _places(study: Trials) -> dict[str, Place]:
 
 
 def mirror_study(runs: Path, study: Trials) -> Mirror:
-    """Write everything of a study that MLflow does not have; `written` of what is returned counts the trials' runs."""
+    """Write everything of a study that MLflow does not have; `written` of what is returned counts the trials' runs.
+
+    A server that gets nothing done for :data:`PATIENCE` seconds is a TimeoutError; SQLite may take its time.
+    """
+    if tracking_uri(runs).startswith("sqlite:"):
+        return _write_all(runs, study, lambda: None)
+    last = time.monotonic()
+
+    def told() -> None:
+        nonlocal last
+        last = time.monotonic()
+
+    found: list[Mirror | BaseException] = []
+
+    def work() -> None:
+        try:
+            found.append(_write_all(runs, study, told))
+        except BaseException as error:
+            found.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)  # whoever hangs on a server is left there
+    thread.start()
+    while thread.is_alive() and time.monotonic() - last < PATIENCE:
+        thread.join(0.05)
+    if not found:
+        raise TimeoutError(f"{tracking_uri(runs)} got nothing done for {PATIENCE:.0f} s")
+    if isinstance(found[0], BaseException):
+        raise found[0]
+    return found[0]
+
+
+def _write_all(runs: Path, study: Trials, told: Callable[[], None]) -> Mirror:
     places = _places(study)
     with study.folder.mirroring():
-        mirror = Mirror(runs, study.folder.path.name)
+        mirror = Mirror(runs, study.folder.path.name, told)
         mirror.share(sorted({place.group for place in places.values()}))
         for folder in study.folder.trials():
             result = folder.result()

@@ -236,7 +236,7 @@ def _run(folder: Folder, spec: Spec, data_file: Path) -> Result:
 
     kept = folder.path / "checkpoint" / "state.pt"
     training.resume = checkpoint.load(kept, device)
-    earlier = folder.curve() if training.resume is not None else []
+    earlier = _earlier(folder) if training.resume is not None else []
     if training.resume is not None and len(earlier) < len(training.resume["digests"]):
         training.resume = None
     diverged, saved = None, time.monotonic()
@@ -277,6 +277,15 @@ def _run(folder: Folder, spec: Spec, data_file: Path) -> Result:
         times=clock.times,
         peak_memory_mb=_peak_memory_mb(device),
     )
+
+
+def _earlier(folder: Folder) -> list[dict[str, Any]]:
+    """Return the epochs of before the trial was cut off; none where they cannot be read: then it begins anew."""
+    try:
+        return folder.curve()
+    except InputError as error:
+        logging.getLogger(__name__).warning("the training begins anew: %s", error)
+        return []
 
 
 def _check_files(spec: Spec) -> None:
