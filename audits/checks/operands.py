@@ -128,5 +128,14 @@ def operands(t: Term, trace: Trace) -> Verdict | None:
             "warn" if t.log_target and trace.declared.kd.temperature is None else None,
         )
     if t.target_grad and not trace.peers:
+        if _moves_nothing(trace):
+            said = "the target carries a gradient that reaches the teacher; nothing steps it, so no number changes"
+            return failed(said, observed, t.where, "warn")
         return failed("the target carries a gradient: the teacher is drawn towards the student", observed, t.where)
     return None
+
+
+def _moves_nothing(trace: Trace) -> bool:
+    """Say whether the teacher's parameters get gradients by which no optimizer moves them."""
+    leaves = {leaf for sight in trace.losses.sights for leaf in sight.teacher_leaves}
+    return bool(leaves) and leaves.isdisjoint(trace.teacher.stepped or ())

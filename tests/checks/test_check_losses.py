@@ -306,6 +306,17 @@ CASES["KD313"] = {
         seen(term(target_grad=True), explained()),
         fails("the target carries a gradient", TERM, target_sum=None, target_least=None, input_sum=None),
     ),
+    "a target with a gradient that moves nothing": (
+        trace(sights=[sight(term(target_grad=True), explained(), teacher_leaves=["fc.weight"])]),
+        fails("nothing steps it, so no number", TERM, "warn", target_sum=None, target_least=None, input_sum=None),
+    ),
+    "a target with a gradient that an optimizer steps by": (
+        trace(
+            sights=[sight(term(target_grad=True), explained(), teacher_leaves=["fc.weight"])],
+            teacher_moved=["fc.weight"],
+        ),
+        fails("the teacher is drawn", TERM, target_sum=None, target_least=None, input_sum=None),
+    ),
     "a peer's answer with a gradient": (
         trace(sights=[sight(term(target_grad=True), explained())], peers=True),
         passes("the term is KL(teacher || student)", form="forward", residual=1e-7),
