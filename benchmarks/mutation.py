@@ -63,10 +63,11 @@ def programs() -> dict[str, Program]:
             package = case["needs"][0]
             if package not in LOOKED_AT + KEPT:
                 sys.exit(f"{package} stands in neither half of the split; add it to the kept ones or the others")
-            name, slip = f"packages/{case['script'].removesuffix('.py')}", (case["old"], case["new"])
+            name = f"packages/{case['script'].removesuffix('.py')}"
+            slip = (case["old"], case["new"]) if "slip" in case else None
             group = "looked-at" if package in LOOKED_AT else "kept"
             options = tuple(case.get("options", ()))
-            found.append(Program(name, group, PACKAGES, case["script"], options, slip if "slip" in case else None))
+            found.append(Program(name, group, PACKAGES, case["script"], options, slip))
     for path in sorted(SCRIPTS.iterdir()):
         if (path.suffix == ".py" and path.stem != "no_distillation") or (path / "train.py").exists():
             script = path.name if path.is_file() else f"{path.name}/train.py"
