@@ -280,6 +280,8 @@ class Sight:
     "Stored answers that some network was seen to give, and those among them that it gave to another sample."
     idle: bool = False
     self_taught: bool = False
+    own_target: bool = False
+    "Whether a divergence or distance in the loss has nothing but the student's answer on both sides."
     probabilities: str = ""
     "Whose answers (student's, teacher's) are probabilities already, where a softmax or sigmoid is taken of them."
     squashed_by: str = "softmax"

@@ -63,10 +63,11 @@ def programs() -> dict[str, Program]:
             package = case["needs"][0]
             if package not in LOOKED_AT + KEPT:
                 sys.exit(f"{package} stands in neither half of the split; add it to the kept ones or the others")
-            name, slip = f"packages/{case['script'].removesuffix('.py')}", (case["old"], case["new"])
+            name = f"packages/{case['script'].removesuffix('.py')}"
+            slip = (case["old"], case["new"]) if "slip" in case else None
             group = "looked-at" if package in LOOKED_AT else "kept"
             options = tuple(case.get("options", ()))
-            found.append(Program(name, group, PACKAGES, case["script"], options, slip if "slip" in case else None))
+            found.append(Program(name, group, PACKAGES, case["script"], options, slip))
     for path in sorted(SCRIPTS.iterdir()):
         if (path.suffix == ".py" and path.stem != "no_distillation") or (path / "train.py").exists():
             script = path.name if path.is_file() else f"{path.name}/train.py"
@@ -158,10 +159,7 @@ def page(last: Results, first: Results, known: dict[str, Program]) -> str:
 
 
 def _intro(last: Results, first: Results) -> Iterator[str]:
-    then, now = (
-        ", ".join(sorted({found["commit"][0][:7] for found in some.values() if found.get("commit")})) or "-"
-        for some in (first, last)
-    )
+    then, now = (", ".join(sorted({_commit(found) for found in some.values()})) or "-" for some in (first, last))
     yield from (
         "`kdbench mutate` puts each fault that has a place in a program into it, in a run of its own. A run counts if",
         "the fault acted, changed the weights, and did not end the program before anything could be seen. Intervals",
@@ -192,15 +190,19 @@ def _by_group(last: Results, first: Results, known: dict[str, Program]) -> Itera
 
 def _by_program(last: Results, first: Results, known: dict[str, Program]) -> Iterator[str]:
     said = ("first", "named", "other alarm", "undecided", "silent")
-    yield from _head("program", "group", "unmutated", "runs that count", *said, "dormant", "first, first run")
+    yield from _head("program", "group", "unmutated", "runs that count", *said, "dormant", "first, first run", "commit")
     for name, found in sorted(last.items(), key=lambda item: (list(GROUPS).index(known[item[0]].group), item[0])):
         if "faults" in found:
             rows = [row["kdbench"] for row in found["faults"] if counts(row)]
             cells = [rows.count(word) for word in (*_NAMED, "other", "undecided", "silent")]
             cells.append(sum(row["status"] == "dormant" for row in found["faults"]))
             then = Share.of([first[name]]) if "faults" in first.get(name, {}) else "-"
-            yield _row(name, known[name].group, found.get("unmutated"), len(rows), *cells, then)
+            yield _row(name, known[name].group, found.get("unmutated"), len(rows), *cells, then, _commit(found))
     yield ""
+
+
+def _commit(found: dict[str, Any]) -> str:
+    return found["commit"][0][:7] if found.get("commit") else "-"
 
 
 def _row(*cells: object) -> str:

@@ -76,6 +76,48 @@ def test_a_teacher_that_the_script_trains_can_be_lost_as_well(fault, monkeypatch
     assert (row.status, row.kdbench) == ("injected", "first"), row
 
 
+CLOSURES = """
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+torch.manual_seed(0)
+x, y = torch.randn(160, 8), torch.randint(0, 3, (160,))
+teacher, student = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 3)), nn.Linear(8, 3)
+
+def steps(net, optimizer, loss, times):
+    for rows in torch.arange(160).split(16) * times:
+        def closure():
+            optimizer.zero_grad()
+            value = loss(rows)
+            value.backward()
+            return value
+        optimizer.step(closure)
+
+def distilled(rows):
+    with torch.no_grad():
+        t = teacher(x[rows])
+    s = student(x[rows])
+    kd = F.kl_div(F.log_softmax(s / 2, 1), F.softmax(t / 2, 1), reduction="batchmean") * 4
+    return 0.5 * F.cross_entropy(s, y[rows]) + 0.5 * kd
+
+adam = torch.optim.Adam(teacher.parameters(), 0.02)
+steps(teacher, adam, lambda rows: F.cross_entropy(teacher(x[rows]), y[rows]), 10)
+steps(student, torch.optim.SGD(student.parameters(), 0.1), distilled, 2)
+"""
+
+
+def test_a_step_that_takes_a_closure_has_faults_as_well(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").write_text(CLOSURES)
+    closed = run("train.py", what="survey", **PLAIN)
+    assert closed.verdict == "clean"
+    for fault in ("double-step", "zeroed-before-step", "random-teacher"):
+        seen = run("train.py", what="fault", fault=fault, scene=closed.scene, **PLAIN)
+        row = runs.judge(fault, closed, seen, 0.0)
+        assert (row.status, row.kdbench, row.by_script) == ("injected", "first", None), row
+
+
 def test_a_teacher_that_transformers_loads_can_be_one_that_nothing_was_loaded_into(tmp_path, monkeypatch):
     transformers = pytest.importorskip("transformers")
     monkeypatch.chdir(tmp_path)

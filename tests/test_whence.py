@@ -123,9 +123,9 @@ def changed_after_training(wrong):
     """A trained teacher gets the mean of its last weights, and its least ones are cut; or it is initialised again."""
     teacher, student = mlp(16), mlp(8)
     adam = torch.optim.Adam(teacher.parameters(), 1e-2)
-    learn(teacher, adam, 60)
+    learn(teacher, adam, 130)
     before = [p.detach().clone() for p in teacher.parameters()]
-    learn(teacher, adam, 10)
+    learn(teacher, adam, 17)
     with torch.no_grad():
         for p, old in zip(teacher.parameters(), before, strict=True):
             p.copy_((p + old) / 2)

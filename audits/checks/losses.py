@@ -215,7 +215,8 @@ def _against_itself(trace: Trace) -> Verdict | None:
     sights = trace.losses.sights
     for s in sights:
         silent = all(e.form == "nothing" for e in s.explanations)
-        if s.self_taught and s.explanations and (s.idle or s.asked_twice or silent):
+        alone = s.self_taught and s.explanations and (s.idle or s.asked_twice or silent)
+        if alone or (s.own_target and _cancels(trace)):  # beside a term of features that does reach the teacher
             what = f"; the teacher ({s.teacher}) answers, and reaches no loss" if s.idle else ""
             return failed(
                 f"the student is held against its own answer{what}", {"student": s.student}, term_place(trace, s)
@@ -318,15 +319,20 @@ def _arguments(trace: Trace) -> Verdict | None:
 
 def _vanished(trace: Trace) -> Verdict | None:
     """Judge a term that has a weight and whose gradient cancels at the student's logits, each time."""
-    read = [e for _, e in explained(trace)]
-    if len(read) < TWICE or not all(e.vanishes for e in read):
+    if not _cancels(trace):
         return None
     return failed(
         "the distillation term has a weight, and its gradient cancels at the student's logits: the probabilities that "
         "weigh the student's log-probabilities are detached",
-        {"backwards": len(read)},
+        {"backwards": len(explained(trace))},
         term_place(trace),
     )
+
+
+def _cancels(trace: Trace) -> bool:
+    """Say whether the gradient of the term cancelled at the student's logits each time that it was read."""
+    read = [e for _, e in explained(trace)]
+    return len(read) >= TWICE and all(e.vanishes for e in read)
 
 
 def _gradient(trace: Trace, sight: Sight, e: Explanation) -> Verdict | None:

@@ -101,7 +101,10 @@ class Inference:
         """Take in a step, and the parameters that it moved."""
         self.players.stepped(optimizer)
         if not self.known.started:
-            self._loads.stepped(params)
+            if params:
+                self._loads.stepped(params)
+            else:
+                self._loads.went_on(optimizer)
             return
         for p in params:
             self.known.moved[p] = True

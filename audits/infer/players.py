@@ -159,7 +159,7 @@ class Players(Observer):
         sight.teacher = names.groups([*cast.teachers, *cast.idle])
         sight.cached = cast.cached
         sight.idle = bool(cast.idle) and not cast.teachers
-        sight.self_taught = cast.self_taught
+        sight.self_taught, sight.own_target = cast.self_taught, cast.own_target
 
     def finish(self, optimizers: list[torch.optim.Optimizer]) -> None:
         """Say who is who, and whether the networks teach each other."""

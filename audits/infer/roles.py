@@ -93,6 +93,8 @@ class Cast:
     "What the network that gave the stored answers was seen to say of the samples of this window."
     self_taught: bool = False
     "Whether it is only taught by its own."
+    own_target: bool = False
+    "Whether a part of the loss holds it against its own."
     shared: tuple[nn.Module, int] | None = None
     "A network that answers without a gradient, and those of its parameters that are the student's and trained."
 
@@ -247,12 +249,13 @@ def cast(raw: RawWindow, taint: Taint, declared: Declared, known: list[nn.Module
         and (f.name == "kl_div" or f.name in DISTANCES or f.name in LABEL_LOSSES or f in meeting)
         and all(f is not label.call for label in result.labels)
     ]
+    result.own_target = any(is_against_itself(f, student) for f in result.soft)
     if not result.teachers:
         stored = [f for f in result.soft if is_against_stored(f, student)]
         sure = declared.stored or any(_is_no_label(f, student, result.labels) for f in stored)
         result.cached, result.doubtful = bool(stored), bool(stored) and not sure
         result.idle = _idle(raw, params_of, student, reached)
-        result.self_taught = not (stored and sure) and any(is_against_itself(f, student) for f in result.soft)
+        result.self_taught = not (stored and sure) and result.own_target
         if result.self_taught and not result.idle:  # a teacher that is shown a view of its own, and is not heard
             result.idle = _idle(raw, params_of, student, reached, views=True)
     return result

@@ -186,6 +186,10 @@ class Loads:
 
         return copy
 
+    def went_on(self, optimizer: torch.optim.Optimizer) -> None:
+        """Note a later step, of which only those that are observed closely say what they moved."""
+        self.stepped(p for group in optimizer.param_groups for p in group["params"] if p in self._after)
+
     def stepped(self, params: Any) -> None:
         """Note parameters that an optimizer moved, and that are not taught yet."""
         for p in params:
@@ -207,9 +211,13 @@ class Loads:
                     self._trained_values.add(now)
 
     def _is_redrawn(self, p: Tensor, now: tuple[tuple[int, ...], bytes]) -> bool:
-        """Say whether a trained parameter was filled with other values since its last step: not averaged, not cut."""
+        """Say whether trained weights were filled with others since their last step: not averaged, not cut.
+
+        A bias of a few numbers can turn round by itself.
+        """
         _, version, values = self._after.get(p, (0, None, None))
-        return values is not None and torch_internals.version_of(p) != version and not _is_alike(values, now)
+        later = values is not None and p.ndim > 1 and torch_internals.version_of(p) != version
+        return later and not _is_alike(values, now)
 
     def judge(
         self, teachers: list[Network], students: list[nn.Module], name_of: Callable[[Tensor], str]

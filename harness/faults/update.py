@@ -131,11 +131,12 @@ def _no_zero_grad(scene: Scene) -> Acts:
 @injected("double-step")
 def _double_step(scene: Scene) -> Acts:
     def twice(call: Call, live: Live) -> Any:
-        if call.arg(1, "closure") is not None or not _trains_the_student(call, live):
+        if not _trains_the_student(call, live):
             return call.proceed()
         live.acted += 1
-        call.proceed()
-        return call.proceed()
+        result = call.proceed()
+        call.original(call.args[0])  # without its closure, which would make a backward of its own
+        return result
 
     return {"step": twice}
 
@@ -143,9 +144,20 @@ def _double_step(scene: Scene) -> Acts:
 @injected("zeroed-before-step")
 def _zeroed_before_step(scene: Scene) -> Acts:
     def zeroed(call: Call, live: Live) -> Any:
-        if call.arg(1, "closure") is None and _trains_the_student(call, live):
-            live.acted += 1
+        if not _trains_the_student(call, live):
+            return call.proceed()
+        live.acted += 1
+        closure = call.arg(1, "closure")
+        if closure is None:
             call.args[0].zero_grad()
+            return call.proceed()
+
+        def closed() -> Any:
+            result = closure()
+            call.args[0].zero_grad()
+            return result
+
+        call.put(1, "closure", closed)
         return call.proceed()
 
     return {"step": zeroed}
