@@ -128,9 +128,9 @@ _SAMPLE = ("baseline", "logit", "feature", "dkd", "crd")
 of a state of its own. `make test-long` trains the others."""
 
 
-def every_method() -> list[Any]:
-    """Return all methods as parameters of a test that trains each several times; most of them for `make test-long`."""
-    return [pytest.param(name, marks=[] if name in _SAMPLE else pytest.mark.long) for name in METHODS]
+def every_method(*also: str) -> list[Any]:
+    """Return all methods as parameters of a test that trains each; most of them for `make test-long`."""
+    return [pytest.param(name, marks=[] if name in (*_SAMPLE, *also) else pytest.mark.long) for name in METHODS]
 
 
 @contextmanager

@@ -130,6 +130,7 @@ def test_names_complete(tmp_path, monkeypatch):
     assert completed("faults", "show", "imagenet-stem+missing-t") == ["imagenet-stem+missing-t-squared"]
     assert completed("audits", "matrix", "--fault", "random-t") == ["random-teacher"]
     assert completed("audit", "--method", "log") == ["logit"]
+    assert completed("run", "--method", "logit+fe") == ["logit+feature"]
     assert completed("run", "--preset", "") == [*PRESETS]
     assert completed("compare", "corr") == ["corrected"]
     assert completed("status", "--runs", "elsewhere", "--study", "") == ["first", "second"]

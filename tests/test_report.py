@@ -16,6 +16,7 @@ from kdbench.harness.plan.plan import Ground, load_preset, make_plan
 from kdbench.harness.publish import figures, first_screen, report
 from kdbench.harness.publish import paper as published
 from kdbench.harness.records.record import Metrics, Result, StudyFolder
+from kdbench.kd.methods import METHODS
 
 ENVIRONMENT = {"torch": "2", "device_name": "a", "code_digest": "c"}
 NORMS = {None: 1.5, "projector-unclipped": 1.7, "random-teacher": 20.0, "imagenet-stem": 2.0}
@@ -374,6 +375,13 @@ def test_every_colour_of_a_figure_has_one_for_dark_pages(pictures):
         for drawing in picture:
             svg = base64.b64decode(drawing.partition("base64,")[2]).decode()
             check_colours(name, svg)
+
+
+def test_no_two_methods_of_a_study_are_drawn_alike():
+    drawn = figures.colours_of({*METHODS, "logit+at", "ls+dkd"})
+    assert len({*drawn.values()}) == len(drawn) == len(METHODS) + 2
+    few = figures.colours_of({"rkd", "at"})
+    assert [*few] == ["baseline", "at", "rkd"] and {stroke.line for stroke in few.values()} == {"-"}
 
 
 def test_a_figure_for_a_telephone_is_no_wider_than_one_and_its_letters_are_not_small(pictures):

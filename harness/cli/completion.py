@@ -55,8 +55,9 @@ def complete_fault(ctx: click.Context, param: click.Parameter, incomplete: str) 
 
 
 def complete_method(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Complete a method."""
-    return _items(method_names(), incomplete)
+    """Complete a method, also the last of several joined by ``+``."""
+    before, plus, last = incomplete.rpartition("+")
+    return [CompletionItem(before + plus + name) for name in method_names() if name.startswith(last)]
 
 
 def complete_arm(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:

@@ -6,7 +6,7 @@ Each is drawn twice, for a wide page and for a telephone, since letters that shr
 import base64
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
@@ -30,7 +30,9 @@ _DARK = {
     "#b91c1c": "#fc8181",
 }
 _LINES = tuple(light for light in _DARK if light not in (_INK, _SOFT))
-"Colours of lines, and of the methods in the order of their tables."
+"Colours of lines, and of a study's methods in the order of their tables."
+_STROKES = ("-", "--", ":")
+"Of the lines of more methods than there are colours."
 FIGURES = ("gains", "accuracy", "curves", "norms", "grid")
 _FAR = 15.0
 "Percentage points below the best arm from which on an arm is told in words: the axis is for the others."
@@ -67,10 +69,11 @@ def draw(study: Trials, gains: Sequence[ComparisonRow], claimed_norm: float | No
         "svg.fonttype": "none",  # letters stay letters: they can be searched and read aloud, and the page stays small
         "svg.hashsalt": "kdbench",
     }
+    colours = colours_of({arm.method for arm in study.arms})
     pictures: dict[str, Callable[[bool], str]] = {
-        "gains": lambda narrow: _gains(gains, study.decision.margin_pp, narrow),
-        "accuracy": lambda narrow: _accuracy(study, narrow),
-        "curves": lambda narrow: _curves(study, narrow),
+        "gains": lambda narrow: _gains(gains, study.decision.margin_pp, narrow, colours),
+        "accuracy": lambda narrow: _accuracy(study, narrow, colours),
+        "curves": lambda narrow: _curves(study, narrow, colours),
         "norms": lambda narrow: _norms(study, claimed_norm, narrow),
         "grid": lambda narrow: _grid(study, narrow),
     }
@@ -79,9 +82,18 @@ def draw(study: Trials, gains: Sequence[ComparisonRow], claimed_norm: float | No
     return {name: picture for name, picture in drawn.items() if picture.wide}
 
 
-def _colour(method: str) -> str:
-    place, joined = METHODS.rank(method)
-    return _LINES[(place + len(joined)) % len(_LINES)]
+class Stroke(NamedTuple):
+    """How a method's line is drawn."""
+
+    colour: str
+    line: str
+
+
+def colours_of(methods: Collection[str]) -> dict[str, Stroke]:
+    """Return how each method of a study is drawn: no two alike, up to three times as many as there are colours."""
+    drawn = sorted({"baseline", *methods}, key=METHODS.rank)
+    strokes = [Stroke(colour, line) for line in _STROKES for colour in _LINES]
+    return {method: strokes[at % len(strokes)] for at, method in enumerate(drawn)}
 
 
 def _svg(figure: Any) -> str:
@@ -141,7 +153,7 @@ def _named(arm: Arm, several: bool) -> str:
     return f"{arm.pair}  {METHODS[arm.method].title}" if several else METHODS[arm.method].title
 
 
-def _gains(gains: Sequence[ComparisonRow], margin: float, narrow: bool) -> str:
+def _gains(gains: Sequence[ComparisonRow], margin: float, narrow: bool, colours: Mapping[str, Stroke]) -> str:
     """Draw each method's seeds as differences from its baseline's mean, and the difference's 95% interval."""
     shown = [g for g in gains if g.difference_pp is not None]
     if not shown:
@@ -159,7 +171,7 @@ def _gains(gains: Sequence[ComparisonRow], margin: float, narrow: bool) -> str:
     rows.axes.axvspan(-margin, margin, color=_SOFT, alpha=0.18, lw=0)
     rows.axes.axvline(0, color=_INK, lw=0.8)
     for y, (_, method, values, found) in enumerate(lines):
-        colour = _colour(method)
+        colour = colours[method].colour
         rows.axes.plot(values, [y] * len(values), "o", color=colour, alpha=0.6, ms=6.5, mec="none")
         if found is None:
             continue
@@ -170,7 +182,7 @@ def _gains(gains: Sequence[ComparisonRow], margin: float, narrow: bool) -> str:
     return _svg(rows.axes.figure)
 
 
-def _accuracy(study: Trials, narrow: bool) -> str:
+def _accuracy(study: Trials, narrow: bool, colours: Mapping[str, Stroke]) -> str:
     """Draw every seed of every arm, and the mean with its 95% interval; one far below in words."""
     from scipy import stats
 
@@ -185,7 +197,7 @@ def _accuracy(study: Trials, narrow: bool) -> str:
     rows = _rows(labels, "test accuracy, %", narrow)
     rows.axes.set_xlim(left, right)
     for y, (arm, values) in enumerate(arms.items()):
-        colour = _colour(arm.method)
+        colour = colours[arm.method].colour
         if fmean(values) <= best - _FAR:
             text = f"\N{LEFTWARDS ARROW} off the scale: {fmean(values):.1f} ({min(values):.1f} to {max(values):.1f})"
             rows.axes.annotate(text, (left, y), va="center", color=colour)
@@ -198,7 +210,7 @@ def _accuracy(study: Trials, narrow: bool) -> str:
     return _svg(rows.axes.figure)
 
 
-def _curves(study: Trials, narrow: bool) -> str:
+def _curves(study: Trials, narrow: bool, colours: Mapping[str, Stroke]) -> str:
     """Draw validation accuracy by epoch, the mean and the range over the seeds, of the corrected arms."""
     pairs = list(dict.fromkeys(arm.pair for arm in sorted(study.arms, key=order) if not arm.fault))
     if not pairs:
@@ -210,8 +222,9 @@ def _curves(study: Trials, narrow: bool) -> str:
             if not curves:
                 continue
             by_epoch = list(zip(*curves, strict=True))
-            xs, colour = range(1, len(by_epoch) + 1), _colour(arm.method)
-            axes.plot(xs, [fmean(values) for values in by_epoch], color=colour, label=METHODS[arm.method].title)
+            xs, (colour, line) = range(1, len(by_epoch) + 1), colours[arm.method]
+            means = [fmean(values) for values in by_epoch]
+            axes.plot(xs, means, color=colour, ls=line, label=METHODS[arm.method].title)
             axes.fill_between(
                 xs, [min(v) for v in by_epoch], [max(v) for v in by_epoch], color=colour, alpha=0.18, lw=0
             )
