@@ -138,7 +138,8 @@ def _are_stored(sights: list[Sight]) -> bool:
     "KD305",
     severity="error",
     phase="first",
-    mend="key stored answers by sample id, and never reorder one side of a batch alone",
+    mend="key stored answers by sample id, and never reorder one side of a batch alone; of texts, labels[:, 1:] go "
+    "with logits[:, :-1] of both networks, and a wider vocabulary is cut at its end, before the softmax",
 )
 def alignment(trace: Trace) -> Verdict:
     """Each sample is taught by the teacher's answer to that very sample.
