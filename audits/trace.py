@@ -206,6 +206,8 @@ class Term:
     "Whether it is a number that was cut from its graph and asks for a gradient anew."
     across: int | None = None
     "The dimension over which probabilities sum to one where it is not the classes'."
+    depths: tuple[tuple[int, int], tuple[int, int]] | None = None
+    "Of features: behind how many blocks they were taken, and of how many, the student's and the teacher's."
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from kdbench.audits.observe.flow import (
     NO_WRITES,
     SHAPE_ONLY,
     is_a_label,
+    meet_numbers,
     passed_on,
     two_meet,
 )
@@ -265,6 +266,8 @@ class Recorder:
             return bool(first | second)
         if isinstance(given[0], nn.Parameter) or isinstance(given[1], nn.Parameter):
             return False
+        if meet_numbers(name, given, mades):
+            return True
         # Two answers meet that each hold parameters which the other does not; scalars are only summed.
         return bool(first & ~second) and bool(second & ~first) and max(given[0].ndim, given[1].ndim) > 0
 

@@ -16,7 +16,12 @@ from kdbench.audits.infer.explain.heads import Head
 from kdbench.audits.infer.explain.rows import Layout, spread
 from kdbench.audits.infer.roles import Label
 from kdbench.audits.observe import torch_internals
-from kdbench.audits.observe.windows import RawWindow
+from kdbench.audits.observe.windows import LABEL_LOSSES, RawWindow
+
+_OTHERS = LABEL_LOSSES - {"cross_entropy", "nll_loss"}
+"Label losses whose gradient has another form."
+_EVEN = 1e-5
+"Share by which weights that are one may differ: rounding of a quotient or two."
 
 
 class LabelPart(NamedTuple):
@@ -53,10 +58,13 @@ def gradients_at(raw: RawWindow, head: Head) -> Gradients | None:
     known = True
     for label in head.labels:
         out = label.call.out
-        if not isinstance(out, Tensor) or not out.requires_grad or label.call.name not in ("cross_entropy", "nll_loss"):
+        if not isinstance(out, Tensor) or not out.requires_grad or label.call.name in _OTHERS:
             known = False
             break
         (w,) = torch.autograd.grad(root, out, retain_graph=True, allow_unused=True)
+        if label.call.name not in ("cross_entropy", "nll_loss") and not _is_even(w):
+            known = False  # what weighs the labels row by row may be the teacher
+            break
         if w is not None:
             weighed.append((label, out, w))
     outs, weights = ([out for _, out, _ in weighed], [-w for _, _, w in weighed]) if known else ([], [])
@@ -67,6 +75,14 @@ def gradients_at(raw: RawWindow, head: Head) -> Gradients | None:
         return g
 
     return Gradients(kd, lambda: _of_labels(head, weighed, scale), known, scale)
+
+
+def _is_even(w: Tensor | None) -> bool:
+    """Say whether the gradient at what labels picked, by hand, is one number where it is any."""
+    if w is None or not bool((w != 0).any()):
+        return True
+    some = w[w != 0].detach().float()
+    return float((some - some[0]).abs().max()) <= _EVEN * float(some[0].abs())
 
 
 def _of_labels(head: Head, weighed: list[tuple[Label, Tensor, Tensor]], scale: float) -> LabelPart:
