@@ -375,6 +375,8 @@ class Updates:
     "Parameters in an optimizer of the distillation that no living module holds."
     frozen: list[str] = field(default_factory=list)
     "Parameters of the student that its optimizer holds and that are set to get no gradient."
+    cut_off: list[str] = field(default_factory=list)
+    "Parameters in it without a gradient that made an answer which was cut off, and which has one."
     ineffective: list[str] | None = None
     "Parameters that got gradients over the whole burn-in and never changed."
     lr_rows: list[tuple[float, ...]] = field(default_factory=list)

@@ -37,14 +37,17 @@ def depths_of(raw: RawWindow, cast: Cast, f: FunctionCall) -> tuple[Depth, Depth
 
 def _source(raw: RawWindow, cast: Cast, feature: Tensor) -> ModuleCall | None:
     """Return the call that answered the rows of a feature; of projected ones, that which the projector was fed by."""
-    if feature.ndim not in (2, 3) or not is_readable(feature):
+    if feature.ndim not in (2, 3) or not feature.numel() or not is_readable(feature):
         return None
     rows = feature.detach().reshape(-1, feature.shape[-1])[:_MOST]
     for call in reversed(raw.calls):
         out = call.outputs() if call.outputs is not None else None
         if out is None or not _may_hold(out, rows):
             continue
-        places = {key: i for i, key in enumerate(row_keys(out.detach().reshape(-1, out.shape[-1]).to(rows.dtype)))}
+        whole = out.detach().reshape(-1, out.shape[-1]).to(rows.dtype)
+        if not bool((whole == rows[0].to(whole.device)).all(1).any()):
+            continue  # most outputs are told by one row
+        places = {key: i for i, key in enumerate(row_keys(whole))}
         found = [places.get(key, -1) for key in row_keys(rows)]
         if min(found) < 0:
             continue

@@ -48,7 +48,7 @@ from specimens import (
 from kdbench.audits.checks.all import CATALOGUE, run
 from kdbench.audits.checks.catalogue import Audit, Verdict, audit, passed, some
 from kdbench.audits.finding import Finding
-from kdbench.audits.trace import KD, Clip, Empty, Inputs, Kept, Loaded, Saved, Trace
+from kdbench.audits.trace import KD, Clip, Empty, Inputs, Kept, Loaded, Saved, Trace, Unheard
 
 SUBJECTS = (
     test_check_architecture,
@@ -231,6 +231,22 @@ def test_a_failure_follows_from_its_cause(effect: str, cause: str) -> None:
     # A clip out of order reaches nothing, and so leaves everything out: the nearest cause is named.
     assert found[effect] == ("KD201" if (effect, cause) == ("KD204", "KD202") else cause)
     assert found[cause] is None
+
+
+@pytest.mark.parametrize(
+    ("cause", "fields"),
+    [
+        ("KD301", {"teacher_leaves": ["fc.weight"]}),
+        ("KD301", {"teacher_grad": True}),
+        ("KD311", {"unheard": [Unheard(30, STEP)]}),
+    ],
+)
+def test_what_costs_time_and_memory_alone_explains_nothing(cause: str, fields: dict[str, Any]) -> None:
+    made = clean()
+    spoil(made, "KD313")
+    for name, value in fields.items():
+        setattr(made.losses if name == "unheard" else made.losses.sights[0], name, value)
+    assert failures(made) == {cause: None, "KD313": None}
 
 
 def test_a_bound_that_fails_may_follow_from_order_alone() -> None:
