@@ -26,7 +26,7 @@ class Verdict:
     by_itself: bool = False
     "Whether what was seen is wrong whatever else failed, so that it follows from no other failure."
     explains: bool = True
-    "Whether other failures may follow from it: from memory spent for nothing none does."
+    "Whether other failures may follow from it: from what is in no loss none does."
 
 
 def passed(message: str, observed: Mapping[str, Any] | None = None) -> Verdict:

@@ -47,7 +47,6 @@ def teacher_mode(trace: Trace) -> Verdict:
                 {"parameters": sight.teacher_leaves[:20], "teacher": sight.teacher},
                 sight.teacher_where or sight.where,
                 None if moved else "warn",
-                explains=moved,
             )
     if follows:
         return undecided("out-of-scope", "the teacher is a moving average of the student, in whichever mode")
@@ -58,7 +57,6 @@ def teacher_mode(trace: Trace) -> Verdict:
                 {"teacher": sight.teacher},
                 sight.teacher_where or sight.where,
                 "warn",
-                explains=False,
             )
     if not live:
         return undecided(

@@ -201,6 +201,8 @@ class Recorder:
             taint.add(given[0], Made(params, calls, taint.base))
             if name not in NO_WRITES:
                 self._on_write(given if name.startswith("_foreach") else given[:1])
+        if name in moods.FUNCTIONS and self._stack:
+            self._note_mood(name, args, kwargs)
         meets = two_meet(given, mades) if is_custom else self._matters(name, given, mades, outs)
         if meets and not self._custom and all(map(is_readable, given)):
             index = self._number()
@@ -220,8 +222,6 @@ class Recorder:
                     hooks.call_site(),
                 )
             )
-        elif name in moods.FUNCTIONS and self._stack:
-            self._note_mood(name, args, kwargs)
         elif name in (
             "mul",
             "__mul__",
