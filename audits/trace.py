@@ -216,6 +216,8 @@ class Term:
     "The dimension over which a softmax of the student's answer runs that holds one number."
     contrast: float | None = None
     "Of scores among others: what the others' are multiplied by, relative to the positive's; 1 where that is right."
+    depths: tuple[tuple[int, int], tuple[int, int]] | None = None
+    "Of features: behind how many blocks they were taken, and of how many, the student's and the teacher's."
 
 
 @dataclass(frozen=True)
@@ -392,6 +394,8 @@ class Updates:
     "Parameters in an optimizer of the distillation that no living module holds."
     frozen: list[str] = field(default_factory=list)
     "Parameters of the student that its optimizer holds and that are set to get no gradient."
+    cut_off: list[str] = field(default_factory=list)
+    "Parameters in it without a gradient that made an answer which was cut off, and which has one."
     ineffective: list[str] | None = None
     "Parameters that got gradients over the whole burn-in and never changed."
     lr_rows: list[tuple[float, ...]] = field(default_factory=list)

@@ -27,6 +27,7 @@ _ALSO = {
     "seeds": "{} seeds an arm",
     "peak_mb": "peak {} MB",
     "textbook_peak_mb": "the textbook's {} MB",
+    "unwatched_peak_mb": "unwatched {} MB",
     "peak_mb_of_twenty": "peak of twenty {} MB",
     "peak_mb_of_fifty": "peak of fifty {} MB",
     "microseconds_per_step": "{} microseconds a step",

@@ -15,6 +15,7 @@ from test_cli import kdbench
 
 from kdbench.harness.faults import FAULTS
 from kdbench.harness.zoo import gallery, matrix, matrix_page
+from kdbench.harness.zoo.language import TOKEN_FAULTS
 from kdbench.harness.zoo.matrix import Cell, Task
 from kdbench.harness.zoo.selfcheck import audit_once
 from kdbench.kd.methods import METHODS
@@ -40,7 +41,7 @@ def test_a_fault_is_caught_by_exactly_its_audits(name):
 
 
 def test_the_gallery_shows_every_fault_and_no_other():
-    assert sorted(GALLERY) == sorted(FAULTS)
+    assert sorted(GALLERY) == sorted([*FAULTS, *TOKEN_FAULTS])
 
 
 def test_one_fault_more_changes_no_other_entry(monkeypatch):

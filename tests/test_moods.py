@@ -26,6 +26,22 @@ class Attends(nn.Module):
         return self.out(h.tanh().mean(1))
 
 
+class AttendsApart(nn.Module):
+    """The same with layers of their own for queries, keys and values, as Llama has them."""
+
+    def __init__(self, width, attention_dropout=0.0):
+        super().__init__()
+        self.up, self.out = nn.Linear(1, width), nn.Linear(width, CLASSES)
+        self.q, self.k, self.v = (nn.Linear(width, width) for _ in range(3))
+        self.attention_dropout = attention_dropout
+
+    def forward(self, x):
+        h = self.up(x.unsqueeze(-1))
+        rate = self.attention_dropout if self.training else 0.0
+        h = h + F.scaled_dot_product_attention(self.q(h), self.k(h), self.v(h), dropout_p=rate)
+        return self.out(h.tanh().mean(1))
+
+
 class Drops(nn.Module):
     def __init__(self, width, rate=0.0):
         super().__init__()
@@ -66,7 +82,7 @@ def taught(teacher, student, *, grad=False, held=None, answer=None):
     return teacher, student
 
 
-@pytest.mark.parametrize("kind", [Attends, Drops, Recurrent])
+@pytest.mark.parametrize("kind", [Attends, AttendsApart, Drops, Recurrent])
 @pytest.mark.parametrize(
     ("rate", "training", "said"), [(0.2, True, "fail"), (0.2, False, "pass"), (0.0, True, "cannot")]
 )

@@ -104,8 +104,8 @@ def accumulated(of_step):
     return loop
 
 
-def in_pieces(own=False, dropped=False, length=13, width=5):
-    """The head's answers piece by piece, in one backward each."""
+def in_pieces(own=False, dropped=False, length=13, width=5, forgotten=None):
+    """The head's answers piece by piece, in one backward each; through the body at once, unless that is `forgotten`."""
 
     def loop(watch):
         student, teacher = LanguageModel(), loaded("language")
@@ -117,6 +117,7 @@ def in_pieces(own=False, dropped=False, length=13, width=5):
                 with torch.no_grad():
                     told = teacher(ids, mask)[:, :-1]
                 hidden, labels = student.hidden(ids, mask)[:, :-1], ids.masked_fill(mask == 0, -100)[:, 1:]
+                whole, hidden = hidden, hidden if forgotten is None else hidden.detach().requires_grad_()
                 optimizer.zero_grad()
                 for at in range(0, length - width if dropped else length, width):
                     piece = slice(at, at + width)
@@ -124,6 +125,8 @@ def in_pieces(own=False, dropped=False, length=13, width=5):
                     s, t = student.head(hidden[:, piece])[on], told[:, piece][on]
                     loss = F.cross_entropy(s, labels[:, piece][on], reduction="sum") + kl(s, t).sum()
                     (0.5 * loss / (on if own else labels != -100).sum()).backward(retain_graph=True)
+                if forgotten is False:
+                    whole.backward(hidden.grad)
                 optimizer.step()
         return student
 
@@ -194,6 +197,7 @@ RIGHT = {
     "by a constant": over(by_a_constant),
     "by the step's tokens": accumulated(True),
     "in pieces": in_pieces(),
+    "in pieces, the body at once": in_pieces(forgotten=False),
     "hidden states of words": of_hidden_states(False),
     "the last words cut": padded(lambda t: F.softmax(t[:, :WORDS] / T, -1)),
     "cut and renormalised": padded(renormalised),
@@ -231,6 +235,12 @@ WRONG = {
         "none from place 6",
     ),
     "the last piece": (in_pieces(dropped=True), "KD352", "error", "the last piece of the sequence is dropped"),
+    "the body's gradient": (
+        in_pieces(forgotten=True),
+        "KD215",
+        "error",
+        "its gradient is not handed on: 14 parameters",
+    ),
     "hidden states of padding": (of_hidden_states(True), "KD352", "warn", "hidden states of padding are compared"),
     "each micro-batch by its own": (accumulated(False), "KD351", "warn", "each micro-batch is divided by its own"),
     "each text by its own": (over(by_text), "KD351", "warn", "the mean over 8 texts of each one's mean"),

@@ -53,7 +53,7 @@ def run(trace: Trace) -> Report:
         verdicts[name] = _how_to_see(verdicts[name], trace)
         if trace.broken is not None and verdicts[name].status != "fail":
             verdicts[name] = Verdict("error", f"watching itself broke and stopped: {trace.broken}")
-    failures = {CATALOGUE[name].id for name, verdict in verdicts.items() if verdict.status == "fail"}
+    causes = {CATALOGUE[name].id for name, verdict in verdicts.items() if verdict.status == "fail" and verdict.explains}
     return sorted_report(
         [
             Finding(
@@ -66,7 +66,7 @@ def run(trace: Trace) -> Report:
                 observed=verdict.observed,
                 mend=entry.mend,
                 where=verdict.where,
-                consequence_of=next((id for id in entry.follows if id in failures), None)
+                consequence_of=next((id for id in entry.follows if id in causes), None)
                 if verdict.status == "fail" and not verdict.by_itself
                 else None,
                 reason=verdict.reason,

@@ -25,6 +25,8 @@ class Verdict:
     "Where it is milder than the audit's own."
     by_itself: bool = False
     "Whether what was seen is wrong whatever else failed, so that it follows from no other failure."
+    explains: bool = True
+    "Whether other failures may follow from it: from what is in no loss none does."
 
 
 def passed(message: str, observed: Mapping[str, Any] | None = None) -> Verdict:
@@ -38,9 +40,10 @@ def failed(
     where: Where | None = None,
     severity: Severity | None = None,
     by_itself: bool = False,
+    explains: bool = True,
 ) -> Verdict:
     """Say that the property does not hold, and where in the user's code."""
-    return Verdict("fail", message, dict(observed), where, severity=severity, by_itself=by_itself)
+    return Verdict("fail", message, dict(observed), where, severity=severity, by_itself=by_itself, explains=explains)
 
 
 def undecided(

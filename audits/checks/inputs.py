@@ -2,7 +2,7 @@
 
 from kdbench.audits.checks.catalogue import Verdict, audit, failed, no_distillation, passed, undecided
 from kdbench.audits.checks.reading import DIRECT
-from kdbench.audits.checks.tokens import copies_its_input, cut_wrongly
+from kdbench.audits.checks.tokens import copies_its_input, cut_wrongly, foretell
 from kdbench.audits.finding import Severity
 from kdbench.audits.infer.explain import Explanation
 from kdbench.audits.trace import Sight, Trace
@@ -15,17 +15,28 @@ _STALE = 0.1
     "KD106",
     severity="warn",
     phase="first",
-    mend="pair features of equal shape explicitly: a projector for the channels, a pooling for the resolution",
+    mend="pair features of equal shape explicitly: a projector for the channels, a pooling for the resolution; of "
+    "transformers, the answer of a block with that of a block",
 )
 def feature_pairing(trace: Trace) -> Verdict:
     """Features that are compared have one shape, and are what was taken.
 
     Broadcasting compares each with every other in silence; a module that works in place changes what a hook on the
-    one before it was handed.
+    one before it was handed. The embeddings of a teacher teach no block: they are what its first one is given.
     """
     if not trace.losses.sights:
         return no_distillation(trace)
     terms = [t for s in trace.losses.sights for t in s.terms if t.name in _DISTANCES]
+    for t in (t for s in trace.losses.sights for t in s.terms if t.depths is not None):
+        (passed_s, of_s), (passed_t, of_t) = t.depths or ((0, 0), (0, 0))
+        if passed_s and not passed_t:
+            return failed(
+                f"the student's features behind its block {passed_s} of {of_s} are compared with what the teacher's "
+                "first block is given, its embeddings: hidden_states[0] is the embeddings, and block i answers "
+                "hidden_states[i]",
+                {"student_blocks": [passed_s, of_s], "teacher_blocks": [passed_t, of_t]},
+                t.where,
+            )
     if not terms:
         return undecided("out-of-scope", "no distance between features was seen")
     overwritten = next((s.overwritten for s in trace.losses.sights if s.overwritten is not None), None)
@@ -140,7 +151,8 @@ def _are_stored(sights: list[Sight]) -> bool:
     "KD305",
     severity="error",
     phase="first",
-    mend="key stored answers by sample id, and never reorder one side of a batch alone",
+    mend="key stored answers by sample id, and never reorder one side of a batch alone; of texts, labels[:, 1:] go "
+    "with logits[:, :-1] of both networks, and a wider vocabulary is cut at its end, before the softmax",
 )
 def alignment(trace: Trace) -> Verdict:
     """Each sample is taught by the teacher's answer to that very sample.
@@ -149,7 +161,8 @@ def alignment(trace: Trace) -> Verdict:
     proof), when an index moves the teacher's rows on every way to the student's features, when the teacher is shown the
     batch's rows in another order, or when stored answers differ from what the teacher was seen to say of the same
     samples. Of a language model also when the labels' loss is not shifted, so that each place is asked for the word
-    that it is shown, and when an answer over more words was cut at the wrong end.
+    that it is shown, when an answer over more words was cut at the wrong end, and when stored answers foretell other
+    words than the next ones of the texts that they are used for.
     """
     if not trace.losses.sights:
         return no_distillation(trace)
@@ -192,7 +205,7 @@ def alignment(trace: Trace) -> Verdict:
                     sight.where,
                 )
             proven = True
-    if (words := cut_wrongly(trace) or copies_its_input(trace)) is not None:
+    if (words := cut_wrongly(trace) or copies_its_input(trace) or foretell(trace)) is not None:
         return words
     if proven:
         return passed("each row is taught by the teacher's answer to it")

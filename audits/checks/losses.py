@@ -126,6 +126,7 @@ def _left_out(trace: Trace) -> Verdict | None:
                 {"windows": unheard.windows},
                 unheard.where,
                 "warn",  # it may be meant for a log alone, which no_grad would say
+                explains=False,
             )
     return None
 

@@ -188,11 +188,20 @@ def gradients_used(trace: Trace) -> Verdict:
 
     Fails when, in most steps, gradients of a backward at the same line were zeroed since the step before with nothing
     done with them: accumulation that is undone, so that only the last part of each batch trains. And when an optimizer
-    of the student or a projector steps, and none of its parameters ever has a gradient; and when the student's
-    gradients are zeroed again and again, while another optimizer steps and the student's own never does.
+    of the student or a projector steps, and none of its parameters ever has a gradient; when the student's gradients
+    are zeroed again and again, while another optimizer steps and the student's own never does; and when the backward of
+    a loss ends at an answer that was cut off, as in pieces, and that answer's gradient is never handed on.
     """
     if (verdict := _never_stepped(trace)) is not None:
         return verdict
+    if behind := trace.updates.cut_off:
+        return failed(
+            f"the backward ends at an answer that was cut off (detach), and its gradient is not handed on: "
+            f"{len(behind)} parameters behind it, which the optimizer holds, get none: {some(behind, 3)}; "
+            "hidden.backward(leaf.grad) takes it through the body",
+            {"parameters": behind[:20]},
+            _first_where(trace),
+        )
     for empty in trace.updates.empty.values():
         if empty.steps >= _EMPTY and (empty.names or empty.thrown == empty.steps):
             why = (

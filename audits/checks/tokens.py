@@ -32,6 +32,13 @@ _SUM = 2e-2
 "Distance from one up to which what probabilities sum to is a small matter: half precision over a thousand classes."
 _TOLD = 16
 "Words that tell so."
+_FORETOLD = 32
+"Words that tell whether stored answers are those to these texts."
+_RIGHT, _WRONG, _BY_FAR = 0.5, 0.25, 2.0
+"""Of the likelihood that stored answers give to a word drawn as they say, the part from which a word is what they mean
+(teachers are surer than right), and below which it is not; and by how much one word must be likelier than another."""
+_ELSEWHERE = 4.0
+"By how much the right answers find a text's own words likelier than those of others; neighbours in a list are alike."
 
 _NO_TOKENS = (
     "no term over rows of tokens was read: the student is shown no texts, its answers by token are not taught, or the "
@@ -390,5 +397,40 @@ def copies_its_input(trace: Trace) -> Verdict | None:
             f"against {c.own:.2g} of the word itself): labels[:, 1:] belong to logits[:, :-1]",
             {"own": c.own, "following": c.following, "tokens": c.tokens},
             c.where or s.where,
+        )
+    return None
+
+
+def foretell(trace: Trace) -> Verdict | None:
+    """Judge stored answers by what they say of the texts that they are used for; None where that decides nothing."""
+    seen = [(s, t.foretold) for s, t in _seen(trace) if t.foretold is not None]
+    tokens = sum(f.tokens for _, f in seen)
+    if tokens < _FORETOLD:
+        return None
+
+    def mean(name: str) -> float:
+        return float(sum(getattr(f, name) * f.tokens for _, f in seen)) / tokens
+
+    following, sure = mean("following"), mean("sure")
+    said = {name: mean(name) for name in ("own", "following", "beyond", "elsewhere", "sure")}
+    where, by_labels = term_place(trace, seen[0][0]), all(f.by_labels for _, f in seen)
+    for name, sign, word in (("beyond", "+", "the word after the next one"), ("own", "-", "the word in its own place")):
+        told = said[name]
+        if told >= _RIGHT * sure and told > _BY_FAR * following and (by_labels or name == "beyond"):
+            return failed(
+                f"the student's token i is taught by the stored answer to i {sign} 1: the answers find {word} likely "
+                f"({told:.2g} in the mean) and not the next one ({following:.2g})",
+                {**said, "tokens": tokens},
+                where,
+            )
+    if following >= _RIGHT * sure and following > _BY_FAR * max(said["elsewhere"], said["beyond"]):
+        return passed(f"the stored answers foretell the next words of these texts ({following:.2g} in the mean)")
+    if by_labels and following < _WRONG * sure and following < _ELSEWHERE * said["elsewhere"]:
+        return failed(
+            f"the stored answers are those to other texts: they find the next words of these hardly likelier than "
+            f"those of others ({following:.2g} and {said['elsewhere']:.2g} in the mean); answers as sure as these are "
+            f"find the right ones likely ({sure:.2g})",
+            {**said, "tokens": tokens},
+            where,
         )
     return None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kdbench.audits.infer.roles import Cast
-from kdbench.audits.infer.targets import PRODUCTS, are_scores, is_a_place
+from kdbench.audits.infer.targets import MATRIX_PRODUCTS, are_scores, is_a_place
 from kdbench.audits.observe.custom import holds_custom
 from kdbench.audits.observe.taint import Taint
 from kdbench.audits.observe.windows import LABEL_LOSSES, FunctionCall, RawWindow
@@ -34,7 +34,7 @@ def contrast_of(raw: RawWindow, cast: Cast, taint: Taint, f: FunctionCall) -> fl
         if not isinstance(scores, Tensor) or not isinstance(target, Tensor) or not are_scores(scores, raw, taint):
             return None
         return 1.0 if scores.ndim == 2 and is_a_place(target, scores.shape[1]) else None
-    if f.name not in PRODUCTS or not _is_between(f, cast) or not isinstance(f.out, Tensor) or f.out.ndim < 2:
+    if f.name not in MATRIX_PRODUCTS or not _is_between(f, cast) or not isinstance(f.out, Tensor) or f.out.ndim < 2:
         return None
     if not f.out.requires_grad or len(raw.roots) != 1 or holds_custom(raw.roots[0].grad_fn):
         return None

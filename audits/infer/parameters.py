@@ -1,6 +1,7 @@
 """Which parameters get a gradient, which are stepped, and which change?"""
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -40,6 +41,8 @@ class Parameters(Observer):
         "By id, the parameters of students and projectors, and what was in them."
         self._leaves = 0
         "Mask of what got a gradient."
+        self._behind = 0
+        "Mask of what made an answer that was cut off and got a gradient of its own."
         self._plain_leaves: Any = WeakTensorKeyDictionary()
         self._optimizer: torch.optim.Optimizer | None = None
         "The first that stepped what the distillation gives a gradient to."
@@ -56,8 +59,14 @@ class Parameters(Observer):
             self._first = {id(p): (p, copy) for p in held if (copy := copy_of(p)) is not None}
         if len(self._trace.losses.sights) < _FIRST:
             self._leaves |= self._taint.mask(self._lasting(raw))
+            self._behind |= self._cut_from(raw) & cast.student_mask
         student = cast.student_mask
         sight.student_frozen = bool(student) and not self._taint.moved_by(raw.leaves) & student
+
+    def _cut_from(self, raw: RawWindow) -> int:
+        """Return the parameters that made what a backward ends at, where that is no parameter itself."""
+        made = [self._taint.of(leaf).params for leaf in raw.leaves if not isinstance(leaf, nn.Parameter)]
+        return _union_of(mask for mask in made if mask.bit_count() > 1)
 
     def _lasting(self, raw: RawWindow) -> list[Tensor]:
         """Return the leaves that are parameters: by their class, or since they come back and are no module's input."""
@@ -103,6 +112,9 @@ class Parameters(Observer):
         if not silent:
             updates.stale = []
             return
+        updates.cut_off = [
+            self._names.param(p) for p in silent if p.requires_grad and self._taint.bit(p) & self._behind
+        ]
         alive = live_parameters()
         updates.stale = [f"shape {tuple(p.shape)}" for p in silent if id(p) not in alive]
         own = {id(p) for g in known.students if g.module is not None for p in g.module.parameters()}
@@ -164,7 +176,11 @@ class Parameters(Observer):
 
 
 def _union(groups: list[Group]) -> int:
+    return _union_of(group.mask for group in groups)
+
+
+def _union_of(masks: Iterable[int]) -> int:
     whole = 0
-    for group in groups:
-        whole |= group.mask
+    for mask in masks:
+        whole |= mask
     return whole

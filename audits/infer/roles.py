@@ -21,11 +21,15 @@ from kdbench.audits.infer.targets import (
     is_against_stored,
     looks_like_labels,
     one_answer,
+    stored_probabilities,
 )
+from kdbench.audits.observe.flow import PRODUCTS
 from kdbench.audits.observe.taint import Made, Taint
 from kdbench.audits.observe.windows import DISTANCES, LABEL_LOSSES, LOOKUPS, FunctionCall, ModuleCall, RawWindow
 
 ParamsOf = Callable[[nn.Module], int]
+_LOOKED_AT, _ONE = 64, 1e-3
+"Rows that tell whether numbers are labels, and how near to one each row of them sums."
 
 
 @dataclass(eq=False)
@@ -165,7 +169,7 @@ def _label(call: FunctionCall, raw: RawWindow, taint: Taint) -> Label | None:
         plain = plain and call.reduction == "mean"
         smoothing = float(call.kwargs.get("label_smoothing", 0.0))
         return Label(call, taint.of(logits).params, logits, target.detach(), smoothing, plain)
-    hot = next((t for t, *_ in call.operands if t is not None and any(t is h for h in raw.one_hot)), None)
+    hot = next((t for t, made, _ in call.operands if t is not None and _are_hot(call, t, made, raw)), None)
     if hot is not None:
         other = next((t for t, made, _ in call.operands if t is not None and made.params), None)
         if other is not None and other.shape == hot.shape and are_log_probabilities(other):
@@ -182,6 +186,16 @@ def _label(call: FunctionCall, raw: RawWindow, taint: Taint) -> Label | None:
             if fit:
                 return Label(call, taint.of(source).params, source, fit[-1].detach().reshape(-1), 0.0, False)
     return None
+
+
+def _are_hot(call: FunctionCall, t: Tensor, made: Made, raw: RawWindow) -> bool:
+    """Say whether numbers are rows that hold labels: they were made so, or are multiplied by hand and look like it."""
+    if any(t is h for h in raw.one_hot):
+        return looks_like_labels(t)
+    if call.name not in PRODUCTS or made.params or t.ndim < 2:
+        return False
+    sums = t.detach().flatten(0, -2)[:_LOOKED_AT].sum(1)  # of a mask they are not all one, or none
+    return bool(((sums == 0) | ((sums - 1).abs() < _ONE)).all()) and bool((sums > 0).any()) and looks_like_labels(t)
 
 
 def cast(raw: RawWindow, taint: Taint, declared: Declared, known: list[nn.Module], trainee: int = 0) -> Cast:
@@ -241,18 +255,15 @@ def cast(raw: RawWindow, taint: Taint, declared: Declared, known: list[nn.Module
         result.cached = True
     apart = _union(g.mask for g in result.teachers if not g.is_base)
     result.students = [Group(mask, *_holder(mask, reached, params_of, apart)) for mask in masks]
-    result.soft = [
-        f
-        for f in raw.functions
-        if raw.root.calls >> f.index & 1
-        and f.made.params & student
-        and (f.name == "kl_div" or f.name in DISTANCES or f.name in LABEL_LOSSES or f in meeting)
-        and all(f is not label.call for label in result.labels)
-    ]
+    heard = [f for f in raw.functions if raw.root.calls >> f.index & 1 and f.made.params & student]
+    heard = [f for f in heard if all(f is not label.call for label in result.labels)]
+    losses = {"kl_div", *DISTANCES, *LABEL_LOSSES}
+    by_hand = [] if result.teachers else [f for f in heard if stored_probabilities(f, raw, student) is not None]
+    result.soft = [f for f in heard if f.name in losses or f in meeting or f in by_hand]
     result.own_target = any(is_against_itself(f, student) for f in result.soft)
     if not result.teachers:
-        stored = [f for f in result.soft if is_against_stored(f, student)]
-        sure = declared.stored or any(_is_no_label(f, student, result.labels) for f in stored)
+        stored = [f for f in result.soft if f in by_hand or is_against_stored(f, student)]
+        sure = declared.stored or bool(by_hand) or any(_is_no_label(f, student, result.labels) for f in stored)
         result.cached, result.doubtful = bool(stored), bool(stored) and not sure
         result.idle = _idle(raw, params_of, student, reached)
         result.self_taught = not (stored and sure) and result.own_target

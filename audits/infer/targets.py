@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from kdbench.audits.observe.flow import LOG_SUM, PRODUCTS
 from kdbench.audits.observe.taint import Taint
 from kdbench.audits.observe.windows import FunctionCall, RawWindow
 
@@ -10,9 +11,11 @@ _ROWS, _ONE_ANSWER, _TINIEST = 64, 0.99, 1e-30
 "Rows compared, the cosine above which two answers, centred, are one, and what is kept from dividing by zero."
 _EXACT = 1e-6
 "Up to which two probabilities that somebody wrote are one number: single precision."
-PRODUCTS = frozenset({"matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "einsum"})
-_LOG_SUM = 2e-2
-"Up to which the logarithm of a sum of probabilities is zero: half precision over a thousand classes."
+MATRIX_PRODUCTS = frozenset({"matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "einsum"})
+_SUM = 2e-2
+"Up to which a sum of probabilities is one: half precision over a thousand classes."
+_LEAST_PART = 0.1
+"Of the probability, what the likeliest classes that somebody stores hold at least, in the mean."
 
 
 def is_against_stored(call: FunctionCall, student: int) -> bool:
@@ -25,6 +28,48 @@ def is_against_stored(call: FunctionCall, student: int) -> bool:
     ]
     of_student = [shape for _, made, shape in call.operands if made.params & student]
     return any(shape == own and len(shape) >= 2 and shape[-1] > 1 for _, shape in stored for own in of_student)
+
+
+def lookup_of(call: FunctionCall, raw: RawWindow) -> FunctionCall | None:
+    """Return the lookup of several classes in each row that a loss is computed from, as of a teacher's likeliest."""
+    for f in raw.functions:
+        if f.name not in ("gather", "take_along_dim") or not isinstance(f.out, Tensor) or len(f.operands) < 2:
+            continue
+        shape = tuple(f.out.shape)
+        made = [made.calls >> f.index & 1 for _, made, own in call.operands[:2] if own == shape]
+        if any(made) and len(shape) > 1 and 1 < shape[-1] < f.operands[0][2][-1]:
+            return f
+    return None
+
+
+def stored_probabilities(call: FunctionCall, raw: RawWindow, student: int) -> Tensor | None:
+    """Return the probabilities that a divergence written by hand holds the student's log-probabilities against.
+
+    They are numbers that no network gave here, of all classes or of the likeliest, in a product or a difference.
+
+    Numbers by which single tokens are weighed, or their earlier log-probabilities, are none: there the last dimension
+    is no row of classes.
+    """
+    if call.name not in PRODUCTS or len(call.operands) < 2:
+        return None
+    mine = next((t for t, made, _ in call.operands[:2] if t is not None and made.params & student), None)
+    its = next((t for t, made, _ in call.operands[:2] if t is not None and not made.params), None)
+    if mine is None or its is None or mine.shape != its.shape or looks_like_labels(its):
+        return None
+    if not are_log_probabilities(mine) and lookup_of(call, raw) is None:
+        return None
+    return probabilities_in(its.detach())
+
+
+def probabilities_in(value: Tensor) -> Tensor | None:
+    """Return probabilities (..., K), given as they are or as logarithms; None where the numbers are neither."""
+    rows = value.reshape(-1, value.shape[-1])[:_ROWS].float()
+    for logs in (False, True):
+        if bool(((rows <= 0) if logs else (rows >= 0)).all()):
+            sums = (rows.exp() if logs else rows).sum(1)
+            if bool((sums <= 1 + _SUM).all()) and float(sums.mean()) >= _LEAST_PART:
+                return value.exp() if logs else value
+    return None
 
 
 def one_answer(one: Tensor, logits: Tensor) -> bool:
@@ -52,7 +97,7 @@ def is_against_itself(call: FunctionCall, student: int) -> bool:
 def are_scores(logits: Tensor, raw: RawWindow, taint: Taint) -> bool:
     """Say whether logits are a product of two networks' answers."""
     calls = taint.of(logits).calls
-    return any(f.name in PRODUCTS and calls >> f.index & 1 for f in raw.functions)
+    return any(f.name in MATRIX_PRODUCTS and calls >> f.index & 1 for f in raw.functions)
 
 
 def is_a_place(target: Tensor, width: int) -> bool:
@@ -84,4 +129,4 @@ def are_log_probabilities(value: Tensor) -> bool:
     if value.ndim < 2 or not value.is_floating_point():
         return False
     with torch.no_grad():
-        return bool((value.detach().float().logsumexp(-1).abs() < _LOG_SUM).all())
+        return bool((value.detach().float().logsumexp(-1).abs() < LOG_SUM).all())

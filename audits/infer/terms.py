@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.audits.infer.contrast import contrast_of
+from kdbench.audits.infer.depths import depths_of
 from kdbench.audits.infer.layers import describe
 from kdbench.audits.infer.meeting import cosine_over, drives_apart, lowers_all_alike, order_of
 from kdbench.audits.infer.names import Names
@@ -14,6 +15,7 @@ from kdbench.audits.infer.observer import EXPLAINED, Observer
 from kdbench.audits.infer.reindexed import reindexed
 from kdbench.audits.infer.roles import Cast
 from kdbench.audits.infer.still import is_still
+from kdbench.audits.infer.targets import lookup_of, stored_probabilities
 from kdbench.audits.observe import torch_internals
 from kdbench.audits.observe.taint import Taint
 from kdbench.audits.observe.windows import DISTANCES, FunctionCall, RawWindow, leaves_of
@@ -64,6 +66,7 @@ class Terms(Observer):
                 continue
             done.add(key)
             soft = f.name == "kl_div" or _is_logit_shaped(shapes, cast) or _are_of_classes(f, cast)
+            soft = soft or stored_probabilities(f, raw, student) is not None
             if not soft and max(len(s) for s in shapes) < 2 and not _are_of_samples(f, cast):
                 continue
             leaves = self._taint.mask(leaves_of([f.grad_fn])) if f.grad_fn is not None else 0
@@ -98,6 +101,8 @@ class Terms(Observer):
         if f.name in DISTANCES and order and term.reaches_student:
             term.apart = drives_apart(raw, f)
             term.across = cosine_over(raw, cast, f)
+        if f.name in DISTANCES or f.name in ("sub", "__sub__", "rsub"):
+            term.depths = depths_of(raw, cast, f)
 
     def _read_operands(self, term: Term, raw: RawWindow, cast: Cast, f: FunctionCall) -> None:
         """Read what went into a Kullback-Leibler divergence, and its weight; into a loss of scores, the targets."""
@@ -116,14 +121,15 @@ class Terms(Observer):
         if term.against_itself:
             term.target_grad = _draws_its_target(raw, cast, f)
         term.swapped = bool(made_t.params & student and not made_x.params & student)
+        some = lookup_of(f, raw) is not None  # some classes of each row, whose probabilities sum to less than one
         with torch.no_grad():
             if target is not None and target.numel():
                 rows = target.detach().double().exp() if term.log_target else target.detach().double()
-                term.target_sum = _least_even_sum(rows)
+                term.target_sum = None if some else _least_even_sum(rows)
                 term.target_least = float(rows.min())
             if x is not None and x.numel():
                 probabilities = x.detach().double().exp()
-                term.input_sum = _least_even_sum(probabilities)
+                term.input_sum = None if some else _least_even_sum(probabilities)
                 term.across = _across(probabilities, {label.classes for label in cast.labels if label.classes})
         out = f.out
         if isinstance(out, Tensor) and out.ndim == 0 and out.requires_grad and len(raw.roots) == 1:

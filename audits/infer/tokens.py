@@ -47,6 +47,25 @@ class Copied:
 
 
 @dataclass(frozen=True)
+class Foretold:
+    """What stored answers say of the texts that they are used for: probabilities, in the mean over some tokens."""
+
+    following: float
+    "Of the word that follows."
+    own: float
+    "Of the word in its own place."
+    beyond: float
+    "Of the word after the one that follows."
+    elsewhere: float
+    "Of the words that follow in other texts."
+    sure: float
+    "Of a word drawn as they say: where they are right, the word that follows has as much."
+    tokens: int
+    by_labels: bool
+    "Whether labels say that it is the word that follows which is to be told."
+
+
+@dataclass(frozen=True)
 class Features:
     """Hidden states of tokens that are compared."""
 
@@ -80,6 +99,8 @@ class Tokens:
     "How many texts there are."
     coverage: Coverage | None = None
     copied: Copied | None = None
+    foretold: Foretold | None = None
+    "Of stored answers."
 
     @property
     def is_known(self) -> bool:
@@ -117,7 +138,7 @@ class TokensSeen(Observer):
         shows = any(c.parent is None and not c.fed.params and raw.root.calls >> c.index & 1 for c in raw.calls)
         for e in sight.explanations:
             shown = shown_in(raw, e.call) or (None if shows else self._shown)
-            tokens = None if shown is None else _tokens(e, shown)
+            tokens = None if shown is None else _tokens(e, shown, cast.cached)
             if tokens is None:
                 continue
             self._shown = shown
@@ -129,7 +150,7 @@ class TokensSeen(Observer):
             sight.token_features = _features(raw, cast, shown)
 
 
-def _tokens(e: Explanation, shown: Shown) -> Tokens | None:
+def _tokens(e: Explanation, shown: Shown, stored: bool) -> Tokens | None:
     """Return what one head's rows get; None where its rows are no tokens."""
     support = e.support
     if support is None or e.form == "nothing":
@@ -162,6 +183,8 @@ def _tokens(e: Explanation, shown: Shown) -> Tokens | None:
         made.coverage = coverage_of(support, shown, *place)
         if place[1] == 0 and support.lead[1] == shown.ids.shape[1] and made.is_read:
             made.copied = _copied(e, shown, support.lead[1])
+        if stored and place[0] == 0 and support.lead[1] >= shown.ids.shape[1] - 1 and made.is_known:
+            made.foretold = _foretold(e, shown, support.lead[1], place[1] == 1)
     return made
 
 
@@ -202,6 +225,40 @@ def _copied(e: Explanation, shown: Shown, width: int) -> Copied | None:
     if int(max(own.max(), following.max())) >= said.shape[1]:
         return None
     return Copied(float(said[at, own].mean()), float(said[at, following].mean()), len(inside))
+
+
+def _foretold(e: Explanation, shown: Shown, width: int, by_labels: bool) -> Foretold | None:
+    """Return how likely stored answers find the words of the texts that they are used for, and those of others."""
+    logits, rows = e.teacher_logits, e.coefficient_rows
+    if logits is None or rows is None:
+        return None
+    rows = rows.cpu()
+    if len(logits) == width * len(shown.ids):
+        logits = logits[rows.to(logits.device)]
+    if len(logits) != len(rows):
+        return None
+    text, place = rows // width, rows % width
+    inside = (place + 2 < shown.ids.shape[1]).nonzero().flatten()
+    if shown.padding is not None:
+        inside = inside[~shown.padding[text[inside], place[inside] + 2]]
+    if len(inside) < _FEWEST:
+        return None
+    p, text, place = logits.detach()[inside.to(logits.device)].cpu().double().softmax(1), text[inside], place[inside]
+    words = [shown.ids[text, place + by].long() for by in (0, 1, 2)]
+    other = text[:, None] != text[None, :]
+    if max(int(w.max()) for w in words) >= p.shape[1] or not bool(other.any()):
+        return None
+    at = torch.arange(len(p))
+    own, following, beyond = (float(p[at, w].mean()) for w in words)
+    return Foretold(
+        following,
+        own,
+        beyond,
+        float(p[:, words[1]][other].mean()),
+        float((p * p).sum(1).mean()),
+        len(p),
+        by_labels,
+    )
 
 
 def _features(raw: RawWindow, cast: Cast, shown: Shown) -> list[Features]:

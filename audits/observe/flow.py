@@ -7,6 +7,7 @@ answer. So they keep what chose them, which is asked for by name (`Taint.of(...,
 
 from torch import Tensor, nn
 
+from kdbench.audits.observe.readable import is_readable
 from kdbench.audits.observe.taint import Made
 from kdbench.audits.observe.windows import DISTANCES, LABEL_LOSSES, LOOKUPS, SOFTMAXES
 
@@ -23,6 +24,12 @@ SHAPE_ONLY = frozenset({f"{word}_like" for word in ("zeros", "ones", "full", "em
 "What takes a tensor's shape and place, and nothing of what is in it."
 KEPT_WHOLE = LABEL_LOSSES | DISTANCES | SOFTMAXES | LOOKUPS | {"kl_div"}
 "Functions whose arguments are kept as they were given; a user's own are too."
+PRODUCTS = frozenset({"mul", "__mul__", "__rmul__", "multiply", "sub", "__sub__", "rsub", "__rsub__", "subtract"})
+"By which a loss is written by hand."
+LOG_SUM = 2e-2
+"Up to which the logarithm of a sum of probabilities is zero: half precision over a thousand classes."
+_LOOKED_AT = 64
+"Rows that tell whether they are log-probabilities."
 NO_WRITES = frozenset({"zero_", "detach_", "requires_grad_", "_foreach_zero_", "retain_grad"})
 
 
@@ -43,6 +50,31 @@ def is_a_label(given: list[Tensor], mades: list[Made], index: Tensor, made: Made
     source = given[0]
     one_a_row = source.ndim > 1 and index.numel() * source.shape[-1] == source.numel()
     return source.requires_grad and one_a_row and not made.params & mades[0].params
+
+
+def meet_numbers(name: str, given: list[Tensor], mades: list[Made]) -> bool:
+    """Say whether log-probabilities that learn meet numbers of their own shape that no network gave.
+
+    So it is in a loss written by hand, against labels or against answers that were stored.
+    """
+    if name not in PRODUCTS or len(given) < 2:
+        return False
+    (a, b), made = given[:2], [bool(m.params) for m in mades[:2]]
+    if a.shape != b.shape or a.ndim < 2 or a.shape[-1] < 2 or made[0] == made[1]:
+        return False
+    mine, its = (a, b) if made[0] else (b, a)
+    if not (mine.is_floating_point() and its.is_floating_point() and mine.requires_grad) or its.requires_grad:
+        return False
+    return is_readable(mine) and are_parts_of_log_probabilities(mine)
+
+
+def are_parts_of_log_probabilities(value: Tensor) -> bool:
+    """Say whether the rows (..., K) may be logarithms of probabilities, of all classes or of some."""
+    rows = value.detach()
+    while rows.ndim > 2:  # a few of them tell; flattened, a part of an answer would be copied whole
+        rows = rows[0]
+    rows = rows[:_LOOKED_AT].float()
+    return bool(rows.numel()) and bool((rows <= 0).all()) and bool((rows.logsumexp(-1) < LOG_SUM).all())
 
 
 def two_meet(given: list[Tensor], mades: list[Made]) -> bool:

@@ -18,6 +18,7 @@ from kdbench.audits.observe.flow import (
     NO_WRITES,
     SHAPE_ONLY,
     is_a_label,
+    meet_numbers,
     passed_on,
     two_meet,
 )
@@ -205,6 +206,8 @@ class Recorder:
             taint.add(given[0], Made(params, calls, taint.base))
             if name not in NO_WRITES:
                 self._on_write(given if name.startswith("_foreach") else given[:1])
+        if name in moods.FUNCTIONS and self._stack:
+            self._note_mood(name, args, kwargs)
         meets = two_meet(given, mades) if is_custom else self._matters(name, given, mades, outs)
         if meets and not self._custom and all(map(is_readable, given)):
             index = self._number()
@@ -224,8 +227,6 @@ class Recorder:
                     hooks.call_site(),
                 )
             )
-        elif name in moods.FUNCTIONS and self._stack:
-            self._note_mood(name, args, kwargs)
         elif name in (
             "mul",
             "__mul__",
@@ -272,6 +273,8 @@ class Recorder:
             return bool(first | second)
         if isinstance(given[0], nn.Parameter) or isinstance(given[1], nn.Parameter):
             return False
+        if meet_numbers(name, given, mades):
+            return True
         # Two answers meet that each hold parameters which the other does not; scalars are only summed.
         return bool(first & ~second) and bool(second & ~first) and max(given[0].ndim, given[1].ndim) > 0
 

@@ -51,10 +51,10 @@ def run_matrix(
         check_method(method)
     tasks = matrix.tasks_for(chosen, methods, own_seeds, of_zoo)
     workers = workers or usable_cores()
-    kinds = {kind: sum(task.kind == kind for task in tasks) for kind in ("fault", "clean", "zoo")}
+    kinds = {kind: sum(task.kind == kind for task in tasks) for kind in ("fault", "clean", "tokens", "zoo")}
     notes.print(
         f"{len(tasks)} short trainings, {workers} at a time: {kinds['fault']} with a fault, {kinds['clean']} of our "
-        f"own without one, {kinds['zoo']} of the clean zoo",
+        f"own without one, {kinds['tokens']} of a language model, {kinds['zoo']} of the clean zoo",
         soft_wrap=True,
     )
     cells = _look(tasks, workers, notes, verbose)

@@ -54,7 +54,7 @@ class Fault:
     @cached_property
     def digest(self) -> str:
         """Digest of the function's source but for docstring and comments: a changed fault is another experiment."""
-        return hashlib.sha256(_body(self.function).encode()).hexdigest()[:16]
+        return hashlib.sha256(source(self.function).encode()).hexdigest()[:16]
 
     def ids(self, names: tuple[str, ...]) -> list[str]:
         """Return the stable ids of audits given by name."""
@@ -105,7 +105,7 @@ class Fault:
     def difference(self) -> str:
         """Return the difference to the canonical function as a unified diff, computed from the sources."""
         canonical = getattr(CANONICAL, self.seam)
-        before, after = (_body(function).splitlines() for function in (canonical, self.function))
+        before, after = (source(function).splitlines() for function in (canonical, self.function))
         lines = difflib.unified_diff(before, after, f"canonical {self.seam}", f"fault {self.name}", lineterm="", n=20)
         return "\n".join(lines)
 
@@ -200,7 +200,7 @@ def audit_ids() -> dict[str, str]:
 
 
 @cache
-def _body(function: Callable[..., Any]) -> str:
+def source(function: Callable[..., Any]) -> str:
     """Return a function's source under its seam's name, without decorator, docstring and comments."""
     lines = textwrap.dedent(inspect.getsource(function)).splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("def "))
@@ -246,7 +246,7 @@ def fault(
             raise InputError(f"fault {name}: it is caught by an audit, or says why it escapes them all (escapes=)")
         if name in FAULTS:
             raise InputError(f"fault {name} is registered already")
-        _body(function)  # read now: what is edited later is not what acts here
+        source(function)  # read now: what is edited later is not what acts here
         FAULTS[name] = Fault(name, seam, function, caught, behind, scope, needs, escapes)
         return function
 

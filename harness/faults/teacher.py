@@ -317,8 +317,9 @@ def _forgotten(net: nn.Module, old: list[Any]) -> None:
     """Make a network one into which parameters were copied, and nothing else."""
     _made_anew(net, old, torch.clone)
     for part in net.modules():
-        if hasattr(part, "reset_running_stats"):
-            part.reset_running_stats()
+        reset = getattr(part, "reset_running_stats", None)
+        if callable(reset):
+            reset()
 
 
 @injected("teacher-overwritten")

@@ -120,7 +120,8 @@ def carry_out(order: Order) -> Outcome:
         with Taps(Counted(agent, scene.steps or None, watch.end), kinds):
             yield
 
-    with writes.outside(Path.cwd()) if order.what == "survey" else contextlib.nullcontext(set()) as written:
+    looked_at = writes.outside(Path.cwd()) if order.what == "survey" else contextlib.nullcontext(set[str]())
+    with looked_at as written:
         seen = engine.run(
             order.target,
             order.args,

@@ -20,6 +20,7 @@ from kdbench.audits.finding import Finding, Report
 from kdbench.harness.faults import FAULTS, Fault, audit_ids
 from kdbench.harness.plan.plan import load_preset
 from kdbench.harness.records.record import first_difference
+from kdbench.harness.zoo.language import TOKEN_FAULTS, TokenRun, audit_tokens
 from kdbench.harness.zoo.selfcheck import EPOCHS, Run, audit_once
 from kdbench.kd.methods import METHODS
 from kdbench.kd.recipe import Precision
@@ -44,10 +45,8 @@ def twin(method: str, precision: Precision) -> Run:
     return audit_once(method, None, 0, lambda _: None, precision)
 
 
-def section(run: Run) -> str:
-    """Return a fault's part of the page, of its training."""
-    fault = run.fault
-    assert fault is not None
+def _told(fault: Fault) -> str:
+    """Say by which audits a fault is caught."""
     ids = audit_ids()
 
     def named(names: Sequence[str]) -> str:
@@ -55,16 +54,39 @@ def section(run: Run) -> str:
 
     told = [f"caught by {named(fault.caught_by)}" if fault.caught_by else f"escapes: {fault.escapes}"]
     told += [f"may follow: {named(fault.follows)}"] if fault.follows else []
+    return "; ".join(told)
+
+
+def section(run: Run) -> str:
+    """Return a fault's part of the page, of its training."""
+    fault = run.fault
+    assert fault is not None
     whose = "teacher and student" if fault.scope == "both" else "the student"
     lines = lines_of(run.report)
     parts = [
         f"## {fault.name}",
-        f"Replaces `{fault.seam}` in the training of {whose}; {'; '.join(told)}.",
+        f"Replaces `{fault.seam}` in the training of {whose}; {_told(fault)}.",
         fault.story,
         f"```diff\n{fault.difference()}\n```",
         f"{numbers(run)} `kdbench audit --fault {fault.name} --method {run.method}` prints:",
         f"```\n{lines}\n```" if lines else "```\n(no audit of severity error fails)\n```",
         *([f"NOT as declared: {'; '.join(run.departures)}."] if not run.as_declared else []),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def token_section(run: TokenRun) -> str:
+    """Return the part of the page of a fault in a language model's training."""
+    fault = run.fault
+    assert fault is not None
+    parts = [
+        f"## {fault.name}",
+        f"Replaces `{fault.seam}` in the training of a language model, token by token; {_told(fault)}.",
+        fault.story,
+        f"```diff\n{fault.difference()}\n```",
+        "After a few steps on the Zen of Python, seed 0, the audits print:",
+        f"```\n{lines_of(run.report, ('error', 'warn'))}\n```",
+        *([f"NOT as declared: {'; '.join(run.departures)}."] if run.departures else []),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -93,13 +115,13 @@ def _shown(value: float) -> str:
     return f"{value:.3g}" if math.isfinite(value) else "no number"
 
 
-def lines_of(report: Report) -> str:
-    """Return what the audit prints of the errors, as plain text."""
+def lines_of(report: Report, severities: Sequence[str] = ("error",)) -> str:
+    """Return what the audit prints of the failures of these severities, as plain text."""
     from kdbench.harness.publish.audit_text import show_failures
 
-    errors = [_plain(f) for f in report.findings if f.status == "fail" and f.severity == "error"]
+    found = [_plain(f) for f in report.findings if f.status == "fail" and f.severity in severities]
     out = io.StringIO()
-    show_failures(Console(file=out, width=118, highlight=False, color_system=None), Report(tuple(errors)))
+    show_failures(Console(file=out, width=118, highlight=False, color_system=None), Report(tuple(found)))
     return "\n".join(line.rstrip() for line in out.getvalue().strip().splitlines())
 
 
@@ -138,7 +160,7 @@ def function_at(path: Path, line: int) -> str:
 
 
 def page(names: Sequence[str], told: Callable[[str], None]) -> str:
-    """Train each fault for a few steps, and return the page in Markdown."""
+    """Train each fault for a few steps, and return the page in Markdown; of all faults, a language model's too."""
     head = (
         "# The faults\n\n"
         f"    {COMMAND}\n\n"
@@ -148,6 +170,8 @@ def page(names: Sequence[str], told: Callable[[str], None]) -> str:
         "that something changed, not what it is worth: what some bugs cost is measured in the other reports.\n"
     )
     parts = [section(audit_once(method_for(FAULTS[name]), FAULTS[name], 0, told)) for name in sorted(names)]
+    if {*names} >= {*FAULTS}:
+        parts += [token_section(audit_tokens(TOKEN_FAULTS[name], 0)) for name in sorted(TOKEN_FAULTS)]
     return "\n".join([head, *parts])
 
 

@@ -1,7 +1,8 @@
 """Faults against audits: how often each is caught, by what, and how often a correct training is accused.
 
-Every cell is a training of a few steps in a process of the pool: our own, with one fault or with none, and the correct
-trainings of the clean zoo, seen as a stranger's script and under a declared watch. Detection and false alarms carry
+Every cell is a training of a few steps in a process of the pool: our own, with one fault or with none, a language
+model's, token by token, likewise, and the correct trainings of the clean zoo, seen as a stranger's script and under a
+declared watch. Detection and false alarms carry
 Clopper-Pearson bounds at 95%, one-sided where nothing was missed or nothing alarmed.
 """
 
@@ -24,17 +25,19 @@ from kdbench.harness.records.record import first_difference
 
 PRECISIONS = ("fp32", "bf16")
 "In which the clean trainings of our own are run."
+CORRECTED = "corrected"
+"The training of a language model without a fault."
 
 
 @dataclass(frozen=True)
 class Task:
     """One training to look at."""
 
-    kind: Literal["fault", "clean", "zoo"]
+    kind: Literal["fault", "clean", "tokens", "zoo"]
     name: str
-    "Of the fault; of the precision (clean); of the member of the clean zoo."
+    "Of the fault, or `corrected` (tokens); of the precision (clean); of the member of the clean zoo."
     method: str
-    "Or, for the zoo, how it is seen: foreign or declared."
+    "Or, for the zoo, how it is seen: foreign or declared; of a language model `tokens`."
     seed: int
 
 
@@ -76,7 +79,7 @@ def look(task: Task) -> Cell:
     """Run one task in this process; what it raises is part of what came of it."""
     start = time.perf_counter()
     try:
-        cell = _look_at_zoo(task) if task.kind == "zoo" else _look_at_own(task)
+        cell = _LOOKS[task.kind](task)
     except Exception as error:  # a training that dies is caught by its user; the matrix counts it apart
         cell = Cell(task, {}, [], [], [], error=f"{type(error).__name__}: {error}")
     return Cell(**{**vars(cell), "seconds": round(time.perf_counter() - start, 2)})
@@ -119,11 +122,27 @@ def _look_at_zoo(task: Task) -> Cell:
     return Cell(task, unwaived, broken, sorted(failed.keys() & member.waived.keys()), departures)
 
 
+def _look_at_tokens(task: Task) -> Cell:
+    from kdbench.harness.zoo.language import TOKEN_FAULTS, audit_tokens
+
+    run = audit_tokens(None if task.name == CORRECTED else TOKEN_FAULTS[task.name], task.seed)
+    failed = {f.id: f.consequence_of for f in run.report.failed("warn")}
+    broken = [f.id for f in run.report.findings if f.status == "error"]
+    return Cell(task, failed, broken, [], run.departures)
+
+
+_LOOKS = {"fault": _look_at_own, "clean": _look_at_own, "tokens": _look_at_tokens, "zoo": _look_at_zoo}
+
+
 def tasks_for(
     chosen: Sequence[str], methods: Sequence[str], seeds: Sequence[int], zoo_seeds: Sequence[int]
 ) -> list[Task]:
-    """Lay out the tasks; the slow ones (half precision on a processor) first, so that no worker waits for them."""
+    """Lay out the tasks; the slow ones (half precision on a processor) first, so that no worker waits for them.
+
+    The trainings of a language model have the clean zoo's seeds.
+    """
     from kdbench.harness.zoo.clean.all import MEMBERS
+    from kdbench.harness.zoo.language import TOKEN_FAULTS
 
     found = [
         Task("fault", name, method, seed)
@@ -136,6 +155,7 @@ def tasks_for(
     found += [Task("clean", p, method, seed) for p in PRECISIONS for method in methods for seed in seeds]
     if any(faults.get(name).needs_scaler for name in chosen):  # the twins of those faults
         found = [Task("clean", "fp16", method, seed) for method in methods for seed in seeds] + found
+    found += [Task("tokens", name, "tokens", seed) for name in (CORRECTED, *TOKEN_FAULTS) for seed in zoo_seeds]
     found += [Task("zoo", name, how, seed) for name in MEMBERS for how in ("foreign", "declared") for seed in zoo_seeds]
     return found
 
@@ -149,7 +169,7 @@ def run(tasks: Sequence[Task], workers: int, told: Callable[[str], None]) -> Ite
     context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
     if sys.platform == "linux":
         context.set_forkserver_preload(
-            ["kdbench.harness.zoo.selfcheck", "kdbench.harness.zoo.clean.all", "kdbench.harness.zoo.clean.run"]
+            [f"kdbench.harness.zoo.{name}" for name in ("selfcheck", "language", "clean.all", "clean.run")]
         )
     # New workers now and then: a zoo of trainings leaves compiled code and memory behind, and a limit of tasks a worker
     # (max_tasks_per_child) was seen to hang the pool in Python 3.11.
@@ -180,12 +200,13 @@ def bound(k: int, n: int, side: Literal["lower", "upper"]) -> float | None:
 def summary(cells: Sequence[Cell], methods: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
     """Return the kdbench.matrix/1 object."""
     twins = {(c.task.name, c.task.method, c.task.seed): c.digests for c in cells if c.task.kind == "clean"}
-    by_fault: dict[str, list[Cell]] = {}
+    by_fault: dict[tuple[str, str], list[Cell]] = {}
     for cell in sorted(cells, key=lambda c: (c.task.name, c.task.method, c.task.seed)):
-        if cell.task.kind == "fault":
-            by_fault.setdefault(cell.task.name, []).append(cell)
-    rows = [_row(name, found, twins) for name, found in by_fault.items()]
-    clean = [c for c in cells if c.task.kind != "fault"]
+        if _has_fault(cell):
+            by_fault.setdefault((cell.task.kind, cell.task.name), []).append(cell)
+    rows = [_row(faults.get(name), found, twins) for (kind, name), found in by_fault.items() if kind == "fault"]
+    tokens = [_token_row(name, found) for (kind, name), found in by_fault.items() if kind == "tokens"]
+    clean = [c for c in cells if not _has_fault(c)]
     alarms = [c for c in clean if not c.as_declared]
     members = sorted({(c.task.kind, c.task.name if c.task.kind == "zoo" else c.task.method) for c in clean})
     own = [c for c in cells if c.task.kind == "clean"]
@@ -196,6 +217,7 @@ def summary(cells: Sequence[Cell], methods: Sequence[str], seeds: Sequence[int])
         "zoo_seeds": sorted({c.task.seed for c in cells if c.task.kind == "zoo"}),
         "methods": list(methods),
         "faults": rows,
+        "tokens": tokens,
         "clean": {
             "runs": len(clean),
             "alarms": len(alarms),
@@ -212,12 +234,24 @@ def summary(cells: Sequence[Cell], methods: Sequence[str], seeds: Sequence[int])
             "faults": [sum(bool(c.suspicious or c.error) for c in guilty), len(guilty)],
         },
         "mean_seconds": round(sum(c.seconds for c in cells) / max(1, len(cells)), 2),
-        "exact": bool(rows) and all(row["exact"] for row in rows) and not alarms,
+        "exact": bool(rows) and all(row["exact"] for row in (*rows, *tokens)) and not alarms,
     }
 
 
-def _row(name: str, cells: list[Cell], twins: dict[tuple[str, str, int], list[str]]) -> dict[str, Any]:
-    fault, n = faults.get(name), len(cells)
+def _has_fault(cell: Cell) -> bool:
+    return cell.task.kind == "fault" or (cell.task.kind == "tokens" and cell.task.name != CORRECTED)
+
+
+def _token_row(name: str, cells: list[Cell]) -> dict[str, Any]:
+    """Return the row of a language model's fault, of whose training neither weights nor losses are kept."""
+    from kdbench.harness.zoo.language import TOKEN_FAULTS
+
+    row = _row(TOKEN_FAULTS[name], cells, {})
+    return {**row, "seam": f"tokens: {row['seam']}", "reached": None, "dormant": None, "noticed_without": None}
+
+
+def _row(fault: faults.Fault, cells: list[Cell], twins: dict[tuple[str, str, int], list[str]]) -> dict[str, Any]:
+    n = len(cells)
     counts = Counter(id for c in cells for id in c.failed)
     detected = sum(set(fault.ids(fault.caught_by)) <= set(c.failed) for c in cells) if fault.caught_by else 0
     precision = "fp16" if fault.needs_scaler else "fp32"
@@ -226,7 +260,7 @@ def _row(name: str, cells: list[Cell], twins: dict[tuple[str, str, int], list[st
         twin = twins.get((precision, c.task.method, c.task.seed), [])
         diverged.append(first_difference(c.digests, twin) if twin and c.digests else -1)
     return {
-        "name": name,
+        "name": fault.name,
         "seam": fault.seam,
         "applies_to": sorted({c.task.method for c in cells}),
         "caught_by": fault.ids(fault.caught_by),

@@ -76,9 +76,15 @@ def _range(seeds: list[int]) -> str:
     return f"{seeds[0]}-{seeds[-1]}" if whole else ",".join(map(str, seeds))
 
 
+def rows_of(matrix: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the faults by what they replace, those of a language model's training last."""
+    by_seam = [sorted(matrix.get(key, []), key=lambda r: (r["seam"], r["name"])) for key in ("faults", "tokens")]
+    return [*by_seam[0], *by_seam[1]]
+
+
 def ids_of(matrix: dict[str, Any]) -> list[str]:
     """Return the audits that any fault names or that spoke, in order."""
-    found = {id for row in matrix["faults"] for id in (*row["caught_by"], *row["follows"], *row["detected"])}
+    found = {id for row in rows_of(matrix) for id in (*row["caught_by"], *row["follows"], *row["detected"])}
     return sorted(found | set(matrix["clean"]["by_audit"]))
 
 
@@ -117,6 +123,12 @@ def summary_lines(matrix: dict[str, Any]) -> list[str]:
         f"A user without audits, who sees whether the loss falls and is a number, notices {noticed} of these "
         f"{len(caught)} faults in every run, and suspects {base['clean'][0]} of {base['clean'][1]} correct trainings.",
     ]
+    if tokens := matrix.get("tokens"):
+        whole, runs = sum(row["caught"][0] == row["caught"][1] for row in tokens), sum(row["runs"] for row in tokens)
+        lines.append(
+            f"{len(tokens)} faults of a language model's training, token by token, in {runs} runs: {whole} are caught "
+            f"by the audits that they name in every run, {sum(row['exact'] for row in tokens)} are as declared."
+        )
     if clean["runs"]:
         lines.append(
             f"{len(clean['members'])} correct programs in {clean['runs']:,} runs: {clean['alarms']} runs were accused. "
@@ -139,14 +151,14 @@ def show(console: Console, matrix: dict[str, Any]) -> None:
         table.add_column(title, overflow="fold")
     for title in ("methods", "at least", "followed by", "noticed without audits", "changed nothing") if wide else ():
         table.add_column(title, overflow="fold")
-    for row in sorted(matrix["faults"], key=lambda r: (r["seam"], r["name"])):
+    for row in rows_of(matrix):
         k, n = row["caught"]
         follows = [f"{id} {row['detected'][id][0]}" for id in row["follows"] if id in row["detected"]]
         more = (
             ", ".join(row["applies_to"]),
             f"{row['lower_bound_95']:.0%}" if row["lower_bound_95"] is not None else "-",
             ", ".join(follows) or "-",
-            f"{row['noticed_without']}/{n}",
+            "-" if row["noticed_without"] is None else f"{row['noticed_without']}/{n}",
             f"{row['dormant']}/{n}" if row["dormant"] else "-",
         )
         table.add_row(
@@ -158,7 +170,7 @@ def show(console: Console, matrix: dict[str, Any]) -> None:
         )
     console.print(table)
     console.print()
-    for row in matrix["faults"]:
+    for row in rows_of(matrix):
         for line in row["inexact"][:2]:
             console.print(f"NO: {row['name']} with {line}", markup=False, soft_wrap=True)
     for line in matrix["clean"]["alarmed"]:
@@ -171,7 +183,7 @@ def page(matrix: dict[str, Any]) -> str:
     """Return the matrix as an HTML page that needs nothing else."""
     ids = ids_of(matrix)
     head = "".join(f'<th class="id">{id}</th>' for id in ids)
-    rows = "".join(_page_row(row, ids) for row in sorted(matrix["faults"], key=lambda r: (r["seam"], r["name"])))
+    rows = "".join(_page_row(row, ids) for row in rows_of(matrix))
     clean, base = matrix["clean"], matrix["baseline"]["clean"]
     alarms = [clean["by_audit"].get(id, 0) for id in ids]
     rows += (
@@ -216,7 +228,8 @@ def _page_row(row: dict[str, Any], ids: list[str]) -> str:
         cells.append(f'<td class="n {kind}">{said}</td>')
     k, n = row["noticed_without"], row["runs"]
     alone = f'n" style="background: rgb(217 131 36 / {0.25 + 0.75 * k / n:.2f})' if k else "n none"
-    cells.append(f'<td class="{alone}">{k}</td><td class="n">{row["dormant"]}</td>')
+    counts = ["-" if count is None else count for count in (k, row["dormant"])]
+    cells.append(f'<td class="{alone}">{counts[0]}</td><td class="n">{counts[1]}</td>')
     why = "; ".join(row["inexact"][:2])
     word = "yes" if row["exact"] else f'<span class="no">NO</span>: {html.escape(why)}'
     cells.append(f"<td{' class=why' if why else ''}>{word}</td>")
@@ -233,7 +246,7 @@ def draw(matrix: dict[str, Any], path: Path) -> None:
 
     colours = {kind: back for kind, (back, _) in _COLOURS.items()} | {"none": "#f4f5f7"}
     ids = ids_of(matrix)
-    rows = sorted(matrix["faults"], key=lambda r: (r["seam"], r["name"]))
+    rows = rows_of(matrix)
     last = len(ids) + 0.5
     figure, axes = plt.subplots(figsize=(3.6 + 0.25 * len(ids), 1.9 + 0.22 * len(rows)), layout="constrained")
 
@@ -246,7 +259,7 @@ def draw(matrix: dict[str, Any], path: Path) -> None:
         if escapes(row):
             axes.text(len(ids) / 2, y + 0.47, "escapes, as declared", ha="center", va="center", fontsize=8.5)
         cell(last, y, "none")
-        cell(last, y, "alone", row["noticed_without"] / row["runs"])
+        cell(last, y, "alone", (row["noticed_without"] or 0) / row["runs"])
     clean = matrix["clean"]
     for x, id in enumerate(ids):
         cell(x, len(rows) + 0.5, "wrong" if clean["by_audit"].get(id) else "none")

@@ -48,7 +48,7 @@ from specimens import (
 from kdbench.audits.checks.all import CATALOGUE, run
 from kdbench.audits.checks.catalogue import Audit, Verdict, audit, passed, some
 from kdbench.audits.finding import Finding
-from kdbench.audits.trace import KD, Clip, Empty, Inputs, Kept, Loaded, Saved, Trace
+from kdbench.audits.trace import KD, Clip, Empty, Inputs, Kept, Loaded, Saved, Trace, Unheard
 
 SUBJECTS = (
     test_check_architecture,
@@ -231,6 +231,13 @@ def test_a_failure_follows_from_its_cause(effect: str, cause: str) -> None:
     # A clip out of order reaches nothing, and so leaves everything out: the nearest cause is named.
     assert found[effect] == ("KD201" if (effect, cause) == ("KD204", "KD202") else cause)
     assert found[cause] is None
+
+
+def test_a_divergence_that_is_in_no_loss_explains_nothing() -> None:
+    made = clean()
+    spoil(made, "KD313")
+    made.losses.unheard = [Unheard(30, STEP)]
+    assert failures(made) == {"KD311": None, "KD313": None}
 
 
 def test_a_bound_that_fails_may_follow_from_order_alone() -> None:

@@ -42,6 +42,23 @@ CASES["KD106"] = {
             overwritten_by="ReLU",
         ),
     ),
+    "embeddings for a block": (
+        seen(term("cosine_similarity", "feature", depths=((1, 2), (0, 3)))),
+        fails(
+            "behind its block 1 of 2 are compared with what the teacher's first block is given, its embeddings",
+            TERM,
+            student_blocks=[1, 2],
+            teacher_blocks=[0, 3],
+        ),
+    ),
+    "embeddings for embeddings": (
+        seen(term("mse_loss", "feature", shapes=[(8, 4), (8, 4)], depths=((0, 2), (0, 3)))),
+        passes("one shape in 1 distances"),
+    ),
+    "a block for a block": (
+        seen(term("mse_loss", "feature", shapes=[(8, 4), (8, 4)], depths=((2, 2), (1, 3)))),
+        passes("one shape in 1 distances"),
+    ),
     "no distance": (seen(feature("normalize")), undecided("out-of-scope", "no distance between features")),
     "equal": (
         seen(shaped((8, 4), (8, 4)), shaped((8, 2), (8, 2)), feature("cosine_similarity")),

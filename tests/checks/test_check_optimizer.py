@@ -187,6 +187,14 @@ CASES["KD215"] = {
         trace(steps=steps(2)),
         passes("the gradients of every backward reached one of 2 steps", steps=2),
     ),
+    "a gradient that is not handed on": (
+        trace(steps=steps(2), cut_off=["body.weight", "body.bias"]),
+        fails(
+            "its gradient is not handed on: 2 parameters behind it, which the optimizer holds, get none: body.weight",
+            {**STEP, "step": 1},
+            parameters=["body.weight", "body.bias"],
+        ),
+    ),
     "accumulation undone": (
         trace(steps=[step(1), *(step(i, **UNDONE) for i in range(2, 15))]),
         fails(

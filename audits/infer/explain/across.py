@@ -35,7 +35,7 @@ def across_fit(
     if layout.dim != head.value.ndim - 1 and rest.sizes.cut < _ZERO:
         value = head.value.reshape(-1, layout.classes)
         other = Head(head.z, value, head.labels, -1)
-        mixed = [Answer(kind, _cut(v, layout)) for kind, v in answers]
+        mixed = [Answer(a.kind, _cut(a.values, layout)) for a in answers if a.among is None]
         words = f"rows that mix {'pixels' if len(layout.shape) == 4 else 'positions'} and classes: {layout.shape} is "
         words += f"reshaped to rows of {layout.classes} without moving the classes to the end"
         whole = gradients.kd()

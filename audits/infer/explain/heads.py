@@ -8,7 +8,13 @@ from torch import Tensor
 
 from kdbench.audits.infer.explain.rows import Layout, spread
 from kdbench.audits.infer.roles import Cast, Label
-from kdbench.audits.infer.targets import are_log_probabilities, is_against_itself
+from kdbench.audits.infer.targets import (
+    are_log_probabilities,
+    is_against_itself,
+    lookup_of,
+    probabilities_in,
+    stored_probabilities,
+)
 from kdbench.audits.observe import torch_internals
 from kdbench.audits.observe.windows import SMALL, SOFTMAXES, FunctionCall, RawWindow
 
@@ -35,6 +41,10 @@ class Answer(NamedTuple):
     kind: Kind
     "Logits, what a softmax was taken of (logits over a temperature), or probabilities."
     values: Tensor
+    among: Tensor | None = None
+    "The classes that they are of (..., K), where they are of some classes alone."
+    classes: int = 0
+    "Of how many."
 
 
 class Head(NamedTuple):
@@ -74,11 +84,13 @@ def teacher_answers(raw: RawWindow, cast: Cast, student: int) -> list[Answer]:
     ]
     for call in [*calls, *reversed(inner)]:
         value = None if (said := call.output) is None else said[1]
-        if value is not None and value.shape[-1] > 1 and not any(_are_one(value, v) for _, v in found):
+        if value is not None and value.shape[-1] > 1 and not any(_are_one(value, a.values) for a in found):
             found.append(Answer("logits", value))
     for f in raw.functions:
         if _reaches(raw, f.index):
             found += _answers_to(f, student, cast.cached)
+            if cast.cached and f in cast.soft:
+                found += _stored_by_class(raw, f, student)
     found += _at_picks(raw, student)
     if cast.self_taught:
         found += [answer for f in cast.soft for answer in _own_answers(f, student)]
@@ -159,6 +171,22 @@ def _answers_to(f: FunctionCall, student: int, cached: bool) -> list[Answer]:
     return found
 
 
+def _stored_by_class(raw: RawWindow, f: FunctionCall, student: int) -> list[Answer]:
+    """Return the probabilities that a loss over the likeliest classes, or one written by hand, was given."""
+    lookup = lookup_of(f, raw)
+    if f.name == "kl_div" and lookup is not None:
+        target, made, _ = f.operands[1]
+        said = None if target is None or made.params else probabilities_in(target.detach())
+    else:
+        said = stored_probabilities(f, raw, student)
+    if said is None:
+        return []
+    if lookup is None:
+        return [Answer("probabilities", said)]
+    among, classes = lookup.operands[1][0], lookup.operands[0][2][-1]
+    return [] if among is None else [Answer("probabilities", said, among, classes)]
+
+
 def _some(value: Tensor, dim: int = -1) -> Tensor:
     """Return some rows (n, C) of an answer."""
     layout = Layout.of(value, dim)
@@ -171,7 +199,9 @@ def _are_probabilities(rows: Tensor) -> bool:
 
 def heads(raw: RawWindow, cast: Cast, student: int, answers: list[Answer]) -> list[Head]:
     """Return the logits of the student of this mask: those that labels were held against first."""
-    shapes = {(v.numel(), v.shape[-1]) for _, v in answers}
+    shapes = {(a.values.numel(), a.values.shape[-1]) for a in answers if a.among is None}
+    # Stored answers are of the words that are taught alone, or of some classes.
+    stored = {a.classes or a.values.shape[-1] for a in answers if cast.cached}
     calls = [
         (not c.has_children, Head(*said, []))
         for c in raw.calls
@@ -195,13 +225,13 @@ def heads(raw: RawWindow, cast: Cast, student: int, answers: list[Answer]) -> li
         place(head, _is_of)
     for head in answered:  # language models drop the last position for their labels
         # Whose answers may be padded to more words, or be whole where the student's come in pieces.
-        if head.value.ndim == 3 and any(width >= head.value.shape[-1] for _, width in shapes):
+        if head.value.ndim == 3 and any(w >= head.value.shape[-1] for w in {*(w for _, w in shapes), *stored}):
             place(head, _is_cut_from)
     for label in waiting:
         if label.logits is not None and label.logits.requires_grad and label.logits.ndim >= 2:
             base = _common_source(raw, label)
             found.append(Head(base, base.detach(), [label], _class_dim(raw, base, [label])))
-    return [*found, *_without_labels(raw, answered, found, shapes, labels)][:_MOST]
+    return [*found, *_without_labels(raw, answered, found, shapes, stored, labels)][:_MOST]
 
 
 def _class_dim(raw: RawWindow, value: Tensor, labels: list[Label]) -> int:
@@ -224,9 +254,15 @@ def _class_dim(raw: RawWindow, value: Tensor, labels: list[Label]) -> int:
 
 
 def _without_labels(
-    raw: RawWindow, answered: list[Head], found: list[Head], shapes: set[tuple[int, int]], labels: list[Label]
+    raw: RawWindow,
+    answered: list[Head],
+    found: list[Head],
+    shapes: set[tuple[int, int]],
+    stored: set[int],
+    labels: list[Label],
 ) -> list[Head]:
-    """Return the answers that could be logits and have no labels: of the teacher's size and of the heads' width."""
+    """Return the answers that could be logits and have no labels: of the teacher's size and of the heads' width, or of
+    the width of stored answers."""
     known = {id(head.z) for head in found}
     values = [head.value for head in found]
     widths = {head.layout.classes for head in found}  # what is narrower or wider lies below: labels teach it too
@@ -234,7 +270,7 @@ def _without_labels(
     for head in answered:
         value = head.value
         dim = _class_dim(raw, value, [])
-        fits = not shapes or (value.numel(), value.shape[-1]) in shapes
+        fits = not shapes or (value.numel(), value.shape[-1]) in shapes or value.shape[-1] in stored
         same = any(
             v.shape[-1] == value.shape[-1]
             and v.numel() == value.numel()

@@ -28,7 +28,7 @@ def narrow_fit(
         return None
     live = (rest.kd.abs().amax(0) > _SILENT * rest.kd.abs().max()).nonzero().flatten().tolist()
     narrower: list[tuple[int, Kind, Tensor]] = []
-    for kind, value in answers:
+    for kind, value in [(a.kind, a.values) for a in answers if a.among is None]:
         width = value.shape[-1]
         if tuple(value.shape[:-1]) == lead and _FEWEST <= width < classes:
             narrower.append((width, kind, value))

@@ -68,6 +68,9 @@ def gradients_at(raw: RawWindow, head: Head, whole: frozenset[str] = LABEL_LOSSE
             known = False
             break
         (w,) = torch.autograd.grad(root, out, retain_graph=True, allow_unused=True)
+        if label.call.name in LOOKUPS and not _is_even(w):
+            known = False  # what weighs the labels row by row may be the teacher
+            break
         if w is not None:
             weighed.append((label, out, w))
     outs, weights = ([out for _, out, _ in weighed], [-w for _, _, w in weighed]) if known else ([], [])
@@ -80,14 +83,10 @@ def gradients_at(raw: RawWindow, head: Head, whole: frozenset[str] = LABEL_LOSSE
     return Gradients(kd, lambda: _of_labels(head, weighed, scale), known, scale)
 
 
-def _is_a_mean(w: Tensor) -> bool:
-    """Say whether log-probabilities that were looked up by labels are averaged as they are, all or some of them."""
-    heard = w[w != 0]
-    return (
-        bool(heard.numel())
-        and bool((heard < 0).all())
-        and float(heard.min() - heard.max()) >= _ONE * float(heard.min())
-    )
+def _is_even(w: Tensor | None) -> bool:
+    """Say whether the gradient at what labels picked, by hand, is one number where it is any."""
+    heard = w[w != 0].detach().float() if w is not None else torch.empty(0)
+    return not heard.numel() or float((heard - heard[0]).abs().max()) <= _ONE * float(heard[0].abs())
 
 
 def _of_labels(head: Head, weighed: list[tuple[Label, Tensor, Tensor]], scale: float) -> LabelPart:
@@ -99,7 +98,7 @@ def _of_labels(head: Head, weighed: list[tuple[Label, Tensor, Tensor]], scale: f
         (own,) = torch.autograd.grad(out, z, grad_outputs=w, retain_graph=True, allow_unused=True)
         if own is None:
             continue
-        if label.call.name not in ENTROPIES and not (label.call.name in LOOKUPS and _is_a_mean(w)):
+        if label.call.name not in ENTROPIES and not (label.call.name in LOOKUPS and bool((w <= 0).all())):
             weight = None
         if weight is not None:
             share = float(w) if label.is_plain else _weight_of(head, label, own)

@@ -48,6 +48,8 @@ class Said:
     "All its rows (N, C), where they lie ready."
     centre: tuple[float, float] | None = None
     "The largest number of a centre that was taken from it, and of what it was taken from."
+    kept: Tensor | None = None
+    "Which classes (n, C) of the rows it tells of, where it tells of some alone."
 
 
 class Softening(NamedTuple):
@@ -112,6 +114,8 @@ def as_written(t: float) -> float:
 def said_by(rest: Rest, answer: Answer) -> list[Said]:
     """Return an answer by the rows of the head: as it stands in the head's shape, or as rows in order."""
     layout, values = rest.layout, answer.values
+    if answer.among is not None:
+        return _said_of_some(rest, values, answer.among)
     if tuple(values.shape) == layout.shape:
         own, place = layout, torch.arange(layout.rows)
     elif is_wider(values, layout):  # vocabularies that are padded differ at the end
@@ -131,6 +135,30 @@ def said_by(rest: Rest, answer: Answer) -> list[Said]:
     ready = own.rows == layout.rows and own.classes == layout.classes and own.dim == values.ndim - 1
     whole = values.detach().reshape(-1, layout.classes) if ready else None
     return [Said(answer.kind, at(rest.index).to(rest.z.device), at, answer.kind == "argument", whole)]
+
+
+def _said_of_some(rest: Rest, values: Tensor, among: Tensor) -> list[Said]:
+    """Return probabilities (..., K) of some classes by the rows of the head, 0 elsewhere."""
+    layout, own, classes = rest.layout, Layout.of(values), Layout.of(among)
+    if own.lead == layout.lead:
+        place = torch.arange(layout.rows)
+    else:
+        found = places((*own.lead, layout.classes), layout, rest.live)
+        found = [p for p in found if bool((p[rest.index] >= 0).all())]
+        if not found:
+            return []
+        place = found[0]
+
+    def at(index: Tensor, said: bool = True) -> Tensor:
+        rows, which = own.take(values, place[index.cpu()]), classes.take(among, place[index.cpu()]).long()
+        return torch.zeros(len(rows), layout.classes, dtype=rows.dtype, device=rows.device).scatter_(
+            1, which, rows if said else torch.ones_like(rows)
+        )
+
+    if own.lead != classes.lead or own.classes != classes.classes:
+        return []
+    kept = at(rest.index, False).bool().to(rest.z.device)
+    return [Said("probabilities", at(rest.index).to(rest.z.device), at, kept=kept)]
 
 
 def is_wider(values: Tensor, layout: Layout) -> bool:

@@ -34,6 +34,11 @@ def topk_fit(rest: Rest, softening: Softening, blank: Explanation) -> Explanatio
     """Return the term over the k likeliest classes that explains what is left, if there is one."""
     if not rest.known or rest.is_invariant is False or rest.layout.classes < _LEAST_CLASSES:
         return None
+    for said in softening.answers:
+        if said.kept is not None:
+            for ts in dict.fromkeys([*softening.student, *_USUAL]):
+                if (e := _with_support(rest, said, said.kept, ts, blank)) is not None:
+                    return e
     small = screened(rest)
     for ts in dict.fromkeys([*softening.student, *softening.teacher]) or _USUAL:
         support = None if _support(small, ts) is None else _support(rest, ts)
@@ -102,4 +107,5 @@ def _forms(s: Sides, kept: Tensor, p: Tensor) -> list[tuple[str, Tensor]]:
         ("topk-tail", s.ts * (q - p + s.ps * ~kept * (1 - rest_p / rest_q))),
         ("topk-scatter", s.ts * (s.ps - norm_p)),
         ("topk-sum", s.ts * (of_p * s.ps - p)),
+        ("log-target", s.through(-s.log_t * kept)),
     ]

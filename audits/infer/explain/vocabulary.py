@@ -34,7 +34,7 @@ def cut_fit(
     after = _after(rest, softened, wide, best, blank)
     if after is not None or (best is not None and fits(rest, best)):
         return after
-    last = [Answer(a.kind, _last(a.values, rest.layout)) for a in answers]
+    last = [Answer(a.kind, _last(a.values, rest.layout)) for a in answers if a.among is None]
     moved = softening(raw, cast, student, rest, last)
     for attempt in (seen_fit, forward_searched):
         found = attempt(rest, moved, blank)
