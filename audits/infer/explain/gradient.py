@@ -23,7 +23,7 @@ from kdbench.audits.infer.explain.topk import topk_fit
 from kdbench.audits.infer.explain.vocabulary import cut_fit
 from kdbench.audits.infer.roles import Cast
 from kdbench.audits.infer.still import are_one
-from kdbench.audits.observe.windows import LABEL_LOSSES, LOOKUPS, RawWindow
+from kdbench.audits.observe.windows import LABEL_LOSSES, RawWindow
 
 
 def explain(raw: RawWindow, cast: Cast, hints: tuple[Try, ...] = ()) -> list[Explanation]:
@@ -79,10 +79,10 @@ _KNOWN_AT_SOFTMAXES = ("forward", "reversed", "jsd")
 def _explain_head(
     raw: RawWindow, cast: Cast, student: int, head: Head, answers: list[Answer], hints: tuple[Try, ...]
 ) -> Explanation | None:
-    found = _explained_with(raw, cast, student, head, answers, hints, LABEL_LOSSES)
-    looked_up = any(label.call.name in LOOKUPS for label in head.labels)
-    if looked_up and (found is None or found.form == "unknown"):
-        better = _explained_with(raw, cast, student, head, answers, hints, LABEL_LOSSES | LOOKUPS)
+    found = _explained_with(raw, cast, student, head, answers, hints, by_hand=False)
+    written = any(label.call.name not in LABEL_LOSSES for label in head.labels)
+    if written and (found is None or found.form == "unknown"):
+        better = _explained_with(raw, cast, student, head, answers, hints, by_hand=True)
         return found if better is None or (found is not None and better.form == "unknown") else better
     return found
 
@@ -94,10 +94,10 @@ def _explained_with(
     head: Head,
     answers: list[Answer],
     hints: tuple[Try, ...],
-    whole: frozenset[str],
+    by_hand: bool,
 ) -> Explanation | None:
-    """Explain the gradient at one head, where the label losses of these names are taken away from it."""
-    gradients = gradients_at(raw, head, whole)
+    """Explain the gradient at one head, from which torch's label losses are taken away, or those by hand as well."""
+    gradients = gradients_at(raw, head, by_hand)
     if gradients is None:
         return None
     rest = rest_of(head, gradients)

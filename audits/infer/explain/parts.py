@@ -16,7 +16,7 @@ from kdbench.audits.infer.explain.heads import Head
 from kdbench.audits.infer.explain.rows import Layout, spread
 from kdbench.audits.infer.roles import Label
 from kdbench.audits.observe import torch_internals
-from kdbench.audits.observe.windows import LABEL_LOSSES, LOOKUPS, RawWindow
+from kdbench.audits.observe.windows import LABEL_LOSSES, RawWindow
 
 ENTROPIES = frozenset({"cross_entropy", "nll_loss"})
 "Label losses over classes, of which the weight of a mean can be told."
@@ -51,11 +51,11 @@ class Gradients:
     "By what it is too large: a GradScaler's factor."
 
 
-def gradients_at(raw: RawWindow, head: Head, whole: frozenset[str] = LABEL_LOSSES) -> Gradients | None:
+def gradients_at(raw: RawWindow, head: Head, by_hand: bool) -> Gradients | None:
     """Return the gradient at a head and the label losses' part; None where a hook may change it.
 
-    That part is known where all label losses are among `whole`. To log-probabilities that were looked up by labels more
-    may be added, as label smoothing by hand does; then it is none of the labels' part.
+    That part is known where all label losses are torch's; with `by_hand`, also where log-probabilities were picked by
+    labels. To these more may be added, as label smoothing by hand does; then it is none of the labels' part.
     """
     root, z, scale = raw.roots[0], head.z, raw.root_scale
     if torch_internals.hooks_of(z):
@@ -64,11 +64,12 @@ def gradients_at(raw: RawWindow, head: Head, whole: frozenset[str] = LABEL_LOSSE
     known = True
     for label in head.labels:
         out = label.call.out
-        if not isinstance(out, Tensor) or not out.requires_grad or label.call.name not in whole:
+        own = label.call.name in LABEL_LOSSES
+        if not isinstance(out, Tensor) or not out.requires_grad or not (own or by_hand):
             known = False
             break
         (w,) = torch.autograd.grad(root, out, retain_graph=True, allow_unused=True)
-        if label.call.name in LOOKUPS and not _is_even(w):
+        if not own and not _is_even(w):
             known = False  # what weighs the labels row by row may be the teacher
             break
         if w is not None:
@@ -98,7 +99,7 @@ def _of_labels(head: Head, weighed: list[tuple[Label, Tensor, Tensor]], scale: f
         (own,) = torch.autograd.grad(out, z, grad_outputs=w, retain_graph=True, allow_unused=True)
         if own is None:
             continue
-        if label.call.name not in ENTROPIES and not (label.call.name in LOOKUPS and bool((w <= 0).all())):
+        if label.call.name not in ENTROPIES and (label.call.name in LABEL_LOSSES or bool((w > 0).any())):
             weight = None
         if weight is not None:
             share = float(w) if label.is_plain else _weight_of(head, label, own)
