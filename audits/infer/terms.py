@@ -73,6 +73,7 @@ class Terms(Observer):
                 against_itself=not any(m & ~student for m in masks) and not cast.cached,
             )
             self._read_operands(term, raw, cast, f)
+            term.beyond = soft and f.name in _SQUARES and _is_beyond(f, student)
             if not soft:
                 self._read_feature(term, raw, cast, f)
             terms.append(term)
@@ -115,6 +116,25 @@ class Terms(Observer):
         if isinstance(out, Tensor) and out.ndim == 0 and out.requires_grad and len(raw.roots) == 1:
             (w,) = torch.autograd.grad(raw.roots[0], out, retain_graph=True, allow_unused=True)
             term.weight = None if w is None else float(w)
+
+
+_SQUARES = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
+"Distances that are least where both sides are one, number by number."
+
+
+def _is_beyond(f: FunctionCall, student: int) -> bool:
+    """Say whether the student's probabilities over the classes are held against what none can reach."""
+    if len(f.operands) < 2:
+        return False
+    (x, made_x, _), (y, made_y, _) = f.operands[:2]
+    if x is None or y is None or x.shape != y.shape or x.ndim < 2 or not x.numel():
+        return False
+    mine, other = (x, y) if made_x.params & student else (y, x)
+    if (made_x.params & student and made_y.params & student) or not other.is_floating_point():
+        return False
+    rows = mine.detach().double()
+    even = bool((rows >= 0).all()) and bool(((rows.sum(-1) - 1).abs() < _SUM).all())
+    return even and float(other.detach().double().min()) < -_SUM
 
 
 def _draws_its_target(raw: RawWindow, cast: Cast, f: FunctionCall) -> bool:
