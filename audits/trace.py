@@ -206,6 +206,8 @@ class Term:
     "Whether its operands hold the rows of the batch as they are, so that their order is that of the batch."
     anew: bool = False
     "Whether it is a number that was cut from its graph and asks for a gradient anew."
+    beyond: bool = False
+    "Whether probabilities of the student's are held against numbers of which some are negative."
     across: int | None = None
     "The dimension over which probabilities sum to one where it is not the classes'."
     entropy: bool = False

@@ -164,7 +164,38 @@ def normalised_otherwise(watch, wrong):
     return student
 
 
+def squares(answer):
+    """Return a loop on the squared distance of probabilities, whose teacher's side `answer` makes, or rightly."""
+
+    def loop(watch, wrong):
+        teacher, student = loaded("mlp"), mlp()
+        optimizer = sgd(student)
+        with watch(student=student, teacher=teacher, optimizer=optimizer):
+            for _ in range(STEPS):
+                x, y = rows()
+                with torch.no_grad():
+                    said = teacher(x)
+                logits = student(x)
+                target = answer(said) if wrong else (said / T).softmax(1)
+                soft = F.mse_loss(target, (logits / T).softmax(1))
+                descend(optimizer, F.cross_entropy(logits, y) + T * T * soft)
+        return student
+
+    loop.__name__ = f"squares_{answer.__name__}"
+    return loop
+
+
+def logits(said):
+    return said / T
+
+
+def unsoftened(said):
+    return said.softmax(1)
+
+
 SLIPS = {
+    squares(logits): ("KD313", "error", "mse_loss holds the student's probabilities against what are none"),
+    squares(unsoftened): ("KD313", "error", "only the student's side is softened: temperature 4 for the student, 1"),
     average: ("KD302", "error", "and 2 of its running statistics, with which it answers, stand still"),
     layers_handed_over: ("KD102", "error", "2 parameters of the teacher (Sequential (teacher)) are the student's own"),
     tags: ("KD313", "error", "the student's answers are probabilities already, and a sigmoid is taken of them again"),

@@ -1,6 +1,7 @@
 """What the distillation term is, as its gradient tells: whom it reaches, its form, its temperature."""
 
 from kdbench.audits.checks.catalogue import Verdict, audit, failed, no_distillation, passed, some, undecided
+from kdbench.audits.checks.forms import RIGHT, WRONG
 from kdbench.audits.checks.operands import TWICE, features, operands, stands_still
 from kdbench.audits.checks.reading import (
     DIRECT,
@@ -32,40 +33,6 @@ _OUTSIDE = 2.0
 "How much larger than all answers a centre must be to be no mean of them: earlier answers may have been larger."
 _WHOLE = 0.99
 "Part of the teacher's probability from which its k largest are as good as all."
-
-_FORMS = {
-    "reversed": "it is KL(student || teacher): the student stands in the teacher's place",
-    "probabilities": "the student's probabilities stand where torch's kl_div wants log-probabilities",
-    "logits-as-target": "the teacher's logits stand where probabilities are due",
-    "log-target": "the teacher's log-probabilities are taken for probabilities (log_target is not set)",
-    "log-weights": "the student's log-probabilities stand where its probabilities should weigh the difference",
-    "jsd-swapped": "its two divergences are turned round: the mixture stands before the bar, where student and teacher "
-    "belong",
-    "jsd-of-logits": "its mixture is one of logits, not of probabilities",
-    "topk-of-student": "the classes that it is taken over are the student's likeliest, not the teacher's",
-    "undivided": "its part over the classes other than the label's holds the label's too: the mask leaves none out",
-    "negative": "its sign is wrong: it drives the student away from the teacher",
-}
-_WORDS = {
-    "forward": "KL(teacher || student)",
-    "reversed": "KL(student || teacher)",
-    "jsd": "a generalized Jensen-Shannon divergence",
-    "topk": "KL over the teacher's likeliest classes, both sides renormalised",
-    "topk-tail": "KL over the teacher's likeliest classes and the rest as one",
-    "topk-scatter": "cross-entropy with the teacher's likeliest classes, renormalised",
-    "topk-sum": "cross-entropy over the teacher's likeliest classes",
-    "mse-logits": "the squared distance of logits",
-    "mse-probabilities": "the squared distance of probabilities",
-    "hard-labels": "cross-entropy on the teacher's labels",
-    "cosine": "the cosine between the answers",
-    "sigmoids": "binary cross-entropy with the teacher's scores, class by class",
-    "sigmoids-to-softmax": "binary cross-entropy with the teacher's probabilities, class by class",
-    "decoupled": "the label's class against the rest, and the other classes among each other (decoupled)",
-    "normalised": "the label's class by the teacher's confidence, and the other classes among each other (normalised)",
-    "weighed-labels": "the labels, each weighed by the teacher's confidence in it",
-    "standardised": "KL(teacher || student) of standardised logits",
-}
-"Forms that are right, as messages name them."
 
 
 @audit(
@@ -264,7 +231,8 @@ def _cut(terms: list[Term], acts: bool, backward: Where | None) -> Verdict | Non
 def target_form(trace: Trace) -> Verdict:
     """The term holds the student's log-probabilities against the teacher's probabilities, at one temperature.
 
-    Fails when what stands in kl_div's places are not log-probabilities and probabilities over the classes, when a
+    Fails when what stands in kl_div's places are not log-probabilities and probabilities over the classes, when the
+    student's probabilities are held number by number against negative ones, when a
     softmax is taken of what are probabilities already, when the target carries a gradient of the teacher's, when only
     one side is softened, or when the gradient is that of a wrong form: a softmax over another dimension, a mixture of
     logits, the student's likeliest classes, a detached weight, a wrong sign. The reversed KL fails over images; it only
@@ -350,11 +318,11 @@ def _gradient(trace: Trace, sight: Sight, e: Explanation) -> Verdict | None:
             place,
             "warn",
         )
-    if e.form in _FORMS and not _is_choice(trace, sight, e):
+    if e.form in WRONG and not _is_choice(trace, sight, e):
         # Written out by hand it may be meant: language models are distilled so.
         meant = e.form == "reversed" and declared is None and not any(t.swapped for t in sight.terms)
         return failed(
-            f"the distillation term has the wrong form: {_FORMS[e.form]}", observed, place, "warn" if meant else None
+            f"the distillation term has the wrong form: {WRONG[e.form]}", observed, place, "warn" if meant else None
         )
     if _is_one_sided(e) and e.temperature is not None and 1.0 in e.temperature and max(e.temperature) > 1:
         side = "student's" if e.temperature[1] == 1.0 else "teacher's"
@@ -397,7 +365,7 @@ def _is_choice(trace: Trace, sight: Sight, e: Explanation) -> bool:
 
 def _is_one_sided(e: Explanation) -> bool:
     two = e.temperature is not None and e.temperature[0] != e.temperature[1]
-    return two and e.form in ("one-sided", "reversed", "jsd")
+    return two and e.form in ("one-sided", "reversed", "jsd", "mse-probabilities")
 
 
 def _follows(trace: Trace) -> bool:
@@ -410,14 +378,14 @@ def _right(trace: Trace, e: Explanation) -> str | None:
         return f"KL(teacher || student) at temperatures {e.temperature[0]:g} and {e.temperature[1]:g}: it {_SHARPENED}"
     if _is_one_sided(e):
         return None
-    if e.form == "sum" and all(part in _WORDS for part in e.parts):
-        return "a sum of " + " and ".join(_WORDS[part] for part in e.parts)
-    if e.form not in _WORDS:
+    if e.form == "sum" and all(part in RIGHT for part in e.parts):
+        return "a sum of " + " and ".join(RIGHT[part] for part in e.parts)
+    if e.form not in RIGHT:
         return None
     more = [f"temperature {e.temperature[0]:g}"] if e.temperature is not None and e.form in _SOFTENED else []
     more += [f"beta {e.beta:g}"] if e.beta is not None else []
     more += [f"k = {e.kept}"] if e.kept is not None else []
-    return ", ".join([_WORDS[e.form], *more])
+    return ", ".join([RIGHT[e.form], *more])
 
 
 _SOFTENED = ("forward", "reversed", "jsd", "topk", "topk-tail", "topk-scatter", "topk-sum", "standardised")

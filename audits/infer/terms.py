@@ -86,6 +86,7 @@ class Terms(Observer):
             term.of_one = _over_one(raw, cast, f)
             term.lowers_all = lowers_all_alike(raw, cast, f)
             term.contrast = contrast_of(raw, cast, self._taint, f)
+            term.beyond = soft and f.name in _SQUARES and _is_beyond(f, student)
             if not soft:
                 self._read_feature(term, raw, cast, f)
             terms.append(term)
@@ -168,6 +169,25 @@ def _over_one(raw: RawWindow, cast: Cast, f: FunctionCall) -> int | None:
             if isinstance(dim, int) and shape[dim] == 1 and math.prod(shape) > 1:
                 return dim % len(shape)
     return None
+
+
+_SQUARES = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
+"Distances that are least where both sides are one, number by number."
+
+
+def _is_beyond(f: FunctionCall, student: int) -> bool:
+    """Say whether the student's probabilities over the classes are held against what none can reach."""
+    if len(f.operands) < 2:
+        return False
+    (x, made_x, _), (y, made_y, _) = f.operands[:2]
+    if x is None or y is None or x.shape != y.shape or x.ndim < 2 or not x.numel():
+        return False
+    mine, other = (x, y) if made_x.params & student else (y, x)
+    if (made_x.params & student and made_y.params & student) or not other.is_floating_point():
+        return False
+    rows = mine.detach().double()
+    even = bool((rows >= 0).all()) and bool(((rows.sum(-1) - 1).abs() < _SUM).all())
+    return even and float(other.detach().double().min()) < -_SUM
 
 
 def _draws_its_target(raw: RawWindow, cast: Cast, f: FunctionCall) -> bool:

@@ -29,7 +29,7 @@ from kdbench.harness.injection.scene import NotApplicableError, Scene
 from kdbench.harness.injection.survey import Survey
 from kdbench.harness.injection.taps import KINDS, Taps
 from kdbench.harness.mutation import writes
-from kdbench.harness.mutation.processes import ORDER, RESULT
+from kdbench.harness.mutation.workspace import ORDER, RESULT
 
 What = Literal["survey", "idle", "fault"]
 

@@ -21,7 +21,7 @@ from kdbench.harness.injection.scene import NotApplicableError, Scene
 from kdbench.harness.injection.survey import Survey
 from kdbench.harness.injection.taps import Taps
 from kdbench.harness.mutation.child import Outcome, What, agent_for, kinds_for
-from kdbench.harness.mutation.processes import ORDER, RESULT
+from kdbench.harness.mutation.workspace import ORDER, RESULT
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdbench.harness.mutation.workspace import copy_of
+from kdbench.harness.mutation.workspace import ORDER, RESULT, copy_of
 from kdbench.harness.run.processes import start_server
 
-ORDER, RESULT = "KDBENCH_MUTATE_ORDER", "KDBENCH_MUTATE_RESULT"
-"Environment variables that name the files of what a run is to do, and of what came of it."
 _CHILD = "kdbench.harness.mutation.child"
 
 

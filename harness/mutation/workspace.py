@@ -9,6 +9,8 @@ from pathlib import Path
 
 from kdbench.kd.errors import InputError
 
+ORDER, RESULT = "KDBENCH_MUTATE_ORDER", "KDBENCH_MUTATE_RESULT"
+"Environment variables that name the files of what a run is to do, and of what came of it."
 _LARGE = 8 * 2**20
 "Bytes above which a file is linked and not copied: checkpoints and data, which scripts read."
 _MOST_FILES, _MOST_BYTES = 20_000, 2**30

@@ -393,6 +393,19 @@ CASES["KD313"] = {
             **formed("one-sided", (4.0, 1.0)),
         ),
     ),
+    "the student alone is softened, in squares": (
+        seen(explained("mse-probabilities", temperature=(4.0, 1.0))),
+        fails("only the student's side is softened", BACKWARD, **formed("mse-probabilities", (4.0, 1.0))),
+    ),
+    "probabilities held against logits": (
+        seen(term("mse_loss", beyond=True), explained()),
+        fails(
+            "mse_loss holds the student's probabilities against what are none",
+            TERM,
+            term="mse_loss",
+            shapes=[[8, 10]] * 2,
+        ),
+    ),
     "the student alone, in the second backward": (
         trace(sights=[sight(), sight(explained("one-sided", temperature=(2.0, 1.0)), where=OTHER)]),
         fails("only the student's side is softened", OTHER, **formed("one-sided", (2.0, 1.0))),
