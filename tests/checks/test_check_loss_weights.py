@@ -104,6 +104,13 @@ CASES["KD312"] = {
     "tokens": scaled(
         **factor("rows/B (divided by the sequences, not by their tokens)", 4.0), rows=32, batch=8, classes=100
     ),
+    "three teachers, by the batch": scaled(
+        **factor("3/B (the sum over 3 teachers was divided by the batch)", 3 / 8), members=3
+    ),
+    "three teachers, by nothing": scaled(
+        **factor("3 (the sum over 3 teachers was not divided by their number)", 3.0), members=3
+    ),
+    "one teacher, three times": scaled(FREE, 2.7),
     "the factor itself a little off": scaled(
         ("fail", f"0.9018 is expected beside the labels' weight 0.1. The ratio is {T2}"),
         0.9018 / 16,
