@@ -305,6 +305,7 @@ ONE_C = "1/C (the mean divides by the classes too)"
 AT_ONE = {"temperature": (1.0, 1.0)}
 CASES["KD312"] |= {
     "written with T^2": written(None, 0.5, 0.5, 16.0),
+    "written over all numbers, times the classes": written(None, 0.5, 0.5, 16.0, 10.0, 1 / 80),
     "written with T twice": written(None, 0.5, 0.5, 4.0, 4.0),
     "written with T^2 in one number": written(None, 0.5, 8.0),
     "written without T^2": written(T2, 0.5 / 16, 0.5),
