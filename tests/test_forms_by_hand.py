@@ -156,6 +156,36 @@ def test_several_teachers_are_one_in_the_mean(divided_by, found):
     assert (found or "") in verdict_of(report, "KD312").message
 
 
+def weighed(t=2.0):
+    """Each sample weighs two teachers by how well they know its label."""
+
+    def loss(z, said, y):
+        known = torch.stack([-F.cross_entropy(said[:, i], y, reduction="none") for i in range(2)], 1).softmax(1)
+        soft = [F.kl_div((z / t).log_softmax(1), (said[:, i] / t).softmax(1), reduction="none").sum(1) for i in (0, 1)]
+        return F.cross_entropy(z, y) + sum((known[:, i] * soft[i]).mean() for i in (0, 1)) * t * t
+
+    return taught(loss, Together(trained(mlp(24)), trained(mlp(16))), mlp(8))
+
+
+def mixed(t=3.0):
+    """The teachers' logits are mixed, each with a weight of its own, before the softmax."""
+
+    def loss(z, said, y):
+        goal = (0.3 * said[:, 0] + 0.7 * said[:, 1]) / t
+        soft = F.kl_div((z / t).log_softmax(1), goal.softmax(1), reduction="batchmean")
+        return 0.5 * F.cross_entropy(z, y) + 0.5 * t * t * soft
+
+    return taught(loss, Together(trained(mlp(24)), trained(mlp(16))), mlp(8))
+
+
+@pytest.mark.parametrize(("loop", "said"), [(weighed, "a sum of KL"), (mixed, "KL(teacher || student), temperature 3")])
+def test_several_teachers_with_weights_of_their_own_are_read(loop, said):
+    report, _ = observed(loop)
+    told = verdict_of(report, "KD313")
+    assert told.status == "pass" and said in told.message, told.message
+    assert named_first(report) is None
+
+
 # -- two views of a batch, taught crosswise
 
 
@@ -182,6 +212,65 @@ def test_views_that_teach_each_other_crosswise_are_read():
 def test_half_a_batch_in_another_order_is_no_view():
     report, _ = observed(crosswise, False)
     assert verdict_of(report, "KD313").status != "pass"
+
+
+# -- distributions over what is no class, labels with rows of their own, sharpened teachers
+
+
+def relations(way):
+    """How alike the samples of a batch are, as a distribution over the others."""
+
+    def like(f):
+        f = F.normalize(f, dim=1)
+        return ((f @ f.T + 1) / 2).fill_diagonal_(0)
+
+    def loss(z, said, y):
+        p, q = (like(x) / like(x).sum(1, keepdim=True) + 1e-7 for x in (said, z))
+        far = (p * (p / q).log()).mean() if way == "ratio" else -(p * q.log()).mean()
+        return F.cross_entropy(z, y) + 10 * far
+
+    return taught(loss, trained(mlp(24)), mlp(8))
+
+
+@pytest.mark.parametrize("way", ["ratio", "entropy"])
+def test_distributions_over_the_batch_are_compared_as_features_are(way):
+    told = verdict_of(observed(relations, way)[0], "KD313")
+    assert told.reason == "out-of-scope", told.message
+
+
+class Hears(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.gru, self.out = nn.GRU(6, width), nn.Linear(width, CLASSES)
+
+    def forward(self, x):
+        return self.out(self.gru(x)[0])
+
+
+def frames(square):
+    """Frames are taught one by one beside a loss over alignments of the labels."""
+
+    def loss(z, said, y):
+        ways = F.ctc_loss(z.log_softmax(-1), y, torch.full((8,), 10), torch.full((8,), 3))
+        soft = F.kl_div((z / 2).log_softmax(-1), (said / 2).softmax(-1), reduction="none").sum(-1).mean()
+        return ways + square * soft
+
+    return taught(loss, Hears(16), Hears(6), lambda: (torch.randn(10, 8, 6), torch.randint(1, CLASSES, (8, 3))))
+
+
+def test_frames_beside_a_loss_over_alignments_are_read():
+    told = verdict_of(observed(frames, 4)[0], "KD313")
+    assert told.status == "pass" and "temperature 2" in told.message, told.message
+
+
+def sharpened(z, said, y):
+    return F.kl_div(z.log_softmax(1), (said / 0.5).softmax(1), reduction="batchmean")
+
+
+def test_a_teacher_may_be_sharpened_for_a_student_that_is_not():
+    report, _ = observed(lambda: taught(sharpened, trained(mlp(24)), mlp(8)))
+    assert "sharpened to temperature 0.5" in verdict_of(report, "KD313").message
+    assert named_first(report) is None
 
 
 # -- words

@@ -236,3 +236,32 @@ def phases(last):
 def test_a_term_that_a_later_phase_loses_is_told(last):
     report, _ = observed(phases, last)
     assert named_first(report) == (("KD311", "error") if last == "labels" else None)
+
+
+class HandsOn(nn.Module):
+    """Returns what it was shown, too, as compiled code does for its backward."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = mlp(8)
+
+    def forward(self, x):
+        return self.net(x), x
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_a_batch_that_a_network_hands_on_stays_data(traced):
+    def loop():
+        student, teacher = HandsOn(), trained(mlp(24)).eval().requires_grad_(False)
+        student = torch.fx.symbolic_trace(student) if traced else student
+        adam = learner(student)
+        for _ in range(STEPS):
+            x, y = rows()
+            logits, _ = student(x)
+            soft = F.kl_div(logits.log_softmax(1), teacher(x).softmax(1), reduction="batchmean")
+            step(adam, 0.5 * F.cross_entropy(logits, y) + 0.5 * soft)
+        return student, teacher
+
+    report, trace = observed(loop)
+    assert trace.roles["teacher"] == ["Sequential (teacher)"], trace.roles
+    assert named_first(report) is None and verdict_of(report, "KD313").status == "pass"

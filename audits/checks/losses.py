@@ -376,6 +376,8 @@ def _right(trace: Trace, e: Explanation) -> str | None:
     """Return the name of a form that is right; None for others."""
     if e.form == "one-sided" and _follows(trace) and e.temperature is not None:
         return f"KL(teacher || student) at temperatures {e.temperature[0]:g} and {e.temperature[1]:g}: it {_SHARPENED}"
+    if e.form == "one-sided" and e.temperature is not None and e.temperature[0] == 1 > e.temperature[1]:
+        return f"KL(teacher || student) with the teacher sharpened to temperature {e.temperature[1]:g}, as for policies"
     if _is_one_sided(e):
         return None
     if e.form == "sum" and all(part in RIGHT for part in e.parts):

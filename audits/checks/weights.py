@@ -282,6 +282,10 @@ def _slip_on_the_way(e: Explanation, micro: int) -> str | None:
     if product <= 0 or not e.factors_known:
         return None
     rest = e.weight * t * t / product
+    of_all = [f for f in factors if abs(f * e.rows * e.classes - 1) <= TOLERANCE]
+    of_classes = [f for f in factors if abs(f / e.classes - 1) <= TOLERANCE]
+    if of_all and of_classes:  # a mean over all numbers, times the classes again, is one over the rows
+        factors = [f for f in factors if f not in (of_all[0], of_classes[0])] + [1 / e.rows]
     by_rows = [f for f in factors if any(abs(f * n - 1) <= TOLERANCE for n in {e.rows, e.batch})]
     if e.sequence or micro > 1:  # the rows of several backwards are one mean, or padding counts too
         by_rows += [f for f in factors if f not in by_rows and _divides_by_more(f, e.rows)]

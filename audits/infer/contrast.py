@@ -41,6 +41,7 @@ def contrast_of(raw: RawWindow, cast: Cast, taint: Taint, f: FunctionCall) -> fl
     own = _gradient(raw, f)
     if own is None:
         return None
+    own = own.squeeze(-1) if own.shape[-1] == 1 and own.ndim > 2 else own  # a batch of matrices with one vector each
     own = own.reshape(-1, own.shape[-1])
     sums, size = own.sum(1), own.abs().sum(1)
     live = size > 0

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from kdbench.audits.infer.averages import Averages, Pair
 from kdbench.audits.infer.layers import plain_name
 from kdbench.audits.infer.names import Names
-from kdbench.audits.infer.observer import Known, Observer
+from kdbench.audits.infer.observer import EXPLAINED, Known, Observer
 from kdbench.audits.infer.roles import Cast, Group
 from kdbench.audits.observe.loads import Loads, Network
 from kdbench.audits.observe.readable import copy_of, is_still, numbers
@@ -50,7 +50,8 @@ class TeacherState(Observer):
         calls = [c for g in (*cast.teachers, *cast.idle) for c in g.calls]
         leaves = self._taint.moved_by(raw.leaves) & cast.teacher_mask
         sight.teacher_leaves = self._names.params(leaves & ~self._passed_through(raw, cast) if leaves else 0)
-        sight.teacher_through = self._goes_through(raw, cast)
+        if len(self._trace.losses.sights) < EXPLAINED:
+            sight.teacher_through = self._goes_through(raw, cast)
         sight.teacher_grad = any(c.answer is not None and c.answer.requires_grad for c in calls)
 
     def _passed_through(self, raw: RawWindow, cast: Cast) -> int:
@@ -71,8 +72,10 @@ class TeacherState(Observer):
         teacher's answer."""
         teacher, student = cast.teacher_mask, cast.student_mask
         for call in raw.calls if not any(g.is_base for g in cast.teachers) else ():
+            if not call.fed.params & teacher or call.fed.params & student or not call.out.params & cast.trained:
+                continue
             own = self._taint.mask(call.module.parameters()) & cast.trained & ~teacher
-            if not own or not call.fed.params & teacher or call.fed.params & student:
+            if not own:
                 continue
             beside = any(c.module is call.module and c.fed.params & student for c in raw.calls)
             targets = [

@@ -140,7 +140,10 @@ class Terms(Observer):
 
 def _is_entropy(raw: RawWindow, cast: Cast, f: FunctionCall) -> bool:
     """Say whether a product is of a teacher's probabilities with the student's log-probabilities, over one dimension,
-    and the loss falls where the student's are nearer."""
+    and the loss falls where the student's are nearer; or a quotient of both's probabilities, whose logarithm these
+    weigh."""
+    if f.name in _QUOTIENTS:
+        return _is_ratio(raw, cast, f)
     mine = [t for t, made, _ in f.operands[:2] if t is not None and made.params & cast.student_mask]
     its = [t for t, made, _ in f.operands[:2] if t is not None and not made.params & cast.student_mask]
     if f.name not in _TIMES or len(mine) != 1 or len(its) != 1 or mine[0].shape != its[0].shape or its[0].ndim < 2:
@@ -155,6 +158,26 @@ def _is_entropy(raw: RawWindow, cast: Cast, f: FunctionCall) -> bool:
     return w is not None and bool((w <= 0).all()) and bool((w < 0).any())
 
 
+def _is_ratio(raw: RawWindow, cast: Cast, f: FunctionCall) -> bool:
+    (p, of_p, _), (q, of_q, _) = f.operands[:2]
+    if p is None or q is None or of_p.params & cast.student_mask or not of_q.params & cast.student_mask:
+        return False
+    if p.shape != q.shape or p.ndim < 2 or not isinstance(f.out, Tensor) or not f.out.requires_grad:
+        return False
+    a, b = p.detach().double(), q.detach().double()
+    even = any(all(bool(((x.sum(d) - 1).abs() < _SUM).all()) for x in (a, b)) for d in range(a.ndim))
+    if not even or not bool((a > 0).all()) or not bool((b > 0).all()) or len(raw.roots) != 1:
+        return False
+    (w,) = torch.autograd.grad(raw.roots[0], f.out, retain_graph=True, allow_unused=True)
+    if w is None:
+        return False
+    pull = w.double() / b  # of p log(p / q) that is one number
+    return float(pull.min()) > 0 and float(pull.max() - pull.min()) <= _PULL * float(pull.max())
+
+
+_PULL = 1e-2
+"Share by which it may differ: what is added to both sides, to keep from dividing by zero, is in it."
+_QUOTIENTS = ("div", "__truediv__", "true_divide")
 _TIMES = ("mul", "__mul__", "__rmul__", "multiply")
 "Products, number by number."
 

@@ -344,7 +344,7 @@ class Recorder:
                 self.taint.of(given),
                 _training(module),
                 torch.is_grad_enabled(),
-                given[:4],
+                given if _is_a_graph(module) else given[:4],
                 hooks.call_site() if parent is None else None,
             )
             self.raw.calls.append(call)
@@ -372,11 +372,11 @@ class Recorder:
             if kwargs and call.given != (more := [*call.given, *tensors_in(kwargs, 2)]):
                 call.given = more[:6]
                 call.fed = self.taint.of(more)
-            self._answered(call, out, dark, args)
+            self._answered(call, out, dark)
         except Exception as error:
             self._on_error(error)
 
-    def _answered(self, call: ModuleCall, out: Any, dark: bool, args: Any) -> None:
+    def _answered(self, call: ModuleCall, out: Any, dark: bool) -> None:
         """Note what a module answered and what that is made of; `dark` says that the mode was off meanwhile."""
         taint = self.taint
         outs = list(tensors_in(out))
@@ -385,10 +385,10 @@ class Recorder:
             own = taint.mask(call.module.parameters())
             made = Made(call.fed.params | own, call.fed.calls, taint.base)
         bit = 1 << call.index
-        shown = {id(t) for t in tensors_in(args, 2)} if dark or _is_a_graph(call.module) else set()
+        shown = {id(t) for t in call.given}
         for t in outs:
             if id(t) in shown and not taint.of(t).params:
-                continue  # compiled code hands on its input for the backward, which stays data
+                continue  # data that is handed on, as compiled code does for its backward, stays data
             old = NOTHING if dark else taint.of(t)  # what the modules within told of says nothing of what is between
             taint.put(t, Made(old.params or made.params, old.calls | call.fed.calls | bit, taint.base))
         call.out = Made(made.params, made.calls | call.fed.calls | bit, taint.base)

@@ -19,7 +19,14 @@ SMALL = 2**22
 "Numbers in a tensor up to which a copy is kept for as long as a window lasts."
 
 LABEL_LOSSES = frozenset(
-    {"cross_entropy", "nll_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits", "multi_margin_loss"}
+    {
+        "cross_entropy",
+        "nll_loss",
+        "binary_cross_entropy",
+        "binary_cross_entropy_with_logits",
+        "multi_margin_loss",
+        "ctc_loss",
+    }
 )
 DISTANCES = frozenset(
     {

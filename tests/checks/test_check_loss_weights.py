@@ -104,6 +104,13 @@ CASES["KD312"] = {
     "tokens": scaled(
         **factor("rows/B (divided by the sequences, not by their tokens)", 4.0), rows=32, batch=8, classes=100
     ),
+    "three teachers, by the batch": scaled(
+        **factor("3/B (the sum over 3 teachers was divided by the batch)", 3 / 8), members=3
+    ),
+    "three teachers, by nothing": scaled(
+        **factor("3 (the sum over 3 teachers was not divided by their number)", 3.0), members=3
+    ),
+    "one teacher, three times": scaled(FREE, 2.7),
     "the factor itself a little off": scaled(
         ("fail", f"0.9018 is expected beside the labels' weight 0.1. The ratio is {T2}"),
         0.9018 / 16,
@@ -298,6 +305,7 @@ ONE_C = "1/C (the mean divides by the classes too)"
 AT_ONE = {"temperature": (1.0, 1.0)}
 CASES["KD312"] |= {
     "written with T^2": written(None, 0.5, 0.5, 16.0),
+    "written over all numbers, times the classes": written(None, 0.5, 0.5, 16.0, 10.0, 1 / 80),
     "written with T twice": written(None, 0.5, 0.5, 4.0, 4.0),
     "written with T^2 in one number": written(None, 0.5, 8.0),
     "written without T^2": written(T2, 0.5 / 16, 0.5),

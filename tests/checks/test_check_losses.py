@@ -424,7 +424,7 @@ CASES["KD313"] = {
     ),
     "one side is sharpened": (
         seen(explained("one-sided", temperature=(1.0, 0.5))),
-        undecided("form-not-recognised", "was not understood", decide_with=OWN_FORM),
+        passes("the teacher sharpened to temperature 0.5", form="one-sided", residual=1e-7),
     ),
     "two temperatures": (
         seen(explained("one-sided", temperature=(4.0, 2.0), residual=0.125)),

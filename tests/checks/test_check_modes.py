@@ -5,6 +5,8 @@ from dataclasses import replace
 import pytest
 from specimens import BACKWARD, MANY, OTHER, STEP, Cases, change, fails, judge, named, passes, sight, trace, undecided
 
+from kdbench.audits.trace import Change
+
 CASES: Cases = {}
 
 CASES["KD301"] = {
@@ -71,6 +73,11 @@ CASES["KD301"] = {
     ),
 }
 
+
+def averaged(*rates: float) -> Change:
+    return replace(change(1, rate=0.5), rates=list(rates), updates=len(rates))
+
+
 CASES["KD302"] = {
     "no module": (trace(sights=[sight()]), undecided("no-teacher-seen", "no teacher module to compare")),
     "an average, but for its statistics": (
@@ -88,6 +95,38 @@ CASES["KD302"] = {
         undecided("out-of-scope", "the teacher is a moving average of the student"),
     ),
     "unchanged": (trace(change=change(rate=0.5, own=True)), passes("the teacher is bitwise what it was")),
+    "an average that nobody takes": (
+        trace(change=replace(change(0, 1), forgotten=True), sights=[sight()]),
+        fails("a twin of the student", BACKWARD, updates=0, rate=None, moved_share=None),
+    ),
+    "an average that forgets": (
+        trace(change=averaged(*[0.8] * 12, *[0.45] * 4), sights=[sight()]),
+        fails(
+            "takes 0.45 of the student at each update",
+            BACKWARD,
+            "warn",
+            updates=16,
+            rate=0.5,
+            moved_share=None,
+            rates=[0.8] * 12 + [0.45] * 4,
+        ),
+    ),
+    "an average that is warmed up": (
+        trace(change=averaged(*[0.8 - 0.03 * i for i in range(16)]), sights=[sight()]),
+        undecided("out-of-scope", "the teacher is a moving average of the student"),
+    ),
+    "an average that keeps most": (
+        trace(change=averaged(*[0.25] * 16), sights=[sight()]),
+        undecided("out-of-scope", "the teacher is a moving average of the student"),
+    ),
+    "a layer of the student's in the way": (
+        trace(change=change(), sights=[sight(), sight(teacher_through="norm", where=OTHER)]),
+        fails("goes through norm on its way to the target", OTHER, "warn", module="norm"),
+    ),
+    "a layer of the student's in an average's way": (
+        trace(change=change(rate=0.03), sights=[sight(teacher_through="norm")]),
+        passes("the teacher is bitwise what it was"),
+    ),
     "parameters": (
         trace(change=change(25, by=True), sights=[sight(), sight(where=OTHER)]),
         fails(

@@ -186,6 +186,9 @@ def covered(**fields: Any) -> Trace:
     return lone(coverage=coverage(**fields))
 
 
+LATE = coverage(late=True, undistilled=8, prompt=80)
+
+
 def featured(compared: int) -> Trace:
     return windows(at(0, token_features=[Features("mse_loss", OTHER, 100, compared)]))
 
@@ -226,6 +229,14 @@ CASES["KD352"] = {
     ),
     "padding here and there": (covered(padding_distilled=50, distilled=250), passes("no padding is distilled")),
     "a place of padding": (covered(padding=3, padding_distilled=3, distilled=203), passes("no padding is distilled")),
+    "one place late, a form that is not known": (
+        windows(*(at(i, tokens(form="unknown", coverage=LATE)) for i in range(2))),
+        fails("one place late", TERM, labelled=200, undistilled=8, distilled=200),
+    ),
+    "one place late once, a form that is not known": (
+        lone(form="unknown", coverage=LATE),
+        undecided("form-not-recognised", "which tokens"),
+    ),
     "one place late": (
         covered(late=True, undistilled=8, prompt=80),
         fails("one place late", TERM, labelled=200, undistilled=8, distilled=200),

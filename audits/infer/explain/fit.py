@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import torch
@@ -319,24 +320,28 @@ def beside_each_other(rest: Rest, softening: Softening, blank: Explanation) -> E
 def _weighed_by_sample(rest: Rest, tries: list[tuple[Said, Try, Tensor]], blank: Explanation) -> Explanation | None:
     """Return the terms of several teachers that explain what is left where each sample weighs them in its own way."""
     canonical = [t for t in tries if t[1].form is FORWARD and t[1].ts == t[1].tt]
-    for ts in dict.fromkeys(t[1].ts for t in canonical):
-        mine = {id(said): (said, basis) for said, one, basis in canonical if one.ts == ts}
-        count, (n, classes) = len(mine), rest.kd.shape
-        if not 1 < count <= _MOST_TEACHERS or classes - 1 - count < _LEFT_OVER or n * (classes - 1 - count) < _FREE:
+    n, classes = rest.kd.shape
+    several = (chosen for count in (2, 3) for chosen in combinations(canonical, count))
+    for chosen in several:
+        count = len(chosen)
+        over = classes - 1 - count
+        if over < _LEFT_OVER or n * over < _FREE or len({(one.ts, id(said)) for said, one, _ in chosen}) < count:
             continue
-        stack = torch.stack([basis for _, basis in mine.values()], 2)
+        stack = torch.stack([basis for *_, basis in chosen], 2)
+        if len({one.ts for _, one, _ in chosen}) > 1 or float(torch.linalg.matrix_rank(stack).min()) < count:
+            continue
         own = torch.linalg.lstsq(stack, rest.kd.unsqueeze(2)).solution
         left = float((rest.kd - (stack @ own).squeeze(2)).norm()) / (float(rest.kd.norm()) or 1.0)
         if left > rest.tolerance or not bool((own > -rest.tolerance * own.abs().max()).all()):
             continue
         share = Fitted(0.0, left, rest.share, rest.label_weight, own.flatten(), True)
-        e = described(rest, share, blank, next(iter(mine.values()))[0], "sum", parts=[FORWARD.name] * count)
+        e = described(rest, share, blank, chosen[0][0], "sum", parts=[FORWARD.name] * count)
         return replace(e, weight=None, coefficients=None, coefficient_rows=None)
     return None
 
 
-_MOST_TEACHERS, _LEFT_OVER = 3, 2
-"Teachers that each sample weighs, and numbers of a row that must be left over, so that a fit is none by chance."
+_LEFT_OVER = 2
+"Numbers of a row that must be left over, so that a fit is none by chance."
 
 
 def _of_several(
