@@ -87,6 +87,8 @@ class Inference:
         sight = Sight(raw.number, raw.where)
         for observer in self._observers:
             observer.window(raw, cast, sight)
+        for e in sight.explanations:  # what is needed of the answers has been read, and each is as large as the logits
+            e.teacher_logits = e.labels = None
         self._trace.losses.sights.append(sight)
 
     def _restart(self) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdbench.audits.infer.explain.heads import Head
-from kdbench.audits.infer.explain.rows import Layout, spread
+from kdbench.audits.infer.explain.rows import Layout, norms, spread
 from kdbench.audits.infer.roles import Label
 from kdbench.audits.observe import torch_internals
 from kdbench.audits.observe.windows import LABEL_LOSSES, RawWindow
@@ -110,7 +110,7 @@ def _of_labels(head: Head, weighed: list[tuple[Label, Tensor, Tensor]], scale: f
     taught = layout.taught(part)
     rows = spread(taught, layout.classes)
     asked = rows.cpu(), layout.take(part, rows).argmin(1).cpu()
-    return LabelPart(float(torch.linalg.vector_norm(part.float())) / scale, taught, weight, asked)
+    return LabelPart(norms(part)[0] / scale, taught, weight, asked)
 
 
 def _weight_of(head: Head, label: Label, own: Tensor) -> float | None:

@@ -16,6 +16,8 @@ MOST_NUMBERS = 2**22
 "Numbers that the explained rows may hold, 32 MB in double precision: fewer rows of a very large vocabulary."
 _LEAST_ROWS = 8
 "Rows that are explained however many classes there are: fewer could agree by chance."
+_PIECE = 2**24
+"Numbers that become single precision at once, 64 MB: the gradient of a large answer in half precision is gone through."
 _LARGEST_SUM = 2**24
 "Numbers that sums along a dimension other than the classes' may have, 64 MB: a larger answer is not asked about it."
 
@@ -74,7 +76,7 @@ class Sizes(NamedTuple):
 def sizes(layout: Layout, g: Tensor) -> Sizes:
     """Go through a gradient once, without a second one of its size where it is large."""
     rows = torch.linalg.vector_norm(g.detach(), math.inf, layout.dim).flatten().cpu().double()
-    norm, total = (float(torch.linalg.vector_norm(g.detach().float(), order)) for order in (2, 1))
+    norm, total = norms(g)
     if not total or not math.isfinite(norm):
         return Sizes(rows, norm, [1.0] * g.ndim)
 
@@ -82,11 +84,31 @@ def sizes(layout: Layout, g: Tensor) -> Sizes:
         return float(sums.abs().sum(dtype=torch.float64)) / total
 
     looked_at = [d for d in range(g.ndim) if d == layout.dim or g.numel() // g.shape[d] <= _LARGEST_SUM]
-    lines = [along(g.sum(d, dtype=torch.float32)) if d in looked_at else 1.0 for d in range(g.ndim)]
+    lines = [along(_sums(g, d)) if d in looked_at else 1.0 for d in range(g.ndim)]
     cut = 1.0
     if 0 < layout.dim < g.ndim - 1:
         cut = along(g.reshape(-1, layout.classes).sum(1, dtype=torch.float32))
     return Sizes(rows, norm, lines, cut)
+
+
+def _sums(g: Tensor, dim: int) -> Tensor:
+    """Return the sums along a dimension in single precision; along the last one row by row, piece by piece."""
+    if dim < g.ndim - 1 or not g.is_contiguous():
+        return g.sum(dim, dtype=torch.float32)
+    rows = g.reshape(-1, g.shape[-1]).split(max(1, _PIECE // max(1, g.shape[-1])))
+    return torch.cat([piece.sum(1, dtype=torch.float32) for piece in rows])
+
+
+def norms(g: Tensor) -> tuple[float, float]:
+    """Return the 2-norm and the 1-norm in single precision; of a large tensor piece by piece, without a copy of all."""
+    whole = g.detach()
+    pieces = whole.reshape(-1).split(_PIECE) if whole.is_contiguous() else whole.unbind(0) if whole.ndim else (whole,)
+    squares, total = 0.0, 0.0
+    for piece in pieces:
+        single = piece.float()
+        squares += float(torch.linalg.vector_norm(single)) ** 2
+        total += float(torch.linalg.vector_norm(single, 1))
+    return math.sqrt(squares), total
 
 
 def spread(among: Tensor, classes: int, most: int = MOST_ROWS) -> Tensor:
