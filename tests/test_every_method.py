@@ -22,7 +22,19 @@ def test_every_method_runs_and_is_proven_clean(tmp_path):
     study = tmp_path / "all.toml"
     study.write_text(Path(TINY).read_text(encoding="utf-8").partition("[method.")[0] + tables)
     named = [word for name in (*METHODS, *JOINED) for word in ("--method", name)]
-    words = ["run", str(study), *named, "--seeds", "0", "--no-controls", "--runs", str(tmp_path / "runs"), "--json"]
+    words = [
+        "run",
+        str(study),
+        *named,
+        "--variant",
+        "corrected",
+        "--seeds",
+        "0",
+        "--no-controls",
+        "--runs",
+        str(tmp_path / "runs"),
+        "--json",
+    ]
     code, out, err = kdbench(*words)
     found = json.loads(out)
     assert [arm["method"] for arm in found["arms"] if not arm["as_expected"]] == [], err
