@@ -22,7 +22,7 @@ test-variants: $(READY)  ## the tests that train, as other processors would, wit
 	$(BIN)/python tests/variants.py $(PYTEST)
 
 test-packages: $(PACKAGES)/.ready  ## other people's packages under the audits, in an environment of their own
-	$(PACKAGES)/bin/python -m pytest -n 2 --dist loadgroup -m packages tests/test_packages.py tests/test_torchdistill.py
+	$(PACKAGES)/bin/python -m pytest -n 2 --dist loadgroup -m packages tests/test_packages.py tests/test_torchdistill.py tests/test_docs_trl.py
 
 # Apart from .venv, whose versions are pinned: datasets 5 fails beside pyarrow 25. KD_Lib pins torch 1.8 and is installed alone.
 $(PACKAGES)/.ready: $(READY)

@@ -12,7 +12,7 @@ from torch import nn
 
 from kdbench import audits
 
-WORDS, T, STEPS = 151_936, 2.0, 3
+WORDS, T, STEPS = 151_936, 2.0, 2
 "Words of Qwen 2.5 and 3; the temperature; optimizer steps of one call, all of them in the burn-in."
 SURE = 40
 "What the teacher's head is times: one as unsure as it was made leaves less gradient than bf16 rounds off the labels'."
@@ -21,7 +21,7 @@ MEMORY, PACE = 1 / 1.1, 1 / 1.5
 SHAPES = {"8x1024": (8, 1024), "2x512": (2, 512)}
 ROOM = {"8x1024": 48, "2x512": 8}
 "GiB that must be free: a training holds nine tensors of the logits' size, 2.3 GiB each at 8 x 1,024."
-ROUNDS, PATIENCE = 2, 2
+ROUNDS, PATIENCE = 1, 2
 "A call takes seconds, so there are fewer rounds than elsewhere."
 
 
