@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdbench.audits.observe.torch_internals import BatchNorm
 from kdbench.harness.faults.registry import fault
 from kdbench.harness.injection.calls import Call
 from kdbench.harness.injection.mechanism import Acts, Live, answers_of, injected, mapped
@@ -297,7 +298,7 @@ def _forgotten(net: nn.Module, old: list[Any]) -> None:
     """Make a network one into which parameters were copied, and nothing else."""
     _made_anew(net, old, torch.clone)
     for part in net.modules():
-        if hasattr(part, "reset_running_stats"):
+        if isinstance(part, BatchNorm):
             part.reset_running_stats()
 
 

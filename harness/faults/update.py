@@ -254,7 +254,7 @@ def _projector_lr_lost(scene: Scene) -> Acts:
     scene.need(lost, "no scheduler of torch's moves a parameter group of the projectors' own")
 
     def first_alone(call: Call, live: Live) -> Any:
-        optimizer = getattr(call.args[0], "optimizer", None)
+        optimizer: Any = getattr(call.args[0], "optimizer", None)
         if live.world.number_of(optimizer) not in lost:
             return call.proceed()
         live.acted += 1
