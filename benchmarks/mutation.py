@@ -153,6 +153,7 @@ def page(last: Results, first: Results, known: dict[str, Program]) -> str:
             *_by_program(last, first, known),
             *_by_fault(last),
             *_unfit(last),
+            *_not_run(last, known),
             "",
         ]
     )
@@ -246,6 +247,12 @@ def _unfit(last: Results) -> Iterator[str]:
     for name, found in sorted(unfit.items()):
         said = " ".join(found["cannot_serve"].split())
         yield f"- {name}: {said[:300] or found['code']}"
+
+
+def _not_run(last: Results, known: dict[str, Program]) -> Iterator[str]:
+    missing = [name for name in known if name not in last]
+    if missing:
+        yield from ("", f"Not run yet: {', '.join(missing)}.")
 
 
 def read(folder: Path, known: Iterable[str]) -> Results:
