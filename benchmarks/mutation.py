@@ -167,7 +167,7 @@ def _intro(last: Results, first: Results) -> Iterator[str]:
         "(Clopper-Pearson, 95%) are by program: the runs of one program are not independent. Which packages were",
         "looked at while mending, and which were kept for the measure, a rule decided before the first run",
         "(`benchmarks/mutation.py`). Nothing was declared to any program but that a teacher's answers are stored.",
-        f"First run: commit {then}. Last run: commit {now}.",
+        f"First run: commit {then}. Last run: commit {now}; a program that shows the first run's was not run again.",
         "",
     )
 
