@@ -153,6 +153,7 @@ def page(last: Results, first: Results, known: dict[str, Program]) -> str:
             *_by_program(last, first, known),
             *_by_fault(last),
             *_unfit(last),
+            *_not_run(last, known),
             "",
         ]
     )
@@ -166,7 +167,7 @@ def _intro(last: Results, first: Results) -> Iterator[str]:
         "(Clopper-Pearson, 95%) are by program: the runs of one program are not independent. Which packages were",
         "looked at while mending, and which were kept for the measure, a rule decided before the first run",
         "(`benchmarks/mutation.py`). Nothing was declared to any program but that a teacher's answers are stored.",
-        f"First run: commit {then}. Last run: commit {now}.",
+        f"First run: commit {then}. Last run: commit {now}; a program that shows the first run's was not run again.",
         "",
     )
 
@@ -246,6 +247,12 @@ def _unfit(last: Results) -> Iterator[str]:
     for name, found in sorted(unfit.items()):
         said = " ".join(found["cannot_serve"].split())
         yield f"- {name}: {said[:300] or found['code']}"
+
+
+def _not_run(last: Results, known: dict[str, Program]) -> Iterator[str]:
+    missing = [name for name in known if name not in last]
+    if missing:
+        yield from ("", f"Not run yet: {', '.join(missing)}.")
 
 
 def read(folder: Path, known: Iterable[str]) -> Results:

@@ -18,6 +18,7 @@ from kdbench.audits.checks.all import CATALOGUE
 from kdbench.harness import faults, loading
 from kdbench.harness.cli import cli
 from kdbench.harness.faults import FAULTS
+from kdbench.harness.injection.calls import words
 from kdbench.harness.injection.mechanism import MECHANISMS, Injector
 from kdbench.harness.injection.scene import Scene
 from kdbench.harness.injection.survey import first_difference
@@ -269,6 +270,12 @@ def test_a_row_says_who_noticed():
     assert judged(not_finite=True).by_script == "the loss is not finite"
     assert judged(error="a\nValueError: no").by_script == "ValueError: no"
     assert judged(error="a\nValueError: no").kdbench is None  # nothing was left to be seen
+
+
+def test_a_librarys_file_is_named_from_its_package_on():
+    assert words({"file": torch.nn.utils.__file__, "line": 3}) == "torch/nn/utils/__init__.py:3"
+    assert words({"file": "train.py", "line": 3}) == "train.py:3" and words(None) == "a library"
+    assert pages.noticed(judged(error="lightning.exceptions.WrongError: no")) == "WrongError"
 
 
 def test_the_first_line_counts_what_acted():

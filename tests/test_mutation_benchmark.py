@@ -48,3 +48,4 @@ def test_the_page_names_what_was_missed_and_what_cannot_serve():
     )
     assert f"| b | 1 | 0/1 (0.00; 0.00 to 0.97) | {kept.removeprefix('packages/')} (other: KD101) |" in text
     assert f"- {looked}: no distillation was seen" in text
+    assert "Not run yet: " in text and kept not in text.partition("Not run yet: ")[2]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdbench.audits.observe.torch_internals import BatchNorm
 from kdbench.harness.faults.registry import fault
 from kdbench.harness.injection.calls import Call
 from kdbench.harness.injection.mechanism import Acts, Live, answers_of, injected, mapped
@@ -317,9 +318,8 @@ def _forgotten(net: nn.Module, old: list[Any]) -> None:
     """Make a network one into which parameters were copied, and nothing else."""
     _made_anew(net, old, torch.clone)
     for part in net.modules():
-        reset = getattr(part, "reset_running_stats", None)
-        if callable(reset):
-            reset()
+        if isinstance(part, BatchNorm):
+            part.reset_running_stats()
 
 
 @injected("teacher-overwritten")

@@ -1,6 +1,7 @@
 """One call of the script's that a fault may change, and how the same call is known again in another process."""
 
 import hashlib
+import os
 import runpy
 import sys
 from collections.abc import Callable
@@ -118,5 +119,9 @@ def is_of_the_audits() -> bool:
 
 
 def words(where: Where | None) -> str:
-    """Return file and line of a call."""
-    return f"{where['file']}:{where['line']}" if where else "a library"
+    """Return file and line of a call; a library's file from its package on."""
+    if where is None:
+        return "a library"
+    folders = (f"{folder}{os.sep}" for folder in sorted(sys.path, key=len, reverse=True) if folder)
+    home = next((folder for folder in folders if where["file"].startswith(folder)), "")
+    return f"{where['file'].removeprefix(home)}:{where['line']}"

@@ -120,8 +120,9 @@ def carry_out(order: Order) -> Outcome:
         with Taps(Counted(agent, scene.steps or None, watch.end), kinds):
             yield
 
-    looked_at = writes.outside(Path.cwd()) if order.what == "survey" else contextlib.nullcontext(set[str]())
-    with looked_at as written:
+    with contextlib.ExitStack() as stack:
+        surveys = order.what == "survey"
+        written: set[str] = stack.enter_context(writes.outside(Path.cwd())) if surveys else set()
         seen = engine.run(
             order.target,
             order.args,

@@ -75,7 +75,7 @@ def noticed(row: Row) -> str:
     if row.by_script is None:
         return "no"
     kind, _, rest = row.by_script.partition(": ")  # the whole stands in JSON
-    return kind if rest else row.by_script
+    return kind.rpartition(".")[2] if rest else row.by_script
 
 
 def to_json(found: Measured) -> dict[str, Any]:
