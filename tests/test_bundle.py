@@ -109,6 +109,7 @@ def forged(place, members, manifest=True, digests=True):
         noted["files"] = {
             name: hashlib.sha256(content).hexdigest() for name, content in members.items() if name != "MANIFEST.json"
         }
+        noted["sizes"] = {name: len(content) for name, content in members.items() if name != "MANIFEST.json"}
         members["MANIFEST.json"] = json.dumps(noted).encode()
     archive = place / "forged.zip"
     with zipfile.ZipFile(archive, "w") as file:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from kdbench.harness.archive.bundle import extract
+from kdbench.harness.archive.unpacking import extract
 from kdbench.harness.records.environment import environment
 from kdbench.harness.records.record import StudyFolder, write_atomic
 from kdbench.harness.run.trial import prepare_device

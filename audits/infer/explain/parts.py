@@ -51,7 +51,7 @@ class Gradients:
     "By what it is too large: a GradScaler's factor."
 
 
-def gradients_at(raw: RawWindow, head: Head, by_hand: bool) -> Gradients | None:
+def gradients_at(raw: RawWindow, head: Head, by_hand: bool = False) -> Gradients | None:
     """Return the gradient at a head and the label losses' part; None where a hook may change it.
 
     That part is known where all label losses are torch's; with `by_hand`, also where log-probabilities were picked by
