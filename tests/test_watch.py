@@ -16,6 +16,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 from kdbench import audits
 from kdbench.audits.checks.all import CATALOGUE
 from kdbench.audits.checks.catalogue import Audit
+from kdbench.audits.observe import torch_internals
 
 HOOKED = [
     (torch.nn.utils.clip_grad, "_clip_grads_with_norm_"),
@@ -94,6 +95,7 @@ def test_watches_may_end_in_any_order():
     student(torch.randn(2, 2)).sum().backward()
     assert len(b.trace.updates.steps) == 1
     assert torch.autograd.backward is before or torch.autograd.backward.__module__ == "kdbench.audits.observe.hooks"
+    assert torch_internals.mode_depth() == 0, "the first one's mode lay below the second's"
 
 
 class Loop:

@@ -99,6 +99,7 @@ class Recorder:
     def close(self) -> None:
         """Let go of everything."""
         self.disarm()
+        self._mode.is_over = True
         self._exit.close()
 
     def arm(self) -> None:

@@ -167,6 +167,8 @@ class Mode(TorchFunctionMode):
     def __init__(self, tell: Callable[[Any, tuple[Any, ...], dict[str, Any], Any], None]) -> None:
         super().__init__()
         self._tell = tell
+        self.is_over = False
+        "Whether nobody listens any more; it stays while another mode is above it."
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call the function, and tell of it."""
@@ -187,9 +189,19 @@ def push(mode: Mode) -> None:
 
 
 def pop_if_on_top(mode: Mode) -> bool:
-    """Take the mode off the stack if it is on top of it; a user's own mode above it stays undisturbed."""
+    """Take the mode off the stack if it is on top of it; a user's own mode above it stays undisturbed.
+
+    With it go those right below it that nobody listens to any more.
+    """
+    top = _top()
+    if top is not mode:
+        return False
+    mode.__exit__(None, None, None)
+    while isinstance(left := _top(), Mode) and left.is_over:
+        left.__exit__(None, None, None)
+    return True
+
+
+def _top() -> Any:
     depth = torch_internals.mode_depth()
-    if depth and torch_internals.mode_at(depth - 1) is mode:
-        mode.__exit__(None, None, None)
-        return True
-    return False
+    return torch_internals.mode_at(depth - 1) if depth else None
