@@ -126,6 +126,11 @@ def epoch(study):
     return f"{path.parent.name}/curve.jsonl", "SHA-256"
 
 
+def curve_removed(study):
+    (trials(study)[0].path / "curve.jsonl").unlink()
+    return f"{trials(study)[0].key}/curve.jsonl", "is missing"
+
+
 def flipped_bit(study):
     path = teacher_of(study).student
     path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
@@ -181,9 +186,8 @@ def trial_removed(study):
 
 
 CHANGES = [
-    score, impossible, impossible_with_digest, finding, swapped, swapped_with_keys, epoch, flipped_bit, other_teacher,
-    table, seed_removed, seed_removed_with_digest, arms_exchanged,
-    trial_removed,
+    score, impossible, impossible_with_digest, finding, swapped, swapped_with_keys, epoch, curve_removed, flipped_bit,
+    other_teacher, table, seed_removed, seed_removed_with_digest, arms_exchanged, trial_removed,
 ]  # fmt: skip
 
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from kdbench.harness.analysis.study_table import Trials, read_study, table_differences
 from kdbench.harness.plan.plan import Arm
 from kdbench.harness.records.reading import content
-from kdbench.harness.records.record import Folder, Result, StudyFolder, repeat_of
+from kdbench.harness.records.record import WEIGHTS, Folder, Result, StudyFolder, repeat_of
 from kdbench.harness.records.seal import ChangedError
 from kdbench.harness.records.spec import Spec
 from kdbench.kd.errors import InputError
@@ -71,14 +72,17 @@ def _problem(study: StudyFolder, file: str, error: InputError) -> Problem:
 def _check_trial(study: StudyFolder, folder: Folder, found: Verified) -> Result | None:
     """Check a trial's files; return its result where it can be read."""
     place = folder.path.relative_to(study.path).as_posix()
-    result = None
-    for name, read in (("spec.json", folder.spec), ("result.json", folder.result), ("curve.jsonl", folder.curve)):
+    result, curve = None, None
+    for name in ("spec.json", "result.json", "curve.jsonl"):
         try:
-            value = read()
+            if name == "spec.json":
+                folder.spec()
+            elif name == "result.json":
+                result = folder.result()
+            else:
+                curve = folder.curve()
         except InputError as error:
             found.problems.append(_problem(study, f"{place}/{name}", error))
-            continue
-        result = value if isinstance(value, Result) else result
     if result is None:
         return None
     found.records += 1
@@ -87,18 +91,19 @@ def _check_trial(study: StudyFolder, folder: Folder, found: Verified) -> Result 
     for name in folder.changed_files(result):
         said = f"{place}/{name} is not the file that the trial wrote: its SHA-256 is another"
         found.problems.append(Problem(f"{place}/{name}", (), said))
-    found.problems += _check_selected(place, folder, result)
+    for name in result.files:
+        if name not in WEIGHTS and not (folder.path / name).exists():  # a bundle may leave weights out
+            found.problems.append(Problem(f"{place}/{name}", (), f"{place}/{name} is missing; the trial wrote one"))
+    if curve is not None:
+        found.problems += _check_selected(place, curve, result)
     return result
 
 
-def _check_selected(place: str, folder: Folder, result: Result) -> Iterator[Problem]:
+def _check_selected(place: str, curve: list[dict[str, Any]], result: Result) -> Iterator[Problem]:
     """Compare the score that the result reports with the curve's, at the epoch that was selected."""
     if result.metrics is None or result.selected_epoch is None:
         return
-    try:
-        scores = [epoch["val_accuracy"] for epoch in folder.curve()]
-    except InputError:
-        return  # said already
+    scores = [epoch["val_accuracy"] for epoch in curve]
     at = result.selected_epoch
     file = f"{place}/result.json"
     if at > len(scores):

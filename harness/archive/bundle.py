@@ -36,7 +36,7 @@ from kdbench.harness.analysis.study_table import Trials, commands, read_study, t
 from kdbench.harness.loading import KINDS, Loaded, files_of, meaning_of
 from kdbench.harness.records import study_file
 from kdbench.harness.records.environment import ROOT, environment, installed
-from kdbench.harness.records.record import FINAL, StudyFolder, repeat_of, sealed_text
+from kdbench.harness.records.record import FINAL, WEIGHTS, StudyFolder, repeat_of, sealed_text
 from kdbench.harness.records.spec import Spec
 from kdbench.kd.data import cache_folder
 from kdbench.kd.errors import InputError
@@ -44,7 +44,6 @@ from kdbench.kd.teacher import file_sha256
 
 SUFFIXES = (".zip", ".tar.gz")
 RECORDS = ("spec.json", "result.json", "curve.jsonl", "norms.csv", "test_curve.jsonl", "log.txt")
-WEIGHTS = ("student.safetensors", "method.safetensors")
 Member = bytes | Path
 "Content, or a large file that is read when it is written."
 

@@ -16,10 +16,10 @@ import torch
 from kdbench.harness.analysis import compare
 from kdbench.harness.analysis.arms import summary
 from kdbench.harness.analysis.study_table import Trials, only, read_study
-from kdbench.harness.archive.bundle import WEIGHTS, Bundle, counted, noted, plain
+from kdbench.harness.archive.bundle import Bundle, counted, noted, plain
 from kdbench.harness.plan.plan import Arm, Controls, Plan, Preset
 from kdbench.harness.records.environment import environment, installed, method_digest, usable_cores
-from kdbench.harness.records.record import FINAL, Folder, Result, StudyFolder, repeat_of
+from kdbench.harness.records.record import FINAL, WEIGHTS, Folder, Result, StudyFolder, repeat_of
 from kdbench.harness.records.spec import Spec
 from kdbench.harness.run.cost import estimate
 from kdbench.harness.run.scheduler import Outcome, is_done

@@ -3,12 +3,11 @@
 Only this file imports pydantic, and only when something is read: a trial writes its record without it.
 """
 
-import json
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from kdbench.kd.errors import InputError
 
@@ -63,23 +62,15 @@ def read_json(kind: type[T], path: Path, what: str, mend: str) -> T:
     return parse_json(kind, content(path), str(path), what, mend)
 
 
-def parse_json(kind: type[T], text: bytes, where: str, what: str, mend: str) -> T:
-    """Read JSON text as a value of a type; unknown keys, other types and numbers that are no numbers are errors."""
+def parse_json(
+    kind: type[T], text: bytes, where: str, what: str, mend: str, unknown: Literal["forbid", "ignore"] = "forbid"
+) -> T:
+    """Read JSON text as a value of a type; another type is an error, and so is an `unknown` key unless ignored."""
     from pydantic import ValidationError
 
     try:
-        return _adapter(kind).validate_json(text, strict=True, extra="forbid")
+        return _adapter(kind).validate_json(text, strict=True, extra=unknown)
     except ValidationError as error:
-        raise InputError(f"{where} is not {what}: {_said(error)}; {mend}") from error
-
-
-def checked(kind: type[T], value: Any, where: str, what: str, mend: str) -> T:
-    """Hold a parsed value against a type, as :func:`parse_json` does with text; keys that are unknown are let be."""
-    from pydantic import ValidationError
-
-    try:
-        return _adapter(kind).validate_json(json.dumps(value), strict=True, extra="ignore")
-    except (ValidationError, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{where} is not {what}: {_said(error)}; {mend}") from error
 
 

@@ -25,7 +25,7 @@ from uuid import uuid4
 
 from kdbench.audits.finding import Finding
 from kdbench.harness.records import seal
-from kdbench.harness.records.reading import Count, Number, Percent, Share, checked, content, parse_json, plain_json
+from kdbench.harness.records.reading import Count, Number, Percent, Share, content, parse_json, plain_json
 from kdbench.harness.records.spec import Spec
 from kdbench.kd.errors import InputError
 
@@ -167,6 +167,13 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 @dataclass(frozen=True)
+class _Findings:
+    """What a result's findings are held against: the record keeps them as plain values."""
+
+    findings: list[Finding]
+
+
+@dataclass(frozen=True)
 class EpochLine:
     """A line of a curve: :class:`kd.train.Epoch`, with null for what is no number."""
 
@@ -181,7 +188,8 @@ class EpochLine:
     overflowed_steps: Count
 
 
-FILES = ("spec.json", "curve.jsonl", "norms.csv", "test_curve.jsonl", "student.safetensors", "method.safetensors")
+WEIGHTS = ("student.safetensors", "method.safetensors")
+FILES = ("spec.json", "curve.jsonl", "norms.csv", "test_curve.jsonl", *WEIGHTS)
 "What a result has a digest of. The log goes on after the result."
 _MEND_CURVE = "delete the trial's result.json, and the study's command trains it anew"
 
@@ -226,7 +234,7 @@ class Folder:
             return None
         text, what = content(path), "a trial's result"
         result = parse_json(Result, text, str(path), what, _MEND)
-        checked(list[Finding], result.findings, f"{path}, findings", "a list of findings", _MEND)
+        parse_json(_Findings, text, str(path), what, _MEND, unknown="ignore")
         if result.key != self.key:
             raise seal.ChangedError(f"{path}, key: it is the result of trial {result.key}; {_MEND}", ["key"])
         raw = plain_json(text, str(path), what, _MEND)
@@ -266,10 +274,9 @@ class Folder:
             return []
         lines = content(path).splitlines(keepends=True)
         where = [(f"{path}, line {n}", line) for n, line in enumerate(lines, 1) if line.endswith(b"\n")]
-        epochs = [plain_json(line, at, "an epoch", _MEND_CURVE) for at, line in where]
-        for (at, _), epoch in zip(where, epochs, strict=True):
-            checked(EpochLine, epoch, at, "an epoch", _MEND_CURVE)
-        return epochs
+        for at, line in where:
+            parse_json(EpochLine, line, at, "an epoch", _MEND_CURVE, unknown="ignore")
+        return [plain_json(line, at, "an epoch", _MEND_CURVE) for at, line in where]
 
 
 def same_machine(a: Result, b: Result) -> bool:
