@@ -181,6 +181,10 @@ class Term:
     shapes: list[tuple[int, ...]]
     reduction: str | None = None
     against_itself: bool = False
+    own_answer: bool = False
+    "Whether both sides of a divergence are made of the student alone and hold the same numbers."
+    projector_alone: bool = False
+    "Whether a student's answer went in through a projector, which gets a gradient, and the student none."
     of_teacher_alone: bool = False
     "Whether both sides are one answer of the teacher's."
     target_grad: bool = False
@@ -282,6 +286,8 @@ class Sight:
     cached: bool = False
     cached_rows: tuple[int, int] | None = None
     "Stored answers that some network was seen to give, and those among them that it gave to another sample."
+    blank_rows: tuple[int, int] | None = None
+    "Stored answers that tell no class from another, though the network was seen to say more; and rows in all."
     idle: bool = False
     self_taught: bool = False
     own_target: bool = False
@@ -426,6 +432,17 @@ class Unheard:
     where: Where
 
 
+@dataclass(frozen=True)
+class Blank:
+    """A divergence whose targets came to hold one number for every class."""
+
+    told: int
+    "Backwards before that."
+    windows: int
+    "Backwards in a row since."
+    where: Where
+
+
 @dataclass
 class Losses:
     """What the backwards showed: the distillation's, one by one, and whether there was one."""
@@ -443,6 +460,7 @@ class Losses:
     "Names of torch's losses that reached a backward."
     missed_hooks: list[MissedHook] = field(default_factory=list)
     unheard: list[Unheard] = field(default_factory=list)
+    blanks: list[Blank] = field(default_factory=list)
     checked: list[tuple[str, str, tuple[int, int]]] = field(default_factory=list)
     "Loss functions that :func:`kdbench.check_soft_loss` found right: name, file, first and last line."
     eval_steps: list[int] = field(default_factory=list)

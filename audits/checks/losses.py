@@ -20,6 +20,8 @@ from kdbench.audits.trace import Sight, Term, Trace, Where
 _IDLE_SCRIPT, _IDLE_DECLARED, _LOST_DECLARED = 5, 3, 2
 """Backwards in which a network answers and is not heard until that is said. Declared, the teacher is known for one;
 without that, and at the beginning, it takes longer to be sure."""
+_TOLD = 2
+"Backwards that must show a target with classes, or stored answers without."
 _NO_SHARE, _GROWTH = 1e-5, 2.0
 """Share of the labels' gradient below which a term does nothing, and by how much it grows where a schedule or a student
 that leaves its teacher's place is about to make it something."""
@@ -48,10 +50,11 @@ def term_provenance(trace: Trace) -> Verdict:
 
     Fails when a term's student side is cut from its graph, or does not move with what the student answers, when the
     teacher answers and the student is held against itself, the teacher against itself, or the answer reaches no loss,
+    when the target holds one number for every class where it told them apart before, or the teacher did,
     when a feature term leaves its projector or the student without a gradient, when no module has the name by which
     one is looked for to be hooked, when the student as a whole is frozen, or when the term's gradient is there and
-    less than 1e-5 of the labels', and stays so. Warns of a kl_div between the two that is computed with its graph and
-    is in no loss.
+    less than 1e-5 of the labels', and stays so. Warns of a kl_div between the two, or with stored answers, that is
+    computed with its graph and is in no loss.
     """
     losses = trace.losses
     if (verdict := _heard(trace)) is not None:
@@ -62,6 +65,8 @@ def term_provenance(trace: Trace) -> Verdict:
     acts = any(e.form != "nothing" for _, e in explained(trace))
     terms = [t for s in losses.sights for t in s.terms]
     if (verdict := _against_itself(trace) or _cut(terms, acts, sight.where) or _unhooked(trace)) is not None:
+        return verdict
+    if (verdict := _emptied(trace)) is not None:
         return verdict
     if (verdict := stands_still(trace)) is not None:
         return verdict
@@ -87,15 +92,38 @@ def _left_out(trace: Trace) -> Verdict | None:
     """Judge a divergence that is computed with its graph before each backward, and is in none of the losses."""
     for unheard in trace.losses.unheard:
         if unheard.windows >= (_IDLE_SCRIPT if trace.script else _IDLE_DECLARED):
+            between = "between student and teacher" if trace.losses.sights else "of the network that is trained"
             return failed(
-                f"a kl_div between student and teacher is computed with a gradient before each of {unheard.windows} "
-                "backwards, and is in no loss: it teaches nothing",
+                f"a kl_div {between} is computed with a gradient before each of {unheard.windows} backwards, and is in "
+                "no loss: it teaches nothing",
                 {"windows": unheard.windows},
                 unheard.where,
                 "warn",  # it may be meant for a log alone, which no_grad would say
                 explains=False,
             )
     return None
+
+
+def _emptied(trace: Trace) -> Verdict | None:
+    """Judge targets that tell no class from another: a store that ended, or that was never filled for some samples."""
+    for blank in trace.losses.blanks:
+        if blank.told >= _TOLD and blank.windows >= _IDLE_DECLARED:
+            return failed(
+                f"the target of the distillation term is one number for every class in the last {blank.windows} "
+                f"backwards, after {blank.told} in which it told them apart: no answer of the teacher is in it",
+                {"told": blank.told, "windows": blank.windows},
+                blank.where,
+            )
+    lost = [(s, s.blank_rows) for s in trace.losses.sights if s.blank_rows is not None]
+    if len(lost) < _TOLD:
+        return None
+    sight, (empty, rows) = lost[0]
+    return failed(
+        f"{empty} of {rows} stored answers are one number for every class, and the teacher said otherwise of these "
+        "samples: they were not stored",
+        {"blank": empty, "rows": rows},
+        term_place(trace, sight),
+    )
 
 
 def _silent(trace: Trace, terms: list[Term]) -> Verdict:
@@ -167,7 +195,7 @@ def _heard(trace: Trace) -> Verdict | None:
                 {"windows": losses.idle_windows, "network": losses.idle_name},
                 missed.where if missed else losses.idle_where,
             )
-        return no_distillation(trace)
+        return _left_out(trace) or no_distillation(trace)
     if losses.lost_windows >= (_IDLE_SCRIPT if trace.script else _LOST_DECLARED):
         return failed(
             f"the answer of {losses.idle_name} to the student's batch reached the loss at first, and no longer does: "
@@ -189,6 +217,13 @@ def _against_itself(trace: Trace) -> Verdict | None:
             return failed(
                 f"the student is held against its own answer{what}", {"student": s.student}, term_place(trace, s)
             )
+    told = [t for s in sights for t in s.terms if t.name == "kl_div" and t.reaches_student]
+    if len(told) >= _FIRST and all(t.own_answer for t in told):
+        return failed(
+            "the student is held against its own answer: what teaches it is, number by number, what it says",
+            {"student": sights[0].student},
+            told[0].where or sights[0].where,
+        )
     for t in [t for s in sights for t in s.terms]:
         if t.of_teacher_alone:
             return failed(
@@ -201,6 +236,14 @@ def _against_itself(trace: Trace) -> Verdict | None:
 
 def _cut(terms: list[Term], acts: bool, backward: Where | None) -> Verdict | None:
     """Judge terms that never reach the student; `acts` says that a gradient of a soft one was seen at its logits."""
+    soft = [t for t in terms if t.kind == "soft"]
+    if len(soft) >= _FIRST and all(t.projector_alone for t in soft):
+        return failed(
+            f"the distillation term ({soft[0].name}) trains a projector alone: the student's answer is cut from its "
+            "graph before it goes in",
+            {"term": soft[0].name, "shapes": [list(s) for s in soft[0].shapes]},
+            soft[0].where or backward,
+        )
     for kind in ("soft", "feature"):
         mine = [t for t in terms if t.kind == kind and not t.against_itself]
         # A similarity of the detached answers may weigh the samples of a term that acts.

@@ -116,6 +116,8 @@ def kd_scale(trace: Trace) -> Verdict:
     k, t, a = reading.weight, reading.temperature, e.label_weight
     if trace.declared.kd.alpha is not None or trace.declared.kd.kd_weight is not None:
         return _against_declared(reading, trace.declared.kd)
+    if e.partial and (mean := _mean_reduction(trace)) is not None:
+        return mean
     if e.partial:
         said = "only some rows are distilled, so the weight is relative"
         return undecided("form-not-recognised", said, "alpha", reading.observed)

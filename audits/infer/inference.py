@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from kdbench.audits.infer.batches import Batches
+from kdbench.audits.infer.blank import Blanks
 from kdbench.audits.infer.cut_losses import CutLosses
 from kdbench.audits.infer.features import Features
 from kdbench.audits.infer.gradients import Gradients
@@ -47,6 +48,7 @@ class Inference:
         self.players = Players(trace, taint, known, names, declared, stored)
         self.modes = Modes(trace)
         self.features = Features(trace, taint, self.known, names)
+        self._divergences = Divergences(trace)
         self._observers: list[Observer] = [
             stored,
             self.players,
@@ -58,7 +60,8 @@ class Inference:
             Batches(trace, taint, lineage),
             Terms(trace, taint, names),
             CutLosses(trace, taint),  # after the terms, among which it enters what it finds
-            Divergences(trace),
+            self._divergences,
+            Blanks(trace),
             TokensSeen(),
             self.features,
             names,  # names for good what the others have named by then
@@ -80,6 +83,7 @@ class Inference:
         before = self.known.restarts
         cast = self.players.cast(raw)
         if cast is None:
+            self._divergences.alone(raw)
             return
         if self.known.restarts > before:
             self._restart()

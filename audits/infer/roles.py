@@ -93,6 +93,8 @@ class Cast:
     "Whether these may as well be labels: nothing but a distance to numbers tells of them."
     stored_rows: tuple[int, int] | None = None
     "Stored answers that some network was seen to give, and those among them that it gave to another sample."
+    blank_rows: tuple[int, int] | None = None
+    "Stored answers that tell no class from another, though the network was seen to say more; and rows in all."
     stored: Tensor | None = None
     "What the network that gave the stored answers was seen to say of the samples of this window."
     self_taught: bool = False

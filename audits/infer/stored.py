@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from kdbench.audits.infer.blank import FEW_CLASSES, blank_rows
 from kdbench.audits.infer.layers import shown_to
 from kdbench.audits.infer.observer import EXPLAINED, Observer
 from kdbench.audits.infer.roles import Cast, Group
@@ -58,7 +59,7 @@ class Stored(Observer):
         """Say whether stored answers were recognised."""
         if cast.stored_rows is None:
             self.recognise(raw, cast)
-        sight.cached_rows = cast.stored_rows
+        sight.cached_rows, sight.blank_rows = cast.stored_rows, cast.blank_rows
 
     def recognise(self, raw: RawWindow, cast: Cast) -> None:
         """Find the network that stored answers came from: each is what it was seen to say of some sample."""
@@ -86,6 +87,7 @@ class Stored(Observer):
                         continue
                     match = _matches(t, rows.said)
                     known = [i for i, place in enumerate(rows.own) if place >= 0 and bool(match[i].any())]
+                    cast.blank_rows = cast.blank_rows or _blank_among(t, rows, match)
                     if len(known) < _MOST_KNOWN * len(keys):
                         continue
                     differ = sum(not bool(match[i, rows.own[i]]) for i in known)
@@ -113,6 +115,16 @@ def _held_against(table: dict[bytes, Tensor], keys: list[bytes], doubtful: bool)
     among = dict.fromkeys(known) if doubtful and len(table) > _COMPARED else table
     places = {key: i for i, key in enumerate(among)}
     return _Rows(torch.stack([table[key] for key in among]).float(), [places.get(key, -1) for key in keys])
+
+
+def _blank_among(used: Tensor, rows: _Rows, match: Tensor) -> tuple[int, int] | None:
+    """Return how many stored answers hold one number for every class, and among how many, where the others are what the
+    network said of their samples, and of those samples it said something; None where that is not so."""
+    empty = blank_rows(used) & (used.shape[1] >= FEW_CLASSES)
+    others = [i for i, place in enumerate(rows.own) if not empty[i] and place >= 0 and bool(match[i, place])]
+    lost = [i for i, place in enumerate(rows.own) if empty[i] and place >= 0 and not bool(blank_rows(rows.said[place]))]
+    whole = len(others) + len(lost) >= _MOST_KNOWN * len(used)
+    return (len(lost), len(used)) if lost and len(others) >= _FEWEST and whole else None
 
 
 def may_be_stored(call: ModuleCall) -> bool:

@@ -32,6 +32,8 @@ _MOST_NODES = 10_000
 "Graph nodes between a loss and the answers that it is made of: a loss has some tens."
 _OF_SCORES = ("binary_cross_entropy", "binary_cross_entropy_with_logits")
 "Losses whose targets are scores from 0 to 1."
+_ONE_NUMBER = 1e-6
+"Difference of probabilities up to which they are one, in single precision."
 _FEWEST = 8
 "Rows below which an order of rows may be chance."
 
@@ -82,6 +84,11 @@ class Terms(Observer):
                 against_itself=not any(m & ~student for m in masks) and not cast.cached,
             )
             self._read_operands(term, raw, cast, f)
+            through = any(
+                made.params & student and any(made.params & m for _, m in projectors) for _, made, _ in f.operands
+            )
+            taught = any(leaves & m for _, m in projectors)
+            term.projector_alone = soft and through and taught and not leaves & student
             term.entropy = not soft and _is_entropy(raw, cast, f)
             term.of_one = _over_one(raw, cast, f)
             term.lowers_all = lowers_all_alike(raw, cast, f)
@@ -124,6 +131,9 @@ class Terms(Observer):
         term.swapped = bool(made_t.params & student and not made_x.params & student)
         some = lookup_of(f, raw) is not None  # some classes of each row, whose probabilities sum to less than one
         with torch.no_grad():
+            term.own_answer = not (made_x.params | made_t.params) & ~student and _says_the_same(
+                x, target, term.log_target
+            )
             if target is not None and target.numel():
                 rows = target.detach().double().exp() if term.log_target else target.detach().double()
                 term.target_sum = None if some else _least_even_sum(rows)
@@ -136,6 +146,14 @@ class Terms(Observer):
         if isinstance(out, Tensor) and out.ndim == 0 and out.requires_grad and len(raw.roots) == 1:
             (w,) = torch.autograd.grad(raw.roots[0], out, retain_graph=True, allow_unused=True)
             term.weight = None if w is None else float(w)
+
+
+def _says_the_same(x: Tensor | None, target: Tensor | None, log_target: bool) -> bool:
+    """Say whether log-probabilities (..., C) and a target hold the same probabilities, and more than one class."""
+    if x is None or target is None or x.shape != target.shape or x.ndim < 2 or x.shape[-1] < 2 or not x.numel():
+        return False
+    p, q = x.detach().double().exp(), target.detach().double()
+    return bool(((p - (q.exp() if log_target else q)).abs() <= _ONE_NUMBER).all())
 
 
 def _is_entropy(raw: RawWindow, cast: Cast, f: FunctionCall) -> bool:

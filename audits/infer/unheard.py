@@ -5,7 +5,8 @@ from typing import Any
 
 from kdbench.audits.infer.observer import Observer
 from kdbench.audits.infer.roles import Cast
-from kdbench.audits.observe.windows import RawWindow
+from kdbench.audits.infer.targets import looks_like_labels
+from kdbench.audits.observe.windows import FunctionCall, RawWindow
 from kdbench.audits.trace import Sight, Trace, Unheard
 
 _MOST = 50
@@ -30,16 +31,26 @@ class Divergences(Observer):
     def window(self, raw: RawWindow, cast: Cast, sight: Sight) -> None:
         """Note the divergences of this window that reach its backward, and those that do not."""
         for f in raw.functions:
-            if f.name != "kl_div" or f.where is None or len(self._places) >= _MOST:
-                continue
             sides = [made.params for _, made, _ in f.operands[:2]]
-            between = any(s & cast.student_mask for s in sides) and any(s & cast.teacher_mask for s in sides)
-            if not between or not f.requires_grad:
-                continue
-            place = self._places.setdefault((f.where["file"], f.where["line"]), _Place(where=f.where))
-            place.heard |= bool(raw.root.calls >> f.index & 1)
-            if raw.number != place.last:
-                place.windows, place.last = place.windows + 1, raw.number
+            if any(s & cast.student_mask for s in sides) and any(s & cast.teacher_mask for s in sides):
+                self._note(raw, f)
+
+    def alone(self, raw: RawWindow) -> None:
+        """Note those of a window that is none of a distillation: it would be one if they reached its backward."""
+        trained = raw.root.params
+        for f in raw.functions:
+            if f.name == "kl_div" and len(f.operands) > 1 and _is_taught(f, trained):
+                self._note(raw, f)
+
+    def _note(self, raw: RawWindow, f: FunctionCall) -> None:
+        if f.name != "kl_div" or f.where is None or not f.requires_grad or len(self._places) >= _MOST:
+            return
+        place = self._places.setdefault((f.where["file"], f.where["line"]), _Place(where=f.where))
+        # What a module is handed counts as heard by its answer, though it may leave it out: a balancer of losses.
+        whole = not f.made.params & ~raw.root.params
+        place.heard |= whole and bool(raw.root.calls >> f.index & 1)
+        if raw.number != place.last:
+            place.windows, place.last = place.windows + 1, raw.number
 
     def restart(self) -> None:
         """Forget what was seen of another training."""
@@ -49,3 +60,13 @@ class Divergences(Observer):
         """Say which were never heard."""
         silent = [p for p in self._places.values() if not p.heard]
         self._trace.losses.unheard = [Unheard(p.windows, p.where) for p in silent]
+
+
+def _is_taught(f: FunctionCall, trained: int) -> bool:
+    """Say whether what is trained is held against what is not: another network's answer, or numbers that spread out
+    over the classes as stored answers do."""
+    (x, made_x, _), (target, made_t, _) = f.operands[:2]
+    own = made_x.params & ~made_t.params  # adapters learn from the very network that they sit on
+    if x is None or target is None or not x.requires_grad or target.requires_grad or not own & trained:
+        return False
+    return bool(made_t.params) or not looks_like_labels(target.exp() if f.arg(5, "log_target", False) else target)

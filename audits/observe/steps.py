@@ -53,6 +53,8 @@ class Steps:
         self._before: dict[int, int] = {}
         "Of them, those before the distillation."
         self._depth = 0
+        self._closing = False
+        "Whether the closure runs that a step was handed, for the first time: what it does stands before the step."
         self._backward_since = False
         self._clips: list[ClipCall] = []
         self._clips_read: dict[int, int] = {}
@@ -238,7 +240,7 @@ class Steps:
         if self.active and self._versions is not None:  # zeroing is no clip
             now = self._stamps()
             self._zeroed = {key for key, stamp in now.items() if self._versions.get(key) != stamp}
-            if not self._depth:
+            if not self._depth or self._closing:
                 gone = self._zeroed | (self._versions.keys() - now.keys())
                 self._unused.zeroed(gone, sum(self.counts.values()))
             self._snapshot()
@@ -348,7 +350,11 @@ class Steps:
 
         def observed() -> Any:  # the gradients of this step are there once the closure has run
             nonlocal seen
-            result = closure()
+            self._closing = not seen
+            try:
+                result = closure()
+            finally:
+                self._closing = False
             if not seen:
                 seen = True
                 self._guard(self._record)(optimizer, False)
