@@ -18,9 +18,9 @@ from kdbench.audits.checks.all import CATALOGUE
 from kdbench.harness import faults, loading
 from kdbench.harness.cli import cli
 from kdbench.harness.faults import FAULTS
-from kdbench.harness.injection.calls import words
+from kdbench.harness.injection.calls import Call, words
 from kdbench.harness.injection.mechanism import MECHANISMS, Injector
-from kdbench.harness.injection.scene import Scene
+from kdbench.harness.injection.scene import NotApplicableError, Scene, Site
 from kdbench.harness.injection.survey import first_difference
 from kdbench.harness.mutation import pages, processes, runs, writes
 from kdbench.harness.mutation.child import Order, Outcome, carry_out
@@ -45,7 +45,6 @@ QUICK = {"projector-unclipped", "projector-not-in-optimizer", "random-teacher", 
 ELSEWHERE = {
     "clip-before-unscale": ("not-applicable", None),  # no GradScaler
     "projector-lr-lost": ("not-applicable", None),  # no scheduler
-    "cached-answers-by-step": ("injected", "silent"),  # the hint goes on, so the teacher still teaches
     "imagenet-stem": ("injected", None),  # the student's own checkpoint does not fit the other stem, and torch says so
 }
 "Faults that end otherwise in this script: how, and what is left for the audits to say."
@@ -113,11 +112,49 @@ def test_a_step_that_takes_a_closure_has_faults_as_well(tmp_path, monkeypatch):
     (tmp_path / "train.py").write_text(CLOSURES)
     closed = run("train.py", what="survey", **PLAIN)
     assert closed.verdict == "clean"
-    for fault, named in (("double-step", True), ("random-teacher", True), ("zeroed-before-step", False)):
+    for fault in ("double-step", "random-teacher", "zeroed-before-step"):
         seen = run("train.py", what="fault", fault=fault, scene=closed.scene, **PLAIN)
         row = runs.judge(fault, closed, seen, 0.0)
-        assert (row.status, row.by_script) == ("injected", None), row
-        assert row.kdbench == "first" or not named, row
+        assert (row.status, row.by_script, row.kdbench) == ("injected", None, "first"), row
+
+
+def test_rates_that_the_script_sets_by_hand_can_miss_the_projectors_and_torchs_own_cannot(monkeypatch):
+    monkeypatch.chdir(SCRIPTS)
+    by_hand = run("loss_with_parameters.py", what="survey", **PLAIN)
+    seen = run("loss_with_parameters.py", what="fault", fault="projector-lr-lost", scene=by_hand.scene, **PLAIN)
+    row = runs.judge("projector-lr-lost", by_hand, seen, 0.0)
+    assert (row.status, row.kdbench) == ("injected", "first"), row
+    with pytest.raises(NotApplicableError, match="refuses a group that it was not built with"):
+        MECHANISMS["projector-lr-lost"].acts(Scene.from_json(scene_of("feature_hooks.py")))
+
+
+def sites(number, temperature, labelled=True):
+    data = {"reduction": "batchmean"}
+    found = [Site("scale", "mul", "a", "a.py:1", "distillation", number),
+             Site("kl_div", "kl_div", "b", "a.py:2", "distillation", None, data)]  # fmt: skip
+    return Scene(sites=found, temperature=temperature, labelled=labelled)
+
+
+def test_a_scale_is_lost_only_where_it_can_be_told_from_a_choice():
+    assert MECHANISMS["missing-t-squared"].acts(sites(14.4, 4.0))  # a weight and T * T in one number
+    with pytest.raises(NotApplicableError, match="no number was seen"):
+        MECHANISMS["missing-t-squared"].acts(sites(1 / 64, 0.1))  # a mean over 64, beside a temperature below 1
+    assert MECHANISMS["kl-sum-reduction"].acts(sites(16.0, 4.0))
+    with pytest.raises(NotApplicableError, match="no label loss stands beside the term"):
+        MECHANISMS["kl-sum-reduction"].acts(sites(16.0, 4.0, labelled=False))
+
+
+def test_a_fault_acts_where_its_call_is_and_not_where_the_network_around_it_is_called():
+    injector = Injector({"forward": within}, Scene())
+    outer, inner = Call("forward", "call", lambda net: injector.on(inner), [torch.nn.ReLU()], {}), None
+    inner = Call("forward", "call", lambda net: None, [torch.nn.Tanh()], {})
+    injector.on(outer)
+    assert len(injector.where) == injector.live.acted == 1
+
+
+def within(call, live):
+    live.acted += isinstance(call.args[0], torch.nn.Tanh)
+    return call.proceed()
 
 
 def test_a_teacher_that_transformers_loads_can_be_one_that_nothing_was_loaded_into(tmp_path, monkeypatch):
@@ -233,6 +270,45 @@ def test_the_first_call_that_differs_between_two_runs_is_named():
     assert first_difference(one, [one[0], (one[1][0], "3")]) == "what Net is given at a.py:3"
 
 
+BAD = {
+    "a GPU": ("import torch; torch.randn(3).cuda()", "It needs a GPU"),
+    "input": ("input('rate: ')", "asks for input"),
+    "no distillation": ("import torch; torch.randn(3).sum()", "no distillation was seen in the script"),
+    "time": ("import time; time.sleep(60)", "nothing came back within 1 seconds (--max-seconds)"),
+    "an exit code": ("raise SystemExit(4)", "ends with exit code 4"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_script_that_cannot_serve_is_told_why_in_words(name, tmp_path, monkeypatch):
+    text, says = BAD[name]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runs, "_GRACE", 0.5)
+    (tmp_path / "train.py").write_text(text)
+    done = mutate("--max-seconds", "1" if name == "time" else "60", "train.py")
+    assert done.return_value == 3 and says in done.stderr, done.stderr
+
+
+def mutate(*words):
+    return CliRunner().invoke(cli, ["mutate", "-q", "--workers", "1", *words], standalone_mode=False)
+
+
+@pytest.mark.parametrize(
+    ("passage", "says"),
+    [("s = student(x[rows])", "what Linear is given at train.py:24"), ("t = teacher(x[rows])", "the loss at the back")],
+)
+def test_the_call_at_which_a_script_that_does_not_repeat_differs_is_named(passage, says, tmp_path, monkeypatch):
+    """The teacher's own training comes before it, and repeats."""
+    monkeypatch.chdir(tmp_path)
+    drawn = "import os\nchance = lambda: int.from_bytes(os.urandom(2), 'big') / 1e6\n"
+    there = passage.replace("[rows])", "[rows] + chance())") if "student" in passage else f"{passage} * chance()"
+    assert CLOSURES.count(passage) == 1
+    (tmp_path / "train.py").write_text(drawn + CLOSURES.replace(passage, there))
+    one, other = (run("train.py", what="survey", **PLAIN) for _ in range(2))
+    assert one.digests != other.digests
+    assert says in first_difference(one.answers, other.answers)
+
+
 @pytest.mark.parametrize(
     ("failed", "undecided", "how"),
     [
@@ -330,6 +406,32 @@ def test_files_written_outside_the_folder_are_told(tmp_path):
         torch.save({}, tmp_path / "student.pt")
     (tmp_path / "later.txt").write_text("")
     assert found == {str(tmp_path / name) for name in ("log.txt", "student.pt")}
+
+
+def test_files_that_every_run_writes_are_put_back_as_the_script_left_them(tmp_path):
+    mine, gone = tmp_path / "student.pt", tmp_path / "gone.pt"
+    mine.write_text("as the script left it")
+    with writes.put_back([str(mine), str(gone)]) as kept:
+        assert kept
+        mine.write_text("of a run with a bug")
+    assert mine.read_text() == "as the script left it" and not gone.exists()
+
+
+def test_a_file_outside_the_folder_is_told_and_put_back(tmp_path, monkeypatch):
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    (work / "train.py").write_text(CLOSURES + f"torch.save(student.state_dict(), '{tmp_path}/student.pt')\n")
+    done = mutate("--fault", "no-zero-grad", "train.py")
+    assert done.return_value == 0 and "student.pt" in done.stdout and "puts back what the script" in done.stdout, (
+        done.output
+    )
+    left = torch.load(tmp_path / "student.pt")
+    scope: dict[str, object] = {}
+    exec(CLOSURES, scope)
+    assert [path.name for path in work.iterdir()] == ["train.py"] and left.keys() == scope[
+        "student"
+    ].state_dict().keys()
 
 
 def test_each_mechanism_belongs_to_a_fault_that_an_audit_of_a_script_catches():

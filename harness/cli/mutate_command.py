@@ -194,7 +194,7 @@ def _setting(ctx: click.Context, script: str, args: Sequence[str], options: dict
 
 def _in_script(setting: "Setting", names: Sequence[str], list_: bool, notes: "Console") -> "Measured":
     """Run the script as it is and with each fault."""
-    from kdbench.harness.mutation import runs
+    from kdbench.harness.mutation import runs, writes
 
     start = time.monotonic()
     base, scene = runs.survey(setting, lambda word: notes.print(word, markup=False, soft_wrap=True))
@@ -204,18 +204,25 @@ def _in_script(setting: "Setting", names: Sequence[str], list_: bool, notes: "Co
         found.remarks.append(
             "The audits do not understand the distillation term of the script as it is, and cannot tell faults in it"
         )
-    if base.writes:
-        found.remarks.append(
-            f"Every run writes {', '.join(base.writes[:3])}, outside the script's folder, and its copy does not help "
-            "there: give it a path within the folder, or one run at a time (--workers 1)"
-        )
     if list_:
         found.rows += [runs.Row(fault, "injected", expected=runs.expected_of(fault)) for fault in fit]
         return found
     notes.print(f"faults that have a place in it: {len(fit)}, {setting.workers} at a time", soft_wrap=True)
-    _collect(found, runs.inject(setting, base, fit), len(fit), notes)
-    found.seconds = time.monotonic() - start
+    with writes.put_back(base.writes) as kept:
+        if base.writes:
+            found.remarks.append(_remark_on(base.writes, kept, setting.workers))
+            notes.print(found.remarks[-1], style="yellow", markup=False, soft_wrap=True)
+        _collect(found, runs.inject(setting, base, fit), len(fit), notes)
+    found.seconds, found.cpu = time.monotonic() - start, base.cpu + sum(row.cpu for row in found.rows)
     return found
+
+
+def _remark_on(paths: Sequence[str], kept: bool, workers: int) -> str:
+    """Say that every run writes the same files."""
+    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    said = f"Every run writes {', '.join(paths[:3])}{more}, outside the script's folder, of which each run has a copy"
+    said += "; at the end kdbench puts back what the script as it is left there" if kept else ""
+    return said + (": runs side by side may read each other's; --workers 1 helps" if workers > 1 else "")
 
 
 def _collect(found: "Measured", rows: "Iterator[Row]", count: int, notes: "Console") -> None:

@@ -250,8 +250,8 @@ def _scaled_by(scene: Scene, lost: float) -> Acts:
         numbers = {whole[0].place: 1.0}
     elif lost > t and len(halves) > 1:
         numbers = {site.place: 1.0 for site in halves[:2]}
-    else:  # one number that holds weight and T^2, such as alpha * T * T
-        larger = [s for s in scales if s.number is not None and s.number > t * t / 2]
+    else:  # one number that holds weight and T^2, such as alpha * T * T; below 1 no T^2 can be told in a number
+        larger = [s for s in scales if s.number is not None and s.number > t * t / 2 and t > 1]
         scene.need(larger, "no number was seen by which the term is multiplied for its temperature")
         numbers = {larger[0].place: float(larger[0].number or 1) / lost}
     return {"scale": _numbers(numbers)}
@@ -302,6 +302,8 @@ def _kl_mean_reduction(scene: Scene) -> Acts:
 
 @injected("kl-sum-reduction")
 def _kl_sum_reduction(scene: Scene) -> Acts:
+    alone = "no label loss stands beside the term, and what a term alone is multiplied by is a choice, as the rate is"
+    scene.need(scene.labelled or not scene.of("kl_div", "distillation"), alone)
     return _reduced(scene, "sum")
 
 

@@ -4,7 +4,6 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from kdbench.harness.faults.registry import fault
@@ -108,11 +107,19 @@ def projector_lr_lost(groups: Sequence[Group]) -> Sequence[Group]:
 # --- the same in a script of somebody's
 
 
+_TAUGHT = ("student", "projector")
+
+
 def _trains_the_student(call: Call, live: Live) -> bool:
     """Say whether a call is of an optimizer, or a module, of the student's: the teacher's own training stays right."""
     owner = call.args[0]
-    groups = owner.param_groups if isinstance(owner, torch.optim.Optimizer) else [{"params": [*owner.parameters()]}]
-    return any(role in ("student", "projector") for group in groups for role, _ in live.named(group["params"]))
+    if isinstance(owner, nn.Module):
+        return any(role in _TAUGHT for role, _ in live.named([*owner.parameters()]))
+    number = live.world.number_of(owner)
+    if number is not None:  # its first step may come before the first forward
+        groups = live.scene.optimizers[number].groups if number in live.scene.distilling else []
+        return any(role in _TAUGHT for group in groups for role, _ in group)
+    return any(role in _TAUGHT for group in owner.param_groups for role, _ in live.named(group["params"]))
 
 
 @injected("no-zero-grad")
@@ -170,8 +177,7 @@ def _built_with(
     chosen = {
         n: [[keep(role, name) for role, name in group] for group in optimizer.groups]
         for n, optimizer in enumerate(scene.optimizers)
-        if any(role == "student" for group in optimizer.groups for role, _ in group)
-        or any(role == "projector" for group in optimizer.groups for role, _ in group)
+        if n in scene.distilling and any(role in _TAUGHT for group in optimizer.groups for role, _ in group)
     }
     acting = {n for n, groups in chosen.items() if any(not kept for group in groups for kept in group)}
     whole = {n for n in acting if not any(kept for group in chosen[n] for kept in group)}
@@ -248,20 +254,25 @@ def _head_not_in_optimizer(scene: Scene) -> Acts:
 
 @injected("projector-lr-lost")
 def _projector_lr_lost(scene: Scene) -> Acts:
+    """The loop that sets the rates by hand reaches the first group alone."""
     scene.need(scene.modules.get("projector"), "no projector stands between student and teacher")
-    whose = {n: [{role for role, _ in group} for group in scene.optimizers[n].groups] for n in scene.scheduled}
+    whose = {n: [{role for role, _ in group} for group in scene.optimizers[n].groups] for n in scene.moved}
     lost = {n for n, groups in whose.items() if any("projector" in roles for roles in groups[1:])}
-    scene.need(lost, "no scheduler of torch's moves a parameter group of the projectors' own")
+    scene.need(lost, "no schedule moves a parameter group of the projectors' own")
+    why = "a scheduler of torch's sets the rates: it refuses a group that it was not built with, so none can be lost"
+    scene.need(lost - set(scene.scheduled), why)
 
-    def first_alone(call: Call, live: Live) -> Any:
-        optimizer: Any = getattr(call.args[0], "optimizer", None)
-        if live.world.number_of(optimizer) not in lost:
-            return call.proceed()
-        live.acted += 1
-        kept = [group["lr"] for group in optimizer.param_groups[1:]]
+    def build(call: Call, live: Live) -> Any:
         result = call.proceed()
-        for group, rate in zip(optimizer.param_groups[1:], kept, strict=True):
-            group["lr"] = rate
+        live.kept[f"rates {len(live.world.optimizers) - 1}"] = [group.get("lr") for group in call.args[0].param_groups]
         return result
 
-    return {"schedule": first_alone}
+    def step(call: Call, live: Live) -> Any:
+        number = live.world.number_of(call.args[0])
+        if number in lost and number not in scene.scheduled:
+            live.acted += 1
+            for group, rate in list(zip(call.args[0].param_groups, live.kept[f"rates {number}"], strict=False))[1:]:
+                group["lr"] = rate
+        return call.proceed()
+
+    return {"optimizer": build, "step": step}

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from kdbench.audits.observe import hooks
@@ -81,6 +82,8 @@ class Injector:
         self.where: set[str] = set()
         "Places at which the fault acted."
         self._acts, self._idle = acts, idle
+        self._told = 0
+        "How many of the fault's acts have their place: a network is called within another."
 
     @property
     def kinds(self) -> set[Kind]:
@@ -93,10 +96,10 @@ class Injector:
         act = None if self._idle else self._acts.get(call.kind)
         if act is None:
             return call.proceed()
-        before = self.live.acted
         result = act(call, self.live)
-        if self.live.acted > before and len(self.where) < _PLACES:
+        if self.live.acted > self._told and len(self.where) < _PLACES:
             self.where.add(words(hooks.call_site()))
+        self._told = self.live.acted
         return result
 
 
@@ -137,6 +140,10 @@ def answers_of(role: Role, change: Callable[[Call, Live], Any]) -> Act:
         number = live.world.number(call.args[0])
         early = live.world.called[number] <= live.scene.begins.get(str(number), 0)  # its own training stays right
         if early or number not in live.scene.modules.get(role, []) or live.kept.get("within"):
+            return call.proceed()
+        # One network with and without its adapters is both: it teaches where nothing is recorded.
+        both = all(number in live.scene.modules.get(r, []) for r in ("student", "teacher"))
+        if both and torch.is_grad_enabled() == (role == "teacher"):
             return call.proceed()
         live.kept["within"] = True
         try:

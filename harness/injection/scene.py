@@ -70,11 +70,17 @@ class Scene:
     optimizers: list[Optimizer] = field(default_factory=list)
     scheduled: list[int] = field(default_factory=list)
     "Numbers of the optimizers whose rates a scheduler of torch's moves."
+    distilling: list[int] = field(default_factory=list)
+    "Numbers of the optimizers that stepped since the distillation began."
+    moved: list[int] = field(default_factory=list)
+    "Numbers of the optimizers with a group behind the first whose rate changed from step to step."
     loads: list[Load] = field(default_factory=list)
     pretrained: list[int] = field(default_factory=list)
     "Of the networks that Transformers loads by from_pretrained, the numbers of those that teach."
     teacher_statistics: bool = False
     "Whether the teacher holds running statistics."
+    labelled: bool = False
+    "Whether a label loss stands beside the term."
     temperature: float | None = None
     teacher_input: str = ""
     "images, numbers or tokens."

@@ -1,5 +1,6 @@
 """The survey of a script that runs as it is: who is who, and at which calls a fault could act."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,8 +20,9 @@ _WINDOWS = 2
 "Windows of the distillation whose calls are taken down: what a training does, it does in each."
 _MOST = 20_000
 "Calls taken down between two backwards; a script that makes more has its distillation elsewhere."
-_COMPARED = 400
-"Answers whose digests are kept, so that two runs can be compared call by call."
+_COMPARED, _READ = 20_000, 2**31
+"""Digests that are kept, and bytes that they are of, so that two runs can be compared call by call: a difference often
+comes only after the teacher's own training."""
 _SAME_T = 1e-3
 "Relative difference up to which a number is the temperature: a few roundings of single precision."
 
@@ -51,8 +53,11 @@ class Survey(Observer):
         self._pretrained: list[tuple[int, nn.Module]] = []
         self._labels: set[int] = set()
         self._clipped: list[Any] = []
+        self._rates: dict[int, list[float]] = {}
+        "By number of an optimizer, the rates of all groups but the first at its first step."
         self.answers: list[tuple[str, str]] = []
-        "Place in words and digest of what was called first, for :func:`first_difference`."
+        "Place in words and digest of what was called, for :func:`first_difference`."
+        self._left, self._within = _READ, False
 
     def follow(self, taint: Taint) -> None:
         """Read from now on what tensors are made of."""
@@ -127,6 +132,17 @@ class Survey(Observer):
             self.scene.scheduled.append(number)
         return call.proceed()
 
+    def _on_step(self, call: Call) -> Any:
+        number = self.world.number_of(call.args[0])
+        if number is not None and number not in self.scene.moved:
+            rates = [float(group["lr"]) for group in call.args[0].param_groups[1:] if "lr" in group]
+            if self._rates.setdefault(number, rates) != rates:
+                self.scene.moved.append(number)
+        result = call.proceed()
+        if number is not None and self._windows and number not in self.scene.distilling:
+            self.scene.distilling.append(number)  # a closure's backward is within the step
+        return result
+
     def _on_pretrained(self, call: Call) -> Any:
         result = call.proceed()
         number = self.world.pretrained
@@ -135,23 +151,33 @@ class Survey(Observer):
         return result
 
     def _on_backward(self, call: Call) -> Any:
+        if isinstance(call.args[0], Tensor):
+            self._compare(lambda where: f"the loss at the backward at {where}", [call.args[0]])
         try:
             return call.proceed()
         finally:
             self._events = []  # a window that was no distillation's
 
     def _on_forward(self, call: Call) -> Any:
-        module = call.args[0]
-        if len(self.answers) >= _COMPARED:
+        if self._within:  # a layer of a network that is called
             return call.proceed()
-        name = type(module).__name__
-        where = words(hooks.call_site())
-        self.answers.append((f"the weights of {name} before its call at {where}", digest_of(module.parameters())))
-        given = list(tensors_in(call.args[1:], 2)) + list(tensors_in(call.kwargs, 2))
-        self.answers.append((f"what {name} is given at {where}", digest_of(given)))
-        result = call.proceed()
-        self.answers.append((f"the answer of {name} at {where}", digest_of(tensors_in(result, 2))))
+        module, name = call.args[0], type(call.args[0]).__name__
+        given = [*tensors_in(call.args[1:], 2), *tensors_in(call.kwargs, 2)]
+        self._compare(lambda where: f"the weights of {name} before its call at {where}", list(module.parameters()))
+        self._compare(lambda where: f"what {name} is given at {where}", given)
+        self._within = True
+        try:
+            result = call.proceed()
+        finally:
+            self._within = False
+        self._compare(lambda where: f"the answer of {name} at {where}", list(tensors_in(result, 2)))
         return result
+
+    def _compare(self, told: Callable[[str], str], tensors: list[Tensor]) -> None:
+        """Keep a digest of tensors, with words for the place of this call, so that another run can be held to it."""
+        if len(self.answers) < _COMPARED and self._left > 0:
+            self._left -= sum(t.numel() * t.element_size() for t in tensors)
+            self.answers.append((told(words(hooks.call_site())), digest_of(tensors)))
 
     # -- the observer
 
@@ -170,6 +196,7 @@ class Survey(Observer):
         if told:
             self.scene.temperature = float(told[0][0])
         self._labels = {id(label.logits) for label in cast.labels}
+        self.scene.labelled = self.scene.labelled or bool(cast.labels)
         for event in self._events:
             side = self._side(event, cast, soft, labels, base)
             if side is not None:
@@ -189,7 +216,7 @@ class Survey(Observer):
         """Begin anew: what was taken for a distillation was another training."""
         kept = {key: site for key, site in self._sites.items() if key[0] in ("clip", "unscale", "zero_grad")}
         self._sites, self._windows, self._events = kept, 0, []
-        self.scene.modules, self.scene.begins = {}, {}
+        self.scene.modules, self.scene.begins, self.scene.distilling = {}, {}, []
 
     def _roles(self, raw: RawWindow, cast: Cast, sight: Sight) -> None:
         numbers, scene = self.world.numbers(), self.scene

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -89,6 +90,8 @@ class Outcome:
     not_applicable: str | None = None
     writes: list[str] = field(default_factory=list)
     "Files outside its folder that it opened to write them."
+    cpu: float = 0.0
+    "Seconds of a processor's that the run took, in all its threads."
 
 
 def agent_for(what: What, fault: str | None, scene: Scene) -> Survey | Injector:
@@ -160,6 +163,7 @@ def main() -> None:
     result = Path(os.environ[RESULT])
     try:
         outcome: dict[str, Any] = asdict(carry_out(order))
+        outcome["cpu"] = time.process_time()
     except Exception:  # ours: the parent says so and shows it
         outcome = {"broken": traceback.format_exc()}
     result.write_text(json.dumps(outcome), encoding="utf-8")

@@ -86,6 +86,7 @@ def to_json(found: Measured) -> dict[str, Any]:
         "summary": first_line(found),
         "steps": found.steps,
         "seconds": round(found.seconds, 1),
+        "cpu_seconds": round(found.cpu, 1) if found.tests is None else None,
         "unmutated": found.verdict or None,
         "tests": found.tests,
         "student": found.scene.names.get("student") or None,

@@ -44,6 +44,8 @@ class Row:
     "Tests that fail with the fault and pass without; None where no tests were asked."
     where: tuple[str, ...] = ()
     seconds: float = 0.0
+    cpu: float = 0.0
+    "Seconds of a processor's."
 
 
 @dataclass
@@ -55,6 +57,8 @@ class Measured:
     rows: list[Row] = field(default_factory=list)
     steps: int = 0
     seconds: float = 0.0
+    cpu: float = 0.0
+    "Seconds of a processor's that all runs took."
     remarks: list[str] = field(default_factory=list)
     verdict: str = ""
     "Of the script as it is."
@@ -110,6 +114,7 @@ def judge(fault: str, base: Outcome, seen: Outcome, seconds: float) -> Row:
         by_script=by_script,
         where=tuple(seen.where),
         seconds=round(seconds, 1),
+        cpu=round(seen.cpu, 1),
     )
     if not seen.acted:
         return replace(row, status="dormant", why="the place of the fault was not reached in these steps", kdbench=None)
@@ -161,7 +166,7 @@ def survey(setting: Setting, told: Callable[[str], None]) -> tuple[Outcome, Scen
     ]:
         raise CannotServeError("the audits answer otherwise when calls are only looked at; please report this")
     both = sorted({*base.writes} & {*again.writes})  # a temporary file has another name in each run
-    return replace(base, writes=both), Scene.from_json(base.scene)
+    return replace(base, writes=both, cpu=base.cpu + again.cpu + untouched.cpu), Scene.from_json(base.scene)
 
 
 def refuse(base: Outcome, order: Order) -> None:

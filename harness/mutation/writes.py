@@ -1,8 +1,10 @@
 """Which files a script writes outside its folder: runs side by side write into the same ones, and into the user's."""
 
 import os
+import shutil
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ from kdbench.audits.observe import hooks
 
 _MOST = 200
 "Paths that are kept: the warning names the first."
+_LARGEST = 2**30
+"Bytes up to which all of them together are put back."
 
 
 @contextmanager
@@ -48,3 +52,25 @@ def outside(folder: Path) -> Iterator[set[str]]:
             yield found
     finally:
         listening = False
+
+
+@contextmanager
+def put_back(paths: Sequence[str]) -> Iterator[bool]:
+    """Put files back when the block ends as they are now, after runs of the script as it is; yield whether that is so.
+
+    A run with a bug in it may write a checkpoint where the script's own lies. Files of more than a GiB stay as they
+    were left.
+    """
+    there = [path for path in map(Path, paths) if path.is_file()]
+    if sum(path.stat().st_size for path in there) > _LARGEST:
+        yield False
+        return
+    with tempfile.TemporaryDirectory(prefix="kdbench-kept-") as folder:
+        kept = {path: Path(folder) / str(n) for n, path in enumerate(there)}
+        for path, copy in kept.items():
+            shutil.copy2(path, copy)
+        try:
+            yield True
+        finally:
+            for path, copy in kept.items():
+                shutil.copyfile(copy, path)
