@@ -1,11 +1,12 @@
 """Who would notice? Every fault in programs whose training loop is somebody else's, and what kdbench says of each.
 
-    python -m benchmarks.mutation [--output reports/mutate] [--workers 2] [NAME ...]
+    python -m benchmarks.mutation [--output reports/mutate] [--workers 2] [--missed] [NAME ...]
 
 The programs are the correct ones of tests/packages (thin scripts that drive a package's own training; `make
 .venv-packages/.ready` installs what they need) and of tests/scripts (ours). A program's result is one file, and a
-program that has one is not run again. The page is made from all files. The folder `first` beside them holds those of
-the first run, before anything was changed for it; they stand in columns of their own.
+program that has one is not run again; with `--missed`, the faults alone that were not named first in it are. The page
+is made from all files. The folder `first` beside them holds those of the first run, before anything was changed for it;
+they stand in columns of their own.
 
 A package is either one whose programs were looked at while mechanisms and audits were mended, or one that was kept for
 the measure. The split was made before any program was run: packages in the order of the SHA-256 of their names, the
@@ -20,7 +21,7 @@ import sys
 import tempfile
 import tomllib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import copytree, ignore_patterns
@@ -75,9 +76,10 @@ def programs() -> dict[str, Program]:
     return {program.name: program for program in found}
 
 
-def measure(program: Program, output: Path, workers: int) -> dict[str, Any]:
-    """Run `kdbench mutate` on a program in a copy of its folder, and write and return what it printed."""
+def measure(program: Program, workers: int, faults: Sequence[str] = ()) -> dict[str, Any]:
+    """Run `kdbench mutate` on a program in a copy of its folder, with these faults or all; return what it printed."""
     words = [sys.executable, "-m", "kdbench", "mutate", "-q", "--format", "json", "--workers", str(workers)]
+    words += [word for fault in faults for word in ("--fault", fault)]
     quiet = {"COLUMNS": "140", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     with tempfile.TemporaryDirectory() as desk:
         there = copytree(program.folder, Path(desk) / "work", ignore=ignore_patterns("__pycache__", "*.toml"))
@@ -96,9 +98,21 @@ def measure(program: Program, output: Path, workers: int) -> dict[str, Any]:
     said = done.stderr.strip()[-1000:]
     found = json.loads(done.stdout) if done.stdout.startswith("{") else {"cannot_serve": said, "code": done.returncode}
     found["commit"] = git_commit()
-    output.mkdir(parents=True, exist_ok=True)
-    (output / f"{program.name.replace('/', '-')}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return found
+
+
+def missed(found: dict[str, Any]) -> list[str]:
+    """Return the faults of a result that count and were not named first, or that brought no result."""
+    return [
+        r["name"] for r in found.get("faults", []) if (counts(r) and r["kdbench"] != "first") or r["status"] == "broken"
+    ]
+
+
+def put_together(before: dict[str, Any], again: dict[str, Any]) -> dict[str, Any]:
+    """Return a result in which the rows of some faults are those of another run of the program."""
+    rows = {row["name"]: row for row in again["faults"]}
+    kept = [rows.get(row["name"], row) for row in before["faults"]]
+    return {**before, "faults": kept, "again": {"faults": sorted(rows), "commit": again["commit"]}}
 
 
 def bounds(k: int, n: int) -> str:
@@ -160,14 +174,16 @@ def page(last: Results, first: Results, known: dict[str, Program]) -> str:
 
 
 def _intro(last: Results, first: Results) -> Iterator[str]:
-    then, now = (", ".join(sorted({_commit(found) for found in some.values()})) or "-" for some in (first, last))
+    then = ", ".join(sorted({_commit(found) for found in first.values()})) or "-"
     yield from (
         "`kdbench mutate` puts each fault that has a place in a program into it, in a run of its own. A run counts if",
         "the fault acted, changed the weights, and did not end the program before anything could be seen. Intervals",
         "(Clopper-Pearson, 95%) are by program: the runs of one program are not independent. Which packages were",
         "looked at while mending, and which were kept for the measure, a rule decided before the first run",
         "(`benchmarks/mutation.py`). Nothing was declared to any program but that a teacher's answers are stored.",
-        f"First run: commit {then}. Last run: commit {now}; a program that shows the first run's was not run again.",
+        f"First run: commit {then}, before anything was mended for the program. The last column names the commit of",
+        "the last run; where it is the first run's, the program was not run again, and `n again at` means that the n",
+        "faults alone which had not been named first were (`--missed`).",
         "",
     )
 
@@ -198,12 +214,18 @@ def _by_program(last: Results, first: Results, known: dict[str, Program]) -> Ite
             cells = [rows.count(word) for word in (*_NAMED, "other", "undecided", "silent")]
             cells.append(sum(row["status"] == "dormant" for row in found["faults"]))
             then = Share.of([first[name]]) if "faults" in first.get(name, {}) else "-"
-            yield _row(name, known[name].group, found.get("unmutated"), len(rows), *cells, then, _commit(found))
+            yield _row(name, known[name].group, found.get("unmutated"), len(rows), *cells, then, _commits(found))
     yield ""
 
 
 def _commit(found: dict[str, Any]) -> str:
     return found["commit"][0][:7] if found.get("commit") else "-"
+
+
+def _commits(found: dict[str, Any]) -> str:
+    """Name the commit of a result, and that of the faults which were run again since."""
+    again = found.get("again")
+    return f"{_commit(found)}; {len(again['faults'])} again at {_commit(again)}" if again else _commit(found)
 
 
 def _row(*cells: object) -> str:
@@ -261,12 +283,21 @@ def read(folder: Path, known: Iterable[str]) -> Results:
     return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.exists()}
 
 
+def write(folder: Path, name: str, found: dict[str, Any]) -> None:
+    """Write the result of a program."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name.replace('/', '-')}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     """Run what has no result yet, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="programs, as group/script without .py; all by default")
     parser.add_argument("--output", type=Path, default=ROOT / "reports" / "mutate")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--missed", action="store_true", help="run the faults again that a program's result does not name first"
+    )
     parser.add_argument("--list", action="store_true", help="name the programs and their groups, and run nothing")
     asked = parser.parse_args()
     known = programs()
@@ -276,9 +307,14 @@ def main() -> None:
     for name in asked.names or known:
         if name not in known:
             sys.exit(f"no program {name}; there are: {', '.join(known)}")
-        if name not in read(asked.output, [name]):
-            found = measure(known[name], asked.output, asked.workers)
+        before = read(asked.output, [name]).get(name)
+        left = missed(before) if before is not None and asked.missed else []
+        if before is None or left:
+            found = measure(known[name], asked.workers, left)
             print(f"{name}: {found.get('summary') or found['cannot_serve'].splitlines()[:1]}", flush=True)
+            if before is not None and "faults" in found:
+                found = put_together(before, found)
+            write(asked.output, name, found)
     results = read(asked.output, known)
     if results:
         first = read(asked.output / "first", known)

@@ -2,7 +2,7 @@
 
 import hashlib
 
-from benchmarks.mutation import KEPT, LOOKED_AT, Share, page, programs
+from benchmarks.mutation import KEPT, LOOKED_AT, Share, missed, page, programs, put_together
 
 
 def row(name, kdbench, status="injected", failed=()):
@@ -49,3 +49,12 @@ def test_the_page_names_what_was_missed_and_what_cannot_serve():
     assert f"| b | 1 | 0/1 (0.00; 0.00 to 0.97) | {kept.removeprefix('packages/')} (other: KD101) |" in text
     assert f"- {looked}: no distillation was seen" in text
     assert "Not run yet: " in text and kept not in text.partition("Not run yet: ")[2]
+
+
+def test_what_was_missed_can_be_run_again_alone_and_the_page_says_so():
+    before = result(row("a", "first"), row("b", "silent"), row("c", "silent", "dormant"), row("d", "named"))
+    assert missed(before) == ["b", "d"]
+    now = put_together(before, {**result(row("b", "first"), row("d", None, "not-applicable")), "commit": ["ab" * 9, 0]})
+    assert [r["kdbench"] for r in now["faults"]] == ["first", "first", "silent", None] and missed(now) == []
+    name = next(iter(programs()))
+    assert "| 0123456; 2 again at abababa |" in page({name: now}, {name: before}, programs())

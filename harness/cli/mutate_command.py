@@ -321,17 +321,15 @@ def _places(where: Sequence[str]) -> str:
 def _closing(found: "Measured") -> None:
     """Print what is to be remarked, and why the other faults have no place in the script, by reason."""
     from kdbench.harness.cli.tables import note
+    from kdbench.harness.mutation.pages import reasons
 
     for remark in found.remarks:
         note(stdout(), escape(f"{remark}."))
-    reasons: dict[str, list[str]] = {}
-    for row in found.rows:
-        if row.status == "not-applicable":
-            reasons.setdefault(row.why, []).append(row.fault)
-    if reasons:
+    absent = reasons(found.rows)
+    if absent:
         stdout().print("not applicable:")
-    for why, faults in reasons.items():
-        note(stdout(), escape(f"{', '.join(sorted(faults))}: {why}"))
+    for why, faults in absent.items():
+        note(stdout(), escape(f"{', '.join(faults)}: {why}"))
 
 
 def _show_list(found: "Measured") -> None:

@@ -57,6 +57,15 @@ def _many(n: int, word: str) -> str:
     return f"{n} {word}{'s' * (n != 1)}"
 
 
+def reasons(rows: list[Row]) -> dict[str, list[str]]:
+    """Return by reason the faults that have no place in the script."""
+    found: dict[str, list[str]] = {}
+    for row in ordered(rows):
+        if row.status == "not-applicable":
+            found.setdefault(row.why, []).append(row.fault)
+    return found
+
+
 def told(row: Row) -> str:
     """Return what kdbench says of a row, with the audits that failed."""
     if row.kdbench is None:
@@ -131,9 +140,7 @@ def to_html(found: Measured) -> str:
     who = "your script" if found.tests is None else "your tests"
     rows = "".join(_html_row(row) for row in ordered(found.rows) if row.status != "not-applicable")
     absent = "".join(
-        f"<li><b>{html.escape(row.fault)}</b>: {html.escape(row.why)}</li>"
-        for row in ordered(found.rows)
-        if row.status == "not-applicable"
+        f"<li>{html.escape(why)}: {html.escape(', '.join(faults))}</li>" for why, faults in reasons(found.rows).items()
     )
     missing = f"<h2>Not applicable</h2><ul>{absent}</ul>" if absent else ""
     remarks = "".join(f"<p class=soft>{html.escape(remark)}.</p>" for remark in found.remarks)
@@ -146,14 +153,15 @@ def to_html(found: Measured) -> str:
 <meta name="color-scheme" content="light dark">
 <title>Who would notice? {target}</title>
 <style>{STYLE}h2 {{ font-size: 1.1rem; margin: 1.4rem 0 .3rem }} td.wide {{ white-space: normal; min-width: 11rem }}
+.small {{ display: none; font-weight: normal; opacity: .75; overflow-wrap: anywhere }}
+@media (max-width: 40rem) {{ .place {{ display: none }} .small {{ display: block }} td.wide {{ min-width: 5.5rem }} }}
 </style>
 <h1>Who would notice a bug in {target}?</h1>
 <p>{html.escape(first_line(found))}</p>
 <p class="soft">Each row is a bug that was put in, in a run of its own{over}. A bug
 counts if it acted and changed what is trained.</p>
-<p class="hint">Swipe the table sideways for more columns \N{RIGHTWARDS ARROW}</p>
 <div class="scroll" tabindex="0" role="region" aria-label="Who noticed"><table>
-<thead><tr><th>fault</th><th>where</th><th>{who}</th><th>kdbench</th></tr></thead>
+<thead><tr><th>fault</th><th class=place>where</th><th>{who}</th><th>kdbench</th></tr></thead>
 <tbody>{rows}</tbody></table></div>
 {missing}{remarks}
 </html>
@@ -166,6 +174,7 @@ _CLASS = {"first": "hit", "named": "hit", "other": "miss", "undecided": "miss", 
 def _html_row(row: Row) -> str:
     where = "<br>".join(map(html.escape, row.where))
     return (
-        f"<tr><td>{html.escape(row.fault)}</td><td>{where}</td><td class=wide>{html.escape(noticed(row))}</td>"
+        f"<tr><td>{html.escape(row.fault)}<span class=small>{where}</span></td><td class=place>{where}</td>"
+        f"<td class=wide>{html.escape(noticed(row))}</td>"
         f'<td class="wide {_CLASS[row.kdbench]}">{html.escape(told(row))}</td></tr>'
     )
