@@ -447,6 +447,21 @@ def test_what_is_tapped_for_one_fault_are_its_own_places(base):
     }  # fmt: skip
 
 
+def test_a_list_says_where_each_fault_would_act(base):
+    scene = Scene.from_json(base.scene)
+    text = Path(SCRIPT).read_text().splitlines()
+    for fault in runs.plan(scene, sorted(MECHANISMS))[0]:
+        where = runs.planned(fault, scene).where
+        assert where or fault in NOWHERE, fault
+        assert all(part in text[int(place.rpartition(":")[2]) - 1] for place in where for part in PARTS.get(fault, ()))
+
+
+NOWHERE = {"imagenet-stem"}
+PARTS = {"no-zero-grad": ["zero_grad"], "double-step": ["step"], "projector-unclipped": ["clip_grad_norm_"],
+         "random-teacher": ["load_state_dict"], "head-not-in-optimizer": ["optim"],
+         "student-eval-mode": ["student("]}  # fmt: skip
+
+
 def test_a_fault_of_ones_own_acts_in_a_script_as_its_page_shows(base, monkeypatch, tmp_path):
     page = Path(faults.__file__).with_name("README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"<!-- (?:file|added to): own_faults.py -->\n```python\n(.*?)```", page, re.S)

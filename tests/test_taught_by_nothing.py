@@ -15,10 +15,10 @@ X = torch.randn(BATCH * 4, 6, generator=torch.Generator().manual_seed(3))
 Y = torch.arange(len(X)) % CLASSES
 
 
-def seen(loop):
-    """Return what KD311 finds in a loop that declares nothing."""
+def seen(loop, **declared):
+    """Return what KD311 finds in a loop that declares nothing, or as little as a script's options do."""
     torch.manual_seed(0)
-    script = ScriptWatch(Options(steps=0), lambda _: None)
+    script = ScriptWatch(Options(steps=0, **declared), lambda _: None)
     with script:
         kept = loop()
         script.conclude(whole=True)
@@ -248,3 +248,20 @@ def test_gradients_that_a_closure_zeroes_itself_are_named(zeroes):
         script.conclude(whole=True)
     found = next(f for f in run(script.trace).findings if f.id == "KD215")
     assert found.status == CLOSING[zeroes], found.message
+
+
+def test_margins_of_scores_are_stored_answers_where_that_is_declared():
+    def loop():
+        margins, student = from_a_file()[:, :1], nn.Sequential(nn.Linear(6, 8), nn.Tanh())
+        optimizer = torch.optim.SGD(student.parameters(), 0.05)
+        for _ in range(STEPS):
+            rows = torch.randperm(len(X))[:BATCH]
+            own = student(X[rows])
+            more, less = ((own * student(X[rows].roll(n, 0))).sum(1, keepdim=True) for n in (1, 2))
+            optimizer.zero_grad()
+            F.mse_loss(more - less, margins[rows]).backward()
+            optimizer.step()
+        return student
+
+    assert seen(loop, teacher="stored-answers").status == "pass"
+    assert seen(loop).reason == "no-teacher-seen"  # as well a number that somebody measured

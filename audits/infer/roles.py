@@ -264,7 +264,7 @@ def cast(raw: RawWindow, taint: Taint, declared: Declared, known: list[nn.Module
     result.soft = [f for f in heard if f.name in losses or f in meeting or f in by_hand]
     result.own_target = any(is_against_itself(f, student) for f in result.soft)
     if not result.teachers:
-        stored = [f for f in result.soft if f in by_hand or is_against_stored(f, student)]
+        stored = [f for f in result.soft if f in by_hand or is_against_stored(f, student, declared.stored)]
         sure = declared.stored or bool(by_hand) or any(_is_no_label(f, student, result.labels) for f in stored)
         result.cached, result.doubtful = bool(stored), bool(stored) and not sure
         result.idle = _idle(raw, params_of, student, reached)

@@ -1,5 +1,7 @@
 """What a loss holds the student's answer against: labels, its own answer, or numbers that no network gave here."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -18,15 +20,17 @@ _LEAST_PART = 0.1
 "Of the probability, what the likeliest classes that somebody stores hold at least, in the mean."
 
 
-def is_against_stored(call: FunctionCall, student: int) -> bool:
+def is_against_stored(call: FunctionCall, student: int, declared: bool = False) -> bool:
     """Say whether the student's answer is held against what may be a stored one: floating numbers that no parameter
-    made."""
+    made; one a sample, such as a margin of scores, only where stored answers are declared."""
     if call.name not in ("kl_div", "mse_loss", "cross_entropy", "smooth_l1_loss", "l1_loss", "huber_loss"):
         return False
     stored = [
         (t, shape) for t, made, shape in call.operands if not made.params and (t is None or t.is_floating_point())
     ]
     of_student = [shape for _, made, shape in call.operands if made.params & student]
+    if declared:
+        return any(shape == own and math.prod(shape) > 1 for _, shape in stored for own in of_student)
     return any(shape == own and len(shape) >= 2 and shape[-1] > 1 for _, shape in stored for own in of_student)
 
 

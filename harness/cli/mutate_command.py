@@ -205,7 +205,7 @@ def _in_script(setting: "Setting", names: Sequence[str], list_: bool, notes: "Co
             "The audits do not understand the distillation term of the script as it is, and cannot tell faults in it"
         )
     if list_:
-        found.rows += [runs.Row(fault, "injected", expected=runs.expected_of(fault)) for fault in fit]
+        found.rows += [runs.planned(fault, scene) for fault in fit]
         return found
     notes.print(f"faults that have a place in it: {len(fit)}, {setting.workers} at a time", soft_wrap=True)
     with writes.put_back(base.writes) as kept:
@@ -338,7 +338,8 @@ def _show_list(found: "Measured") -> None:
 
     fit = [row for row in found.rows if row.status == "injected"]
     stdout().print(f"{len(fit)} faults have a place in {found.target}", markup=False, soft_wrap=True)
-    columns = [Column("fault", names=True), Column("should be named by")]
+    columns = [Column("fault", names=True), Column("where"), Column("should be named by")]
+    cells = [[row.fault, escape(_places(row.where)), ", ".join(row.expected)] for row in fit]
     if fit:
-        show_table(stdout(), columns, [[row.fault, ", ".join(row.expected)] for row in fit], elsewhere="--format json")
+        show_table(stdout(), columns, cells, elsewhere="--format json")
     _closing(found)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kdbench.harness.faults.registry import fault
 from kdbench.harness.injection.calls import Call
-from kdbench.harness.injection.mechanism import Acts, Live, answers_of, at, injected, mapped
+from kdbench.harness.injection.mechanism import Acts, Live, answers_of, at, injected, mapped, marked
 from kdbench.harness.injection.scene import Scene, Site
 from kdbench.harness.injection.taps import with_number
 from kdbench.kd.models import Answer
@@ -266,7 +266,7 @@ def _numbers(numbers: dict[str, float]) -> Any:
         live.acted += 1
         return with_number(call, numbers[call.place])
 
-    return scale
+    return marked(scale, places=frozenset(numbers))
 
 
 @injected("missing-t-squared")

@@ -130,6 +130,12 @@ def at(sites: list[Site], change: Callable[[Call, Live], Any]) -> Act:
         live.acted += 1
         return change(call, live)
 
+    return marked(act, places=frozenset(places))
+
+
+def marked(act: Act, **what: Any) -> Act:
+    """Note of an act at which places it acts, or on whose networks: a list of faults names the lines."""
+    vars(act).update(what)
     return act
 
 
@@ -152,7 +158,7 @@ def answers_of(role: Role, change: Callable[[Call, Live], Any]) -> Act:
         finally:
             live.kept["within"] = False
 
-    return act
+    return marked(act, role=role)
 
 
 def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:

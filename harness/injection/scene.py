@@ -34,6 +34,7 @@ class Optimizer:
 
     kind: str
     groups: list[list[tuple[Role, str]]]
+    where: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class Scene:
     "By role, the numbers of the modules that play it, in the order in which the script first calls modules."
     begins: dict[str, int] = field(default_factory=dict)
     "By number of a module, how often it is called before the distillation begins: in its own training, say."
+    called: dict[str, list[str]] = field(default_factory=dict)
+    "By role, where its networks are called first."
     names: dict[str, str] = field(default_factory=dict)
     "By role, the name in the report."
     head: list[str] = field(default_factory=list)
@@ -112,7 +115,7 @@ class Scene:
         made = dict(values)
         made["sites"] = [Site(**s) for s in values["sites"]]
         made["optimizers"] = [
-            Optimizer(o["kind"], [[(role, name) for role, name in group] for group in o["groups"]])
+            Optimizer(o["kind"], [[(role, name) for role, name in group] for group in o["groups"]], o["where"])
             for o in values["optimizers"]
         ]
         made["loads"] = [Load(**item) for item in values["loads"]]

@@ -23,6 +23,8 @@ _MOST = 20_000
 _COMPARED, _READ = 20_000, 2**31
 """Digests that are kept, and bytes that they are of, so that two runs can be compared call by call: a difference often
 comes only after the teacher's own training."""
+_SIMPLE = ("clip", "unscale", "zero_grad", "step")
+"Kinds of calls that are taken down whenever they are made."
 _SAME_T = 1e-3
 "Relative difference up to which a number is the temperature: a few roundings of single precision."
 
@@ -48,7 +50,8 @@ class Survey(Observer):
         self._events: list[_Event] = []
         self._windows = 0
         self._sites: dict[tuple[str, str], Site] = {}
-        self._groups: list[tuple[str, list[list[Any]]]] = []
+        self._groups: list[tuple[str, list[list[Any]], str]] = []
+        self._called: dict[int, str] = {}
         self._loads: list[tuple[int, nn.Module, dict[str, Any], str]] = []
         self._pretrained: list[tuple[int, nn.Module]] = []
         self._labels: set[int] = set()
@@ -105,7 +108,7 @@ class Survey(Observer):
         call.put(1, "params", listed)
         result = call.proceed()
         groups = [list(g["params"]) for g in call.args[0].param_groups]
-        self._groups.append((type(call.args[0]).__name__, groups))
+        self._groups.append((type(call.args[0]).__name__, groups, words(hooks.call_site())))
         return result
 
     def _on_unscale(self, call: Call) -> Any:
@@ -118,8 +121,13 @@ class Survey(Observer):
         return call.proceed()
 
     def _simple_site(self, call: Call) -> None:
-        site = Site(call.kind, call.name, call.place, words(hooks.call_site()), "other")
-        self._sites.setdefault((call.kind, call.place), site)
+        key = (call.kind, call.place)
+        if key not in self._sites:
+            self._sites[key] = Site(call.kind, call.name, call.place, words(hooks.call_site()), "other")
+        number = self.world.number_of(call.args[0]) if call.kind in ("zero_grad", "step") else None
+        if number is not None:
+            held = self._sites[key].data.setdefault("optimizers", [])
+            held += [number] if number not in held else []
 
     def _on_load(self, call: Call) -> Any:
         state = call.arg(1, "state_dict")
@@ -138,6 +146,7 @@ class Survey(Observer):
             rates = [float(group["lr"]) for group in call.args[0].param_groups[1:] if "lr" in group]
             if self._rates.setdefault(number, rates) != rates:
                 self.scene.moved.append(number)
+        self._simple_site(call)
         result = call.proceed()
         if number is not None and self._windows and number not in self.scene.distilling:
             self.scene.distilling.append(number)  # a closure's backward is within the step
@@ -159,6 +168,9 @@ class Survey(Observer):
             self._events = []  # a window that was no distillation's
 
     def _on_forward(self, call: Call) -> Any:
+        number = self.world.number(call.args[0])
+        if number not in self._called:
+            self._called[number] = words(hooks.call_site())
         if self._within:  # a layer of a network that is called
             return call.proceed()
         module, name = call.args[0], type(call.args[0]).__name__
@@ -214,7 +226,7 @@ class Survey(Observer):
 
     def restart(self) -> None:
         """Begin anew: what was taken for a distillation was another training."""
-        kept = {key: site for key, site in self._sites.items() if key[0] in ("clip", "unscale", "zero_grad")}
+        kept = {key: site for key, site in self._sites.items() if key[0] in _SIMPLE}
         self._sites, self._windows, self._events = kept, 0, []
         self.scene.modules, self.scene.begins, self.scene.distilling = {}, {}, []
 
@@ -309,13 +321,14 @@ class Survey(Observer):
         sites = list(self._sites.values())
         scene.sites = [replace(s, data={**s.data, **clipped}) if s.kind == "clip" else s for s in sites]
         scene.optimizers = [
-            Optimizer(kind, [[roles.get(p, ("other", "")) for p in group] for group in groups])
-            for kind, groups in self._groups
+            Optimizer(kind, [[roles.get(p, ("other", "")) for p in group] for group in groups], where)
+            for kind, groups, where in self._groups
         ]
         scene.loads = [self._load(*item, roles) for item in self._loads]
         scene.pretrained = [n for n, module in self._pretrained if self._side_of(module, roles) == "teacher"]
         teachers = world.playing(scene, "teacher")
         scene.teacher_statistics = any("running_" in name for t in teachers for name, _ in t.named_buffers())
+        scene.called = {role: [self._called[n] for n in found] for role, found in scene.modules.items()}
         scene.steps, scene.declared = world.steps, declared
         return scene
 

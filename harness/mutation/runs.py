@@ -8,6 +8,7 @@ from typing import Literal
 
 from kdbench.harness.faults import FAULTS, audit_ids
 from kdbench.harness.injection.mechanism import MECHANISMS
+from kdbench.harness.injection.places import places_of
 from kdbench.harness.injection.scene import NotApplicableError, Scene
 from kdbench.harness.mutation.child import Order, Outcome
 from kdbench.harness.mutation.naming import Answer, answer
@@ -213,6 +214,12 @@ def plan(scene: Scene, chosen: Sequence[str]) -> tuple[list[str], list[Row]]:
         else:
             fit.append(fault)
     return fit, rows
+
+
+def planned(fault: str, scene: Scene) -> Row:
+    """Return the row of a fault that has a place in the script, and is not run: where it would act."""
+    where = places_of(MECHANISMS[fault].acts(scene), scene)
+    return Row(fault, "injected", expected=expected_of(fault), where=tuple(where))
 
 
 def inject(setting: Setting, base: Outcome, chosen: Sequence[str]) -> Iterator[Row]:
