@@ -80,7 +80,7 @@ def noticed(row: Row) -> str:
     if row.status != "injected":
         return "dormant" if row.status == "dormant" else ""
     if row.by_tests is not None:
-        return f"{len(row.by_tests)} tests" if len(row.by_tests) != 1 else row.by_tests[0]
+        return row.by_tests[0] if len(row.by_tests) == 1 else f"{len(row.by_tests)} tests" if row.by_tests else "none"
     if row.by_script is None:
         return "no"
     kind, _, rest = row.by_script.partition(": ")  # the whole stands in JSON
