@@ -4,12 +4,13 @@ import difflib
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
 from kdbench.harness import faults
 from kdbench.harness.analysis import stats
+from kdbench.harness.analysis.family import Judged, as_family
 from kdbench.harness.analysis.rows import ComparisonRow, Missing
 from kdbench.harness.analysis.study_table import BySeed, Trials, order, scores
 from kdbench.harness.plan.plan import Arm, Decision
@@ -149,18 +150,6 @@ def _listed(found: Mapping[str, set[str]]) -> str:
     return "; ".join(f"{name}: {' against '.join(sorted(values))}" for name, values in found.items())
 
 
-class Judged(NamedTuple):
-    """Two groups and what their values say, before the family that they belong to is counted."""
-
-    a: str
-    b: str
-    pair: str
-    method: str
-    values: list[list[float]]
-    missing: list[Missing]
-    comparison: stats.Comparison
-
-
 def compare_arms(
     study: Trials, pairs: Iterable[tuple[Arm, Arm]], allowed: Sequence[str] = (), refuse: bool = True
 ) -> list[ComparisonRow]:
@@ -213,46 +202,6 @@ def _why_not(a: Arm, b: Arm, refused: Mapping[str, set[str]]) -> str | None:
             f"Run both alike, or say --allow-difference {min(refused)}"
         )
     return None
-
-
-def as_family(judged: Sequence[Judged], alpha: float) -> list[ComparisonRow]:
-    """Return comparisons as entries of kdbench.compare/1, their p adjusted (Holm) for all of them together."""
-    adjusted = stats.holm([one.comparison.welch_p for one in judged])
-    return [_row(one, p, len(judged), alpha) for one, p in zip(judged, adjusted, strict=True)]
-
-
-def _row(judged: Judged, holm_p: float | None, family: int, alpha: float) -> ComparisonRow:
-    c = judged.comparison
-    warnings = list(c.warnings)
-    if c.least_permutation_p is not None and c.least_permutation_p < alpha <= c.least_permutation_p * family:
-        warnings.append(f"in a family of {family} no exact test of this design could pass Holm's correction")
-    return ComparisonRow(
-        a=judged.a,
-        b=judged.b,
-        pair=judged.pair,
-        method=judged.method,
-        n=[len(v) for v in judged.values],
-        values=judged.values,
-        missing=judged.missing,
-        mean=list(c.mean),
-        std=list(c.std),
-        difference_pp=c.difference,
-        ci95_pp=list(c.ci95) if c.ci95 else None,
-        welch_p=c.welch_p,
-        permutation_p=c.permutation_p,
-        least_permutation_p=c.least_permutation_p,
-        holm_p=holm_p,
-        hedges_g=c.hedges_g,
-        hedges_g_ci95=list(c.hedges_g_ci95) if c.hedges_g_ci95 else None,
-        p_b_greater=c.p_b_greater,
-        tost_p=c.tost_p,
-        mde_pp=c.mde,
-        seeds_for_power_80=c.seeds_for_power,
-        verdict=stats.verdict(c, holm_p, alpha),
-        paired=c.paired,
-        seed_correlation=c.correlation,
-        warnings=warnings,
-    )
 
 
 _AFTER = ("select", "aggregate")

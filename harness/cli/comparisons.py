@@ -8,7 +8,6 @@ from rich.markup import escape
 from kdbench.harness.analysis.rows import ComparisonRow
 from kdbench.harness.analysis.sentences import adjusted, in_words, number_format
 from kdbench.harness.cli.tables import Column, note, show_table
-from kdbench.kd.methods import METHODS
 
 _MEANING = {
     "different": "a difference of this size would be rare if there were none",
@@ -127,7 +126,7 @@ def _show_notes(console: Console, entries: Sequence[ComparisonRow], size: str, f
 
 def _of(entry: ComparisonRow) -> str:
     """Return which comparison, in a few words."""
-    method = METHODS[entry.method].title if entry.method in METHODS else ""
+    method = _title(entry.method)
     return method if entry.b == entry.method else f"{method} {entry.b}".strip()
 
 
@@ -162,6 +161,10 @@ def conclude(
 
 
 def _title(method: str) -> str:
+    if not method:  # of a table from elsewhere: no method is ours, and PyTorch is not needed
+        return ""
+    from kdbench.kd.methods import METHODS
+
     return METHODS[method].title if method in METHODS else escape(method)
 
 
