@@ -105,8 +105,10 @@ def compare_within_family(
     by_method = wanted[0][0].method != wanted[0][1].method
     declared = gain_pairs(study.arms) if by_method else bug_pairs(study.arms)
     others = [(a, b) for a, b in declared if (a, b) not in wanted and (b, a) not in wanted]
-    for pair in wanted if refuse else ():  # what was asked for is refused where it must be; the others only count
-        compare_arms(study, [pair], allowed)
+    for a, b in wanted if refuse else ():  # what was asked for is refused where it must be; the others only count
+        why = _why_not(a, b, _refused(_other_differences(a, b, study), allowed))
+        if why is not None:
+            raise InputError(why)
     entries = compare_arms(study, [*wanted, *others], allowed, refuse=False)
     return entries[: len(wanted)], len(entries)
 
@@ -165,7 +167,7 @@ def _judged(study: Trials, a: Arm, b: Arm, allowed: Sequence[str], refuse: bool)
     differing = _other_differences(a, b, study)
     values = [scores(study.arms[arm]) for arm in (a, b)]
     missing = [*_missing("a", study.arms[a]), *_missing("b", study.arms[b])]
-    why = _why_not(a, b, {name: found for name, found in differing.items() if name not in allowed})
+    why = _why_not(a, b, _refused(differing, allowed))
     if why is not None and refuse:
         raise InputError(why)
     if why is not None:
@@ -190,6 +192,10 @@ def _missing(name: Literal["a", "b"], trials: BySeed) -> list[Missing]:
         for seed, (_, result) in sorted(trials.items())
         if result is None or result.metrics is None
     ]
+
+
+def _refused(differing: Mapping[str, set[str]], allowed: Sequence[str]) -> dict[str, set[str]]:
+    return {name: found for name, found in differing.items() if name not in allowed}
 
 
 def _why_not(a: Arm, b: Arm, refused: Mapping[str, set[str]]) -> str | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 from kdbench.harness import faults, loading
 from kdbench.harness.analysis import compare, selection_bias, stats
@@ -338,8 +338,15 @@ def _context(found: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def write(folder: StudyFolder, output: Path) -> list[Path]:
-    """Write report.html and report.md of a study into a folder; return their paths."""
+class Written(NamedTuple):
+    """The page of a study."""
+
+    paths: list[Path]
+    headline: str
+
+
+def write(folder: StudyFolder, output: Path) -> Written:
+    """Write report.html and report.md of a study into a folder."""
     study = read_study(folder)
     found = read(study)
     claimed = found["norms"]["claim"]["value"] if found["norms"] and found["norms"]["text"] else None
@@ -350,4 +357,4 @@ def write(folder: StudyFolder, output: Path) -> list[Path]:
             (output / name).write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(f"no page can be written into {output} ({error.strerror}); name another --output") from error
-    return [output / name for name in pages]
+    return Written([output / name for name in pages], found["headline"].text)
