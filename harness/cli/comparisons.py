@@ -1,6 +1,7 @@
 """Comparisons on the terminal: the two sides, the verdicts, and what they mean in words."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from rich.console import Console
 from rich.markup import escape
@@ -8,6 +9,7 @@ from rich.markup import escape
 from kdbench.harness.analysis.rows import ComparisonRow
 from kdbench.harness.analysis.sentences import adjusted, in_words, number_format
 from kdbench.harness.cli.tables import Column, note, show_table
+from kdbench.harness.options import one_line
 
 _MEANING = {
     "different": "a difference of this size would be rare if there were none",
@@ -19,6 +21,18 @@ _MEANING = {
 }
 _MANY = 8
 "Comparisons beyond which the conclusion counts verdicts and leaves the sentences out."
+
+
+def shown(entries: Sequence[ComparisonRow]) -> list[ComparisonRow]:
+    """Return comparisons with their names and notes as a line of text may have them: they come from anybody's file."""
+    return [
+        replace(
+            entry,
+            **{name: one_line(getattr(entry, name)) for name in ("a", "b", "pair", "method")},
+            warnings=[one_line(text) for text in entry.warnings],
+        )
+        for entry in entries
+    ]
 
 
 def show_groups(

@@ -16,6 +16,7 @@ from kdbench.harness.cli.common import (
     studies,
 )
 from kdbench.harness.cli.help import explained
+from kdbench.harness.options import one_line
 
 
 @explained(
@@ -53,7 +54,7 @@ def command(runs: Path, study: str | None, as_json: bool) -> int:
         else:
             console.print(f"[bold]{escape(one.study)}[/]: as it was written ({counted})")
         for problem in one.problems:
-            console.print(f"  {escape(problem.said)}", soft_wrap=True)
+            console.print(f"  {escape(one_line(problem.said))}", soft_wrap=True)
         if one.sealed < one.records:
             console.print(
                 f"  {one.records - one.sealed} records of an older kdbench carry no digests: of these only ranges, "

@@ -69,6 +69,7 @@ def draw(study: Trials, gains: Sequence[ComparisonRow], claimed_norm: float | No
         "legend.fontsize": 9.5,
         "svg.fonttype": "none",  # letters stay letters: they can be searched and read aloud, and the page stays small
         "svg.hashsalt": "kdbench",
+        "text.parse_math": False,  # a name with dollars is a name
     }
     colours = colours_of({arm.method for arm in study.arms})
     curves_of = cache(partial(_finished_curves, study))  # each is drawn twice, and read once
