@@ -49,7 +49,7 @@ def test_a_name_makes_no_cell_no_link_and_no_html_of_a_page(tmp_path):
     found = report.read(study)
     found["about"] = {"device": "a | b <script>x</script> [c](http://d)\n# e \x1b]0;"}
     text = report.markdown(found)
-    assert r"a \| b &lt;script>x&lt;/script> \[c\](http://d) # e \x1b\]0;" in text
+    assert r"a \| b &lt;script>x&lt;/script> [c\](http://d) # e \x1b]0;" in text
     page = report.html(found, {})
     assert "<script>x" not in page and "\x1b" not in page and r"\x1b]0;" in page
     plain = report.markdown(report.read(study))

@@ -306,7 +306,8 @@ def in_markdown(value: Any) -> Any:
     """Return a value as Markdown may have it: a name makes no table cell, no link and no HTML. Markup is let be."""
     if type(value) is not str:
         return value
-    return re.sub(r"[|\[\]]", r"\\\g<0>", str(_in_code(value))).replace("<", "&lt;")
+    text = re.sub(r"\||\](?=[(\[:])", r"\\\g<0>", str(_in_code(value)))
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)  # what begins a tag; less than is let be
 
 
 def _in_code(value: str) -> Any:

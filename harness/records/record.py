@@ -21,7 +21,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
-from uuid import uuid4
 
 import numpy as np
 
@@ -29,6 +28,7 @@ from kdbench.audits.finding import Finding
 from kdbench.harness.records import seal
 from kdbench.harness.records.reading import SAID, Count, Number, Percent, Share, content, parse_json, plain_json
 from kdbench.harness.records.spec import Spec
+from kdbench.harness.records.temporaries import temporary
 from kdbench.kd.errors import InputError
 
 try:
@@ -158,12 +158,16 @@ def sync(path: Path) -> None:
 
 def write_atomic(path: Path, text: str) -> None:
     """Write a file so that a reader, or a crash at any moment, finds the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")  # a process number may be another machine's too
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    unfinished = temporary(path)
+    try:
+        with unfinished.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except OSError:  # no room: what there is of it takes some
+        unfinished.unlink(missing_ok=True)
+        raise
 
 
 @dataclass(frozen=True)
