@@ -33,10 +33,10 @@ def _component(name: str, version: str, ref: str) -> dict[str, Any]:
 def _licence(name: str) -> dict[str, Any] | None:
     """Return a package's licence as it names it: an SPDX expression, or a name; None where it names none."""
     found = metadata.metadata(name)
-    if expression := found.get("License-Expression"):
-        return {"expression": expression}
+    if "License-Expression" in found:
+        return {"expression": found["License-Expression"]}
     named = [text.rpartition(" :: ")[2] for text in found.get_all("Classifier") or () if text.startswith("License :: ")]
-    text = (found.get("License") or "").strip()
+    text = found["License"].strip() if "License" in found else ""
     if text and "\n" not in text and len(text) <= _LONGEST_LICENCE:
         named = [text]
     return {"license": {"name": " or ".join(named)}} if named else None
@@ -48,6 +48,7 @@ def _needs(name: str) -> set[str]:
     from packaging.utils import canonicalize_name
 
     needed = [Requirement(text) for text in metadata.requires(name) or ()]
+    always = [one for one in needed if one.marker is None or one.marker.evaluate({"extra": ""})]
     return {
-        canonicalize_name(one.name) for one in needed if one.marker is None or one.marker.evaluate({"extra": ""})
-    } - {canonicalize_name(name)}
+        str(canonicalize_name(one.name)) for one in always if canonicalize_name(one.name) != canonicalize_name(name)
+    }

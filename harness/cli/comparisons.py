@@ -28,7 +28,10 @@ def shown(entries: Sequence[ComparisonRow]) -> list[ComparisonRow]:
     return [
         replace(
             entry,
-            **{name: one_line(getattr(entry, name)) for name in ("a", "b", "pair", "method")},
+            a=one_line(entry.a),
+            b=one_line(entry.b),
+            pair=one_line(entry.pair),
+            method=one_line(entry.method),
             warnings=[one_line(text) for text in entry.warnings],
         )
         for entry in entries
