@@ -24,7 +24,7 @@ Repeated = Annotated[str, Holds(lambda text: _is_key(text.removeprefix("again-")
 Pair = Annotated[list[Repeated], Holds(lambda keys: len(keys) == 2, "is no pair")]
 Margin = Annotated[float, Holds(lambda value: value > 0, "is not positive")]
 Level = Annotated[float, Holds(lambda value: 0 < value < 1, "is no level between 0 and 1")]
-Trials = dict[Count, Key]
+Trials = Annotated[dict[Count, Key], Holds(bool, "is no arm: it has no trial")]
 
 
 @dataclass(frozen=True)
