@@ -5,7 +5,7 @@ PACKAGES := .venv-packages
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-long test-variants test-packages bench lint ui clean
+.PHONY: demo test test-long test-variants test-packages test-versions torture lock bench lint ui clean
 
 demo: $(READY)  ## train, audit and compare corrected and bugged variants on real digits (minutes)
 	$(BIN)/kdbench run --preset quick --variant both
@@ -31,6 +31,29 @@ $(PACKAGES)/.ready: $(READY)
 	$(PACKAGES)/bin/python -m pip install --quiet --disable-pip-version-check -c $(PACKAGES)/constraints.txt -e '.[test,packages]'
 	$(PACKAGES)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps KD_Lib
 	@touch $@
+
+# Of each part of kdbench: statistics, records, networks, losses, training, audits, command line, package.
+SHORT := $(patsubst %,tests/test_%.py,stats permutation record checkpoint models losses train checks watch verify cli package)
+
+test-versions: $(READY)  ## the oldest and the newest set that pyproject.toml allows, each in an environment of its own
+	$(BIN)/python tests/versions.py > $(VENV)/oldest.txt
+	for set in oldest newest; do \
+		case $$set in oldest) more="-c $(VENV)/oldest.txt";; newest) more=--upgrade;; esac; \
+		$(BIN)/python -m venv --clear .venv-$$set && \
+		.venv-$$set/bin/python -m pip install --quiet --disable-pip-version-check $$more -e '.[test]' && \
+		.venv-$$set/bin/python -m pip list --format freeze > .venv-$$set/versions.txt && \
+		echo "$$set: $$(grep -iE '^(torch|numpy|scipy|pydantic|mlflow)=' .venv-$$set/versions.txt | tr '\n' ' ')" && \
+		.venv-$$set/bin/python -m pytest -q $(SHORT) || exit 1; \
+	done
+
+torture: $(READY)  ## kills, faults of the machine and damaged files, into reports/trust.md; 40 minutes on two cores
+	$(BIN)/python tests/torture
+
+lock: $(READY)  ## the newest versions that pyproject.toml allows, into constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager -e '.[dev]'
+	@head -2 constraints.txt > $(VENV)/lock.txt
+	$(BIN)/python -m pip freeze --exclude-editable >> $(VENV)/lock.txt
+	@mv $(VENV)/lock.txt constraints.txt
 
 bench: $(READY)  ## ratios against a textbook loop, into reports/; for a machine that does nothing else meanwhile
 	@rm -f $(VENV)/bench.json
@@ -59,4 +82,4 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 clean:  ## remove the environment; records in runs/ stay
-	rm -rf $(VENV) $(PACKAGES) *.egg-info
+	rm -rf $(VENV) $(PACKAGES) .venv-oldest .venv-newest *.egg-info

@@ -1,26 +1,22 @@
 """What the harness itself takes: planning, resuming and comparing 10,000 trials, one record, the mirror."""
 
 import itertools
-import json
 import random
 import tracemalloc
-from dataclasses import asdict, replace
+from dataclasses import replace
 
+import large_study
 import pytest
+from large_study import GROUND
 
-from kdbench.harness import faults
-from kdbench.harness.analysis import compare, stats, study_table
-from kdbench.harness.plan.plan import Ground, load_preset, make_plan
-from kdbench.harness.records.record import Metrics, Result, StudyFolder
+from kdbench.harness.analysis import compare, external_runs, stats, status, study_table
+from kdbench.harness.plan.plan import load_preset, make_plan
+from kdbench.harness.publish import report
+from kdbench.harness.records import record
+from kdbench.harness.records.record import StudyFolder
 from kdbench.harness.run.scheduler import is_done
-from kdbench.kd.models.resnet import ARCHITECTURES
 
 pytestmark = pytest.mark.usefixtures("cpu_only")
-
-GROUND = Ground("digits", "d" * 64, "cpu")
-EPOCHS = 15
-FINDINGS = 25
-"Of a trial: about as many laws have something to say of a corrected one."
 
 
 def traced(call):
@@ -33,57 +29,28 @@ def traced(call):
         tracemalloc.stop()
 
 
-def result_of(key, rng):
-    finding = {
-        "id": "KD312",
-        "name": "kd-scale",
-        "status": "pass",
-        "severity": "error",
-        "message": "the term acts with weight 0.7 beside the labels' 0.3",
-        "consequence_of": None,
-    }
-    metrics = Metrics(95 + rng.gauss(0, 0.3), 95.0, [95.0] * 10, 0.9, 0.1, 0.1)
-    return Result(
-        key,
-        "finished",
-        selected_epoch=EPOCHS,
-        metrics=metrics,
-        findings=[finding] * FINDINGS,
-        environment={"torch": "2", "device_name": "cpu", "code_digest": "0" * 16},
-        times={"started": "2026-01-01T00:00:00+00:00", "seconds": 12.0},
-    )
-
-
-def write_quickly(folder, spec, result):
-    """Write a trial as it stands after a run, without waiting for the disk."""
-    folder.path.mkdir(parents=True)
-    (folder.path / "spec.json").write_text(spec.to_json())
-    result_text = json.dumps(asdict(result), indent=2, sort_keys=True)
-    (folder.path / "result.json").write_text(result_text)
-    folder.student.touch()
-
-
 @pytest.fixture(scope="module")
 def wide(sizes):
     """A preset and variants whose plan has about the wanted number of trials: every fault, every pair, some seeds."""
-    preset, variants = load_preset("quick"), [None, *faults.FAULTS]
-    if sizes.toy:
-        variants = variants[:3]
-    pairs = ("r34-r18",) if sizes.toy else tuple(f"{t}-{s}" for t in ARCHITECTURES for s in ARCHITECTURES)
-    one = make_plan(replace(preset, pairs=pairs, seeds=(0,)), variants, GROUND)
-    seeds = max(2, round(sizes.trials / len(one.trials)))
-    return replace(preset, pairs=pairs, seeds=tuple(range(seeds))), variants
+    return large_study.plan_of(sizes.trials, "arms", ["r34-r18"] if sizes.toy else None)
 
 
 @pytest.fixture(scope="module")
-def study(wide, folder, sizes):
-    """A study of about the wanted number of finished trials on disk, with its plan."""
-    plan, rng = make_plan(*wide, GROUND), random.Random(0)
-    study = StudyFolder(folder / plan.study)
-    for key, spec in plan.trials.items():
-        write_quickly(study.trial(key), spec, result_of(key, rng))
-    study_table.write_study(study, plan.preset.decision, plan.arms)
-    return plan, study
+def study(wide, folder):
+    """A study of about the wanted number of finished, sealed trials on disk, with its plan."""
+    plan = make_plan(*wide, GROUND)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(record.os, "fsync", lambda file: None)  # the disk is not what is measured
+        return plan, large_study.write(folder, plan)
+
+
+@pytest.fixture(scope="module")
+def deep(folder, sizes):
+    """The same with few arms and thousands of seeds each."""
+    plan = make_plan(*large_study.plan_of(sizes.trials, "seeds"), GROUND)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(record.os, "fsync", lambda file: None)
+        return large_study.write(folder / "deep", plan)
 
 
 @pytest.mark.parametrize("shape", ["many-seeds", "many-arms"])
@@ -149,10 +116,48 @@ def test_comparisons(measure, sizes):
 
 def test_record(measure, folder):
     """Committing one trial's result: written, synced to the disk, renamed."""
-    record = StudyFolder(folder / "record").trial("0" * 16)
-    record.path.mkdir(parents=True)
-    result = result_of(record.key, random.Random(0))
-    measure.seconds(lambda: record.write_result(result), goal=0.01, rounds=30)
+    plan = make_plan(replace(load_preset("quick"), seeds=(0,)), [None], GROUND)
+    key, spec = next(iter(plan.trials.items()))
+    trial = StudyFolder(folder / "record").trial(key)
+    trial.path.mkdir(parents=True)
+    result = large_study.result_of(key, spec, [95.0] * large_study.EPOCHS, random.Random(0))
+    measure.seconds(lambda: trial.write_result(result), goal=0.01, rounds=30)
+
+
+@pytest.mark.parametrize("shape", ["many-seeds", "many-arms"])
+@pytest.mark.parametrize("command", ["status", "compare", "report"])
+def test_commands(measure, request, shape, command):
+    """What status, compare and report do with a study of 10,000 sealed trials, once PyTorch is imported."""
+    folder = request.getfixturevalue("deep") if shape == "many-seeds" else request.getfixturevalue("study")[1]
+    trials = sum(1 for _ in folder.trials())
+
+    def call():
+        if command == "status":
+            return status.progress(folder)
+        if command == "report":
+            return report.write(folder, folder.path)
+        read = study_table.read_study(folder)
+        return compare.compare_within_family(read, compare.pairs_of_arms(read, "corrected", "bugged"))
+
+    measure.seconds(call, goal=15.0, rounds=1, trials=trials, bytes_per_trial=round(1e6 * traced(call) / trials))
+
+
+@pytest.mark.parametrize("rows", ["ten-thousand", "a-million"])
+def test_compare_table(measure, folder, sizes, rows):
+    """Reading a table of runs of two groups, and comparing them."""
+    count = 200 if sizes.toy else 10_000 if rows == "ten-thousand" else 1_000_000
+    path, rng = folder / f"{rows}.csv", random.Random(0)
+    with path.open("w") as file:
+        file.write("method,seed,accuracy\n")
+        for method in ("plain", "kd"):
+            file.writelines(f"{method},{seed},{95 + rng.gauss(0, 0.3):.4f}\n" for seed in range(count // 2))
+
+    def call():
+        columns = external_runs.Columns("method", "seed", "accuracy")
+        return external_runs.compare(external_runs.read_csv(path), columns, "plain", margin=0.5, alpha=0.05)
+
+    goal = 2.0 if rows == "ten-thousand" else 20.0
+    measure.seconds(call, goal=goal, rounds=1, rows=count, bytes_per_row=round(1e6 * traced(call) / count))
 
 
 def test_mirror(measure, folder, sizes, monkeypatch):
@@ -164,19 +169,14 @@ def test_mirror(measure, folder, sizes, monkeypatch):
     runs, rng, turn = folder / "mirrored", random.Random(0), itertools.count()
     preset = replace(load_preset("quick"), methods=("baseline",), seeds=tuple(range(sizes.mirrored)))
     plan = make_plan(preset, [None], GROUND)
-    norms = {"student": {"mean": 1.0, "max": 2.0}, "all": {"mean": 1.0, "max": 2.0}}
-    epoch = {"lr": 0.1, "loss": {"ce": 1.0, "total": 1.0}, "grad_norms": norms, "digest": "0" * 16}
-    lines = [
-        json.dumps({"epoch": n, **epoch, "train_accuracy": 90.0, "val_accuracy": 90.0}) for n in range(1, EPOCHS + 1)
-    ]
     runs.mkdir()
     Mirror(runs, "empty")  # the database is made once
 
     def fresh():
         study = StudyFolder(runs / f"study-{next(turn)}")
+        study.path.mkdir()
         for key, spec in plan.trials.items():
-            write_quickly(study.trial(key), spec, result_of(key, rng))
-            (study.trial(key).path / "curve.jsonl").write_text("\n".join(lines) + "\n")
+            large_study.write_trial(study.trial(key), spec, rng)
         study_table.write_study(study, preset.decision, plan.arms)
         return (study_table.read_study(study),), {}
 

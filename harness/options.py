@@ -6,6 +6,8 @@ from kdbench.kd.errors import InputError
 
 _MOST = 2000
 "Characters of a message: what a user's file holds may be of any length."
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"What moves a terminal's cursor, sets its title or turns text round; lines and tabs are let be."
 _SAID = {
     "root": "--data DIR",
     "name and root": "--dataset folder --data DIR",
@@ -31,5 +33,14 @@ def told(error: InputError) -> str:
 
 def clean(text: str) -> str:
     """Return a text as a terminal may have it: control characters escaped, and of a bounded length."""
-    text = text if len(text) <= _MOST else f"{text[: _MOST // 2]} [...] {text[-_MOST // 4 :]}"
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", lambda c: ascii(c[0])[1:-1], text)
+    return escaped(text if len(text) <= _MOST else f"{text[: _MOST // 2]} [...] {text[-_MOST // 4 :]}")
+
+
+def escaped(text: str) -> str:
+    """Return a text with its control characters escaped, of its whole length."""
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def one_line(text: str) -> str:
+    """Return a name as it is shown: on one line, control characters escaped, of a bounded length."""
+    return clean(re.sub(r"[\n\t]", lambda found: ascii(found[0])[1:-1], text))

@@ -32,10 +32,12 @@ from kdbench.harness.plan.grid import Point, Tried, best
 from kdbench.harness.plan.plan import Arm, Ground, Plan, Preset, make_plan, split_pair
 from kdbench.harness.records.environment import usable_cores
 from kdbench.harness.records.record import FINAL, StudyFolder, write_atomic
+from kdbench.harness.records.temporaries import temporary
 from kdbench.harness.run.cost import Cost, estimate
 from kdbench.harness.run.executors import Engine
 from kdbench.harness.run.rehearsal import rehearse
 from kdbench.harness.run.scheduler import OnTrial, Outcome, changed_weights, complete_stories, execute, is_done
+from kdbench.harness.run.sweeping import sweep
 from kdbench.kd.data import SIZE, Dataset, cache_folder, load_file, statistics
 from kdbench.kd.data import prepare as prepare_data
 from kdbench.kd.errors import InputError, unknown
@@ -283,6 +285,7 @@ def carry_out(ready: Ready, tell: OnTrial, may_start: Callable[[str], bool] = la
     study.path.mkdir(parents=True, exist_ok=True)
     with study.lock(shared=ready.mine is not None):
         with study.writing():
+            sweep(study)
             if ready.weights is not None:
                 _import_weights(ready.weights, study)
             plan = ready.plan
@@ -323,9 +326,9 @@ def _import_weights(weights: tuple[Path, str], study: StudyFolder) -> None:
     place = study.weights(digest, ".safetensors" if path.suffix == ".safetensors" else ".pt")
     if not place.is_file():
         place.parent.mkdir(parents=True, exist_ok=True)
-        temporary = place.with_name(f".{place.name}.tmp")
-        shutil.copyfile(path, temporary)
-        temporary.replace(place)
+        unfinished = temporary(place)
+        shutil.copyfile(path, unfinished)
+        unfinished.replace(place)
 
 
 class Families(NamedTuple):

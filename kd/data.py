@@ -200,6 +200,9 @@ def _folder_images(root: Path) -> dict[str, dict[str, list[Path]]]:
         for label, files in found[part].items():
             if not files:
                 raise InputError(f"{root / part / label} holds no images ({', '.join(IMG_EXTENSIONS)})")
+            odd = next((path for path in files if not path.is_file()), None)
+            if odd is not None:  # a pipe would be waited on for ever
+                raise InputError(f"{odd} is named like an image and is no file that can be read; remove it")
     train, test = set(found["train"]), set(found["test"])
     if train != test:
         differing = ", ".join(sorted(train ^ test)[:5])
@@ -209,11 +212,15 @@ def _folder_images(root: Path) -> dict[str, dict[str, list[Path]]]:
     return found
 
 
+_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
+"What a file with a name of an image may hold. Pillow knows others, and hands some of them (EPS) to other programs."
+
+
 def _decode(path: Path) -> np.ndarray:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_FORMATS) as image:
             rgb = image.convert("RGB")
     except Exception as error:  # Pillow raises many kinds; each means that this file is no image
         raise InputError(f"{path} cannot be read as an image ({error}); mend or remove it") from error

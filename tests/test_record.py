@@ -6,8 +6,17 @@ import os
 import pytest
 
 from kdbench.harness.plan.plan import Ground, load_preset, make_plan
-from kdbench.harness.records import reading
-from kdbench.harness.records.record import FaultStory, Folder, Metrics, Result, StudyFolder, finite, write_atomic
+from kdbench.harness.records import reading, seal, study_file
+from kdbench.harness.records.record import (
+    FaultStory,
+    Folder,
+    Metrics,
+    Result,
+    StudyFolder,
+    finite,
+    sealed_text,
+    write_atomic,
+)
 from kdbench.kd.errors import InputError
 
 EPOCH = {"epoch": 1, "digest": "d", "lr": 0.1, "loss": {"total": None}, "train_accuracy": 50.0, "val_accuracy": 40.0,
@@ -127,3 +136,32 @@ def test_one_coordinator_a_study(tmp_path):
         pass
     with StudyFolder(tmp_path).lock():
         pass
+
+
+def test_an_arm_without_a_trial_is_refused(tmp_path):
+    """An edit that leaves an arm empty once broke the comparison of its trials."""
+    text = study_file.text(
+        {
+            "schema": "kdbench.study/1",
+            "decision": {"metric": "test_accuracy", "margin_pp": 0.5, "alpha": 0.05},
+            "arms": [{"fault": None, "pair": "r18-r18", "method": "logit", "trials": {}}],
+        }
+    )
+    (tmp_path / "study.json").write_text(text)
+    with pytest.raises(InputError, match=r"study\.json is not a study's file: arms\.0\.trials: .*has no trial"):
+        study_file.read(tmp_path)
+    (tmp_path / "study.json").write_text(text.replace('"trials": {}', '"trials": {"0": "' + "a" * 16 + '"}'))
+    with pytest.raises(InputError, match="arms: changed since kdbench wrote it"):
+        study_file.read(tmp_path)
+
+
+def test_one_digest_says_that_a_record_is_whole_and_its_fields_say_what_is_not(tmp_path):
+    raw = {"key": "a" * 16, "status": "finished", "reason": "b"}
+    text = sealed_text(raw)
+    sealed = json.loads(text)["seal"]
+    assert seal.is_whole(text.encode(), "a" * 16, sealed) and not seal.is_whole(text.encode(), "c" * 16, sealed)
+    assert not seal.is_whole(text.replace('"b"', '"d"').encode(), "a" * 16, sealed)
+    assert not seal.is_whole(b"{}", "a" * 16, sealed)
+    again = json.dumps(json.loads(text)).encode()  # laid out otherwise, and the same
+    assert not seal.is_whole(again, "a" * 16, sealed) and seal.broken(json.loads(again), "a" * 16, sealed) == []
+    assert seal.broken({**json.loads(text), "reason": "d"}, "a" * 16, sealed) == ["reason"]

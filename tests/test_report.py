@@ -15,7 +15,8 @@ from kdbench.harness.analysis.rows import ComparisonRow
 from kdbench.harness.plan.plan import Ground, load_preset, make_plan
 from kdbench.harness.publish import figures, first_screen, report
 from kdbench.harness.publish import paper as published
-from kdbench.harness.records.record import Metrics, Result, StudyFolder
+from kdbench.harness.records.record import Folder, Metrics, Result, StudyFolder
+from kdbench.kd.errors import InputError
 from kdbench.kd.methods import METHODS
 
 ENVIRONMENT = {"torch": "2", "device_name": "a", "code_digest": "c"}
@@ -213,11 +214,17 @@ def test_what_the_norms_are_consistent_with(corrected, unclipped, random, verdic
 
 def test_norms_that_are_no_numbers_do_not_count(study):
     trial = next(iter(study.arms.values()))[0][0]
-    path = study.folder.trial(trial.key).path / "odd.csv"
+    folder = Folder(study.folder.trial(trial.key).path / "odd")
+    folder.path.mkdir()
+    path = folder.path / "norms.csv"
     path.write_text("step,student,projectors,all\n1,1.0,2.0,3.0\n2,inf,inf,inf\n3,nan,9.0,nan\n")
-    assert published._early(path) == {"step": 1.0, "student": 1.0, "projectors": 2.0, "all": 3.0}
+    assert published._early(folder.norms()) == {"step": 1.0, "student": 1.0, "projectors": 2.0, "all": 3.0}
     path.write_text("step,student,all\n1,inf,inf\n")
-    assert published._early(path) == {} and published._early(path.with_name("none.csv")) == {}
+    assert published._early(folder.norms()) == {} and published._early(Folder(folder.path / "none").norms()) == {}
+    for damage, says in (("step,student\n1,x\n", "no table of numbers"), ("step,student\n1\n", "1 columns under 2")):
+        path.write_text(damage)
+        with pytest.raises(InputError, match=says):
+            folder.norms()
 
 
 def test_nothing_is_said_of_the_papers_norm_without_the_arms_that_could_tell(tmp_path):

@@ -175,6 +175,9 @@ def _reason(
         status, why = f"the trial {'was ' * (result.status == 'interrupted')}{result.status}", result.reason or ""
         return Because(*of, seeds, "stopped", None, status, why, None, again, place)
     finding = next((f for f in result.findings if f["id"] == departure.subject), None)
+    if finding is not None and "message" not in finding:  # a pass, of which a study that was read keeps no more
+        whole = study.trial(spec.key).result()
+        finding = next((f for f in (whole or result).findings if f["id"] == departure.subject), finding)
     audit = None if departure.kind == "unreached" else departure.subject
     what, message = _told(departure, finding)
     explanation, fix = _explained(study, departure, finding, spec, result)

@@ -4,12 +4,13 @@ import difflib
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
 from kdbench.harness import faults
 from kdbench.harness.analysis import stats
+from kdbench.harness.analysis.family import Judged, as_family
 from kdbench.harness.analysis.rows import ComparisonRow, Missing
 from kdbench.harness.analysis.study_table import BySeed, Trials, order, scores
 from kdbench.harness.plan.plan import Arm, Decision
@@ -104,8 +105,10 @@ def compare_within_family(
     by_method = wanted[0][0].method != wanted[0][1].method
     declared = gain_pairs(study.arms) if by_method else bug_pairs(study.arms)
     others = [(a, b) for a, b in declared if (a, b) not in wanted and (b, a) not in wanted]
-    for pair in wanted if refuse else ():  # what was asked for is refused where it must be; the others only count
-        compare_arms(study, [pair], allowed)
+    for a, b in wanted if refuse else ():  # what was asked for is refused where it must be; the others only count
+        why = _why_not(a, b, _refused(_other_differences(a, b, study), allowed))
+        if why is not None:
+            raise InputError(why)
     entries = compare_arms(study, [*wanted, *others], allowed, refuse=False)
     return entries[: len(wanted)], len(entries)
 
@@ -149,18 +152,6 @@ def _listed(found: Mapping[str, set[str]]) -> str:
     return "; ".join(f"{name}: {' against '.join(sorted(values))}" for name, values in found.items())
 
 
-class Judged(NamedTuple):
-    """Two groups and what their values say, before the family that they belong to is counted."""
-
-    a: str
-    b: str
-    pair: str
-    method: str
-    values: list[list[float]]
-    missing: list[Missing]
-    comparison: stats.Comparison
-
-
 def compare_arms(
     study: Trials, pairs: Iterable[tuple[Arm, Arm]], allowed: Sequence[str] = (), refuse: bool = True
 ) -> list[ComparisonRow]:
@@ -176,7 +167,7 @@ def _judged(study: Trials, a: Arm, b: Arm, allowed: Sequence[str], refuse: bool)
     differing = _other_differences(a, b, study)
     values = [scores(study.arms[arm]) for arm in (a, b)]
     missing = [*_missing("a", study.arms[a]), *_missing("b", study.arms[b])]
-    why = _why_not(a, b, {name: found for name, found in differing.items() if name not in allowed})
+    why = _why_not(a, b, _refused(differing, allowed))
     if why is not None and refuse:
         raise InputError(why)
     if why is not None:
@@ -203,6 +194,10 @@ def _missing(name: Literal["a", "b"], trials: BySeed) -> list[Missing]:
     ]
 
 
+def _refused(differing: Mapping[str, set[str]], allowed: Sequence[str]) -> dict[str, set[str]]:
+    return {name: found for name, found in differing.items() if name not in allowed}
+
+
 def _why_not(a: Arm, b: Arm, refused: Mapping[str, set[str]]) -> str | None:
     """Return why two arms cannot be compared; None if they can."""
     if not (_is_loaded(a.fault) and _is_loaded(b.fault)):  # whether it acts after training is not known
@@ -213,46 +208,6 @@ def _why_not(a: Arm, b: Arm, refused: Mapping[str, set[str]]) -> str | None:
             f"Run both alike, or say --allow-difference {min(refused)}"
         )
     return None
-
-
-def as_family(judged: Sequence[Judged], alpha: float) -> list[ComparisonRow]:
-    """Return comparisons as entries of kdbench.compare/1, their p adjusted (Holm) for all of them together."""
-    adjusted = stats.holm([one.comparison.welch_p for one in judged])
-    return [_row(one, p, len(judged), alpha) for one, p in zip(judged, adjusted, strict=True)]
-
-
-def _row(judged: Judged, holm_p: float | None, family: int, alpha: float) -> ComparisonRow:
-    c = judged.comparison
-    warnings = list(c.warnings)
-    if c.least_permutation_p is not None and c.least_permutation_p < alpha <= c.least_permutation_p * family:
-        warnings.append(f"in a family of {family} no exact test of this design could pass Holm's correction")
-    return ComparisonRow(
-        a=judged.a,
-        b=judged.b,
-        pair=judged.pair,
-        method=judged.method,
-        n=[len(v) for v in judged.values],
-        values=judged.values,
-        missing=judged.missing,
-        mean=list(c.mean),
-        std=list(c.std),
-        difference_pp=c.difference,
-        ci95_pp=list(c.ci95) if c.ci95 else None,
-        welch_p=c.welch_p,
-        permutation_p=c.permutation_p,
-        least_permutation_p=c.least_permutation_p,
-        holm_p=holm_p,
-        hedges_g=c.hedges_g,
-        hedges_g_ci95=list(c.hedges_g_ci95) if c.hedges_g_ci95 else None,
-        p_b_greater=c.p_b_greater,
-        tost_p=c.tost_p,
-        mde_pp=c.mde,
-        seeds_for_power_80=c.seeds_for_power,
-        verdict=stats.verdict(c, holm_p, alpha),
-        paired=c.paired,
-        seed_correlation=c.correlation,
-        warnings=warnings,
-    )
 
 
 _AFTER = ("select", "aggregate")

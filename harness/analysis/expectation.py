@@ -5,6 +5,7 @@ Studies, the matrix, the self-check, reports and the gallery all ask here.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 from kdbench.harness import faults
@@ -125,7 +126,12 @@ def needed_passes(method: str, recipe: Recipe) -> frozenset[str]:
     recipe has none, which nothing can be said of, and without the teacher's accuracy, which the few labels of a short
     training may leave undecided though its weights are proven to be the trained ones.
     """
-    able = [f for f in faults.FAULTS.values() if not f.why_not(method) and f.recipe(recipe) == recipe]
+    return _needed_passes(method, recipe, tuple(faults.FAULTS.values()))
+
+
+@lru_cache(maxsize=256)
+def _needed_passes(method: str, recipe: Recipe, loaded: tuple[Fault, ...]) -> frozenset[str]:
+    able = [f for f in loaded if not f.why_not(method) and f.recipe(recipe) == recipe]
     names = {name for fault in able for name in fault.caught_by}
     names -= {"teacher-above-chance"}
     if not (recipe.crop_padding or recipe.flip):

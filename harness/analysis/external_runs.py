@@ -5,11 +5,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from kdbench.harness.analysis import stats
-from kdbench.harness.analysis.compare import Judged, as_family
+from kdbench.harness.analysis.family import Judged, as_family
 from kdbench.harness.analysis.rows import ComparisonRow, Missing
 from kdbench.kd.errors import InputError, unknown
 
@@ -19,14 +19,18 @@ _LARGEST = 1e150
 "Beyond this the square of a value is no number."
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One run."""
 
-    where: str
-    "As an error names it: its line, or its name in MLflow."
+    place: str | int
+    "Its line, or as an error names it."
     cells: Mapping[str, Any]
     "By column; None where the run has no such entry."
+
+    @property
+    def where(self) -> str:
+        """As an error names it."""
+        return f"line {self.place}" if isinstance(self.place, int) else self.place
 
 
 @dataclass(frozen=True)
@@ -74,12 +78,13 @@ def _delimiter(path: Path, header: str) -> str:
 
 
 def _rows(reader: "csv.DictReader[str]", path: Path, columns: int) -> Iterator[Row]:
+    known: dict[str, str] = {}  # most cells of a large table repeat another; each text is kept once
     for cells in reader:
         more = cells.pop(None, None)  # where csv puts what is beyond the header
         if more is not None or None in cells.values():
             which = "more" if more is not None else "fewer"
             raise InputError(f"--csv {path}: line {reader.line_num} has {which} cells than the header's {columns}")
-        yield Row(f"line {reader.line_num}", cells)
+        yield Row(reader.line_num, {name: known.setdefault(text, text) for name, text in cells.items()})
 
 
 def where(rows: Sequence[Row], conditions: Sequence[str]) -> list[Row]:
@@ -137,26 +142,41 @@ def compare(
     return as_family(found, alpha)
 
 
-def _grouped(rows: Sequence[Row], columns: Columns) -> dict[str, dict[str, dict[str, Row]]]:
-    """Return the rows by family, group and seed; InputError where a group has a seed twice."""
-    families: dict[str, dict[str, dict[str, Row]]] = {}
+class _Group(NamedTuple):
+    """The runs of one group, by seed."""
+
+    rows: dict[str, Row]
+    values: dict[str, float | None]
+    "The metric's; None where a run has none."
+
+    def in_order(self) -> list[tuple[str, float | None]]:
+        """Return seeds and values as they are read: seeds that are numbers by size, before names."""
+        return sorted(self.values.items(), key=lambda item: _natural(item[0]))
+
+
+def _grouped(rows: Sequence[Row], columns: Columns) -> dict[str, dict[str, _Group]]:
+    """Return the rows by family and group; InputError where a group has a seed twice, or a metric is no number."""
+    families: dict[str, dict[str, _Group]] = {}
     for row in rows:
         family = "" if columns.family is None else _text(row.cells[columns.family])
-        group, seed = _text(row.cells[columns.group]), _text(row.cells[columns.seed])
-        seeds = families.setdefault(family, {}).setdefault(group, {})
-        if seed in seeds:
+        name, seed = _text(row.cells[columns.group]), _text(row.cells[columns.seed])
+        groups = families.setdefault(family, {})
+        group = groups.get(name)
+        if group is None:
+            group = groups[name] = _Group({}, {})
+        if seed in group.rows:
             of = f" of {columns.family} {family}" if columns.family else ""
             another = "another --family" if columns.family else "--family COLUMN"
             raise InputError(
-                f"{row.where}: {columns.group} {group}{of} has {columns.seed} {seed} twice; one run a seed, or name "
+                f"{row.where}: {columns.group} {name}{of} has {columns.seed} {seed} twice; one run a seed, or name "
                 f"what tells them apart: {another}, or --where COLUMN=VALUE"
             )
-        seeds[seed] = row
+        group.rows[seed], group.values[seed] = row, _number(row, columns.metric)
     return families
 
 
 def _judged(
-    groups: Mapping[str, Mapping[str, Row]],
+    groups: Mapping[str, _Group],
     names: tuple[str, str],
     family: str,
     columns: Columns,
@@ -166,7 +186,7 @@ def _judged(
 ) -> Judged:
     """Compare two groups of a family; what they must not differ in is an InputError."""
     a, b = names
-    differing, remarks = _other_differences(groups[a], groups[b], columns, names)
+    differing, remarks = _other_differences(groups[a].rows, groups[b].rows, columns, names)
     refused = {name: values for name, values in differing.items() if name not in allowed}
     if refused:
         listed = "; ".join(f"{name}: {x} against {y}" for name, (x, y) in refused.items())
@@ -175,14 +195,15 @@ def _judged(
             f"{_named(a)} and {b} differ in more than {columns.group}: {listed}. Compare runs that "
             f"are alike, or say {options}"
         )
-    values = [_values(groups[name], columns.metric) for name in names]
+    first, second = (groups[name].in_order() for name in names)
+    values = [[value for _, value in group if value is not None] for group in (first, second)]
     comparison = stats.compare(values[0], values[1], margin, alpha)
     comparison.warnings.extend(f"allowed to differ: {n}: {x} against {y}" for n, (x, y) in differing.items())
     comparison.warnings.extend(remarks)
     if comparison.constant is not None:
         still = a if comparison.constant == "a" else b
         comparison.warnings.append(f"{_named(still)} does not vary over its seeds")
-    missing = [*_missing("a", groups[a], columns.metric), *_missing("b", groups[b], columns.metric)]
+    missing = [*_missing("a", first), *_missing("b", second)]
     if missing:
         comparison.warnings.append(f"{len(missing)} runs have no {columns.metric} and are missing from n")
     return Judged(_named(a), b, family, "", values, missing, comparison)
@@ -195,15 +216,15 @@ def _check(rows: Sequence[Row], columns: Columns, baseline: str) -> None:
     for option, name in options.items():
         if name is not None and name not in rows[0].cells:
             raise unknown(f"column ({option})", name, list(rows[0].cells))
+    named = {option: name for option, name in options.items() if name is not None and option != "--metric"}
+    if not baseline:
+        del named["--group"]
     for row in rows:
-        for option, name in options.items():
-            if name is None or option == "--metric" or _text(row.cells[name]):
-                continue
-            if option == "--group" and not baseline:
+        for option, name in named.items():
+            if _text(row.cells[name]):
                 continue
             mend = "; are these runs the baseline? --baseline ''" if option == "--group" else ""
             raise InputError(f"{row.where}: {name} is empty{mend}")
-        _number(row, columns.metric)
 
 
 def _text(value: Any) -> str:
@@ -224,9 +245,10 @@ def _parsed(value: Any) -> float | str:
     """Return a number where the text is one: 0.10 and .1 are one setting. A nan, which equals nothing, stays text."""
     text = _text(value)
     try:
-        return text if math.isnan(float(text)) else float(text)
+        number = float(text)
     except ValueError:
         return text
+    return text if math.isnan(number) else number
 
 
 def _number(row: Row, metric: str) -> float | None:
@@ -245,14 +267,8 @@ def _number(row: Row, metric: str) -> float | None:
     return value
 
 
-def _values(by_seed: Mapping[str, Row], metric: str) -> list[float]:
-    found = [_number(by_seed[seed], metric) for seed in sorted(by_seed, key=_natural)]
-    return [value for value in found if value is not None]
-
-
-def _missing(name: Literal["a", "b"], by_seed: Mapping[str, Row], metric: str) -> list[Missing]:
-    seeds = sorted(by_seed, key=_natural)
-    return [Missing(name, seed, "no value") for seed in seeds if _number(by_seed[seed], metric) is None]
+def _missing(name: Literal["a", "b"], group: Sequence[tuple[str, float | None]]) -> list[Missing]:
+    return [Missing(name, seed, "no value") for seed, value in group if value is None]
 
 
 def _other_differences(
@@ -268,7 +284,8 @@ def _other_differences(
     for name in next(iter(a.values())).cells:
         if name in ours or name.startswith(("metrics.", "tags.")):
             continue
-        seen = [{_parsed(row.cells[name]): _text(row.cells[name]) for row in group.values()} for group in (a, b)]
+        cells = [dict.fromkeys(row.cells[name] for row in group.values()) for group in (a, b)]
+        seen = [{_parsed(value): _text(value) for value in different} for different in cells]
         if seen[0].keys() == seen[1].keys():
             continue
         sizes = [len(values) for values in seen]

@@ -3,12 +3,8 @@
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from kdbench.harness.analysis.arms import summary
-from kdbench.harness.analysis.because import Because, because, shared
-from kdbench.harness.analysis.compare import bug_pairs, compare_arms, gain_pairs
-from kdbench.harness.analysis.controls import controls
+from kdbench.harness.analysis.because import Because, shared
 from kdbench.harness.analysis.rows import ArmRow, ComparisonRow, ControlsRow
-from kdbench.harness.analysis.study_table import Trials, teacher_folders
 from kdbench.kd.methods import METHODS
 
 _MOST_NAMED = 4
@@ -24,15 +20,6 @@ class Headline(NamedTuple):
     mark: Mark
     "open: the code is not proven clean, or nothing shows that the study could see a bug."
     text: str
-
-
-def of_study(study: Trials) -> Headline:
-    """Return the headline of a study as it is recorded."""
-    gains = compare_arms(study, gain_pairs(study.arms), refuse=False)
-    bugs = compare_arms(study, bug_pairs(study.arms), refuse=False)
-    seen = controls(study)
-    reasons = because(study, [folder for _, folder in teacher_folders(study)], seen)
-    return headline(summary(study), reasons, gains, bugs, seen, study.decision.margin_pp)
 
 
 def headline(

@@ -4,21 +4,19 @@ Five verdicts and never "no effect": `different` (the adjusted Welch p is below 
 tests at the declared margin), `both` (real, and smaller than the margin), `undecided`, `undefined`.
 """
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import cache
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy import optimize, special, stats
+from scipy import optimize, special
+
+from kdbench.harness.analysis import permutation
 
 Verdict = Literal["different", "equivalent", "both", "undecided", "undefined"]
 Pair = tuple[float, float]
-
-EXACT_LIMIT = 1_000_000
-"Relabellings up to which the permutation test counts all of them."
 
 
 @dataclass(frozen=True)
@@ -180,54 +178,13 @@ def hedges(x: np.ndarray, y: np.ndarray) -> tuple[float, Pair]:
     return factor * t * scale, (shift(0.025) * scale, shift(0.975) * scale)
 
 
-@lru_cache(maxsize=8)
-def _relabellings(n_a: int, n_b: int) -> np.ndarray:
-    """Return every choice of b's places among all seeds, one a row."""
-    chosen = itertools.chain.from_iterable(itertools.combinations(range(n_a + n_b), n_b))
-    return np.fromiter(chosen, np.int16).reshape(-1, n_b)
-
-
-def _two_sided(sums: np.ndarray, seen: float, scale: float) -> float:
-    """Return twice the smaller share of sums at least as extreme as the one seen; last bits of `scale` are ties."""
-    tie = 1e-9 * max(1.0, float(scale))
-    return min(1.0, 2 * float(min((sums >= seen - tie).mean(), (sums <= seen + tie).mean())))
-
-
-def _permutation_p(x: np.ndarray, y: np.ndarray) -> float:
-    """Return twice the smaller share of relabellings that are at least as extreme: all of them, or 99,999 at random."""
-    if math.comb(len(x) + len(y), len(x)) > EXACT_LIMIT:
-        return float(
-            stats.permutation_test(
-                (y, x),
-                lambda u, v, axis: u.mean(axis=axis) - v.mean(axis=axis),
-                permutation_type="independent",
-                n_resamples=99_999,
-                vectorized=True,
-                batch=20_000,
-                rng=0,
-            ).pvalue
-        )
-    both = np.concatenate([x, y]) - x.mean()
-    # b's sum orders relabellings as the difference of means does.
-    return _two_sided(both[_relabellings(len(x), len(y))].sum(axis=1), both[len(x) :].sum(), np.abs(both).sum())
-
-
-def _sign_flip_p(d: np.ndarray) -> float:
-    """Return twice the smaller share of the sign flips of differences that are at least as extreme."""
-    if 2 ** len(d) > EXACT_LIMIT:
-        return float(
-            stats.permutation_test(
-                (d,),
-                lambda values, axis: values.mean(axis=axis),
-                permutation_type="samples",
-                n_resamples=99_999,
-                vectorized=True,
-                batch=20_000,
-                rng=0,
-            ).pvalue
-        )
-    flips = 1 - 2 * ((np.arange(2 ** len(d))[:, None] >> np.arange(len(d))) & 1)
-    return _two_sided(flips @ d, d.sum(), np.abs(d).sum())
+def _share_greater(x: np.ndarray, y: np.ndarray) -> float:
+    """Return the share of pairs in which y's value is above x's, ties counted half, by ranks."""
+    ordered = np.sort(x)
+    below = int(np.searchsorted(ordered, y, "left").sum())
+    not_above = int(np.searchsorted(ordered, y, "right").sum())
+    pairs = len(x) * len(y)
+    return ((below - (pairs - not_above)) / pairs + 1) / 2
 
 
 def compare_paired(a: Sequence[float], b: Sequence[float], margin: float, alpha: float = 0.05) -> Comparison:
@@ -244,7 +201,7 @@ def compare_paired(a: Sequence[float], b: Sequence[float], margin: float, alpha:
     if constant(d):
         return undefined(a, b, "every seed differs by the same: the difference is deterministic, and no test applies")
     found, spread = paired_t(x, y, margin), float(d.std(ddof=1))
-    permutation, least = _sign_flip_p(d), 2 / min(2**n, 100_000)
+    flips, least = permutation.sign_flip_p(d), permutation.least_p(2 ** min(n, 63))
     mde = smallest_effect(n, alpha, paired=True)
     remarks = []
     if n < 8:
@@ -252,7 +209,7 @@ def compare_paired(a: Sequence[float], b: Sequence[float], margin: float, alpha:
             f"{n} pairs of seeds: no exact test can give p < {least:.2g}; differences under about {mde:.1f} sd of the "
             "differences are easily missed"
         )
-    if least < alpha and (permutation < alpha) != (found.p < alpha):
+    if least < alpha and (flips < alpha) != (found.p < alpha):
         remarks.append("the paired t and the exact sign-flip test fall on different sides of alpha")
     plain = None if constant(x) and constant(y) else compare(a, b, margin, alpha)
     return Comparison(
@@ -261,11 +218,11 @@ def compare_paired(a: Sequence[float], b: Sequence[float], margin: float, alpha:
         float(found.difference),
         (float(found.low), float(found.high)),
         float(found.p),
-        permutation,
+        flips,
         least,
         plain.hedges_g if plain else None,
         plain.hedges_g_ci95 if plain else None,
-        float(np.sign(np.subtract.outer(y, x)).mean() + 1) / 2,
+        _share_greater(x, y),
         float(found.tost_p),
         mde * spread,
         True,
@@ -304,9 +261,7 @@ def compare(a: Sequence[float], b: Sequence[float], margin: float, alpha: float 
         )
     remarks: list[str] = []
     found, pooled = welch(x, y, margin), _pooled(x, y)
-    permutation = _permutation_p(x, y)
-    relabellings = math.comb(n_a + n_b, n_a)
-    least = 2 / (relabellings if relabellings <= EXACT_LIMIT else 100_000)  # twice the smaller one-sided p
+    relabelled, least = permutation.relabelling_p(x, y), permutation.least_p(permutation.designs(n_a, n_b))
     g, g_interval = hedges(x, y)
     smaller = min(n_a, n_b)
     mde = smallest_effect((n_a, n_b), alpha)
@@ -315,7 +270,7 @@ def compare(a: Sequence[float], b: Sequence[float], margin: float, alpha: float 
             f"{n_a} v {n_b} seeds: no exact test can give p < {least:.2g}; differences under about {mde:.1f} sd "
             "are easily missed"
         )
-    if least < alpha and (permutation < alpha) != (found.p < alpha):
+    if least < alpha and (relabelled < alpha) != (found.p < alpha):
         remarks.append("the Welch and the exact permutation test fall on different sides of alpha")
     return Comparison(
         (float(x.mean()), float(y.mean())),
@@ -323,11 +278,11 @@ def compare(a: Sequence[float], b: Sequence[float], margin: float, alpha: float 
         float(found.difference),
         (float(found.low), float(found.high)),
         float(found.p),
-        permutation,
+        relabelled,
         least,
         g,
         g_interval,
-        float(np.sign(np.subtract.outer(y, x)).mean() + 1) / 2,
+        _share_greater(x, y),
         float(found.tost_p),
         mde * pooled,
         constant="a" if constant(x) else "b" if constant(y) else None,

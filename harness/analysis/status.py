@@ -23,18 +23,19 @@ def progress(study: StudyFolder) -> dict[str, Any]:
     """
     trials = read_study(study)
     groups: dict[tuple[str, str, str], dict[str, tuple[Spec, Result | None]]] = {}
-    ours = set()
+    specs: dict[str, Spec] = {}
     for arm in sorted(trials.arms, key=order):
         by_seed = trials.arms[arm]
         groups[arm.pair, arm.method, arm.label] = {spec.key: (spec, result) for spec, result in by_seed.values()}
-        ours |= {spec.key for spec, _ in by_seed.values()}
+        specs |= {spec.key: spec for spec, _ in by_seed.values()}
     for arm, points in trials.grid.items():
         tried = {spec.key: (spec, result) for one in points for spec, result in one.trials.values()}
         groups[arm.pair, f"{arm.method} (grid)", arm.label] = tried
-        ours |= tried.keys()
+        specs |= {key: spec for key, (spec, _) in tried.items()}
+    ours = {*specs}
     controls = {spec.key for by_seed in trials.controls.values() for spec, _ in by_seed.values()}
     controls |= {folder.key for folder in trials.again or ()}
-    specs = {folder.key: folder.spec() for folder in study.trials()}
+    specs |= {folder.key: folder.spec() for folder in study.trials() if folder.key not in specs}
     teachers = {t.key for key in (ours | controls) & specs.keys() if (t := specs[key].teacher) is not None}
     for folder in study.trials():  # what belongs to no arm
         if folder.key not in ours:

@@ -4,6 +4,7 @@ STUDY/REPRODUCE.md       what this is, and the command
 STUDY/MANIFEST.json      SHA-256 of every other file; data, faults
 STUDY/environment.json   the lock: exact versions here, and what the trials ran on
 STUDY/requirements.txt   the same versions, for pip
+STUDY/bom.json           the same as a software bill of materials, with licences (CycloneDX)
 STUDY/study.json, study.toml, results.csv, trials/, again/, weights/   as in a study's folder (harness.records.record)
 STUDY/faults/, methods/, models/   files of the user's, as they are
 
@@ -33,8 +34,9 @@ import torch
 
 from kdbench.harness import faults, loading
 from kdbench.harness.analysis.study_table import Trials, commands, read_study, table
+from kdbench.harness.archive.bom import bill_of_materials
 from kdbench.harness.loading import KINDS, Loaded, files_of, meaning_of
-from kdbench.harness.records import study_file
+from kdbench.harness.records import study_file, temporaries
 from kdbench.harness.records.environment import ROOT, environment, installed
 from kdbench.harness.records.record import FINAL, WEIGHTS, StudyFolder, repeat_of, sealed_text
 from kdbench.harness.records.spec import Spec
@@ -129,6 +131,7 @@ def pack(study: StudyFolder, output: Path, weights: bool = False) -> Written:
         members["results.csv"] = table(trials).encode()
         members.update({place: loaded.path for place, loaded in brought.items()})
         members["environment.json"] = _json(lock)
+        members["bom.json"] = _json(bill_of_materials(lock["here"]["packages"], study.path.name))
         members["requirements.txt"] = _requirements(lock["here"]["packages"]).encode()
         page = _page(study, specs, lock, data=name, files=[*brought], weights=weights, remarks=remarks)
         members["REPRODUCE.md"] = page.encode()
@@ -346,7 +349,8 @@ def _sha256(member: Member) -> str:
 
 
 def _write(output: Path, name: str, members: Mapping[str, Member]) -> None:
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    temporaries.sweep(output.parent)
+    temporary = temporaries.temporary(output)
     write = _write_zip if output.suffix == ".zip" else _write_tar
     packed = {f"{name}/{place}": member for place, member in sorted(members.items())}
     try:

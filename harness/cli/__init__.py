@@ -131,6 +131,10 @@ def run_cli(call: Callable[[], Any], interrupted: Callable[[], int | None] = lam
         return _interrupted(interrupted())
     except BrokenPipeError:
         return _reader_gone()
+    except SystemExit as error:  # what click and rich make of a reader that left
+        if isinstance(error.__context__, BrokenPipeError):
+            return _reader_gone()
+        raise
     except OSError as error:
         if asked := interrupted():
             return _interrupted(asked)

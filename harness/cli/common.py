@@ -6,19 +6,21 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 from click.core import ParameterSource
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
+from rich.segment import Segment
 
 from kdbench.harness.cli.completion import complete_study
 from kdbench.harness.cli.help import DECISION, OUTPUT, RECORDS, YOUR_CODE
 from kdbench.harness.cli.own_files import note
+from kdbench.harness.options import escaped
 from kdbench.kd.errors import InputError, unknown
 
 if TYPE_CHECKING:
@@ -135,15 +137,24 @@ def program() -> str:
     return str(called.relative_to(Path.cwd())) if called.is_relative_to(Path.cwd()) else str(called)
 
 
+class SafeConsole(Console):
+    """A console on which control characters of what is printed are shown, and do nothing; its own styles work."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Render as ever, and escape what is text."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=escaped(segment.text))
+
+
 def stdout() -> Console:
     """Return the console of results; without a terminal it is wide enough for a table."""
-    return Console(width=None if os.isatty(1) or "COLUMNS" in os.environ else 140, highlight=False, soft_wrap=False)
+    return SafeConsole(width=None if os.isatty(1) or "COLUMNS" in os.environ else 140, highlight=False, soft_wrap=False)
 
 
 def stderr(quiet: bool = False) -> Console:
     """Return the console of progress and remarks; a quiet one prints nothing."""
     width = None if os.isatty(2) or "COLUMNS" in os.environ else 140
-    return Console(stderr=True, highlight=False, width=width, quiet=quiet)
+    return SafeConsole(stderr=True, highlight=False, width=width, quiet=quiet)
 
 
 def print_json(value: dict[str, Any]) -> None:

@@ -131,9 +131,9 @@ def command(
     if as_json:
         print_json(compare.as_object(trials.decision, entries, family))
         return
-    from kdbench.harness.cli.comparisons import conclude, show_comparisons, show_groups
+    from kdbench.harness.cli.comparisons import conclude, show_comparisons, show_groups, shown
 
-    console, margin = stdout(), trials.decision.margin_pp
+    console, margin, entries = stdout(), trials.decision.margin_pp, shown(entries)
     show_groups(console, entries)
     show_comparisons(console, entries, margin, f"{b} against {a}, {trials.folder.path.name}", family)
     conclude(console, entries, margin, family)
@@ -191,9 +191,9 @@ def _compare_table(
             }
         )
         return
-    from kdbench.harness.cli.comparisons import conclude, show_comparisons, show_groups
+    from kdbench.harness.cli.comparisons import conclude, show_comparisons, show_groups, shown
 
-    where = csv.name if csv is not None else experiment
+    where, entries = csv.name if csv is not None else experiment, shown(entries)
     console, title = stdout(), f"{metric} of every {group} against {entries[0].a}, {where}"
     pair = family or "pair"
     show_groups(console, entries, unit="", pair=pair, group=group)

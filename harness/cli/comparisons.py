@@ -1,6 +1,7 @@
 """Comparisons on the terminal: the two sides, the verdicts, and what they mean in words."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from rich.console import Console
 from rich.markup import escape
@@ -8,7 +9,7 @@ from rich.markup import escape
 from kdbench.harness.analysis.rows import ComparisonRow
 from kdbench.harness.analysis.sentences import adjusted, in_words, number_format
 from kdbench.harness.cli.tables import Column, note, show_table
-from kdbench.kd.methods import METHODS
+from kdbench.harness.options import one_line
 
 _MEANING = {
     "different": "a difference of this size would be rare if there were none",
@@ -20,6 +21,21 @@ _MEANING = {
 }
 _MANY = 8
 "Comparisons beyond which the conclusion counts verdicts and leaves the sentences out."
+
+
+def shown(entries: Sequence[ComparisonRow]) -> list[ComparisonRow]:
+    """Return comparisons with their names and notes as a line of text may have them: they come from anybody's file."""
+    return [
+        replace(
+            entry,
+            a=one_line(entry.a),
+            b=one_line(entry.b),
+            pair=one_line(entry.pair),
+            method=one_line(entry.method),
+            warnings=[one_line(text) for text in entry.warnings],
+        )
+        for entry in entries
+    ]
 
 
 def show_groups(
@@ -127,7 +143,7 @@ def _show_notes(console: Console, entries: Sequence[ComparisonRow], size: str, f
 
 def _of(entry: ComparisonRow) -> str:
     """Return which comparison, in a few words."""
-    method = METHODS[entry.method].title if entry.method in METHODS else ""
+    method = _title(entry.method)
     return method if entry.b == entry.method else f"{method} {entry.b}".strip()
 
 
@@ -162,6 +178,10 @@ def conclude(
 
 
 def _title(method: str) -> str:
+    if not method:  # of a table from elsewhere: no method is ours, and PyTorch is not needed
+        return ""
+    from kdbench.kd.methods import METHODS
+
     return METHODS[method].title if method in METHODS else escape(method)
 
 

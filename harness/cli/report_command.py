@@ -32,14 +32,12 @@ from kdbench.kd.errors import InputError
 )
 def command(name: str | None, runs: Path, study: str | None, output: Path | None) -> None:
     """Write a study as a page, report.html (one file, which works offline) and report.md, and print its headline."""
-    from kdbench.harness.analysis.headline import of_study
-    from kdbench.harness.analysis.study_table import read_study
     from kdbench.harness.publish.report import write
 
     if name is not None and study not in (None, name):
         raise InputError(f"STUDY {name} and --study {study} name two studies; leave one out")
     folder = find_study(runs, name if name is not None else study)
-    paths = write(folder, output if output is not None else folder.path)
-    stdout().print(escape(of_study(read_study(folder)).text))
-    for path in paths:
+    written = write(folder, output if output is not None else folder.path)
+    stdout().print(escape(written.headline))
+    for path in written.paths:
         stdout().print(escape(str(path)), soft_wrap=True)

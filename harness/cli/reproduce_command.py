@@ -74,6 +74,13 @@ if TYPE_CHECKING:
     help="Refuse an archive that holds more than this, before anything is unpacked.",
 )
 @click.option(
+    "--signed-by",
+    type=click.Path(path_type=Path),
+    metavar="KEYS",
+    panel=WHAT,
+    help="Refuse an archive that none of these public keys of OpenSSH signed, before anything is unpacked.",
+)
+@click.option(
     "--workers",
     type=click.IntRange(1),
     metavar="N",
@@ -99,6 +106,7 @@ def command(
     data_root: Path | None,
     runs: Path,
     max_size: float,
+    signed_by: Path | None,
     workers: int | None,
     only: tuple[str, ...],
     count: int | None,
@@ -121,6 +129,7 @@ def command(
     if not archive.exists():
         raise InputError(f"{archive} does not exist; name an archive that kdbench bundle wrote")
     notes.print(escape(f"{archive}: loading PyTorch and checking the archive"), style="dim", soft_wrap=True)
+    _say_signer(archive, signed_by, notes)
     load_own_files(ctx)
     from kdbench.harness.archive.reproduce import compared, exit_code, prepare
     from kdbench.harness.archive.unpacking import unpack
@@ -145,6 +154,16 @@ def command(
     else:
         _show(found)
     return exit_code(found)
+
+
+def _say_signer(archive: Path, signed_by: Path | None, notes: Any) -> None:
+    """Check an archive's signature, where somebody named the keys to check it with; say that there is one elsewhere."""
+    from kdbench.harness.archive.signing import check, signature_of
+
+    if signed_by is not None:
+        notes.print(escape(f"{archive}: signed by {check(archive, signed_by)}"), soft_wrap=True)
+    elif signature_of(archive).is_file():
+        notes.print(escape(f"{archive} is signed; --signed-by KEYS checks by whom"), style="dim", soft_wrap=True)
 
 
 def _load(archive: Path, trusted: bool, files: "Sequence[Loaded]") -> None:

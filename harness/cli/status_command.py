@@ -15,6 +15,7 @@ from kdbench.harness.cli.common import (
     studies,
 )
 from kdbench.harness.cli.help import explained
+from kdbench.harness.options import one_line
 
 
 @explained(
@@ -59,7 +60,8 @@ def command(runs: Path, study: str | None, as_json: bool) -> None:
             running = ", ".join(f"seed {t['seed']}: {t['epochs']} of {t['of']}" for t in arm["running"])
             rows.append(
                 (
-                    arm["pair"], arm["method"], arm["arm"], f"{arm['finished']} of {arm['trials']}", running,
+                    *(escape(one_line(arm[name])) for name in ("pair", "method", "arm")),
+                    f"{arm['finished']} of {arm['trials']}", running,
                     str(arm["waiting"] or ""), str(arm["failed"] or ""),
                 )
             )  # fmt: skip
@@ -68,4 +70,4 @@ def command(runs: Path, study: str | None, as_json: bool) -> None:
         if one["counts"].get("superseded"):
             note(console, "superseded: trials of an earlier version of a method, network or fault; no arm uses them")
         for trial in one["failures"]:
-            note(console, f"{trial['status']} {trial['key']}: {escape(str(trial['reason']))}", style="")
+            note(console, f"{trial['status']} {trial['key']}: {escape(one_line(str(trial['reason'])))}", style="")

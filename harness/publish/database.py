@@ -3,7 +3,8 @@
 import itertools
 import os
 from pathlib import Path
-from uuid import uuid4
+
+from kdbench.harness.records import temporaries
 
 import kdbench.harness.records.tracking  # noqa: F401  # isort: skip  # before mlflow, which reads it once
 from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
@@ -32,7 +33,8 @@ def ensure(path: Path) -> Path | None:
             aside = _free_name(path)
             path.replace(aside)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+    temporaries.sweep(path.parent)
+    temporary = temporaries.temporary(path)
     try:
         _open(temporary.resolve())
         try:

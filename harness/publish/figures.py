@@ -7,6 +7,7 @@ import base64
 import io
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cache, partial
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
@@ -68,18 +69,26 @@ def draw(study: Trials, gains: Sequence[ComparisonRow], claimed_norm: float | No
         "legend.fontsize": 9.5,
         "svg.fonttype": "none",  # letters stay letters: they can be searched and read aloud, and the page stays small
         "svg.hashsalt": "kdbench",
+        "text.parse_math": False,  # a name with dollars is a name
     }
     colours = colours_of({arm.method for arm in study.arms})
+    curves_of = cache(partial(_finished_curves, study))  # each is drawn twice, and read once
     pictures: dict[str, Callable[[bool], str]] = {
         "gains": lambda narrow: _gains(gains, study.decision.margin_pp, narrow, colours),
         "accuracy": lambda narrow: _accuracy(study, narrow, colours),
-        "curves": lambda narrow: _curves(study, narrow, colours),
+        "curves": lambda narrow: _curves(study, narrow, colours, curves_of),
         "norms": lambda narrow: _norms(study, claimed_norm, narrow),
         "grid": lambda narrow: _grid(study, narrow),
     }
     with matplotlib.rc_context(style):
         drawn = {name: Picture(picture(False), picture(True)) for name, picture in pictures.items()}
     return {name: picture for name, picture in drawn.items() if picture.wide}
+
+
+_MOST_LINES = 20
+"Seeds of an arm that have a line of their own."
+_MOST_ROWS, _MOST_PANELS = 100, 24
+"Arms, and pairs, that a figure shows: more cannot be read, and take minutes to draw. The tables have all."
 
 
 class Stroke(NamedTuple):
@@ -155,7 +164,7 @@ def _named(arm: Arm, several: bool) -> str:
 
 def _gains(gains: Sequence[ComparisonRow], margin: float, narrow: bool, colours: Mapping[str, Stroke]) -> str:
     """Draw each method's seeds as differences from its baseline's mean, and the difference's 95% interval."""
-    shown = [g for g in gains if g.difference_pp is not None]
+    shown = [g for g in gains if g.difference_pp is not None][:_MOST_ROWS]
     if not shown:
         return ""
     first: dict[str, ComparisonRow] = {g.pair: g for g in reversed(shown)}
@@ -186,8 +195,13 @@ def _accuracy(study: Trials, narrow: bool, colours: Mapping[str, Stroke]) -> str
     """Draw every seed of every arm, and the mean with its 95% interval; one far below in words."""
     from scipy import stats
 
-    found = {arm: scores(study.arms[arm]) for arm in sorted(study.arms, key=order)}
+    shown = sorted(study.arms, key=order)
+    if len(shown) > _MOST_ROWS:  # of a study of every fault, what the faults are held against
+        shown = [arm for arm in shown if arm.fault is None][:_MOST_ROWS] or shown[:_MOST_ROWS]
+    found = {arm: scores(study.arms[arm]) for arm in shown}
     arms = {arm: values for arm, values in found.items() if values}
+    if not arms:
+        return ""
     best = max(fmean(values) for values in arms.values())
     near = [value for values in arms.values() if fmean(values) > best - _FAR for value in values]
     room = max(0.5, 0.08 * (max(near) - min(near)))
@@ -210,15 +224,18 @@ def _accuracy(study: Trials, narrow: bool, colours: Mapping[str, Stroke]) -> str
     return _svg(rows.axes.figure)
 
 
-def _curves(study: Trials, narrow: bool, colours: Mapping[str, Stroke]) -> str:
+def _curves(
+    study: Trials, narrow: bool, colours: Mapping[str, Stroke], curves_of: Callable[[Arm], list[list[float]]]
+) -> str:
     """Draw validation accuracy by epoch, the mean and the range over the seeds, of the corrected arms."""
     pairs = list(dict.fromkeys(arm.pair for arm in sorted(study.arms, key=order) if not arm.fault))
     if not pairs:
         return ""
+    pairs = pairs[:_MOST_PANELS]
     figure, panels = _panels(len(pairs), narrow)
     for axes, pair in zip(panels, pairs, strict=True):
         for arm in (a for a in sorted(study.arms, key=order) if a.pair == pair and not a.fault):
-            curves = _finished_curves(study, arm)
+            curves = curves_of(arm)
             if not curves:
                 continue
             by_epoch = list(zip(*curves, strict=True))
@@ -264,16 +281,13 @@ def _finished_curves(study: Trials, arm: Arm) -> list[list[float]]:
 
 
 def _norms(study: Trials, claimed: float | None, narrow: bool) -> str:
-    """Draw the gradient norms of the first steps before clipping, a line a seed, where there are projectors."""
-    import pandas as pd
-
+    """Draw the gradient norms of the first steps before clipping, a line each of the first seeds, of projectors."""
     lines: dict[str, list[Any]] = {}
     several = len({arm.pair for arm in study.arms}) > 1
     for arm in sorted(study.arms, key=order):
-        for spec, _ in study.arms[arm].values() if METHODS[arm.method].has_projectors else ():
-            path = study.folder.trial(spec.key).path / "norms.csv"
-            table = pd.read_csv(path) if path.is_file() else pd.DataFrame()
-            if "projectors" in table and len(table):
+        seeds = sorted(study.arms[arm])[:_MOST_LINES] if METHODS[arm.method].has_projectors else ()
+        for table in (study.folder.trial(study.arms[arm][seed][0].key).norms() for seed in seeds):
+            if "projectors" in table:
                 lines.setdefault(f"{arm.pair}, {arm.label}" if several else arm.label, []).append(table)
     if not lines:
         return ""

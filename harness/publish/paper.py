@@ -1,6 +1,5 @@
 """What the paper printed beside what a study found, if it follows the paper's protocol; and gradient norms, for all."""
 
-import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -8,6 +7,8 @@ from functools import cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+import numpy as np
 
 from kdbench.harness.analysis.rows import ArmRow, ComparisonRow, TeacherRow
 from kdbench.harness.analysis.study_table import Trials, order
@@ -239,8 +240,12 @@ def norms(study: Trials) -> dict[str, Any] | None:
 def _norms_of(study: Trials, arm: Arm) -> dict[str, Any] | None:
     """Return an arm's row: its largest norms over the seeds; None where nothing was recorded."""
     folders = [study.folder.trial(spec.key) for spec, _ in study.arms[arm].values()]
-    seen = [norms for folder in folders if (norms := _early(folder.path / "norms.csv"))]
-    ever = {group: [top for f in folders for top in _tops(f.curve(), group)] for group in ("projectors", "student")}
+    seen = [norms for folder in folders if (norms := _early(folder.norms()))]
+    ever: dict[str, list[float]] = {"projectors": [], "student": []}
+    for folder in folders:
+        curve = folder.curve()
+        for group, tops in ever.items():
+            tops += _tops(curve, group)
     if not seen and not ever["student"]:
         return None
     return {
@@ -255,15 +260,11 @@ def _norms_of(study: Trials, arm: Arm) -> dict[str, Any] | None:
     }
 
 
-def _early(path: Path) -> dict[str, float]:
-    """Return the largest finite norm of each group in norms.csv; nothing where there is no such step."""
-    import pandas as pd
-
-    if not path.is_file():
-        return {}
-    table = pd.read_csv(path)
-    table = table[table.map(math.isfinite).all(axis=1)] if len(table) else table
-    return {str(name): float(value) for name, value in table.max().items()} if len(table) else {}
+def _early(norms: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Return each group's largest norm, of the steps in which all were finite; nothing where there is no such step."""
+    table = np.array([*norms.values()])
+    table = table[:, np.isfinite(table).all(axis=0)] if len(norms) else table
+    return {name: float(top) for name, top in zip(norms, table.max(axis=1), strict=True)} if table.size else {}
 
 
 def _tops(curve: list[dict[str, Any]], group: str) -> list[float]:

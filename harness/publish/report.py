@@ -5,12 +5,13 @@ Everything is read from the records. The page is one file and works offline.
 
 import calendar
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 from kdbench.harness import faults, loading
 from kdbench.harness.analysis import compare, selection_bias, stats
@@ -20,6 +21,7 @@ from kdbench.harness.analysis.controls import controls
 from kdbench.harness.analysis.headline import headline
 from kdbench.harness.analysis.rows import ArmRow, ComparisonRow, TeacherRow
 from kdbench.harness.analysis.study_table import Trials, commands, order, read_study, scores, teacher_folders
+from kdbench.harness.options import escaped
 from kdbench.harness.plan.plan import Arm
 from kdbench.harness.publish import figures, first_screen, paper
 from kdbench.harness.records.record import Metrics, Result, StudyFolder
@@ -295,6 +297,26 @@ def _mean_sd(value: tuple[float | None, float | None], places: int = 2) -> str:
     return f"{mean:.{places}f}" + ("" if sd is None else f" ± {sd:.{places}f}")
 
 
+def _in_html(value: Any) -> Any:
+    """Return a value as a page may have it, which Jinja escapes: without control characters."""
+    return escaped(value) if type(value) is str else value
+
+
+def in_markdown(value: Any) -> Any:
+    """Return a value as Markdown may have it: a name makes no table cell, no link and no HTML. Markup is let be."""
+    if type(value) is not str:
+        return value
+    text = re.sub(r"\||\](?=[(\[:])", r"\\\g<0>", str(_in_code(value)))
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)  # what begins a tag; less than is let be
+
+
+def _in_code(value: str) -> Any:
+    """Return a text as a line of code in Markdown may have it."""
+    from markupsafe import Markup
+
+    return Markup(escaped(" ".join(value.splitlines())))
+
+
 def _template(name: str) -> Any:
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
@@ -305,8 +327,10 @@ def _template(name: str) -> Any:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_in_html if name.endswith(".html.j2") else in_markdown,
     )
     environment.filters["mean_sd"] = _mean_sd
+    environment.filters["plain"] = _in_code
     environment.filters["pp"] = lambda value: "" if value is None else f"{value:+.2f}"
     environment.filters["acc"] = lambda value: "" if value is None else f"{value:.2f}"
     environment.filters["p"] = lambda value: "" if value is None else f"{value:.2g}"
@@ -338,8 +362,15 @@ def _context(found: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def write(folder: StudyFolder, output: Path) -> list[Path]:
-    """Write report.html and report.md of a study into a folder; return their paths."""
+class Written(NamedTuple):
+    """The page of a study."""
+
+    paths: list[Path]
+    headline: str
+
+
+def write(folder: StudyFolder, output: Path) -> Written:
+    """Write report.html and report.md of a study into a folder."""
     study = read_study(folder)
     found = read(study)
     claimed = found["norms"]["claim"]["value"] if found["norms"] and found["norms"]["text"] else None
@@ -350,4 +381,4 @@ def write(folder: StudyFolder, output: Path) -> list[Path]:
             (output / name).write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(f"no page can be written into {output} ({error.strerror}); name another --output") from error
-    return [output / name for name in pages]
+    return Written([output / name for name in pages], found["headline"].text)

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import socket
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,12 +10,10 @@ from typing import Any
 from uuid import uuid4
 
 from kdbench.harness.records.record import Folder
+from kdbench.harness.records.temporaries import STALE, is_dead, machine
 
 HEARTBEAT = 10.0
 "Seconds after which a holder touches its lease again."
-STALE = 90.0
-"Seconds without a touch after which a lease is another's to take, who is on another machine; more than clocks differ."
-
 _MOST_BYTES = 4096
 "Of a lease file; kdbench writes some 150."
 
@@ -63,7 +60,7 @@ def take(folder: Folder) -> Lease | None:
     path, token = folder.path / f"lease-{_number(held[-1]) + 1 if held else 1}", uuid4().hex
     try:
         with path.open("x", encoding="utf-8") as file:
-            file.write(json.dumps({"machine": _machine(), "pid": os.getpid(), "token": token}))
+            file.write(json.dumps({"machine": machine(), "pid": os.getpid(), "token": token}))
     except FileExistsError:
         return None
     return Lease(path, token)
@@ -73,6 +70,12 @@ def is_held(folder: Folder) -> bool:
     """Say whether somebody who is alive has the lease of a trial."""
     held = _numbered(folder.path)
     return bool(held) and not _is_over(held[-1])
+
+
+def outlived(folder: Folder) -> list[Path]:
+    """Return the leases of a trial, lowest first, if the holder of the last one is gone; else none."""
+    held = _numbered(folder.path)
+    return held if held and _is_over(held[-1]) else []
 
 
 def _numbered(folder: Path) -> list[Path]:
@@ -95,12 +98,6 @@ def _holder(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else {}
 
 
-def _machine() -> str:
-    """Name where a process number means something: the host, and on Linux the container."""
-    namespace = Path("/proc/self/ns/pid")
-    return f"{socket.gethostname()} {namespace.readlink() if namespace.is_symlink() else ''}".strip()
-
-
 def _is_over(path: Path) -> bool:
     """Say whether a lease's holder is gone: dead where we can see it, silent for long where we cannot."""
     try:
@@ -111,12 +108,7 @@ def _is_over(path: Path) -> bool:
     if holder is None:
         return True
     pid = holder.get("pid")
-    if os.name == "posix" and holder.get("machine") == _machine() and isinstance(pid, int) and pid > 0:
-        try:
-            os.kill(pid, 0)  # elsewhere this would do more than ask
-        except (ProcessLookupError, OverflowError):
-            return True
-        except PermissionError:
-            pass
+    if holder.get("machine") == machine() and isinstance(pid, int) and pid > 0 and is_dead(pid):
+        return True
     # A touch from the future is of a clock that was set back: as silent as its distance.
     return abs(silent) > STALE

@@ -13,7 +13,7 @@ checkpoint/          where a long training was a minute ago, to go on from; gone
 All of it lies in STUDY/trials/KEY; in STUDY/again/KEY a trial that was run a second time, as a control.
 """
 
-import json
+import csv
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -21,12 +21,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
-from uuid import uuid4
+
+import numpy as np
 
 from kdbench.audits.finding import Finding
 from kdbench.harness.records import seal
-from kdbench.harness.records.reading import Count, Number, Percent, Share, content, parse_json, plain_json
+from kdbench.harness.records.reading import SAID, Count, Number, Percent, Share, content, parse_json, plain_json
 from kdbench.harness.records.spec import Spec
+from kdbench.harness.records.temporaries import temporary
 from kdbench.kd.errors import InputError
 
 try:
@@ -145,9 +147,7 @@ def finite(value: Any) -> Any:
 
 def sealed_text(raw: dict[str, Any]) -> str:
     """Return the text of a result.json, with the digests of its fields."""
-    fields = finite({**raw, "seal": {}})
-    fields["seal"] = seal.seal(fields, str(raw["key"]))
-    return json.dumps(fields, indent=2, sort_keys=True, allow_nan=False) + "\n"
+    return seal.sealed_text(finite(raw), str(raw["key"]), sort_keys=True)
 
 
 def sync(path: Path) -> None:
@@ -158,12 +158,16 @@ def sync(path: Path) -> None:
 
 def write_atomic(path: Path, text: str) -> None:
     """Write a file so that a reader, or a crash at any moment, finds the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")  # a process number may be another machine's too
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    unfinished = temporary(path)
+    try:
+        with unfinished.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except OSError:  # no room: what there is of it takes some
+        unfinished.unlink(missing_ok=True)
+        raise
 
 
 @dataclass(frozen=True)
@@ -186,6 +190,21 @@ class EpochLine:
     grad_norms: dict[str, dict[str, float | None]]
     clipped_share: Share
     overflowed_steps: Count
+
+
+def _at_once(lines: list[bytes]) -> list[dict[str, Any]] | None:
+    """Parse the lines of a curve as one list, which is much faster; None where a line is no epoch, for another to say.
+
+    A line is an object by itself: what two lines make up together is none.
+    """
+    text, none = b"[" + b",".join(lines) + b"]", ("", "", "")
+    try:
+        parse_json(list[EpochLine], text, *none, unknown="ignore")
+        found: list[dict[str, Any]] = plain_json(text, *none)
+    except InputError:
+        return None
+    alone = all(line.startswith(b"{") and line.endswith(b"}\n") for line in lines)
+    return found if alone and len(found) == len(lines) else None
 
 
 WEIGHTS = ("student.safetensors", "method.safetensors")
@@ -237,8 +256,9 @@ class Folder:
         parse_json(_Findings, text, str(path), what, _MEND, unknown="ignore")
         if result.key != self.key:
             raise seal.ChangedError(f"{path}, key: it is the result of trial {result.key}; {_MEND}", ["key"])
-        raw = plain_json(text, str(path), what, _MEND)
-        changed = seal.broken(raw, self.key, result.seal) if result.seal else []
+        if not result.seal or seal.is_whole(text, self.key, result.seal):
+            return result
+        changed = seal.broken(plain_json(text, str(path), what, _MEND), self.key, result.seal)
         if changed:
             said = f"{', '.join(changed[:3])}{', ...' if len(changed) > 3 else ''}"
             raise seal.ChangedError(f"{path}, {said}: changed since the trial wrote it; {_MEND}", changed)
@@ -263,6 +283,21 @@ class Folder:
         path = self.path / "curve.jsonl"
         return path.read_bytes().count(b"\n") if path.is_file() else 0
 
+    def norms(self) -> dict[str, np.ndarray]:
+        """Return the gradient norms before clipping, by group, and the steps; nothing where none were recorded."""
+        path = self.path / "norms.csv"
+        if not path.is_file():
+            return {}
+        names, _, rows = content(path).decode("utf-8", errors="replace").partition("\n")
+        columns = next(csv.reader([names]), [])
+        try:
+            table = np.loadtxt(rows.splitlines(), delimiter=",", ndmin=2) if rows.strip() else np.empty((0, 0))
+        except ValueError as error:
+            raise InputError(f"{path} is no table of numbers ({str(error)[:SAID]}); {_MEND_CURVE}") from error
+        if rows.strip() and table.shape[1] != len(columns):
+            raise InputError(f"{path} has {table.shape[1]} columns under {len(columns)} names; {_MEND_CURVE}")
+        return dict(zip(columns, table.T, strict=False)) if len(table) else {}
+
     def digests(self) -> list[str]:
         """Return the digests of the weights, by epoch."""
         return [epoch["digest"] for epoch in self.curve()]
@@ -274,6 +309,8 @@ class Folder:
             return []
         lines = content(path).splitlines(keepends=True)
         where = [(f"{path}, line {n}", line) for n, line in enumerate(lines, 1) if line.endswith(b"\n")]
+        if (whole := _at_once([line for _, line in where])) is not None:
+            return whole
         for at, line in where:
             parse_json(EpochLine, line, at, "an epoch", _MEND_CURVE, unknown="ignore")
         return [plain_json(line, at, "an epoch", _MEND_CURVE) for at, line in where]

@@ -17,6 +17,9 @@ _PARTS = ("metrics", "fault", "teacher", "decision", "controls")
 "Fields whose parts have a digest each."
 _LENGTH = 16
 "Hex digits of a digest: 64 bits are enough against accidents and careless hands."
+_WHOLE = "file"
+"The seal's digest of the whole text but the seal: one look says that nothing changed, and the others say what did."
+_encode = json.JSONEncoder(sort_keys=True, allow_nan=False).encode
 
 
 class ChangedError(InputError):
@@ -32,9 +35,24 @@ def seal(fields: Mapping[str, Any], owner: str) -> dict[str, str]:
     return {name: _digest(owner, name, value) for name, value in _leaves(fields)}
 
 
+def sealed_text(fields: Mapping[str, Any], owner: str, sort_keys: bool = False) -> str:
+    """Return a record as JSON text, with its seal in the field of that name."""
+    bare = json.dumps({**fields, "seal": {}}, indent=2, sort_keys=sort_keys, allow_nan=False) + "\n"
+    found = {**seal(fields, owner), _WHOLE: _of_text(bare.encode(), owner)}
+    return json.dumps({**fields, "seal": found}, indent=2, sort_keys=sort_keys, allow_nan=False) + "\n"
+
+
+def is_whole(text: bytes, owner: str, sealed: Mapping[str, str]) -> bool:
+    """Say whether a record's text is, byte for byte, what was sealed; where not, its fields may still be."""
+    head, begin, rest = text.partition(b'"seal": {')
+    bare = head + b'"seal": {}' + rest.partition(b"}")[2]
+    return bool(begin) and sealed.get(_WHOLE) == _of_text(bare, owner)
+
+
 def broken(fields: Mapping[str, Any], owner: str, sealed: Mapping[str, str]) -> list[str]:
     """Return the names of the fields that are not what the seal says, are missing, or were added; none where whole."""
     found = seal(fields, owner)
+    sealed = {name: digest for name, digest in sealed.items() if name != _WHOLE}
     return sorted(name for name in found.keys() | sealed.keys() if found.get(name) != sealed.get(name))
 
 
@@ -57,5 +75,8 @@ def _leaves(fields: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _digest(owner: str, name: str, value: Any) -> str:
-    text = json.dumps([owner, name, value], sort_keys=True, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:_LENGTH]
+    return hashlib.sha256(_encode([owner, name, value]).encode()).hexdigest()[:_LENGTH]
+
+
+def _of_text(text: bytes, owner: str) -> str:
+    return hashlib.sha256(owner.encode() + b"\0" + text).hexdigest()[:_LENGTH]

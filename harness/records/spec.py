@@ -78,7 +78,7 @@ class Spec:
         try:
             raw = json.loads(text, parse_constant=_no_number)
             raw["settings"] = _read_settings(raw["method"], raw["settings"])
-            raw["recipe"] = Recipe(**raw["recipe"])
+            raw["recipe"] = _recipe(tuple((name, type(value), value) for name, value in raw["recipe"].items()))
             raw["teacher"] = None if raw["teacher"] is None else TeacherRef(**raw["teacher"])
             spec = cls(**raw)
             _check_plain(spec)
@@ -136,6 +136,12 @@ def _decisive_settings(settings: MethodSettings) -> dict[str, Any]:
     defaults = settings.defaults()
     changed = {name: value for name, value in vars(settings).items() if name not in defaults or value != defaults[name]}
     return {**base, **{name: value for name, value in vars(settings).items() if name in base}, **changed}
+
+
+@lru_cache(maxsize=256)
+def _recipe(items: tuple[tuple[str, type, Any], ...]) -> Recipe:
+    """Return a recipe, checked; the trials of a study share it."""
+    return Recipe(**{name: value for name, _, value in items})
 
 
 def _no_number(text: str) -> None:

@@ -259,5 +259,5 @@ def complete_stories(arms: Mapping[Arm, Mapping[int, tuple[Spec, Result | None]]
                 story = replace(result.fault, diverged_at=first, dormant=untouched)
             else:
                 continue
-            if story != result.fault:
-                study.trial(spec.key).write_result(replace(result, fault=story))
+            if story != result.fault and (whole := study.trial(spec.key).result()) is not None:
+                study.trial(spec.key).write_result(replace(whole, fault=story))
