@@ -18,6 +18,7 @@ import torch
 from kdbench.harness.analysis import arms, compare
 from kdbench.harness.analysis.because import Because, because
 from kdbench.harness.analysis.controls import controls
+from kdbench.harness.analysis.over_pairs import OverPairs, over_pairs
 from kdbench.harness.analysis.rows import ArmRow, ComparisonRow, ControlsRow, GridRow, TeacherRow
 from kdbench.harness.analysis.study_table import (
     check_declared,
@@ -29,7 +30,9 @@ from kdbench.harness.analysis.study_table import (
     write_table,
 )
 from kdbench.harness.plan.grid import Point, Tried, best
-from kdbench.harness.plan.plan import Arm, Ground, Plan, Preset, make_plan, split_pair
+from kdbench.harness.plan.plan import Arm, Ground, Plan, make_plan
+from kdbench.harness.plan.preset import Preset, chain_of
+from kdbench.harness.plan.stages import stages_together
 from kdbench.harness.records.environment import usable_cores
 from kdbench.harness.records.record import FINAL, StudyFolder, write_atomic
 from kdbench.harness.records.temporaries import temporary
@@ -41,8 +44,7 @@ from kdbench.harness.run.sweeping import sweep
 from kdbench.kd.data import SIZE, Dataset, cache_folder, load_file, statistics
 from kdbench.kd.data import prepare as prepare_data
 from kdbench.kd.errors import InputError, unknown
-from kdbench.kd.methods import METHODS, why_not_stages
-from kdbench.kd.models import MODELS, build, check
+from kdbench.kd.models import build
 from kdbench.kd.procedure import CANONICAL
 from kdbench.kd.teacher import file_sha256, load_strict, read_checkpoint
 
@@ -77,6 +79,8 @@ class Request:
     "Address of the Dask cluster that the trials run on; None for processes here."
     retries: int = 1
     "How often a trial is tried again at once whose process died or found no memory."
+    image_size: int | None = None
+    "Height and width that a folder's images are resized to; None for the usual 32."
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,7 @@ def prepare(request: Request) -> Ready:
     """
     workers = _check_machine(request)
     weights = _brought(request.teacher_weights, request.teacher_sha256)
-    data_file = prepare_data(request.dataset, request.data_root, cache_folder())
+    data_file = prepare_data(request.dataset, request.data_root, cache_folder(), request.image_size or SIZE)
     data = load_file(data_file)
     ground = Ground(data.name, data.digest, request.device, request.threads, weights[1] if weights else None)
     lay_out = partial(
@@ -146,7 +150,7 @@ def prepare(request: Request) -> Ready:
     todo = [key for key in (plan.trials if mine is None else mine) if not is_done(plan, folder, key)]
 
     def cost_of(plan: Plan, keys: list[str]) -> Cost:
-        return estimate(plan, keys, len(data.test_ids), workers or 1, torch.device(request.device))
+        return estimate(plan, keys, len(data.test_ids), workers or 1, torch.device(request.device), data.size)
 
     later = None
     if first is not None:  # what the settings will be changes no cost
@@ -251,29 +255,13 @@ def _check_fit(plan: Plan, data: Dataset, weights: tuple[Path, str] | None, devi
         recipe.check_batches(len(split.train))
         if recipe.normalisation == "train":
             statistics(data.pixels[split.train])
-    _check_networks(preset, len(data.classes))
+    stages_together(preset, data)
     if weights is not None:
-        for arch in {split_pair(pair)[0] for pair in preset.pairs}:
-            width, stem = preset.recipe.base_width, CANONICAL.stem(SIZE)
-            net = build(arch, stem, len(data.classes), width, torch.Generator().manual_seed(0))
+        for arch in {chain_of(pair)[0] for pair in preset.pairs}:
+            width, stem = preset.recipe.base_width, CANONICAL.stem(data.size)
+            net = build(arch, stem, len(data.classes), width, torch.Generator().manual_seed(0), data.size)
             load_strict(net, *weights)
     rehearse(plan.trials.values(), data, device)
-
-
-def _check_networks(preset: Preset, classes: int) -> None:
-    """Refuse networks that do not answer as they must, or without the stages that a method reads."""
-    matched = [method for method in preset.methods if METHODS[method].stages != "none"]
-    for pair in preset.pairs:
-        if all(MODELS[arch].digest is None and MODELS[arch].has_stem for arch in split_pair(pair)):
-            continue  # ResNets of four stages
-        stages = {
-            arch: check(arch, CANONICAL.stem(SIZE), classes, preset.recipe.base_width) for arch in split_pair(pair)
-        }
-        counts = [stages[arch] for arch in reversed(split_pair(pair))]
-        why = next(filter(None, (why_not_stages(method, *counts) for method in matched)), None)
-        if why is not None:
-            said = ", ".join(f"{arch} answers with {count}" for arch, count in stages.items())
-            raise InputError(f"{why} of {pair}: {said}")
 
 
 def carry_out(ready: Ready, tell: OnTrial, may_start: Callable[[str], bool] = lambda key: True) -> Outcome:
@@ -368,6 +356,8 @@ class StudySummary:
     "Each bugged arm against its corrected one."
     gains: list[ComparisonRow]
     "Each method against its baseline."
+    over_pairs: list[OverPairs]
+    "Each method over all pairs, where there are several."
     families: Families
     controls: ControlsRow | None
     teachers: list[TeacherRow]
@@ -423,6 +413,7 @@ def summary(ready: Ready, outcome: Outcome, allowed: Sequence[str] = ()) -> Stud
         arms=arms.with_effects(arms.summary(trials), comparisons),
         comparisons=comparisons,
         gains=gains,
+        over_pairs=over_pairs(gains),
         families=Families(bugs, methods),
         controls=seen,
         teachers=[arms.teacher_row(arch, folder) for arch, folder in teachers],

@@ -6,7 +6,8 @@ import shutil
 import pytest
 import torch
 
-from kdbench.harness.plan.plan import Ground, load_preset, make_plan
+from kdbench.harness.plan.plan import Ground, make_plan
+from kdbench.harness.plan.preset import load_preset
 from kdbench.harness.records.record import Folder, StudyFolder
 from kdbench.harness.run import trial
 from kdbench.kd import checkpoint

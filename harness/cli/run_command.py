@@ -130,7 +130,7 @@ def command(
     request = _request(asked)
     ready = prepare(request)
     check_allowed(ready.plan.trials.values(), allowed)
-    _announce(ready, notes)
+    _announce(ready, notes, dry_run)
     if dry_run:
         _print_plan(ready, as_json)
         return 0
@@ -284,8 +284,9 @@ def _arms(variant: str | None, fault_names: tuple[str, ...]) -> list[str | None]
     return ([None] if variant == "both" else []) + chosen
 
 
-def _announce(ready: "Ready", notes: Any) -> None:
+def _announce(ready: "Ready", notes: Any, dry_run: bool = False) -> None:
     from kdbench.harness.plan.plan import unused
+    from kdbench.harness.plan.stages import stages_together
 
     plan, todo = ready.plan, len(ready.todo)
     where = f"on the cluster at {ready.scheduler}" if ready.scheduler else f"{ready.workers} at a time"
@@ -295,10 +296,14 @@ def _announce(ready: "Ready", notes: Any) -> None:
         work = f"this shard's {len(ready.mine)}: {work}"
     teachers = f"{len(plan.teachers)} teacher{'s' * (len(plan.teachers) != 1)}"
     notes.print(f"[bold]{escape(plan.study)}[/]: {len(plan.trials)} trials ({teachers}), {work}", soft_wrap=True)
+    if ready.data.resized:
+        notes.print(f"  {ready.data.resized}: --image-size, or image_size in [study], is their size", style="dim")
     for key in ready.changed_teachers:
         notes.print(f"  teacher {key} is trained again: its weights are not those that its record has the digest of")
     for fault, method, why in plan.skipped:
         notes.print(f"  not run: {fault} with {method} ({why})", style="dim")
+    for pair, stages in stages_together(plan.preset, ready.data).items() if dry_run else ():
+        notes.print(f"  stages of {escape(pair)}, the teacher's with the student's: {', '.join(stages)}", style="dim")
     for table in unused(plan.preset):
         notes.print(f"  not used: {escape(table)}", style="dim")
     if ready.later is not None:

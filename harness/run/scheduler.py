@@ -89,7 +89,7 @@ def execute(
     outcome = Outcome()
     waiting: list[str] = []
     ours = set(plan.trials if only is None else only)
-    ours |= {need for key in ours if (need := plan.needs(key)) is not None}
+    ours |= {need for key in ours for need in plan.needs_all(key)}
     for key, spec in plan.trials.items():
         if is_done(plan, study, key):
             outcome.reused.extend([key] if key in ours else [])

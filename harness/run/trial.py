@@ -228,7 +228,16 @@ def _run(folder: Folder, spec: Spec, data_file: Path) -> Result:
     _check_files(spec)
     teacher = teacher_checkpoint(folder, spec)
     training = train.prepare(
-        dataset, spec.arch, teacher, spec.method, spec.settings, spec.recipe, seam.procedure, spec.seed, device
+        dataset,
+        spec.arch,
+        teacher,
+        spec.method,
+        spec.settings,
+        spec.recipe,
+        seam.procedure,
+        spec.seed,
+        device,
+        spec.stages,
     )
     training.scores_test = seam.fault is not None and seam.fault.needs_test_scores
     teacher_record = _teacher_record(training, spec)
