@@ -38,6 +38,7 @@ from kdbench.harness.records.record import FINAL, StudyFolder, write_atomic
 from kdbench.harness.records.temporaries import temporary
 from kdbench.harness.run.cost import Cost, estimate
 from kdbench.harness.run.executors import Engine
+from kdbench.harness.run.gpus import Gpus, chosen, visible
 from kdbench.harness.run.rehearsal import rehearse
 from kdbench.harness.run.scheduler import OnTrial, Outcome, changed_weights, complete_stories, execute, is_done
 from kdbench.harness.run.sweeping import sweep
@@ -79,6 +80,14 @@ class Request:
     "Address of the Dask cluster that the trials run on; None for processes here."
     retries: int = 1
     "How often a trial is tried again at once whose process died or found no memory."
+    gpus: str | None = None
+    "Which GPUs of this machine have a trial each, as all or 0,2; None for the one that torch takes."
+    per_gpu: int = 1
+    "Trials that share a GPU."
+    teachers_only: bool = False
+    "Whether the teachers are trained and nothing else."
+    grace: float = 5.0
+    "Seconds that a running trial has to write its state when the study is told to end."
     image_size: int | None = None
     "Height and width that a folder's images are resized to; None for the usual 32."
 
@@ -104,6 +113,10 @@ class Ready:
     "Keys of this shard's trials; None for all."
     scheduler: str | None = None
     retries: int = 0
+    grace: float = 5.0
+    gpus: tuple[str, ...] = ()
+    "The devices that trials are spread over, if any were named."
+    per_gpu: int = 1
     later: tuple[int, Cost] | None = None
     "Of a first stage: how many trials the second has, and their cost."
 
@@ -144,8 +157,13 @@ def prepare(request: Request) -> Ready:
     if first is not None and all(is_done(first, folder, key) for key in first.trials):
         plan, first = lay_out(chosen=_chosen(first, folder)), None
     _check_fit(plan, data, weights, request.device)
-    mine = plan.shard(*request.shard) if request.shard is not None else None
-    if first is not None and mine is not None and all(is_done(plan, folder, key) for key in mine):
+    mine = _mine(plan, request)
+    if (
+        first is not None
+        and request.shard is not None
+        and not request.teachers_only
+        and all(is_done(plan, folder, key) for key in mine or ())
+    ):
         mine = list(plan.trials)  # no arm can start before the whole grid is done, whoever does it
     todo = [key for key in (plan.trials if mine is None else mine) if not is_done(plan, folder, key)]
 
@@ -171,8 +189,18 @@ def prepare(request: Request) -> Ready:
         mine=mine,
         scheduler=request.scheduler,
         retries=request.retries,
+        grace=request.grace,
+        gpus=tuple(chosen(request.gpus, visible())) if request.gpus is not None else (),
+        per_gpu=request.per_gpu,
         later=later,
     )
+
+
+def _mine(plan: Plan, request: Request) -> list[str] | None:
+    """Return the keys of the part of a study that was asked for; None for all of it."""
+    if request.teachers_only:
+        return plan.shard_of_teachers(*(request.shard or (1, 1)))
+    return plan.shard(*request.shard) if request.shard is not None else None
 
 
 def _check_machine(request: Request) -> int | None:
@@ -189,11 +217,26 @@ def _check_machine(request: Request) -> int | None:
         raise InputError(f"--runs {request.runs}: cannot be written to; name another folder")
     if not writable(cache_folder()):
         raise InputError(f"the data cache {cache_folder()} cannot be written to; set KDBENCH_CACHE to another folder")
+    if request.gpus is not None:
+        _check_gpus(request)
+        return len(chosen(request.gpus, visible())) * request.per_gpu
+    if request.per_gpu != 1:
+        raise InputError("--per-gpu goes with --gpus, which says over which GPUs the trials are spread")
     if request.scheduler is not None:
         return request.workers
     if request.device == "cpu":
         return share_cores(request.workers, request.threads, usable_cores())
     return request.workers or 1
+
+
+def _check_gpus(request: Request) -> None:
+    if request.device != "cuda":
+        raise InputError(f"--gpus goes with --device cuda, and the study is for {request.device}")
+    for option, value in (("--scheduler", request.scheduler), ("--workers", request.workers)):
+        if value is not None:
+            raise InputError(
+                f"--gpus says where trials run and how many at a time, and so does {option}; leave one out"
+            )
 
 
 def _chosen(plan: Plan, folder: StudyFolder) -> dict[Arm, Point]:
@@ -289,7 +332,8 @@ def carry_out(ready: Ready, tell: OnTrial, may_start: Callable[[str], bool] = la
             may_start,
             only=ready.mine,
             retries=ready.retries,
-            engine=_cluster(ready),
+            engine=_engine(ready),
+            grace=ready.grace,
         )
         with study.writing():
             trials = read_study(study)
@@ -299,8 +343,10 @@ def carry_out(ready: Ready, tell: OnTrial, may_start: Callable[[str], bool] = la
     return outcome
 
 
-def _cluster(ready: Ready) -> Engine | None:
-    """Return the cluster that was asked for; None for processes here."""
+def _engine(ready: Ready) -> Engine | None:
+    """Return the cluster, or the GPUs, that were asked for; None for processes here."""
+    if ready.gpus:
+        return Gpus(ready.gpus, ready.per_gpu, {spec.threads for spec in ready.plan.trials.values()})
     if ready.scheduler is None:
         return None
     from kdbench.harness.run.dask_cluster import Cluster

@@ -96,6 +96,12 @@ class Plan:
         needed = {need for key in own for need in self.needs_all(key)}
         return [key for key in self.trials if key in needed] + own
 
+    def shard_of_teachers(self, number: int, of: int) -> list[str]:
+        """Return the keys of the number-th of so many slices of the teachers, with the teachers that those need."""
+        own = [*dict.fromkeys(self.teachers.values())][number - 1 :: of]
+        needed = {need for key in own for need in self.needs_all(key)}
+        return [key for key in self.trials if key in needed or key in own]
+
     def add(self, spec: Spec) -> str:
         """Enter a trial, once however many arms share it."""
         self.trials.setdefault(spec.key, spec)
