@@ -6,9 +6,11 @@ import rich_click as click
 from rich.markup import escape
 
 from kdbench.harness.cli.common import stdout
-from kdbench.harness.cli.help import explained
+from kdbench.harness.cli.help import OUTPUT, explained
 from kdbench.kd.errors import InputError
 
+JOBS = "The jobs"
+"A group of options."
 _OWN = ("--method-file", "--model-file", "--faults")
 
 
@@ -17,31 +19,40 @@ _OWN = ("--method-file", "--model-file", "--faults")
     examples=[
         (
             "write the scripts for 32 jobs of two hours on a GPU each, and look at them",
-            "kdbench slurm study.toml --array 32 --time 02:00:00 --gpus-per-task 1 --sbatch=--partition=gpu",
+            "kdbench slurm study.toml --array 32 --time 02:00:00 --gpus-per-task 1",
         ),
         ("hand them in as well", "kdbench slurm study.toml --array 8 --time 01:00:00 --submit"),
         (
             "with options of kdbench run behind two dashes",
-            "kdbench slurm study.toml --array 8 --time 01:00:00 -- --device cuda --method-file mine.py",
+            "kdbench slurm study.toml --array 8 --time 01:00:00 -- --device cuda",
         ),
     ],
 )
 @click.argument("study_file", metavar="STUDY.toml")
 @click.argument("run_options", nargs=-1, type=click.UNPROCESSED, metavar="[-- RUN OPTIONS]")
-@click.option("--array", type=click.IntRange(1, 10_000), required=True, metavar="N", help="Cut the study into N jobs.")
-@click.option("--time", required=True, metavar="TIME", help="Give each job this time, such as 02:00:00.")
-@click.option("--gpus-per-task", type=click.IntRange(1), metavar="N", help="Ask for so many GPUs for each job.")
-@click.option("--cpus-per-task", type=click.IntRange(1), metavar="N", help="Ask for so many cores for each job.")
-@click.option("--sbatch", "lines", multiple=True, metavar="OPTION", help="Add an option of sbatch; may be repeated.")
+@click.option(
+    "--array", type=click.IntRange(1, 10_000), required=True, metavar="N", panel=JOBS, help="Cut the study into N jobs."
+)
+@click.option("--time", required=True, metavar="TIME", panel=JOBS, help="Give each job this time, such as 02:00:00.")
+@click.option(
+    "--gpus-per-task", type=click.IntRange(1), metavar="N", panel=JOBS, help="Ask for so many GPUs for each job."
+)
+@click.option(
+    "--cpus-per-task", type=click.IntRange(1), metavar="N", panel=JOBS, help="Ask for so many cores for each job."
+)
+@click.option(
+    "--sbatch", "lines", multiple=True, metavar="OPTION", panel=JOBS, help="Add an option of sbatch; may be repeated."
+)
 @click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("slurm"),
     show_default=True,
     metavar="DIR",
+    panel=OUTPUT,
     help="Write the scripts and the logs of their jobs to this folder.",
 )
-@click.option("--submit", is_flag=True, help="Hand the jobs in.")
+@click.option("--submit", is_flag=True, panel=OUTPUT, help="Hand the jobs in.")
 def command(
     study_file: str,
     run_options: tuple[str, ...],
