@@ -5,7 +5,7 @@ PACKAGES := .venv-packages
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-long test-variants test-packages test-versions torture lock bench lint ui clean
+.PHONY: demo test test-long test-variants test-packages test-versions torture lock bench docs lint ui clean
 
 demo: $(READY)  ## train, audit and compare corrected and bugged variants on real digits (minutes)
 	$(BIN)/kdbench run --preset quick --variant both
@@ -60,6 +60,10 @@ bench: $(READY)  ## ratios against a textbook loop, into reports/; for a machine
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-quiet --benchmark-json=$(VENV)/bench.json $(BENCH)
 	$(BIN)/python benchmarks/guard.py $(VENV)/bench.json
 	$(BIN)/python benchmarks/report.py $(VENV)/bench.json
+
+docs: $(READY)  ## the pages of docs/, the reports and the audits as a site, into runs/site; a dead link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "runs/site/index.html"
 
 lint: $(READY)  ## format, lint, types
 	$(BIN)/ruff format --check .

@@ -18,7 +18,8 @@ import safetensors.numpy
 
 from kdbench.harness import faults
 from kdbench.harness.analysis.study_table import read_study, write_study, write_table
-from kdbench.harness.plan.plan import Ground, Plan, Preset, load_preset, make_plan
+from kdbench.harness.plan.plan import Ground, Plan, make_plan
+from kdbench.harness.plan.preset import Preset, load_preset
 from kdbench.harness.records.record import FaultStory, Folder, Metrics, Result, StudyFolder, TeacherRecord
 from kdbench.harness.records.spec import Spec
 from kdbench.kd.models.resnet import ARCHITECTURES

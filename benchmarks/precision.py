@@ -14,7 +14,9 @@ from kdbench.harness.analysis import stats, study_table
 from kdbench.harness.cli import run_cli
 from kdbench.harness.cli.common import stderr
 from kdbench.harness.cli.progress import Progress
-from kdbench.harness.plan.plan import Arm, load_preset, parse_seeds
+from kdbench.harness.plan.outline import parse_seeds
+from kdbench.harness.plan.plan import Arm
+from kdbench.harness.plan.preset import load_preset
 from kdbench.harness.records.record import write_atomic
 from kdbench.harness.study import Request, carry_out, prepare
 from kdbench.kd.errors import unknown

@@ -10,7 +10,8 @@ import pytest
 from large_study import GROUND
 
 from kdbench.harness.analysis import compare, external_runs, stats, status, study_table
-from kdbench.harness.plan.plan import load_preset, make_plan
+from kdbench.harness.plan.plan import make_plan
+from kdbench.harness.plan.preset import load_preset
 from kdbench.harness.publish import report
 from kdbench.harness.records import record
 from kdbench.harness.records.record import StudyFolder

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 from timing import Sides
 
-from kdbench.harness.plan.plan import Ground, load_preset, make_plan
+from kdbench.harness.plan.plan import Ground, make_plan
+from kdbench.harness.plan.preset import load_preset
 from kdbench.harness.records.environment import usable_cores
 from kdbench.harness.records.record import StudyFolder
 from kdbench.harness.run.scheduler import execute

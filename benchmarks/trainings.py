@@ -57,6 +57,11 @@ class Bench:
         ours = self.prepare(method, precision, **options)
         return self._sides(self._warm(ours), self.step_textbook(ours), method, precision)
 
+    def method_step(self, method: str) -> Sides:
+        """Return a method's steps, and Logit-KD's on the same networks."""
+        ours, logit = (self._warm(self.prepare(name)) for name in (method, "logit"))
+        return Sides(ours, logit, self.sizes.batch * self.sizes.steps)
+
     def epoch(self, method: str, precision: Precision) -> Sides:
         """Return our epoch and the textbook's, with its loader."""
         ours = self.prepare(method, precision)

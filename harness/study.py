@@ -18,6 +18,7 @@ import torch
 from kdbench.harness.analysis import arms, compare
 from kdbench.harness.analysis.because import Because, because
 from kdbench.harness.analysis.controls import controls
+from kdbench.harness.analysis.over_pairs import OverPairs, over_pairs
 from kdbench.harness.analysis.rows import ArmRow, ComparisonRow, ControlsRow, GridRow, TeacherRow
 from kdbench.harness.analysis.study_table import (
     check_declared,
@@ -29,20 +30,22 @@ from kdbench.harness.analysis.study_table import (
     write_table,
 )
 from kdbench.harness.plan.grid import Point, Tried, best
-from kdbench.harness.plan.plan import Arm, Ground, Plan, Preset, make_plan, split_pair
+from kdbench.harness.plan.plan import Arm, Ground, Plan, make_plan
+from kdbench.harness.plan.preset import Preset, chain_of
+from kdbench.harness.plan.stages import stages_together
 from kdbench.harness.records.environment import usable_cores
 from kdbench.harness.records.record import FINAL, StudyFolder, write_atomic
 from kdbench.harness.records.temporaries import temporary
 from kdbench.harness.run.cost import Cost, estimate
 from kdbench.harness.run.executors import Engine
+from kdbench.harness.run.gpus import Gpus, chosen, visible
 from kdbench.harness.run.rehearsal import rehearse
 from kdbench.harness.run.scheduler import OnTrial, Outcome, changed_weights, complete_stories, execute, is_done
 from kdbench.harness.run.sweeping import sweep
 from kdbench.kd.data import SIZE, Dataset, cache_folder, load_file, statistics
 from kdbench.kd.data import prepare as prepare_data
 from kdbench.kd.errors import InputError, unknown
-from kdbench.kd.methods import METHODS, why_not_stages
-from kdbench.kd.models import MODELS, build, check
+from kdbench.kd.models import build
 from kdbench.kd.procedure import CANONICAL
 from kdbench.kd.teacher import file_sha256, load_strict, read_checkpoint
 
@@ -77,6 +80,16 @@ class Request:
     "Address of the Dask cluster that the trials run on; None for processes here."
     retries: int = 1
     "How often a trial is tried again at once whose process died or found no memory."
+    gpus: str | None = None
+    "Which GPUs of this machine have a trial each, as all or 0,2; None for the one that torch takes."
+    per_gpu: int = 1
+    "Trials that share a GPU."
+    teachers_only: bool = False
+    "Whether the teachers are trained and nothing else."
+    grace: float = 5.0
+    "Seconds that a running trial has to write its state when the study is told to end."
+    image_size: int | None = None
+    "Height and width that a folder's images are resized to; None for the usual 32."
 
 
 @dataclass(frozen=True)
@@ -100,6 +113,10 @@ class Ready:
     "Keys of this shard's trials; None for all."
     scheduler: str | None = None
     retries: int = 0
+    grace: float = 5.0
+    gpus: tuple[str, ...] = ()
+    "The devices that trials are spread over, if any were named."
+    per_gpu: int = 1
     later: tuple[int, Cost] | None = None
     "Of a first stage: how many trials the second has, and their cost."
 
@@ -122,7 +139,7 @@ def prepare(request: Request) -> Ready:
     """
     workers = _check_machine(request)
     weights = _brought(request.teacher_weights, request.teacher_sha256)
-    data_file = prepare_data(request.dataset, request.data_root, cache_folder())
+    data_file = prepare_data(request.dataset, request.data_root, cache_folder(), request.image_size or SIZE)
     data = load_file(data_file)
     ground = Ground(data.name, data.digest, request.device, request.threads, weights[1] if weights else None)
     lay_out = partial(
@@ -140,13 +157,18 @@ def prepare(request: Request) -> Ready:
     if first is not None and all(is_done(first, folder, key) for key in first.trials):
         plan, first = lay_out(chosen=_chosen(first, folder)), None
     _check_fit(plan, data, weights, request.device)
-    mine = plan.shard(*request.shard) if request.shard is not None else None
-    if first is not None and mine is not None and all(is_done(plan, folder, key) for key in mine):
+    mine = _mine(plan, request)
+    if (
+        first is not None
+        and request.shard is not None
+        and not request.teachers_only
+        and all(is_done(plan, folder, key) for key in mine or ())
+    ):
         mine = list(plan.trials)  # no arm can start before the whole grid is done, whoever does it
     todo = [key for key in (plan.trials if mine is None else mine) if not is_done(plan, folder, key)]
 
     def cost_of(plan: Plan, keys: list[str]) -> Cost:
-        return estimate(plan, keys, len(data.test_ids), workers or 1, torch.device(request.device))
+        return estimate(plan, keys, len(data.test_ids), workers or 1, torch.device(request.device), data.size)
 
     later = None
     if first is not None:  # what the settings will be changes no cost
@@ -167,8 +189,18 @@ def prepare(request: Request) -> Ready:
         mine=mine,
         scheduler=request.scheduler,
         retries=request.retries,
+        grace=request.grace,
+        gpus=tuple(chosen(request.gpus, visible())) if request.gpus is not None else (),
+        per_gpu=request.per_gpu,
         later=later,
     )
+
+
+def _mine(plan: Plan, request: Request) -> list[str] | None:
+    """Return the keys of the part of a study that was asked for; None for all of it."""
+    if request.teachers_only:
+        return plan.shard_of_teachers(*(request.shard or (1, 1)))
+    return plan.shard(*request.shard) if request.shard is not None else None
 
 
 def _check_machine(request: Request) -> int | None:
@@ -185,11 +217,26 @@ def _check_machine(request: Request) -> int | None:
         raise InputError(f"--runs {request.runs}: cannot be written to; name another folder")
     if not writable(cache_folder()):
         raise InputError(f"the data cache {cache_folder()} cannot be written to; set KDBENCH_CACHE to another folder")
+    if request.gpus is not None:
+        _check_gpus(request)
+        return len(chosen(request.gpus, visible())) * request.per_gpu
+    if request.per_gpu != 1:
+        raise InputError("--per-gpu goes with --gpus, which says over which GPUs the trials are spread")
     if request.scheduler is not None:
         return request.workers
     if request.device == "cpu":
         return share_cores(request.workers, request.threads, usable_cores())
     return request.workers or 1
+
+
+def _check_gpus(request: Request) -> None:
+    if request.device != "cuda":
+        raise InputError(f"--gpus goes with --device cuda, and the study is for {request.device}")
+    for option, value in (("--scheduler", request.scheduler), ("--workers", request.workers)):
+        if value is not None:
+            raise InputError(
+                f"--gpus says where trials run and how many at a time, and so does {option}; leave one out"
+            )
 
 
 def _chosen(plan: Plan, folder: StudyFolder) -> dict[Arm, Point]:
@@ -251,29 +298,13 @@ def _check_fit(plan: Plan, data: Dataset, weights: tuple[Path, str] | None, devi
         recipe.check_batches(len(split.train))
         if recipe.normalisation == "train":
             statistics(data.pixels[split.train])
-    _check_networks(preset, len(data.classes))
+    stages_together(preset, data)
     if weights is not None:
-        for arch in {split_pair(pair)[0] for pair in preset.pairs}:
-            width, stem = preset.recipe.base_width, CANONICAL.stem(SIZE)
-            net = build(arch, stem, len(data.classes), width, torch.Generator().manual_seed(0))
+        for arch in {chain_of(pair)[0] for pair in preset.pairs}:
+            width, stem = preset.recipe.base_width, CANONICAL.stem(data.size)
+            net = build(arch, stem, len(data.classes), width, torch.Generator().manual_seed(0), data.size)
             load_strict(net, *weights)
     rehearse(plan.trials.values(), data, device)
-
-
-def _check_networks(preset: Preset, classes: int) -> None:
-    """Refuse networks that do not answer as they must, or without the stages that a method reads."""
-    matched = [method for method in preset.methods if METHODS[method].stages != "none"]
-    for pair in preset.pairs:
-        if all(MODELS[arch].digest is None and MODELS[arch].has_stem for arch in split_pair(pair)):
-            continue  # ResNets of four stages
-        stages = {
-            arch: check(arch, CANONICAL.stem(SIZE), classes, preset.recipe.base_width) for arch in split_pair(pair)
-        }
-        counts = [stages[arch] for arch in reversed(split_pair(pair))]
-        why = next(filter(None, (why_not_stages(method, *counts) for method in matched)), None)
-        if why is not None:
-            said = ", ".join(f"{arch} answers with {count}" for arch, count in stages.items())
-            raise InputError(f"{why} of {pair}: {said}")
 
 
 def carry_out(ready: Ready, tell: OnTrial, may_start: Callable[[str], bool] = lambda key: True) -> Outcome:
@@ -301,7 +332,8 @@ def carry_out(ready: Ready, tell: OnTrial, may_start: Callable[[str], bool] = la
             may_start,
             only=ready.mine,
             retries=ready.retries,
-            engine=_cluster(ready),
+            engine=_engine(ready),
+            grace=ready.grace,
         )
         with study.writing():
             trials = read_study(study)
@@ -311,8 +343,10 @@ def carry_out(ready: Ready, tell: OnTrial, may_start: Callable[[str], bool] = la
     return outcome
 
 
-def _cluster(ready: Ready) -> Engine | None:
-    """Return the cluster that was asked for; None for processes here."""
+def _engine(ready: Ready) -> Engine | None:
+    """Return the cluster, or the GPUs, that were asked for; None for processes here."""
+    if ready.gpus:
+        return Gpus(ready.gpus, ready.per_gpu, {spec.threads for spec in ready.plan.trials.values()})
     if ready.scheduler is None:
         return None
     from kdbench.harness.run.dask_cluster import Cluster
@@ -368,6 +402,8 @@ class StudySummary:
     "Each bugged arm against its corrected one."
     gains: list[ComparisonRow]
     "Each method against its baseline."
+    over_pairs: list[OverPairs]
+    "Each method over all pairs, where there are several."
     families: Families
     controls: ControlsRow | None
     teachers: list[TeacherRow]
@@ -423,6 +459,7 @@ def summary(ready: Ready, outcome: Outcome, allowed: Sequence[str] = ()) -> Stud
         arms=arms.with_effects(arms.summary(trials), comparisons),
         comparisons=comparisons,
         gains=gains,
+        over_pairs=over_pairs(gains),
         families=Families(bugs, methods),
         controls=seen,
         teachers=[arms.teacher_row(arch, folder) for arch, folder in teachers],

@@ -6,9 +6,12 @@ tensor file in a cache folder, and identified by a digest of its content.
 
 import hashlib
 import os
+import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +26,7 @@ from kdbench.kd.errors import InputError, unknown
 from kdbench.kd.streams import stream
 
 SIZE = 32
-"Height and width of every image in pixels; images of another size are resized to it on decoding."
+"Height and width of an image in pixels, unless a folder of images has an `image_size` of its own."
 
 # Raised by hand when a data set's decoding changes, so that no stale cache file is used.
 _CACHE_VERSION = 1
@@ -45,6 +48,13 @@ class Dataset:
     classes: tuple[str, ...]
     digest: str
     "SHA-256 over pixels, labels, train count and class names."
+    resized: str = ""
+    "How many images came in another size, and which; empty if none."
+
+    @property
+    def size(self) -> int:
+        """Height and width of each image, in pixels."""
+        return self.pixels.shape[1]
 
     @property
     def train_ids(self) -> Tensor:
@@ -57,13 +67,15 @@ class Dataset:
         return torch.arange(self.n_train, len(self.labels))
 
 
-def _dataset(name: str, pixels: Tensor, labels: Tensor, n_train: int, classes: Sequence[str]) -> Dataset:
+def _dataset(
+    name: str, pixels: Tensor, labels: Tensor, n_train: int, classes: Sequence[str], resized: str = ""
+) -> Dataset:
     pixels = pixels.contiguous()  # torchvision's CIFAR is a transposed view
     digest = hashlib.sha256()
     digest.update(pixels.numpy().data)
     digest.update(labels.numpy().data)
     digest.update(repr((n_train, tuple(classes))).encode())
-    return Dataset(name, pixels, labels, n_train, tuple(classes), digest.hexdigest())
+    return Dataset(name, pixels, labels, n_train, tuple(classes), digest.hexdigest(), resized)
 
 
 def cache_folder() -> Path:
@@ -77,7 +89,12 @@ def save(dataset: Dataset, path: Path) -> None:
     """Write a data set as one tensor file, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    meta = {"name": dataset.name, "n_train": str(dataset.n_train), "classes": "\n".join(dataset.classes)}
+    meta = {
+        "name": dataset.name,
+        "n_train": str(dataset.n_train),
+        "classes": "\n".join(dataset.classes),
+        "resized": dataset.resized,
+    }
     safetensors.torch.save_file({"pixels": dataset.pixels, "labels": dataset.labels}, temporary, meta)
     temporary.replace(path)
 
@@ -92,12 +109,13 @@ def load_file(path: Path) -> Dataset:
         _check_tensors(pixels, labels, n_train, len(classes))
     except (OSError, safetensors.SafetensorError, LookupError, TypeError, ValueError) as error:
         raise InputError(f"data file {path} cannot be read ({error}); delete it and it is made anew") from error
-    return _dataset(name, pixels, labels, n_train, classes)
+    return _dataset(name, pixels, labels, n_train, classes, meta.get("resized", ""))
 
 
 def _check_tensors(pixels: Tensor, labels: Tensor, n_train: int, classes: int) -> None:
     """Raise ValueError for tensors that are no data set: the cache holds what kdbench wrote, or damage."""
-    if pixels.dtype != torch.uint8 or pixels.shape[1:] != (SIZE, SIZE, 3) or labels.shape != pixels.shape[:1]:
+    square = pixels.ndim == 4 and pixels.shape[1] == pixels.shape[2] > 0 and pixels.shape[3] == 3
+    if pixels.dtype != torch.uint8 or not square or labels.shape != pixels.shape[:1]:
         raise ValueError(f"pixels of {pixels.dtype} {tuple(pixels.shape)} and labels {tuple(labels.shape)}")
     if labels.dtype != torch.int64 or not 0 < n_train < len(labels):
         raise ValueError(f"labels of {labels.dtype}, {n_train} of {len(labels)} for training")
@@ -105,15 +123,15 @@ def _check_tensors(pixels: Tensor, labels: Tensor, n_train: int, classes: int) -
         raise ValueError(f"labels {int(labels.min())} to {int(labels.max())} of {classes} classes")
 
 
-def prepare(name: str, root: Path | None, cache: Path) -> Path:
+def prepare(name: str, root: Path | None, cache: Path, size: int = SIZE) -> Path:
     """Return the tensor file of a data set, decoding it first if the cache does not hold it.
 
     `name` is "digits", "cifar10", "cifar100" or "folder"; `root` is where CIFAR's archives lie (default: the
-    cache) or the folder's root (`train/CLASS/*`, `test/CLASS/*`). Raises InputError with what is missing,
-    from where, and where to put it.
+    cache) or the folder's root (`train/CLASS/*`, `test/CLASS/*`); `size` is the height and width that a folder's
+    images are resized to. Raises InputError with what is missing, from where, and where to put it.
     """
-    if name not in SOURCES:
-        raise unknown("data set", name, SOURCES)
+    if name not in (*SOURCES, "folder"):
+        raise unknown("data set", name, (*SOURCES, "folder"))
     if name == "folder" and root is None:
         raise InputError("data set 'folder' needs a folder with train/CLASS/* and test/CLASS/* images", "root")
     if name == "digits" and root is not None:
@@ -121,12 +139,14 @@ def prepare(name: str, root: Path | None, cache: Path) -> Path:
             "data set 'digits' is built in and takes no folder; images of your own are data set 'folder'",
             "name and root",
         )
+    if name != "folder" and size != SIZE:
+        raise InputError(f"image_size {size}: the images of {name} are {SIZE}x{SIZE}; only a folder's are resized")
     listing = _listing(root) if name == "folder" and root is not None else []
-    key = hashlib.sha256(repr((_CACHE_VERSION, SIZE, name, listing)).encode()).hexdigest()[:16]
-    label = _folder_name(root) if name == "folder" and root is not None else name
+    key = hashlib.sha256(repr((_CACHE_VERSION, size, name, listing)).encode()).hexdigest()[:16]
+    label = folder_name(root, size) if name == "folder" and root is not None else name
     path = cache / "datasets" / f"{label}-{key}.safetensors"
     if not path.is_file():
-        save(SOURCES[name](root, cache), path)
+        save(_folder(root, size) if name == "folder" and root is not None else SOURCES[name](root, cache), path)
     return path
 
 
@@ -164,8 +184,19 @@ def _cifar(name: str) -> Callable[[Path | None, Path], Dataset]:
     return load
 
 
-def _folder_name(root: Path) -> str:
-    return f"folder-{root.resolve().name}"
+def folder_name(root: Path, size: int) -> str:
+    """Return the name of a folder's data set; its size stands in it where that is not the usual one."""
+    name = f"folder-{root.resolve().name}"
+    return name if size == SIZE and _SIZED.search(name) is None else f"{name}@{size}px"
+
+
+def size_in(name: str) -> int:
+    """Return the size of the images in the data set of this name."""
+    found = _SIZED.search(name)
+    return int(found[1]) if found and name.startswith("folder-") else SIZE
+
+
+_SIZED = re.compile(r"@(\d+)px$")
 
 
 def _listing(root: Path) -> list[tuple[str, int, int]]:
@@ -216,7 +247,8 @@ _FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
 "What a file with a name of an image may hold. Pillow knows others, and hands some of them (EPS) to other programs."
 
 
-def _decode(path: Path) -> np.ndarray:
+def _decode(path: Path, size: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """Return an image's pixels in the size wanted, (size, size, 3), and the width and height that it came in."""
     from PIL import Image
 
     try:
@@ -224,29 +256,47 @@ def _decode(path: Path) -> np.ndarray:
             rgb = image.convert("RGB")
     except Exception as error:  # Pillow raises many kinds; each means that this file is no image
         raise InputError(f"{path} cannot be read as an image ({error}); mend or remove it") from error
-    if rgb.size != (SIZE, SIZE):
-        rgb = rgb.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
-    return np.asarray(rgb)
+    came = rgb.size
+    if came != (size, size):
+        rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(rgb), came
 
 
-def _folder(root: Path | None, cache: Path) -> Dataset:
-    assert root is not None
+def _folder(root: Path, size: int) -> Dataset:
     found = _folder_images(root)
     classes = sorted(found["train"])
     files = [
         (path, classes.index(label)) for part in ("train", "test") for label in classes for path in found[part][label]
     ]
+    _check_memory(len(files), size)
     with ThreadPoolExecutor() as pool:
-        pixels = torch.from_numpy(np.stack(list(pool.map(_decode, (path for path, _ in files)))))
+        decoded = list(pool.map(partial(_decode, size=size), (path for path, _ in files)))
+    pixels = torch.from_numpy(np.stack([image for image, _ in decoded]))
+    others = Counter(came for _, came in decoded if came != (size, size))
+    resized = ""
+    if others:
+        (width, height), _ = others.most_common(1)[0]
+        kinds = f"{width}x{height}" if len(others) == 1 else f"{len(others)} sizes, most often {width}x{height}"
+        resized = f"{others.total()} of {len(files)} images came in {kinds} and are resized to {size}x{size}"
     n_train = sum(len(images) for images in found["train"].values())
-    return _dataset(_folder_name(root), pixels, torch.tensor([label for _, label in files]), n_train, classes)
+    labels = torch.tensor([label for _, label in files])
+    return _dataset(folder_name(root, size), pixels, labels, n_train, classes, resized)
+
+
+def _check_memory(images: int, size: int) -> None:
+    """Refuse images that do not fit into memory; a training holds them twice, once with a border to crop from."""
+    needed, there = 2 * images * size * size * 3, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there:
+        raise InputError(
+            f"{images:,} images of {size}x{size} need {needed:,} bytes of memory, and this machine has {there:,}; "
+            "kdbench keeps all images in memory: take a smaller image_size, or fewer images"
+        )
 
 
 SOURCES: dict[str, Callable[[Path | None, Path], Dataset]] = {
     "digits": _digits,
     "cifar10": _cifar("cifar10"),
     "cifar100": _cifar("cifar100"),
-    "folder": _folder,
 }
 
 
@@ -299,19 +349,20 @@ class Pool:
         normalise: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         self.padding = padding
+        self.size = size = dataset.size
         self.padded = F.pad(dataset.pixels, (0, 0, padding, padding, padding, padding)).to(device)
         self.labels = dataset.labels.to(device)
         self.device = device
         self.mean, self.std = normalise or (torch.tensor(_CIFAR10_MEAN), torch.tensor(_CIFAR10_STD))
         # As large as an image: a processor would add three numbers at a time otherwise.
-        self._offset = (self.mean * 255).expand(SIZE, SIZE, 3).contiguous().to(device)
-        self._scale = (1 / (self.std * 255)).expand(SIZE, SIZE, 3).contiguous().to(device)
-        self._span = torch.arange(SIZE, device=device)
+        self._offset = (self.mean * 255).expand(size, size, 3).contiguous().to(device)
+        self._scale = (1 / (self.std * 255)).expand(size, size, 3).contiguous().to(device)
+        self._span = torch.arange(size, device=device)
 
     def crop(self, ids: Tensor, crops: Crops) -> Tensor:
         """Return the normalised crops (B, 3, H, W), channels-last, of the images with these ids."""
         rows = crops.top[:, None] + self._span
-        across = torch.where(crops.flip[:, None], SIZE - 1 - self._span, self._span)
+        across = torch.where(crops.flip[:, None], self.size - 1 - self._span, self._span)
         columns = crops.left[:, None] + across
         side = self.padded.shape[1]
         # One index a pixel, and not three: a processor gathers much faster so.
@@ -321,7 +372,7 @@ class Pool:
     def centre(self, ids: Tensor) -> Tensor:
         """Return the normalised images themselves (B, 3, H, W), channels-last."""
         p = self.padding
-        return self._normalise(self.padded[ids, p : p + SIZE, p : p + SIZE])
+        return self._normalise(self.padded[ids, p : p + self.size, p : p + self.size])
 
     def _normalise(self, pixels: Tensor) -> Tensor:
         return pixels.float().sub_(self._offset).mul_(self._scale).permute(0, 3, 1, 2)

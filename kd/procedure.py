@@ -128,10 +128,12 @@ def order() -> Sequence[str]:
 
 
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
-    """Return the rate at a step counted from 0: linear warm-up, then cosine from `lr` to `lr_min` (4.1)."""
+    """Return the rate at a step counted from 0: linear warm-up, then cosine from `lr` to `lr_min` (4.1), or drops."""
     warm = round(recipe.warmup * recipe.epochs * steps_per_epoch)
     if step < warm:
         return recipe.lr * (step + 1) / warm
+    if recipe.schedule == "drops":
+        return recipe.lr * 0.1 ** sum(step >= epoch * steps_per_epoch for epoch in recipe.drop_epochs())
     if recipe.schedule == "epoch":
         done, whole = (
             step // steps_per_epoch - warm // steps_per_epoch,

@@ -1,14 +1,15 @@
 """The numbers of a training; the decisions stand in :mod:`kd.procedure`."""
 
 from dataclasses import dataclass, fields
-from typing import Literal
+from itertools import pairwise
+from typing import Any, Literal
 
 from kdbench.kd.errors import InputError
 from kdbench.kd.settings import check_types
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 "tf32 is fp32 whose products a GPU rounds to ten bits, which is what torch lets convolutions do unless told otherwise."
-Schedule = Literal["epoch", "step"]
+Schedule = Literal["epoch", "step", "drops"]
 SAME_BITS = ("graphs",)
 "Fields of a recipe that change how fast it is done, and no bit of what comes out (tests/test_cuda.py)."
 
@@ -26,8 +27,14 @@ class Recipe:
     warmup: float = 0.0
     "Share of the steps over which the learning rate rises linearly to `lr`."
     schedule: Schedule = "epoch"
-    "Whether the cosine moves once an epoch (the paper) or every step."
+    "Whether the cosine moves once an epoch (the paper) or every step; or no cosine, and a tenth after each of `drops`."
+    drops: str = ""
+    "Epochs after which the rate falls to a tenth, as 150, 180, 210; for the schedule drops."
     momentum: float = 0.9
+    nesterov: bool = True
+    "Whether the momentum is Nesterov's."
+    distil_until: float = 1.0
+    "Share of the epochs in which a student is distilled; then it learns from the labels alone (Cho, Hariharan 2019)."
     weight_decay: float = 5e-4
     max_norm: float = 1.0
     "Bound on the gradient's norm over everything the optimizer moves."
@@ -68,8 +75,39 @@ class Recipe:
             raise InputError(
                 "recipe: graphs captures the networks' own kernels, compile makes others; choose one of them"
             )
+        if not 0 < self.distil_until <= 1:
+            raise InputError(
+                f"recipe: distil_until is {self.distil_until}; it is a share of the epochs, above 0, up to 1"
+            )
+        self._check_drops()
         if self.crop_padding < 0:
             raise InputError(f"recipe: crop_padding is {self.crop_padding}; it must not be negative")
+
+    def _check_drops(self) -> None:
+        if (self.schedule == "drops") != bool(self.drops):
+            raise InputError('recipe: schedule = "drops" goes with drops = "150, 180", the epochs after which it drops')
+        try:
+            rising = [0, *self.drop_epochs(), self.epochs]
+        except ValueError as error:
+            raise InputError(f'recipe: drops is {self.drops!r}; write epochs, as "150, 180, 210"') from error
+        if self.drops and any(later <= earlier for earlier, later in pairwise(rising)):
+            raise InputError(f"recipe: drops is {self.drops!r}; they rise, and lie between 0 and {self.epochs} epochs")
+
+    def drop_epochs(self) -> list[int]:
+        """Return the epochs after which the rate falls to a tenth."""
+        return [int(part) for part in self.drops.split(",")] if self.drops else []
+
+    def decisive(self) -> dict[str, Any]:
+        """Return what of it decides a training's numbers, as plain values.
+
+        What came to be after the first records is left out at its default, so that no record is orphaned.
+        """
+        later = {"drops": "", "nesterov": True, "distil_until": 1.0}
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if name not in SAME_BITS and not (name in later and value == later[name])
+        }
 
     def needs_cuda(self) -> str | None:
         """Return which of its fields only a CUDA device can do, if any."""

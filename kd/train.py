@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from kdbench.kd.accelerate import captured, check_folded, compiled, folded, rounding
 from kdbench.kd.checkpoint import State
-from kdbench.kd.data import SIZE, Dataset, Pool, draw_crops, statistics
+from kdbench.kd.data import Dataset, Pool, draw_crops, statistics
 from kdbench.kd.errors import InputError
 from kdbench.kd.evaluate import accuracy, logits_of
 from kdbench.kd.methods import METHODS, Batch, Images, Method, MethodSettings, Terms, why_not_stages
 from kdbench.kd.methods import build as build_method
-from kdbench.kd.models import build, stage_channels
+from kdbench.kd.models import build, keep_stages, parse_stages, stage_channels
 from kdbench.kd.procedure import Procedure, Split
 from kdbench.kd.recipe import Recipe
 from kdbench.kd.teacher import Provenance
@@ -172,8 +172,11 @@ def prepare(
     procedure: Procedure,
     seed: int,
     device: torch.device,
+    stages: str | None = None,
 ) -> Training:
     """Build models, projectors, optimizer and data for one training; the teacher is loaded here.
+
+    `stages` says which stages of teacher and student go together ("2-1, 3-2"); None for each with the same one.
 
     Raises InputError when the recipe does not fit the data or the teacher's checkpoint does not fit its network.
     """
@@ -188,15 +191,22 @@ def prepare(
     normalise = None if recipe.normalisation == "cifar10" else statistics(dataset.pixels[split.train])
     pool = Pool(dataset, recipe.crop_padding, device, normalise)
 
-    stem, classes = ask.stem(SIZE), len(dataset.classes)
-    student = build(arch, stem, classes, recipe.base_width, ask.stream(seed, "student/init"))
+    size, classes = dataset.size, len(dataset.classes)
+    stem = ask.stem(size)
+    student = build(arch, stem, classes, recipe.base_width, ask.stream(seed, "student/init"), size)
     teacher_net, provenance = None, None
     if teacher is not None:
-        teacher_net = build(teacher.arch, stem, classes, recipe.base_width, ask.stream(seed, "teacher/init"))
+        teacher_net = build(teacher.arch, stem, classes, recipe.base_width, ask.stream(seed, "teacher/init"), size)
         provenance = ask.load_teacher(teacher_net, student, teacher.checkpoint, teacher.sha256)
     channels: tuple[Sequence[int], Sequence[int]] = ((), ())
     if teacher is not None and teacher_net is not None and METHODS[method].stages != "none":
-        channels = stage_channels(arch, student), stage_channels(teacher.arch, teacher_net)
+        channels = stage_channels(arch, student, size), stage_channels(teacher.arch, teacher_net, size)
+        if stages is not None:
+            pairs = parse_stages(stages)
+            channels = (
+                keep_stages(arch, student, channels[0], [own for _, own in pairs]),
+                keep_stages(teacher.arch, teacher_net, channels[1], [its for its, _ in pairs]),
+            )
         counts = len(channels[0]), len(channels[1])
         if (why := why_not_stages(method, *counts)) is not None:
             raise InputError(f"{why}; {arch} answers with {counts[0]}, and {teacher.arch} with {counts[1]}")
@@ -212,7 +222,7 @@ def prepare(
         lr=recipe.lr,
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,
-        nesterov=recipe.momentum > 0,
+        nesterov=recipe.nesterov and recipe.momentum > 0,
         fused=True,
     )
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
@@ -256,7 +266,7 @@ def epochs(training: Training, on_batch: Callable[[Tensor], None] | None = None)
         draws = draw_crops(n, recipe.crop_padding, recipe.flip, ask.stream(t.seed, f"crops/{number}"))
         crops = type(draws)(*(draw.to(t.pool.device) for draw in draws))
         sums = torch.zeros(len(names) + 1, device=t.pool.device)
-        lr = 0.0
+        lr, distils = 0.0, number < round(recipe.distil_until * recipe.epochs)
         # Forward and backward alike, and no further than an epoch: who trains something else in this process, or looks
         # at a network between two epochs, has torch as it was.
         with rounding(recipe.precision):
@@ -271,7 +281,7 @@ def epochs(training: Training, on_batch: Callable[[Tensor], None] | None = None)
                 if at == OWN_STEPS:
                     student, teacher = _stand_ins(t, images.teacher, autocast)
                 target = None
-                if teacher is not None:
+                if teacher is not None and distils:
                     with autocast:  # a block of its own: autocast caches weight casts for as long as a block lives
                         target = ask.teacher_answer(teacher, images.teacher, at, t.steps_per_epoch)
                 with autocast:
@@ -284,7 +294,7 @@ def epochs(training: Training, on_batch: Callable[[Tensor], None] | None = None)
                     on_batch(labels)
                 update(loss)
                 right = (answer.logits.detach().argmax(1) == labels).sum()
-                seen = [ce, *terms.values(), loss]
+                seen = [ce, *(terms.get(name, torch.zeros_like(ce)) for name in names[1:-1]), loss]
                 sums += torch.stack([*(value.detach().float() for value in seen), right.float()])
         *means, right_mean = (sums.double() / t.steps_per_epoch).tolist()
         t.val_scores.append(_score(t, t.split.val))
@@ -338,8 +348,8 @@ def _named_terms(t: Training, found: Terms) -> Terms:
 def _weighed(t: Training, ce: Tensor, terms: Terms) -> Tensor:
     """Return the loss: the labels' and the first term are combined, and each further term with what there is."""
     ask, total, weight = t.procedure, ce, t.settings.ce_weight
-    if not terms:
-        return ask.combine(total, torch.zeros_like(ce), weight, 0.0)
+    if not terms:  # a student that was distilled until now goes on with the labels as if there were nothing else
+        return ask.combine(total, torch.zeros_like(ce), weight if t.teacher is None else 1.0, 0.0)
     for name, term in terms.items():
         total, weight = ask.combine(total, term, weight, t.settings.weight(name)), 1.0
     return total

@@ -13,7 +13,8 @@ from kdbench.harness.analysis.rows import Again, ControlsRow
 from kdbench.harness.analysis.sentences import in_words
 from kdbench.harness.analysis.study_table import Trials
 from kdbench.harness.cli.show import show_because, show_controls
-from kdbench.harness.plan.plan import Arm, Ground, load_preset, make_plan
+from kdbench.harness.plan.plan import Arm, Ground, make_plan
+from kdbench.harness.plan.preset import load_preset
 from kdbench.harness.records.record import FaultStory, Result, StudyFolder, TeacherRecord
 
 PRESET = dataclasses.replace(load_preset("quick"), methods=("feature",), seeds=(0, 1), teacher={"epochs": 1})

@@ -2,13 +2,16 @@
 
 import json
 import shutil
+import signal
 
 import pytest
 import torch
 
-from kdbench.harness.plan.plan import Ground, load_preset, make_plan
+from kdbench.harness.plan.plan import Ground, make_plan
+from kdbench.harness.plan.preset import load_preset
 from kdbench.harness.records.record import Folder, StudyFolder
 from kdbench.harness.run import trial
+from kdbench.harness.run.processes import ENDING
 from kdbench.kd import checkpoint
 from kdbench.kd.data import prepare
 
@@ -106,6 +109,34 @@ def test_a_resumed_trial_is_the_unbroken_one(run, fault, after):
     assert cut.result().metrics == whole.result().metrics
     assert verdicts(cut) == verdicts(whole)
     assert not (cut.path / "checkpoint").exists(), "gone once finished"
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_a_trial_that_is_told_to_end_writes_its_state_after_the_epoch(run, number, monkeypatch, cache):
+    """As a cluster's scheduler tells it; a minute has not gone by, so nothing else would have written it."""
+    whole = run(None, "whole")
+    study = StudyFolder(whole.path.parents[2] / f"told {number}")
+    shutil.copytree(whole.path.parents[1], study.path)
+    folder = study.trial(whole.key)
+    for path in folder.path.iterdir():
+        if path.name != "spec.json":
+            path.unlink()
+    note = trial._Curve.note
+
+    def told(curve, epoch):
+        note(curve, epoch)
+        if epoch.epoch == 3:
+            signal.raise_signal(number)
+
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        patch.setattr(trial._Curve, "note", told)
+        with pytest.raises(SystemExit) as ended:
+            trial.run(folder, prepare("digits", None, cache))
+    assert ended.value.code == 128 + number and signal.getsignal(number) is before
+    assert folder.epochs() == 3 and folder.result() is None and (folder.path / "checkpoint" / "state.pt").is_file()
+    assert trial.run(folder, prepare("digits", None, cache)).times["resumed_after_epoch"] == 3
+    assert (folder.path / "curve.jsonl").read_bytes() == (whole.path / "curve.jsonl").read_bytes()
 
 
 def test_a_trial_cut_off_twice_is_still_the_unbroken_one(run):

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from conftest import write_images
 from torch import nn
 
-from kdbench.harness.plan.plan import load_preset
+from kdbench.harness.plan.preset import load_preset
 from kdbench.harness.study import Request
 from kdbench.kd import train
 from studies import max_norm as clip_study

@@ -7,7 +7,8 @@ import pytest
 from kdbench.harness import faults
 from kdbench.harness.analysis import compare
 from kdbench.harness.analysis.study_table import Trials
-from kdbench.harness.plan.plan import Arm, Decision, Ground, load_preset, make_plan
+from kdbench.harness.plan.plan import Arm, Ground, make_plan
+from kdbench.harness.plan.preset import Decision, load_preset
 from kdbench.harness.records.record import Metrics, Result, StudyFolder
 from kdbench.kd.errors import InputError
 

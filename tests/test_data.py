@@ -36,7 +36,7 @@ def test_a_folder_is_decoded_once_and_again_when_it_changes(tmp_path, cache, mon
     root = write_images(tmp_path / "pets2")
     first = data.prepare("folder", root, cache)
     with monkeypatch.context() as patch:
-        patch.setattr(data, "_decode", lambda path: pytest.fail("decoded again"))
+        patch.setattr(data, "_decode", lambda path, size: pytest.fail("decoded again"))
         assert data.prepare("folder", root, cache) == first
     Image.new("RGB", (32, 32), "red").save(root / "train" / "cat" / "9.png")
     second = data.prepare("folder", root, cache)
@@ -48,6 +48,56 @@ def test_images_of_another_size_are_resized(tmp_path, cache):
     Image.new("L", (50, 40), 200).save(root / "test" / "cat" / "0.png")
     found = data.load_file(data.prepare("folder", root, cache))
     assert found.pixels.shape[1:] == (SIZE, SIZE, 3) and (found.pixels[6] == 200).all()
+
+
+def test_a_folder_keeps_the_size_that_is_asked_for_and_says_what_was_resized(tmp_path, cache):
+    root = write_images(tmp_path / "pets4")
+    for path in root.rglob("*.png"):
+        Image.open(path).resize((48, 48)).save(path)
+    small, large = (data.load_file(data.prepare("folder", root, cache, size)) for size in (32, 48))
+    assert (small.size, large.size) == (32, 48) and small.digest != large.digest
+    assert (small.name, large.name) == ("folder-pets4", "folder-pets4@48px")
+    assert small.resized == "10 of 10 images came in 48x48 and are resized to 32x32" and large.resized == ""
+    want = np.asarray(Image.open(root / "test" / "dog" / "0.png"))
+    assert np.array_equal(large.pixels[8].numpy(), want)
+    Image.new("RGB", (20, 60)).save(root / "test" / "dog" / "0.png")
+    mixed = data.load_file(data.prepare("folder", root, cache))
+    assert mixed.resized == "10 of 10 images came in 2 sizes, most often 48x48 and are resized to 32x32"
+
+
+def test_crops_of_larger_images_are_cut_from_them(tmp_path, cache):
+    root = write_images(tmp_path / "pets5")
+    for path in root.rglob("*.png"):
+        Image.open(path).resize((40, 40)).save(path)
+    found = data.load_file(data.prepare("folder", root, cache, 40))
+    pool = Pool(found, 2, torch.device("cpu"), (torch.zeros(3), torch.ones(3)))
+    ids = torch.tensor([3, 7])
+    still = Crops(torch.tensor([2, 2]), torch.tensor([2, 2]), torch.tensor([False, True]))
+    want = found.pixels[ids].permute(0, 3, 1, 2) / 255
+    seen = pool.crop(ids, still)
+    assert (
+        seen.shape == (2, 3, 40, 40) and torch.allclose(seen[0], want[0]) and torch.allclose(seen[1].flip(2), want[1])
+    )
+    assert torch.allclose(pool.centre(ids), want)
+
+
+def test_the_size_stands_in_the_name_of_a_folder_where_it_is_another(tmp_path):
+    assert data.size_in(data.folder_name(tmp_path / "a", 64)) == 64
+    assert data.size_in(data.folder_name(tmp_path / "a", 32)) == 32
+    assert data.size_in(data.folder_name(tmp_path / "a@64px", 32)) == 32  # a folder may be called so
+    assert data.size_in("cifar10") == 32
+
+
+def test_only_a_folders_images_are_resized(cache):
+    with pytest.raises(InputError, match="the images of digits are 32x32; only a folder's are resized"):
+        data.prepare("digits", None, cache, 64)
+
+
+def test_images_that_do_not_fit_into_memory_are_refused_with_their_bytes(tmp_path, cache, monkeypatch):
+    root = write_images(tmp_path / "pets6")
+    monkeypatch.setattr(data.os, "sysconf", {"SC_PHYS_PAGES": 10, "SC_PAGE_SIZE": 4096}.get)
+    with pytest.raises(InputError, match="10 images of 32x32 need 61,440 bytes of memory, and this machine has 40,960"):
+        data.prepare("folder", root, cache)
 
 
 def spoil_missing_part(root):

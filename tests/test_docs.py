@@ -35,6 +35,11 @@ def wrong(command: str) -> str | None:
         sub = found.get_command(click.Context(found), name)
         assert sub is not None
         found = sub
+    if found.name == "slurm" and "--" in words:  # what follows is of kdbench run
+        at = words.index("--")
+        if (why := wrong(shlex.join(["kdbench", "run", *words[at + 1 :]]))) is not None:
+            return why
+        words = words[:at]
     options = {name for param in found.params for name in (*param.opts, *param.secondary_opts)}
     options |= {"-h", "--help"} | ({"--version"} if found is cli else set())
     for word in words:

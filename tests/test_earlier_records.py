@@ -14,7 +14,8 @@ import pytest
 from kdbench.harness.analysis import compare, study_table
 from kdbench.harness.archive import unpacking
 from kdbench.harness.faults import FAULTS
-from kdbench.harness.plan.plan import Ground, load_preset, make_plan
+from kdbench.harness.plan.plan import Ground, make_plan
+from kdbench.harness.plan.preset import load_preset
 from kdbench.harness.publish import report
 from kdbench.harness.records.record import StudyFolder
 from kdbench.harness.study import Request, carry_out, prepare

@@ -6,7 +6,8 @@ import pytest
 
 from kdbench.harness import faults
 from kdbench.harness.analysis.expectation import Said, departures, needed_passes, trial_as_declared
-from kdbench.harness.plan.plan import Ground, load_preset, make_plan
+from kdbench.harness.plan.plan import Ground, make_plan
+from kdbench.harness.plan.preset import load_preset
 from kdbench.harness.records.environment import audits_digest
 from kdbench.harness.records.record import FaultStory, Result
 

@@ -12,7 +12,8 @@ from kdbench.harness import study as studies
 from kdbench.harness.analysis import compare, study_table
 from kdbench.harness.analysis import selection_bias as choice
 from kdbench.harness.plan.grid import Grid, Tried, best, settings_of
-from kdbench.harness.plan.plan import Arm, Ground, load_preset, make_plan, parse_preset
+from kdbench.harness.plan.plan import Arm, Ground, make_plan
+from kdbench.harness.plan.preset import load_preset, parse_preset
 from kdbench.harness.records.record import Metrics, Result, StudyFolder
 from kdbench.harness.study import Request, prepare
 from kdbench.kd.errors import InputError

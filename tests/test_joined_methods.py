@@ -10,7 +10,7 @@ from test_cli import kdbench
 from test_method_laws import CHANNELS, drawn
 
 from kdbench.harness import faults
-from kdbench.harness.plan.plan import load_preset, parse_preset
+from kdbench.harness.plan.preset import load_preset, parse_preset
 from kdbench.harness.records.environment import method_digest
 from kdbench.harness.run.trial import declared
 from kdbench.harness.zoo.selfcheck import audit_once

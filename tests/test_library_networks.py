@@ -16,7 +16,7 @@ WORDS = ["run", TINY, "--pair", PAIR, "--method", "baseline", "--method", "rkd",
 def test_a_study_of_torchvisions_networks_runs(tmp_path):
     code, out, err = kdbench(*WORDS, "--epochs", "1", "--teacher-epochs", "6", "--runs", str(tmp_path), "--json")
     found = json.loads(out)
-    assert code in (0, 1) and found["failed"] == 0 and found["trained"] == 3, err
+    assert code in (0, 1) and found["failed"] == 0 and found["trained"] == 4, err
     (study,) = (path.parent for path in tmp_path.glob("*/study.json"))
     specs = [folder.spec() for folder in StudyFolder(study).trials()]
     assert {spec.arch for spec in specs} == {*PAIR.split("-")}
@@ -26,7 +26,9 @@ def test_a_study_of_torchvisions_networks_runs(tmp_path):
     ("words", "says"),
     [
         (["--pair", "r18-torchvision:resnet81"], "unknown network of torchvision 'resnet81'"),
-        (["--pair", "torchvision:vit_b_16-r18"], "cannot answer images of 32x32"),
+        (["--pair", "torchvision:maxvit_t-r18"], "cannot answer images of 32x32"),
+        (["--pair", "r34-torchvision:mobilenet_v3_small", "--method", "at"], 'stages = "1-1, 2-2"'),
+        (["--image-size", "64"], "only a folder's are resized"),
         (["--pair", "r34-wrn_16_1", "--method", "at"], "method at needs as many stage features of both networks"),
         (["--pair", "r34-nothing:resnet18"], "unknown library of networks 'nothing'"),
     ],

@@ -9,7 +9,8 @@ import torch
 from test_cli import kdbench
 
 from kdbench.harness import faults
-from kdbench.harness.plan.plan import Ground, load_preset, make_plan, parse_preset
+from kdbench.harness.plan.plan import Ground, make_plan
+from kdbench.harness.plan.preset import load_preset, parse_preset
 from kdbench.harness.records.spec import Spec
 from kdbench.kd import train
 from kdbench.kd.errors import InputError

@@ -32,7 +32,8 @@ from kdbench.harness.analysis.study_table import read_study, write_study  # noqa
 from kdbench.harness.cli import ui_command  # noqa: E402
 from kdbench.harness.cli.common import LiveMirror, mirror_or_remark, stderr  # noqa: E402
 from kdbench.harness.plan.grid import Grid  # noqa: E402
-from kdbench.harness.plan.plan import Decision, Ground, load_preset, make_plan  # noqa: E402
+from kdbench.harness.plan.plan import Ground, make_plan  # noqa: E402
+from kdbench.harness.plan.preset import Decision, load_preset  # noqa: E402
 from kdbench.harness.plan.variants import VARIANTS  # noqa: E402
 from kdbench.harness.publish import database, mlflow_summary, mlflow_view  # noqa: E402
 from kdbench.harness.publish import mirror as mirror_module  # noqa: E402

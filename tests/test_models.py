@@ -5,7 +5,7 @@ import torch
 import torchvision
 
 from kdbench.kd.errors import InputError
-from kdbench.kd.models import MODELS, Answer, build, check, make, resnet
+from kdbench.kd.models import MODELS, Answer, build, check, keep_stages, make, parse_stages, resnet
 from kdbench.kd.teacher import load_strict, save_checkpoint
 
 COUNTS = {"r18": 11_173_962, "r34": 21_282_122, "r50": 23_520_842, "r101": 42_512_970}
@@ -63,9 +63,16 @@ PUBLISHED = {
     "resnet8": 0.08, "resnet14": 0.18, "resnet20": 0.28, "resnet32": 0.47, "resnet44": 0.67, "resnet56": 0.86,
     "resnet110": 1.74, "resnet8x4": 1.23, "resnet32x4": 7.43,
     "wrn_16_1": 0.18, "wrn_16_2": 0.70, "wrn_40_1": 0.57, "wrn_40_2": 2.26, "vgg8": 3.97, "vgg13": 9.46,
+    "mobilenet_v2_half": 0.81, "shufflenet_v1": 0.95, "shufflenet_v2": 1.36,
 }  # fmt: skip
 "Millions of parameters with 100 classes, as tables of the literature have them."
-WORKED_OUT = {"resnet20": 278_324, "resnet56": 861_620, "wrn_16_2": 703_284, "vgg8": 3_965_028}
+WORKED_OUT = {
+    "resnet20": 278_324,
+    "resnet56": 861_620,
+    "wrn_16_2": 703_284,
+    "vgg8": 3_965_028,
+    "shufflenet_v1": 949_258,
+}
 "To the number, layer by layer on paper."
 
 
@@ -143,13 +150,49 @@ def test_the_initial_weights_of_a_librarys_network_come_from_the_stream():
     [
         ("torchvision:resnet81", "unknown network of torchvision 'resnet81'; did you mean 'resnet18'"),
         ("torchvsion:resnet18", "unknown library of networks 'torchvsion'; did you mean 'torchvision'"),
-        ("torchvision:vit_b_16", "cannot answer images of 32x32"),
+        ("torchvision:maxvit_t", "cannot answer images of 32x32"),
     ],
 )
 def test_a_librarys_network_that_cannot_be_had_is_refused(name, says):
     with pytest.raises(InputError) as error:
         check(name, "cifar", 10, 64)
     assert says in str(error.value)
+
+
+def test_a_transformer_is_made_for_the_size_of_the_images():
+    net = build("torchvision:vit_b_16", "cifar", 3, 64, torch.Generator().manual_seed(0), 48).eval()
+    answer = net(torch.zeros(1, 3, 48, 48))
+    assert answer.logits.shape == (1, 3) and answer.features == () and net.channels == []
+    assert net.encoder.pos_embedding.shape[1] == 1 + 9
+    with pytest.raises(InputError, match="vit_b_16 cannot be built for images of 40x40"):
+        check("torchvision:vit_b_16", "cifar", 3, 64, 40)
+
+
+def test_maps_whose_channels_come_last_are_turned():
+    net = build("torchvision:swin_t", "cifar", 3, 64, torch.Generator().manual_seed(0), 64).eval()
+    with torch.no_grad():
+        shapes = [tuple(f.shape[1:]) for f in net(torch.zeros(1, 3, 64, 64)).features]
+    assert shapes == [(96, 16, 16), (192, 8, 8), (384, 4, 4), (768, 2, 2)] and net.channels == [96, 192, 384, 768]
+
+
+def test_stages_are_chosen_by_number():
+    net = build("wrn_16_1", "cifar", 5, 64, torch.Generator().manual_seed(0)).eval()
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        whole = net(images)
+        channels = keep_stages("wrn_16_1", net, net.channels, [1, 3])
+        chosen = net(images)
+    assert channels == [net.channels[0], net.channels[2]] and torch.equal(chosen.logits, whole.logits)
+    assert [torch.equal(a, whole.features[i]) for a, i in zip(chosen.features, (0, 2), strict=True)] == [True, True]
+    with pytest.raises(InputError, match=r"wrn_16_1 answers with 3 stages, and stage 4 is asked for"):
+        keep_stages("wrn_16_1", net, net.channels, [4])
+
+
+@pytest.mark.parametrize("text", ["", "1", "1-1,", "0-1", "1-2, 1-3", "2-2, 3-1", "a-b", "1-1 2-2"])
+def test_stages_that_are_no_pairing_are_refused(text):
+    assert parse_stages("2-1, 3-2,4-3") == [(2, 1), (3, 2), (4, 3)]
+    with pytest.raises(InputError, match=r"write the teacher's stage and the student's"):
+        parse_stages(text)
 
 
 def test_a_network_of_timm_by_name():

@@ -13,7 +13,8 @@ from test_cli import kdbench
 from kdbench.harness import faults, loading
 from kdbench.harness.analysis import expectation
 from kdbench.harness.archive.bundle import pack
-from kdbench.harness.plan.plan import Ground, load_preset, make_plan
+from kdbench.harness.plan.plan import Ground, make_plan
+from kdbench.harness.plan.preset import load_preset
 from kdbench.harness.records.digests import digest
 from kdbench.harness.records.record import StudyFolder
 from kdbench.harness.zoo import matrix

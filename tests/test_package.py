@@ -92,7 +92,7 @@ def test_a_wheel_in_a_fresh_environment_has_one_name_beside_the_plugins(tmp_path
     python = tmp_path / "fresh" / "bin" / "python"
     code = """
 import kdbench, kdbench.harness.run.trial, kdbench.harness.publish.report
-from kdbench.harness.plan.plan import load_preset
+from kdbench.harness.plan.preset import load_preset
 print(kdbench.watch.__module__)
 print(len(load_preset("quick").methods))
 import kd

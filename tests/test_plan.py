@@ -5,19 +5,13 @@ from importlib import resources
 
 import pytest
 
-from kdbench.harness.plan.plan import (
-    PRESETS,
-    Arm,
-    Ground,
-    load_preset,
-    make_plan,
-    parse_preset,
-    parse_seeds,
-    split_pair,
-)
+from kdbench.harness.plan.outline import PRESETS, parse_seeds
+from kdbench.harness.plan.plan import Arm, Ground, make_plan
+from kdbench.harness.plan.preset import load_preset, parse_preset, split_pair
 from kdbench.harness.plan.variants import VARIANTS
 from kdbench.harness.records.spec import Spec
 from kdbench.kd.errors import InputError
+from kdbench.kd.recipe import Recipe
 
 GROUND = Ground("digits", "d" * 64, "cpu")
 BOTH = VARIANTS["both"]
@@ -74,6 +68,42 @@ def test_the_papers_best_settings_go_by_pair():
         ("r101-r34", "logit"): (0.7, 0.3, 2),
         ("r101-r34", "feature"): (0.3, 0.7, None),
     }
+
+
+def test_the_presets_of_the_tables_have_their_schedule_and_their_pairs():
+    """Tian et al. 2020: 0.1 after 150, 180 and 210 of 240 epochs; seven pairs of one family, six of two."""
+    from kdbench.kd.models import MODELS
+    from kdbench.kd.procedure import learning_rate
+
+    like, slim = load_preset("cifar100-crd"), load_preset("cifar100-slim")
+    assert len(like.pairs) == 8 and len(slim.pairs) == 5 and {*like.methods} == {*slim.methods} >= {"crd", "dkd", "at"}
+    for preset, lr in ((like, 0.05), (slim, 0.01)):
+        rates = [learning_rate(preset.recipe, 100 * epoch, 100) for epoch in (0, 149, 150, 179, 180, 210, 239)]
+        assert rates == pytest.approx([lr, lr, lr / 10, lr / 10, lr / 100, lr / 1000, lr / 1000])
+        assert preset.teacher_recipe.lr == 0.05 and not preset.recipe.nesterov
+        assert all(part in MODELS for pair in preset.pairs for part in pair.split("-"))
+    assert like.settings("resnet56-resnet20", "dkd").nckd_weight == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ({"schedule": "drops"}, 'schedule = "drops" goes with drops'),
+        ({"drops": "3"}, 'schedule = "drops" goes with drops'),
+        ({"schedule": "drops", "drops": "3; 4"}, "write epochs"),
+        ({"schedule": "drops", "drops": "30, 20"}, "they rise, and lie between 0 and 100 epochs"),
+        ({"schedule": "drops", "drops": "30, 100"}, "they rise, and lie between 0 and 100 epochs"),
+    ],
+)
+def test_drops_that_cannot_be_are_refused(words, says):
+    with pytest.raises(InputError, match=says):
+        Recipe(**words)
+
+
+def test_what_came_to_a_recipe_later_is_no_part_of_a_key_at_its_default():
+    later = {"drops", "nesterov", "distil_until"}
+    assert not later & {*Recipe().decisive()}
+    assert later <= {*Recipe(schedule="drops", drops="50", nesterov=False, distil_until=0.5).decisive()}
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -137,7 +167,7 @@ def test_seeds_that_are_no_range(text):
         parse_seeds(text)
 
 
-@pytest.mark.parametrize("pair", ["r50", "r50-r19", "r18/r50", "r50-r18-r18", ""])
+@pytest.mark.parametrize("pair", ["r50", "r50-r19", "r18/r50", "r50-r18-r81", ""])
 def test_unknown_pairs(pair):
     with pytest.raises(InputError, match="unknown pair"):
         split_pair(pair)

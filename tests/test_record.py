@@ -5,7 +5,8 @@ import os
 
 import pytest
 
-from kdbench.harness.plan.plan import Ground, load_preset, make_plan
+from kdbench.harness.plan.plan import Ground, make_plan
+from kdbench.harness.plan.preset import load_preset
 from kdbench.harness.records import reading, seal, study_file
 from kdbench.harness.records.record import (
     FaultStory,

@@ -12,7 +12,8 @@ from kdbench.harness import loading
 from kdbench.harness.analysis import expectation, study_table
 from kdbench.harness.analysis.because import because
 from kdbench.harness.analysis.rows import ComparisonRow
-from kdbench.harness.plan.plan import Ground, load_preset, make_plan
+from kdbench.harness.plan.plan import Ground, make_plan
+from kdbench.harness.plan.preset import load_preset
 from kdbench.harness.publish import figures, first_screen, report
 from kdbench.harness.publish import paper as published
 from kdbench.harness.records.record import Folder, Metrics, Result, StudyFolder

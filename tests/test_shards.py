@@ -13,7 +13,8 @@ import pytest
 from test_cli import kdbench
 from test_study_file import SMALL
 
-from kdbench.harness.plan.plan import Ground, load_preset, make_plan
+from kdbench.harness.plan.plan import Ground, make_plan
+from kdbench.harness.plan.preset import load_preset
 from kdbench.harness.records import lease as leases
 from kdbench.harness.records.lease import Lease, take
 from kdbench.harness.records.record import Folder, StudyFolder

@@ -11,7 +11,8 @@ from test_cli import kdbench
 
 from kdbench.harness.analysis.rows import ArmRow
 from kdbench.harness.analysis.study_table import Trials
-from kdbench.harness.plan.plan import Arm, load_preset
+from kdbench.harness.plan.plan import Arm
+from kdbench.harness.plan.preset import load_preset
 from kdbench.harness.records.record import FaultStory, Metrics, Result
 from kdbench.harness.signature import Design, Look, decide, look, run, simulate
 from kdbench.harness.study import Request

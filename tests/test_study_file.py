@@ -9,7 +9,8 @@ import pytest
 from conftest import write_images
 from test_cli import kdbench
 
-from kdbench.harness.plan.plan import PRESETS, load_preset
+from kdbench.harness.plan.outline import PRESETS
+from kdbench.harness.plan.preset import load_preset
 from kdbench.harness.records.lease import take
 from kdbench.harness.records.record import Result, StudyFolder
 from kdbench.kd.errors import InputError

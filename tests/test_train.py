@@ -205,6 +205,20 @@ def test_learning_rate_reaches_the_optimizer(prepare):
     assert all(torch.equal(a, b) for a, b in zip(before, training.student.parameters(), strict=True))
 
 
+def test_distillation_ends_early_where_the_recipe_says_so(prepare):
+    """Until then bit for bit as without it; then the teacher is not asked, and labels have their whole weight."""
+    whole, half = prepare("logit", epochs=4), prepare("logit", epochs=4, distil_until=0.5)
+    asked = []
+    half.teacher.register_forward_hook(lambda *_: asked.append(1))
+    full, cut = run(whole), run(half)
+    assert [a.digest == b.digest for a, b in zip(full, cut, strict=True)] == [True, True, False, False]
+    assert len(asked) == 2 * half.steps_per_epoch
+    assert [epoch.loss["kd"] > 0 for epoch in cut] == [True, True, False, False]
+    assert [epoch.loss["total"] == pytest.approx(epoch.loss["ce"]) for epoch in cut] == [False, False, True, True]
+    with pytest.raises(InputError, match=r"distil_until is 0\.0; it is a share of the epochs"):
+        prepare("logit", distil_until=0)
+
+
 @pytest.mark.parametrize("method", every_method())
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_reduced_precision_runs_and_stays_near_fp32(prepare, method, precision):

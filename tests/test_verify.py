@@ -10,7 +10,8 @@ from test_cli import kdbench
 
 from kdbench.harness.analysis.verify import verify
 from kdbench.harness.archive import unpacking
-from kdbench.harness.plan.plan import Ground, load_preset, make_plan
+from kdbench.harness.plan.plan import Ground, make_plan
+from kdbench.harness.plan.preset import load_preset
 from kdbench.harness.records import study_file
 from kdbench.harness.records.record import StudyFolder, repeat_of, sealed_text
 from kdbench.harness.run.scheduler import is_done

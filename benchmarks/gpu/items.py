@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from benchmarks.gpu.call import Call, other_teachers
 from benchmarks.gpu.stacks import STACKS
-from kdbench.harness.plan.plan import Preset, load_preset
+from kdbench.harness.plan.preset import Preset, load_preset
 from kdbench.harness.records.record import Result
 from kdbench.harness.study import Ready, Request, carry_out, prepare, summary
 

@@ -11,9 +11,11 @@ import numpy as np
 from kdbench.harness import faults
 from kdbench.harness.analysis import stats
 from kdbench.harness.analysis.family import Judged, as_family
+from kdbench.harness.analysis.over_pairs import over_pairs
 from kdbench.harness.analysis.rows import ComparisonRow, Missing
 from kdbench.harness.analysis.study_table import BySeed, Trials, order, scores
-from kdbench.harness.plan.plan import Arm, Decision
+from kdbench.harness.plan.plan import Arm
+from kdbench.harness.plan.preset import Decision
 from kdbench.harness.plan.variants import VARIANTS
 from kdbench.harness.records.spec import Spec
 from kdbench.kd.errors import InputError, unknown
@@ -23,7 +25,7 @@ from kdbench.kd.methods import METHODS
 # is in the teacher's training too; or the method, and with it its settings and whether there is a teacher.
 _FACTOR = {
     "fault": ("fault", "fault_digest", "teacher.key"),
-    "method": ("method", "settings", "method_digest", "teacher", "teacher_digest"),
+    "method": ("method", "settings", "method_digest", "teacher", "teacher_digest", "stages"),
 }
 # What must not differ though it is no part of a trial's spec.
 _ENVIRONMENT = ("torch", "device_name", "code_digest")
@@ -246,4 +248,5 @@ def as_object(decision: Decision, entries: list[ComparisonRow], family: int) -> 
         "margin_pp": decision.margin_pp,
         "family": family,
         "comparisons": [entry.as_json() for entry in entries],
+        "over_pairs": [row.as_json() for row in over_pairs(entries)],
     }

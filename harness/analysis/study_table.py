@@ -10,7 +10,8 @@ from typing import Any
 
 from kdbench.harness.analysis.rows import GridRow
 from kdbench.harness.plan.grid import Point, Tried, best
-from kdbench.harness.plan.plan import Arm, Controls, Decision
+from kdbench.harness.plan.plan import Arm, Controls
+from kdbench.harness.plan.preset import Decision
 from kdbench.harness.plan.variants import variant_of
 from kdbench.harness.records import study_file
 from kdbench.harness.records.record import Folder, Result, StudyFolder, write_atomic
@@ -270,14 +271,15 @@ def write_grid(study: Trials) -> None:
 
 def teacher_folders(study: Trials) -> list[tuple[str, Folder]]:
     """Return the study's own teachers, by architecture; one that was brought along as a file has no folder."""
-    keys = {
-        (spec.teacher.arch, spec.teacher.key)
-        for trials in study.arms.values()
-        for spec, _ in trials.values()
-        if spec.teacher is not None and not spec.teacher.key.startswith("sha256:")
-    }
-    folders = [(arch, study.folder.trial(key)) for arch, key in sorted(keys)]
-    return [(arch, folder) for arch, folder in folders if (folder.path / "spec.json").is_file()]
+    found: dict[str, tuple[str, Folder]] = {}
+    for spec in [spec for trials in study.arms.values() for spec, _ in trials.values()]:
+        while spec.teacher is not None and spec.teacher.key not in found:  # an assistant has a teacher of its own
+            folder = study.folder.trial(spec.teacher.key)
+            if not (folder.path / "spec.json").is_file():  # brought along, or lost
+                break
+            spec = folder.spec()
+            found[folder.key] = spec.network, folder
+    return sorted(found.values(), key=lambda item: (item[0], item[1].key))
 
 
 def scores(trials: BySeed) -> list[float]:

@@ -87,8 +87,9 @@ def counted(study: Trials) -> dict[str, Spec]:
     for by_seed in (*study.arms.values(), *study.controls.values(), *tried):
         for spec, _ in by_seed.values():
             found[spec.key] = spec
-            if spec.teacher is not None and not spec.teacher.key.startswith("sha256:"):
-                found[spec.teacher.key] = study.folder.trial(spec.teacher.key).spec()
+            while spec.teacher is not None and not spec.teacher.key.startswith("sha256:"):  # an assistant has its own
+                key = spec.teacher.key
+                spec = found[key] = study.folder.trial(key).spec()
     if study.again is not None:
         found[study.again[0].key] = study.again[0].spec()
         if (study.again[1].path / "spec.json").is_file():

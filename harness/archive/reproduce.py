@@ -17,7 +17,8 @@ from kdbench.harness.analysis import compare
 from kdbench.harness.analysis.arms import summary
 from kdbench.harness.analysis.study_table import Trials, only, read_study
 from kdbench.harness.archive.bundle import Bundle, counted, noted, plain
-from kdbench.harness.plan.plan import Arm, Controls, Plan, Preset
+from kdbench.harness.plan.plan import Arm, Controls, Plan
+from kdbench.harness.plan.preset import Preset
 from kdbench.harness.records.environment import environment, installed, method_digest, usable_cores
 from kdbench.harness.records.record import FINAL, WEIGHTS, Folder, Result, StudyFolder, repeat_of
 from kdbench.harness.records.spec import Spec
@@ -25,7 +26,7 @@ from kdbench.harness.run.cost import estimate
 from kdbench.harness.run.scheduler import Outcome, is_done
 from kdbench.harness.study import Ready, share_cores
 from kdbench.kd import NUMERICS
-from kdbench.kd.data import cache_folder, load_file
+from kdbench.kd.data import cache_folder, load_file, size_in
 from kdbench.kd.data import prepare as prepare_data
 from kdbench.kd.errors import InputError, unknown
 
@@ -70,7 +71,8 @@ def prepare(
     name, digest = bundle.data
     if name.startswith("folder-") and data_root is None:
         raise InputError(f"the images of {name} are not in the archive; say where they lie: --data DIR")
-    data_file = prepare_data("folder" if name.startswith("folder-") else name, data_root, cache_folder())
+    kind = "folder" if name.startswith("folder-") else name
+    data_file = prepare_data(kind, data_root, cache_folder(), size_in(name))
     data = load_file(data_file)
     if data.digest != digest:
         raise InputError(
@@ -83,7 +85,7 @@ def prepare(
     for key, spec in plan.trials.items():
         _forget_another(folder.trial(key), environment(torch.device(device), spec.method))
     todo = [key for key in plan.trials if not is_done(plan, folder, key)]
-    cost = estimate(plan, todo, len(data.test_ids), workers, torch.device(device))
+    cost = estimate(plan, todo, len(data.test_ids), workers, torch.device(device), data.size)
     brought = next(iter(sorted((bundle.study.folder.path / "weights").glob("*"))), None)
     weights = (brought, brought.stem) if brought is not None else None
     return Ready(plan, todo, cost, data, data_file, folder, device, workers, weights, retries=1)
@@ -99,7 +101,11 @@ def _chosen(specs: Mapping[str, Spec], only: Sequence[str], count: int | None) -
             raise unknown("trial", missing[0], specs)
     elif count is not None:  # keys are digests: their order is nobody's choice
         keys = set(sorted(key for key in specs if key not in teachers and specs[key].key == key)[:count])
-    return keys | {t.key for key in keys if (t := specs[key].teacher) is not None and t.key in specs}
+    nearest = keys
+    while nearest:  # an assistant has a teacher of its own
+        nearest = {t.key for key in nearest if (t := specs[key].teacher) is not None and t.key in specs} - keys
+        keys |= nearest
+    return keys
 
 
 def _plan(bundle: Bundle, specs: Mapping[str, Spec], keys: Collection[str]) -> Plan:
@@ -127,7 +133,7 @@ def _plan(bundle: Bundle, specs: Mapping[str, Spec], keys: Collection[str]) -> P
     for arm, points in study.grid.items() if set(keys) == specs.keys() else ():
         plan.grid[arm] = [(tried.point, kept(tried.trials)) for tried in points]
     for key in sorted({spec.teacher.key for spec in plan.trials.values() if spec.teacher is not None} & set(keys)):
-        plan.teachers[specs[key].arch, specs[key].fault] = key
+        plan.teachers[specs[key].network, specs[key].fault] = key
     if set(keys) == specs.keys() and study.again is not None:
         first, again = study.again[0].key, repeat_of(study.again[0].key)
         plan.trials[again] = specs[first]

@@ -18,6 +18,7 @@ from click.shell_completion import CompletionItem
 import kdbench
 from kdbench.harness.cli.help import SETTINGS, Group, write_section
 from kdbench.harness.options import clean, told
+from kdbench.harness.run.processes import ENDING
 from kdbench.kd.errors import InputError, unknown
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ JOBS = {
         "init": "Write a study file to start from.",
         "run": "Train, audit and compare the arms of a study.",
         "status": "Show how far the studies are.",
+        "slurm": "Write a study as jobs of a Slurm cluster.",
         "signature": "Decide whether a fault lowers the accuracy, with few seeds.",
         "methods": "List the methods with their settings, and the networks.",
         "faults": "List the faults, or show one and what it changes.",
@@ -197,8 +199,9 @@ def main() -> None:
 
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background job is to ignore it
         signal.signal(signal.SIGINT, heed)
-    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, heed)  # what a cluster's scheduler sends: leases are given back, as on Ctrl-C
+    for number in ENDING:  # what a cluster's scheduler sends: leases are given back, as on Ctrl-C
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, heed)
     code = run_cli(lambda: cli.main(prog_name="kdbench", standalone_mode=False), lambda: told[0] if told else None)
     gc.freeze()  # else the interpreter, as it ends, looks through all of PyTorch for garbage
     sys.exit(code)

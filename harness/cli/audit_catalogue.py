@@ -18,7 +18,7 @@ _KINDS = (
 
 
 @dataclass(frozen=True)
-class _Entry:
+class Entry:
     """One audit, of one kind."""
 
     id: str
@@ -30,22 +30,22 @@ class _Entry:
     fix: str
 
 
-def _entries() -> list[_Entry]:
+def _entries() -> list[Entry]:
     """Return every audit and property check, by id; an id that is both has two entries."""
     from kdbench.audits.checks.all import CATALOGUE
     from kdbench.audits.laws import LAWS
     from kdbench.harness.declarations import spelled_mend
 
     entries = [
-        _Entry(a.id, a.name, a.severity, "trace", a.story, spelled_mend(a.id, a.mend)) for a in CATALOGUE.values()
+        Entry(a.id, a.name, a.severity, "trace", a.story, spelled_mend(a.id, a.mend)) for a in CATALOGUE.values()
     ]
-    entries += [_Entry(w.id, w.name, w.severity, "property", w.story, w.mend) for w in LAWS.values()]
+    entries += [Entry(w.id, w.name, w.severity, "property", w.story, w.mend) for w in LAWS.values()]
     return sorted(entries, key=lambda e: (e.id, e.kind != "trace"))
 
 
-def _by_id() -> list[list[_Entry]]:
+def by_id() -> list[list[Entry]]:
     """Return the entries of each id together: what a training shows and what a function is held to are one audit."""
-    groups: dict[str, list[_Entry]] = {}
+    groups: dict[str, list[Entry]] = {}
     for entry in _entries():
         groups.setdefault(entry.id, []).append(entry)
     return list(groups.values())
@@ -56,11 +56,11 @@ def list_audits(format_: str = "text") -> int:
     from rich.table import Table
 
     if format_ == "json":
-        print_json({"schema": SCHEMA, "audits": [_row(same) for same in _by_id()]})
+        print_json({"schema": SCHEMA, "audits": [_row(same) for same in by_id()]})
         return 0
     console = stdout()
     if console.width < _NARROW:
-        for same in _by_id():
+        for same in by_id():
             row = _row(same)
             console.print(f"{row['id']} {row['name']}  ({row['severity']}; {', '.join(row['kinds'])})", markup=False)
             said = textwrap.fill(row["holds"], console.width, initial_indent="  ", subsequent_indent="  ")
@@ -70,7 +70,7 @@ def list_audits(format_: str = "text") -> int:
     table = Table("id", "name", "severity", "kind", "holds that", box=None, pad_edge=False, header_style="bold")
     for column in table.columns[:4]:
         column.no_wrap = True
-    for same in _by_id():
+    for same in by_id():
         row = _row(same)
         table.add_row(row["id"], row["name"], row["severity"], ", ".join(row["kinds"]), row["holds"])
     console.print(table)
@@ -78,7 +78,7 @@ def list_audits(format_: str = "text") -> int:
     return 0
 
 
-def _row(same: list[_Entry]) -> dict[str, Any]:
+def _row(same: list[Entry]) -> dict[str, Any]:
     first = same[0]
     return {
         "id": first.id,

@@ -40,7 +40,7 @@ def run_matrix(
     notes.print(f"audits matrix, {len(own_seeds)} seed{'s' * (len(own_seeds) > 1)}: loading PyTorch", style="dim")
     load_own_files(click.get_current_context())
     from kdbench.harness.faults import FAULTS, get
-    from kdbench.harness.plan.plan import check_method
+    from kdbench.harness.plan.preset import check_method
     from kdbench.harness.records.environment import usable_cores
     from kdbench.harness.zoo import matrix
     from kdbench.kd.methods import METHODS

@@ -36,7 +36,7 @@ def audit_ourselves(
     from kdbench.audits.report.policy import EXIT_CODES
     from kdbench.audits.report.render import Audited
     from kdbench.harness.faults import get
-    from kdbench.harness.plan.plan import load_preset, split_pair
+    from kdbench.harness.plan.preset import load_preset, split_pair
     from kdbench.harness.plan.variants import VARIANTS
     from kdbench.harness.zoo import selfcheck as canonical
     from kdbench.kd.methods import METHODS
@@ -85,7 +85,7 @@ def audit_ourselves(
 
 def _check(methods: Sequence[str]) -> None:
     """Raise InputError, before anything is trained, for a method that is unknown or lacks a weight."""
-    from kdbench.harness.plan.plan import check_method, load_preset
+    from kdbench.harness.plan.preset import check_method, load_preset
 
     preset = load_preset("quick")
     for method in methods:

@@ -124,6 +124,7 @@ def command(
     if a is None or b is None:
         raise InputError("name two arms (kdbench compare corrected bugged), or a table of runs with --csv")
     from kdbench.harness.analysis import compare
+    from kdbench.harness.analysis.over_pairs import over_pairs
     from kdbench.harness.analysis.study_table import read_study
 
     trials = read_study(find_study(runs, study))
@@ -131,11 +132,12 @@ def command(
     if as_json:
         print_json(compare.as_object(trials.decision, entries, family))
         return
-    from kdbench.harness.cli.comparisons import conclude, show_comparisons, show_groups, shown
+    from kdbench.harness.cli.comparisons import conclude, show_comparisons, show_groups, show_over_pairs, shown
 
     console, margin, entries = stdout(), trials.decision.margin_pp, shown(entries)
     show_groups(console, entries)
     show_comparisons(console, entries, margin, f"{b} against {a}, {trials.folder.path.name}", family)
+    show_over_pairs(console, over_pairs(entries) if entries[0].b == entries[0].method else [])
     conclude(console, entries, margin, family)
 
 
@@ -156,6 +158,7 @@ def _compare_table(
     conditions: tuple[str, ...],
 ) -> None:
     from kdbench.harness.analysis import external_runs as table
+    from kdbench.harness.analysis.over_pairs import over_pairs
 
     if csv is not None and uri is not None:
         raise InputError("--csv and --mlflow are two tables; name one")
@@ -188,14 +191,16 @@ def _compare_table(
                 "margin_pp": margin,
                 "family": len(entries),
                 "comparisons": [entry.as_json() for entry in entries],
+                "over_pairs": [row.as_json() for row in over_pairs(entries)],
             }
         )
         return
-    from kdbench.harness.cli.comparisons import conclude, show_comparisons, show_groups, shown
+    from kdbench.harness.cli.comparisons import conclude, show_comparisons, show_groups, show_over_pairs, shown
 
     where, entries = csv.name if csv is not None else experiment, shown(entries)
     console, title = stdout(), f"{metric} of every {group} against {entries[0].a}, {where}"
     pair = family or "pair"
     show_groups(console, entries, unit="", pair=pair, group=group)
     show_comparisons(console, entries, margin, title, unit="", pair=pair, group=group)
+    show_over_pairs(console, over_pairs(entries), "", pair)
     conclude(console, entries, margin, unit="")

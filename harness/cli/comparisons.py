@@ -6,6 +6,7 @@ from dataclasses import replace
 from rich.console import Console
 from rich.markup import escape
 
+from kdbench.harness.analysis.over_pairs import OVER_PAIRS, OverPairs
 from kdbench.harness.analysis.rows import ComparisonRow
 from kdbench.harness.analysis.sentences import adjusted, in_words, number_format
 from kdbench.harness.cli.tables import Column, note, show_table
@@ -122,6 +123,37 @@ def show_comparisons(
     used = [i for i, column in enumerate(columns) if not column.names or any(row[i] for row in rows)]
     show_table(console, [columns[i] for i in used], [[row[i] for i in used] for row in rows], title=escape(title))
     _show_notes(console, entries, size, family or len(entries))
+    console.print()
+
+
+def show_over_pairs(console: Console, rows: Sequence[OverPairs], unit: str = "pp", pair: str = "pair") -> None:
+    """Print each method over all pairs with its intervals, and which of them these seeds cannot tell from the best."""
+    if not rows:
+        return
+    columns = [
+        Column("method", names=True),
+        Column("mean gain, pp" if unit else "mean gain"),
+        Column("95% interval"),
+        Column("probability of a gain", drop=2),
+        Column("95% interval", drop=1),
+        Column("among the best"),
+    ]
+    lines = [
+        (
+            (_title(row.method) if unit else "") or escape(row.method),
+            f"{row.gain_pp:+.3g}",
+            "{:+.3g} to {:+.3g}".format(*row.gain_ci95_pp),
+            f"{row.p_gain:.2f}",
+            "{:.2f} to {:.2f}".format(*row.p_gain_ci95),
+            "yes" if row.among_best else "no",
+        )
+        for row in rows
+    ]
+    show_table(
+        console, columns, lines, title=escape(f"Over {len(rows[0].pairs)} {pair}s together, against {rows[0].against}")
+    )
+    for said in OVER_PAIRS:
+        note(console, escape(said))
     console.print()
 
 

@@ -79,6 +79,20 @@ if TYPE_CHECKING:
 )
 @study_options
 @click.option("--shard", metavar="I/N", panel=MACHINE, help="Run slice I of N; other machines run the others.")
+@click.option("--gpus", metavar="all|0,2", panel=MACHINE, help="Give each trial one of these GPUs to itself.")
+@click.option(
+    "--per-gpu", type=click.IntRange(1), default=1, metavar="N", panel=MACHINE, help="Let N trials share a GPU."
+)
+@click.option("--teachers", is_flag=True, panel=MACHINE, help="Train the study's teachers, and nothing else.")
+@click.option(
+    "--grace",
+    type=click.FloatRange(0),
+    default=5.0,
+    show_default=True,
+    metavar="SECONDS",
+    panel=MACHINE,
+    help="Time that running trials have to write their checkpoints when the study is told to end.",
+)
 @click.option("--scheduler", metavar="ADDRESS", panel=MACHINE, help="Run on a Dask cluster, such as tcp://host:8786.")
 @click.option(
     "--retries",
@@ -130,17 +144,17 @@ def command(
     request = _request(asked)
     ready = prepare(request)
     check_allowed(ready.plan.trials.values(), allowed)
-    _announce(ready, notes)
+    _announce(ready, notes, dry_run)
     if dry_run:
         _print_plan(ready, as_json)
         return 0
     outcome = _carry_out(ready, request.runs, notes, fail_fast, verbose)
-    while ready.plan.is_first_stage and not outcome.failed:
+    while ready.plan.is_first_stage and not outcome.failed and not request.teachers_only:
         ready, before = prepare(request), outcome
         _announce(ready, notes)
         outcome = _carry_out(ready, request.runs, notes, fail_fast, verbose)
         outcome.trained.extend(before.trained)
-    return _conclude(ready, outcome, allowed, as_json)
+    return _conclude(ready, outcome, allowed, as_json, request.teachers_only)
 
 
 def _named(study_file: str, preset_option: str | None) -> str:
@@ -172,7 +186,8 @@ def _say_outline(asked: dict[str, Any], notes: Any) -> None:
 def _request(asked: dict[str, Any]) -> "Request":
     """Return the study that the options ask for."""
     variant, fault_names = asked.pop("variant"), asked.pop("fault_names")
-    how = {"shard": asked.pop("shard"), "scheduler": asked.pop("scheduler"), "retries": asked.pop("retries")}
+    how = {name: asked.pop(name) for name in ("shard", "scheduler", "retries", "grace", "gpus", "per_gpu")}
+    how["teachers_only"] = asked.pop("teachers")
     controls = asked.pop("controls")
     request = requested(asked, _arms(variant, fault_names), named_fault=bool(fault_names), controls=controls)
     named = request.preset.arms
@@ -181,7 +196,7 @@ def _request(asked: dict[str, Any]) -> "Request":
     return replace(request, **how)
 
 
-def _conclude(ready: "Ready", outcome: "Outcome", allowed: tuple[str, ...], as_json: bool) -> int:
+def _conclude(ready: "Ready", outcome: "Outcome", allowed: tuple[str, ...], as_json: bool, teachers_only: bool) -> int:
     """Print what came of the study, mirror it, and return the exit code."""
     from kdbench.harness.study import exit_code, summary
 
@@ -190,10 +205,10 @@ def _conclude(ready: "Ready", outcome: "Outcome", allowed: tuple[str, ...], as_j
         print_json(found.as_json())
         mirror_or_remark(runs, ready.folder, stderr())
         return exit_code(found)
-    if ready.plan.is_first_stage:
+    if ready.plan.is_first_stage and not teachers_only:
         return _grid_is_short(ready, found.grid, outcome.failed)
     if ready.mine is not None and found.unfinished:
-        return _shard_is_done(ready, found.unfinished, outcome.failed)
+        return _shard_is_done(ready, found.unfinished, outcome.failed, teachers_only)
     from kdbench.harness import loading
     from kdbench.harness.cli.show import show_study
 
@@ -248,17 +263,20 @@ def _grid_is_short(ready: "Ready", rows: "list[GridRow]", failed: list[str]) -> 
     return 3
 
 
-def _shard_is_done(ready: "Ready", unfinished: int, failed: list[str]) -> int:
+def _shard_is_done(ready: "Ready", unfinished: int, failed: list[str], teachers_only: bool) -> int:
     """Say what is left for the other shards; the last one to end shows what came of the study."""
     from kdbench.harness.cli.tables import note
 
     mirror_or_remark(ready.folder.path.parent, ready.folder, stderr())
     console = stdout()
     _show_failed(ready, failed, console)
+    part, others, option = ("These teachers are", "all trials", "--teachers") if teachers_only else (
+        "This shard is", "the other shards", "--shard"
+    )  # fmt: skip
     note(
         console,
-        f"This shard is done; {unfinished} of the study's {len(ready.plan.trials)} trials are not yet. When the other "
-        "shards are done, the same command without --shard shows the results.",
+        f"{part} done; {unfinished} of the study's {len(ready.plan.trials)} trials are not yet. When {others} "
+        f"are done, the same command without {option} shows the results.",
         style="",
         indent=0,
     )
@@ -284,21 +302,26 @@ def _arms(variant: str | None, fault_names: tuple[str, ...]) -> list[str | None]
     return ([None] if variant == "both" else []) + chosen
 
 
-def _announce(ready: "Ready", notes: Any) -> None:
+def _announce(ready: "Ready", notes: Any, dry_run: bool = False) -> None:
     from kdbench.harness.plan.plan import unused
+    from kdbench.harness.plan.stages import stages_together
 
     plan, todo = ready.plan, len(ready.todo)
     where = f"on the cluster at {ready.scheduler}" if ready.scheduler else f"{ready.workers} at a time"
     cost = f"{ready.cost}{'' if ready.workers else ' if they ran one after another'}"
     work = f"{todo} to run, {where} on {ready.device}: {cost}" if todo else "nothing to run"
     if ready.mine is not None:
-        work = f"this shard's {len(ready.mine)}: {work}"
+        work = f"{len(ready.mine)} of them here: {work}"
     teachers = f"{len(plan.teachers)} teacher{'s' * (len(plan.teachers) != 1)}"
     notes.print(f"[bold]{escape(plan.study)}[/]: {len(plan.trials)} trials ({teachers}), {work}", soft_wrap=True)
+    if ready.data.resized:
+        notes.print(f"  {ready.data.resized}: --image-size, or image_size in [study], is their size", style="dim")
     for key in ready.changed_teachers:
         notes.print(f"  teacher {key} is trained again: its weights are not those that its record has the digest of")
     for fault, method, why in plan.skipped:
         notes.print(f"  not run: {fault} with {method} ({why})", style="dim")
+    for pair, stages in stages_together(plan.preset, ready.data).items() if dry_run else ():
+        notes.print(f"  stages of {escape(pair)}, the teacher's with the student's: {', '.join(stages)}", style="dim")
     for table in unused(plan.preset):
         notes.print(f"  not used: {escape(table)}", style="dim")
     if ready.later is not None:

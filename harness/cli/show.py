@@ -11,10 +11,10 @@ from kdbench.harness.analysis.because import Because
 from kdbench.harness.analysis.headline import headline
 from kdbench.harness.analysis.rows import Again, ArmRow, ControlsRow, GridRow, Positive, TeacherRow
 from kdbench.harness.cli.common import program
-from kdbench.harness.cli.comparisons import show_comparisons
+from kdbench.harness.cli.comparisons import show_comparisons, show_over_pairs
 from kdbench.harness.cli.tables import Cell, Column, note, show_table
 from kdbench.harness.faults import audit_ids
-from kdbench.harness.plan.plan import Decision
+from kdbench.harness.plan.preset import Decision
 from kdbench.kd.methods import METHODS
 
 if TYPE_CHECKING:
@@ -167,6 +167,7 @@ def show_study(console: Console, found: "StudySummary", decision: Decision) -> N
     gain = "Does distillation gain anything here? (corrected, against the baseline)"
     bug = "Does the bug matter here? (bugged against corrected)"
     show_comparisons(console, found.gains, size, gain, families.gains)
+    show_over_pairs(console, found.over_pairs)
     show_comparisons(console, found.comparisons, size, bug, families.comparisons)
     show_effects(console, found.arms)
     of_controls = [reason for reason in found.because if reason.whose == "control"]

@@ -15,7 +15,7 @@ from kdbench.harness.plan.outline import asked_seeds
 from kdbench.kd.errors import InputError
 
 if TYPE_CHECKING:
-    from kdbench.harness.plan.plan import Preset
+    from kdbench.harness.plan.preset import Preset
     from kdbench.harness.study import Request
 
 STUDY, TRAINING, SPEED, MACHINE = "What is trained", "How it is trained", "Number format and speed", "Machine"
@@ -30,7 +30,7 @@ _OPTIONS = (
         metavar="NAME|FILE",
         panel=STUDY,
         shell_complete=complete_preset,
-        help="Start from the preset quick, cifar10 or paper, or from a study file (.toml).",
+        help="Start from preset quick, methods, cifar10, paper, cifar100-crd or cifar100-slim, or from a study file.",
     ),
     click.option(
         "--dataset",
@@ -46,6 +46,13 @@ _OPTIONS = (
         metavar="DIR",
         panel=STUDY,
         help="Read the images from this folder.",
+    ),
+    click.option(
+        "--image-size",
+        type=click.IntRange(8, 1024),
+        metavar="PIXELS",
+        panel=STUDY,
+        help="Resize the folder's images to this height and width (by default 32).",
     ),
     click.option(
         "--pair",
@@ -173,16 +180,19 @@ def requested(
     asked: dict[str, Any], arms: Sequence[str | None], *, named_fault: bool, controls: bool = True
 ) -> "Request":
     """Return the study that the options of :func:`study_options` ask for, with these faults as arms."""
-    from kdbench.harness.plan.plan import load_preset
+    from kdbench.harness.plan.preset import load_preset
     from kdbench.harness.study import Request
 
     asked = dict(asked)
-    taken = {name: asked.pop(name) for name in ("dataset", "data_root", "device", "workers", "threads", "runs")}
+    taken = {
+        name: asked.pop(name) for name in ("dataset", "data_root", "image_size", "device", "workers", "threads", "runs")
+    }
     brought = asked.pop("teacher_weights"), asked.pop("teacher_sha256")
     preset = _change(load_preset(asked.pop("preset_name")), **asked)
     _refuse_without_teacher(preset, asked, brought[0])
     if taken["data_root"] is None and taken["dataset"] in (None, preset.dataset):
         taken["data_root"] = preset.data
+        taken["image_size"] = taken["image_size"] or preset.image_size
     taken["dataset"] = taken["dataset"] or preset.dataset
     return Request(
         preset,
@@ -228,7 +238,7 @@ def _change(
     **recipe: Any,
 ) -> "Preset":
     """Apply the options to the preset."""
-    from kdbench.harness.plan.plan import check_method, split_pair
+    from kdbench.harness.plan.preset import check_method, split_pair
 
     for pair in pairs:
         split_pair(pair)

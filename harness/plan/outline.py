@@ -8,7 +8,7 @@ from kdbench.harness.plan.variants import VARIANTS
 from kdbench.harness.records.reading import content, parse_toml
 from kdbench.kd.errors import InputError
 
-PRESETS = ("quick", "cifar10", "paper")
+PRESETS = ("quick", "methods", "cifar10", "paper", "cifar100-crd", "cifar100-slim")
 
 
 def preset_text(name: str) -> str:

@@ -12,7 +12,8 @@ import numpy as np
 
 from kdbench.harness.analysis.rows import ArmRow, ComparisonRow, TeacherRow
 from kdbench.harness.analysis.study_table import Trials, order
-from kdbench.harness.plan.plan import Arm, load_preset
+from kdbench.harness.plan.plan import Arm
+from kdbench.harness.plan.preset import load_preset
 from kdbench.kd.methods import METHODS
 from kdbench.kd.recipe import SAME_BITS, Recipe
 

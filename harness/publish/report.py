@@ -19,6 +19,7 @@ from kdbench.harness.analysis.arms import summary, teacher_row, with_effects
 from kdbench.harness.analysis.because import Because, because
 from kdbench.harness.analysis.controls import controls
 from kdbench.harness.analysis.headline import headline
+from kdbench.harness.analysis.over_pairs import OVER_PAIRS, over_pairs
 from kdbench.harness.analysis.rows import ArmRow, ComparisonRow, TeacherRow
 from kdbench.harness.analysis.study_table import Trials, commands, order, read_study, scores, teacher_folders
 from kdbench.harness.options import escaped
@@ -63,6 +64,8 @@ def read(study: Trials) -> dict[str, Any]:
         "arms": arms,
         "bugs": bugs,
         "gains": gains,
+        "over_pairs": over_pairs(gains),
+        "over_pairs_notes": OVER_PAIRS,
         "controls": seen,
         "teachers": teachers,
         "reasons": _by_row(reasons),
@@ -338,6 +341,7 @@ def _template(name: str) -> Any:
     environment.filters["seeds"] = lambda seeds: (
         f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
     )
+    environment.filters["chances"] = lambda pair: "{:.2f} to {:.2f}".format(*pair)
     environment.filters["span"] = lambda pair: "" if pair is None else "{:+.2f} to {:+.2f}".format(*pair)
     return environment.get_template(name)
 

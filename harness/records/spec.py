@@ -46,6 +46,14 @@ class Spec:
     "Of the file of the user's that the network stands in."
     teacher_digest: str | None = None
     "Of the file of the user's that the teacher's network stands in."
+    stages: str | None = None
+    "Which of the teacher's stages goes with which of the student's, as 2-1, 3-2; None for each with the same one."
+
+    @property
+    def network(self) -> str:
+        """The network, and of one that was taught by whom and how: what a teacher and its assistants are told by."""
+        taught = "" if self.teacher is None else f" (taught by {self.teacher.arch}, {self.method})"
+        return f"{self.arch}{taught}"
 
     @cached_property
     def key(self) -> str:
@@ -61,9 +69,9 @@ class Spec:
         return json.dumps(plain, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
     def _decisive_values(self) -> dict[str, Any]:
-        """Return the fields by name; a digest that is None is no part of the experiment."""
+        """Return the fields by name; what came to be later is no part of an experiment that does without it."""
         values = {name: getattr(self, name) for name in _NAMES}
-        return {name: value for name, value in values.items() if value is not None or name not in _DIGESTS}
+        return {name: value for name, value in values.items() if value is not None or name not in _UNLESS_NONE}
 
     def _plain(self) -> dict[str, Any]:
         """Return the fields as plain data, of a method its own settings and no others."""
@@ -105,8 +113,8 @@ class Spec:
 
 
 _NAMES = tuple(field.name for field in fields(Spec))
-_MAY_BE_NONE = ("fault", "fault_digest", "method_digest", "arch_digest", "teacher_digest")
-_DIGESTS = ("method_digest", "arch_digest", "teacher_digest")
+_MAY_BE_NONE = ("fault", "fault_digest", "method_digest", "arch_digest", "teacher_digest", "stages")
+_UNLESS_NONE = ("method_digest", "arch_digest", "teacher_digest", "stages")
 
 # Until version 0.1 one class held the numbers of every method, and a spec, and so its key, named all four of them.
 # The keys of the methods of then are still made from these four, and from what was added to a method since where it
@@ -125,9 +133,9 @@ def _decisive(value: Any) -> Any:
     """Return a field's value as plain data, without what changes a training's speed and no bit of it."""
     if isinstance(value, MethodSettings):
         return _decisive_settings(value)
-    if not isinstance(value, Recipe | TeacherRef):
-        return value
-    return {name: part for name, part in vars(value).items() if name not in SAME_BITS}
+    if isinstance(value, Recipe):
+        return value.decisive()
+    return vars(value) if isinstance(value, TeacherRef) else value
 
 
 def _decisive_settings(settings: MethodSettings) -> dict[str, Any]:

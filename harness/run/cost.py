@@ -37,23 +37,23 @@ class Cost:
 
 
 @cache
-def forward_flop(arch: str, stem: Stem, width: int, classes: int = 10) -> int:
+def forward_flop(arch: str, stem: Stem, width: int, classes: int = 10, size: int = SIZE) -> int:
     """Return the floating-point operations of one image's forward, two a multiply-add, counted without running it."""
     with torch.device("meta"):
-        net = make(arch, stem, classes, width).eval()
-        image = torch.empty(1, 3, SIZE, SIZE)
+        net = make(arch, stem, classes, width, size).eval()
+        image = torch.empty(1, 3, size, size)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net(image)
     return counter.get_total_flops()
 
 
-def trial_flop(spec: Spec, test_images: int) -> int:
+def trial_flop(spec: Spec, test_images: int, size: int = SIZE) -> int:
     """Return the floating-point operations of a trial: a backward costs two forwards, scoring one."""
     fault = faults.get(spec.fault) if spec.fault else None
-    stem = (fault.inject(CANONICAL, lambda: None) if fault else CANONICAL).stem(SIZE)
+    stem = (fault.inject(CANONICAL, lambda: None) if fault else CANONICAL).stem(size)
     recipe = spec.recipe
-    student = forward_flop(spec.arch, stem, recipe.base_width)
-    teacher = forward_flop(spec.teacher.arch, stem, recipe.base_width) if spec.teacher else 0
+    student = forward_flop(spec.arch, stem, recipe.base_width, size=size)
+    teacher = forward_flop(spec.teacher.arch, stem, recipe.base_width, size=size) if spec.teacher else 0
     trained = recipe.epochs * (recipe.train_size // recipe.batch_size) * recipe.batch_size
     scored = recipe.epochs * recipe.val_size + test_images // recipe.test_stride
     return trained * (3 * student + teacher) + scored * student + test_images // recipe.test_stride * teacher
@@ -79,12 +79,14 @@ def machine_flops(device: torch.device, seconds: float = 0.3) -> float:
     return 2 * n**3 / best
 
 
-def estimate(plan: Plan, keys: Collection[str], test_images: int, workers: int, device: torch.device) -> Cost:
+def estimate(
+    plan: Plan, keys: Collection[str], test_images: int, workers: int, device: torch.device, size: int = SIZE
+) -> Cost:
     """Estimate the trials in `keys`: the work shared by the workers, but never less than a teacher and its student."""
     if not keys:
         return Cost(0.0, 0.0)
     speed = machine_flops(device)
-    flop = {key: trial_flop(plan.trials[key], test_images) for key in keys}
+    flop = {key: trial_flop(plan.trials[key], test_images, size) for key in keys}
 
     def seconds(key: str) -> float:
         efficiency = _EFFICIENCY if plan.trials[key].recipe.base_width >= 16 else _EFFICIENCY_NARROW
@@ -93,5 +95,5 @@ def estimate(plan: Plan, keys: Collection[str], test_images: int, workers: int, 
         return flop[key] / (speed * efficiency * plan.trials[key].threads) + _START_SECONDS
 
     times = {key: seconds(key) for key in keys}
-    chains = [times[key] + times.get(plan.needs(key) or "", 0.0) for key in keys]
+    chains = [times[key] + sum(times.get(need, 0.0) for need in plan.needs_all(key)) for key in keys]
     return Cost(sum(flop.values()) / 1e15, max(sum(times.values()) / workers, *chains), times)

@@ -82,8 +82,12 @@ class LocalProcesses:
 
     def start(self, folder: Folder, data_file: Path, lease: Lease) -> LocalProcess:
         """Start the trial of a folder."""
+        return self.fork(folder, data_file)
+
+    def fork(self, folder: Folder, data_file: Path, device: str | None = None) -> LocalProcess:
+        """Start the process of a trial; where a device is named, it sees that GPU and no other."""
         process: BaseProcess = start_server(self.threads).Process(  # type: ignore[attr-defined]
-            target=run_in_child, args=(str(folder.path), str(data_file), [*loading.LOADED]), daemon=True
+            target=run_in_child, args=(str(folder.path), str(data_file), [*loading.LOADED], device), daemon=True
         )
         process.start()
         return LocalProcess(process)

@@ -62,7 +62,16 @@ def _first_loss(spec: Spec, data: Dataset, device: str, images: int) -> Exceptio
 
     try:
         training = train.prepare(
-            data, spec.arch, teacher, spec.method, spec.settings, recipe, procedure, spec.seed, torch.device(device)
+            data,
+            spec.arch,
+            teacher,
+            spec.method,
+            spec.settings,
+            recipe,
+            procedure,
+            spec.seed,
+            torch.device(device),
+            spec.stages,
         )
         for _ in train.epochs(training, stop):
             pass

@@ -76,6 +76,7 @@ def execute(
     only: Collection[str] | None = None,
     retries: int = 0,
     engine: Engine | None = None,
+    grace: float = 5.0,
 ) -> Outcome:
     """Run what has no final result yet, `workers` trials at a time, and return what became of all of them.
 
@@ -84,12 +85,13 @@ def execute(
     needs, whoever comes first runs it, and the others wait. A process that dies, or finds no memory, is tried again
     after all others, `retries` times; then it is recorded as failed, and so is a student whose teacher failed. On
     KeyboardInterrupt the running trials are ended and the exception goes on; run again, and what was done is skipped.
-    `engine` says where the trials run: in processes here unless given.
+    `engine` says where the trials run: in processes here unless given. `grace` is for how many seconds a trial that is
+    asked to end may go on, to write its state after the epoch at hand.
     """
     outcome = Outcome()
     waiting: list[str] = []
     ours = set(plan.trials if only is None else only)
-    ours |= {need for key in ours if (need := plan.needs(key)) is not None}
+    ours |= {need for key in ours for need in plan.needs_all(key)}
     for key, spec in plan.trials.items():
         if is_done(plan, study, key):
             outcome.reused.extend([key] if key in ours else [])
@@ -109,7 +111,7 @@ def execute(
                 engine.wait([process for process, _ in work.running.values()], 0.5 if work.running else 2.0)
             work.look()
     except KeyboardInterrupt:
-        work.end_all()
+        work.end_all(grace)
         raise
     finally:
         engine.close()
@@ -140,7 +142,11 @@ class _Work:
     def start_what_can(self) -> bool:
         """Start what waits and has room, teachers before their students; say whether anything runs, or ran, of it."""
         moved = bool(self.running)
+        if any(self.needs_memory(key) for key in self.running):
+            return moved
         for key in list(self.waiting) if not self.stopping else ():
+            if self.needs_memory(key) and self.running:
+                continue
             need = self.plan.needs(key)
             if need in self.outcome.failed or (
                 need is not None and _has_no_weights(self.study.trial(need), self.outcome)
@@ -155,6 +161,10 @@ class _Work:
             if not self.engine.has_room(len(self.running)):
                 break
         return moved
+
+    def needs_memory(self, key: str) -> bool:
+        """Say whether a trial ran out of memory before: it is then tried again alone."""
+        return bool(self.attempts[key]) and self.attempts[key][-1].startswith(OUT_OF_MEMORY)
 
     def start(self, key: str) -> bool:
         """Start a trial, unless another coordinator is at it or has done it."""
@@ -210,12 +220,12 @@ class _Work:
         (self.outcome.trained if result.status in FINAL else self.outcome.failed).append(key)
         self.on_trial(key, result, 0)
 
-    def end_all(self) -> None:
-        """End what runs: asked first, and after five seconds by force."""
+    def end_all(self, grace: float) -> None:
+        """End what runs: asked first, and after so many seconds by force."""
         processes = [process for process, _ in self.running.values()]
         for process in processes:
             process.end()
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + grace
         while time.monotonic() < deadline and not all(process.is_over() for process in processes):
             time.sleep(0.05)
         for process in processes:

@@ -5,17 +5,19 @@ MLflow and no network; the coordinator calls the same :func:`run`.
 """
 
 import argparse
+import contextlib
 import csv
 import gc
 import json
 import logging
 import os
 import shutil
+import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,6 +43,7 @@ from kdbench.harness.records.record import (
     sync,
 )
 from kdbench.harness.records.spec import Spec
+from kdbench.harness.run.processes import ENDING, hear_signals
 from kdbench.harness.run.properties import with_properties
 from kdbench.kd import checkpoint, evaluate, train
 from kdbench.kd.data import Dataset, load_file
@@ -228,7 +231,16 @@ def _run(folder: Folder, spec: Spec, data_file: Path) -> Result:
     _check_files(spec)
     teacher = teacher_checkpoint(folder, spec)
     training = train.prepare(
-        dataset, spec.arch, teacher, spec.method, spec.settings, spec.recipe, seam.procedure, spec.seed, device
+        dataset,
+        spec.arch,
+        teacher,
+        spec.method,
+        spec.settings,
+        spec.recipe,
+        seam.procedure,
+        spec.seed,
+        device,
+        spec.stages,
     )
     training.scores_test = seam.fault is not None and seam.fault.needs_test_scores
     teacher_record = _teacher_record(training, spec)
@@ -240,15 +252,22 @@ def _run(folder: Folder, spec: Spec, data_file: Path) -> Result:
     if training.resume is not None and len(earlier) < len(training.resume["digests"]):
         training.resume = None
     diverged, saved = None, time.monotonic()
-    with _Curve(folder, training, earlier) as curve, watched(training, spec.method, teacher) as watch:
+    with (
+        _Curve(folder, training, earlier) as curve,
+        watched(training, spec.method, teacher) as watch,
+        _asked_to_end() as asked,
+    ):
         for epoch in train.epochs(training, watch.labels):
             curve.note(epoch)
             if not epoch.finite:
                 diverged = epoch.epoch
                 break
-            if time.monotonic() - saved >= CHECKPOINT_SECONDS:
+            ends = bool(asked) and epoch.epoch < spec.recipe.epochs
+            if ends or time.monotonic() - saved >= CHECKPOINT_SECONDS:
                 checkpoint.save(training.state_dict(), kept)
                 saved = time.monotonic()
+            if ends:
+                raise SystemExit(128 + asked[0])
         curve.catch_up(training.resumed_after or 0)  # cut off after its last epoch, it trains none of the rest
     clock.lap("train_seconds")
     if training.resumed_after is not None:
@@ -277,6 +296,24 @@ def _run(folder: Folder, spec: Spec, data_file: Path) -> Result:
         times=clock.times,
         peak_memory_mb=_peak_memory_mb(device),
     )
+
+
+@contextlib.contextmanager
+def _asked_to_end() -> Iterator[list[int]]:
+    """Note the signals that end a job on a cluster, and do not die by them: the state is written after the epoch.
+
+    Elsewhere than in a process's main thread nothing is noted, since Python hears signals there alone.
+    """
+    asked: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = {number: signal.signal(number, lambda got, _: asked.append(got)) for number in ENDING}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _earlier(folder: Folder) -> list[dict[str, Any]]:
@@ -361,8 +398,11 @@ def _end_with_coordinator(parent: int) -> None:
     os._exit(1)
 
 
-def run_in_child(path: str, data_file: str, files: Sequence[tuple[str, str | Path]]) -> None:
-    """Run a trial in this (fresh) process with its output in the trial's log."""
+def run_in_child(path: str, data_file: str, files: Sequence[tuple[str, str | Path]], device: str | None = None) -> None:
+    """Run a trial in this (fresh) process with its output in the trial's log; `device` is the one GPU that it sees."""
+    if device is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = device  # torch reads it when it first uses CUDA, which nothing has yet
+    hear_signals()
     threading.Thread(target=_end_with_coordinator, args=(os.getppid(),), daemon=True).start()
     gc.freeze()  # what was imported stays; to look through it for garbage is a fifth of a short trial
     folder = Folder(Path(path))

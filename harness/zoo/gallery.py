@@ -18,7 +18,7 @@ from rich.console import Console
 
 from kdbench.audits.finding import Finding, Report
 from kdbench.harness.faults import FAULTS, Fault, audit_ids
-from kdbench.harness.plan.plan import load_preset
+from kdbench.harness.plan.preset import load_preset
 from kdbench.harness.records.record import first_difference
 from kdbench.harness.zoo.language import TOKEN_FAULTS, TokenRun, audit_tokens
 from kdbench.harness.zoo.selfcheck import EPOCHS, Run, audit_once

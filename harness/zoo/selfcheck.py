@@ -12,7 +12,7 @@ from kdbench.audits.finding import Report
 from kdbench.harness import faults
 from kdbench.harness.analysis.expectation import Said, departures
 from kdbench.harness.faults import Fault
-from kdbench.harness.plan.plan import Preset, load_preset, split_pair
+from kdbench.harness.plan.preset import Preset, load_preset, split_pair
 from kdbench.harness.run.properties import with_properties
 from kdbench.harness.run.trial import prepare_device, watched
 from kdbench.kd import NUMERICS, train

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdbench.kd.data import SIZE
 from kdbench.kd.errors import InputError, unknown
 from kdbench.kd.models.registry import Answer, Model
 
@@ -22,44 +21,68 @@ def found(name: str) -> Model:
     library, _, arch = name.partition(":")
     if library not in LIBRARIES:
         raise unknown("library of networks", library, LIBRARIES, f"network {name}")
-    return Model(name, partial(_made, library, arch), ("num_classes",), library=True)
+    return Model(name, partial(_made, library, arch), ("num_classes", "image_size"), library=True)
 
 
-def _made(library: str, arch: str, num_classes: int) -> nn.Module:
-    net = _torchvisions(arch, num_classes) if library == "torchvision" else _timms(arch, num_classes)
-    stages = _stages(net, f"{library}:{arch}")
-    return _answering(net, [name for name, _ in stages], [channels for _, channels in stages], f"{library}:{arch}")
+def _made(library: str, arch: str, num_classes: int, image_size: int) -> nn.Module:
+    made = _torchvisions if library == "torchvision" else _timms
+    try:
+        net = made(arch, num_classes, image_size)
+    except InputError:
+        raise
+    except Exception as error:  # a library's own, as of images that its patches do not divide
+        raise InputError(
+            f"network {library}:{arch} cannot be built for images of {image_size}x{image_size}: {error}"
+        ) from error
+    return answering_with_stages(net, f"{library}:{arch}", image_size)
 
 
-def _torchvisions(arch: str, num_classes: int) -> nn.Module:
+def answering_with_stages(net: nn.Module, name: str, image_size: int) -> nn.Module:
+    """Return a classifier so that it answers with an `Answer`: its logits, and of maps of each size the last."""
+    stages = _stages(net, name, image_size)
+    if not stages:  # a transformer's: methods that read logits alone can have it, untraced
+        net.channels = []  # type: ignore[assignment]
+        net.register_forward_hook(lambda net, given, out: Answer(out, ()))
+        return net
+    return _answering(net, [place for place, _ in stages], [channels for _, channels in stages], name)
+
+
+def _torchvisions(arch: str, num_classes: int, size: int) -> nn.Module:
     from torchvision import models
 
     known = models.list_models(module=models)
     if arch not in known:
         raise unknown("network of torchvision", arch, known)
-    net: nn.Module = models.get_model(arch, weights=None, num_classes=num_classes)
+    try:  # a transformer's positions are for one size of image; other networks know no such argument
+        net: nn.Module = models.get_model(arch, weights=None, num_classes=num_classes, image_size=size)
+    except TypeError:
+        net = models.get_model(arch, weights=None, num_classes=num_classes)
     return net
 
 
-def _timms(arch: str, num_classes: int) -> nn.Module:
+def _timms(arch: str, num_classes: int, size: int) -> nn.Module:
     try:
         import timm
     except ModuleNotFoundError as error:
         raise InputError(f"network timm:{arch}: timm is not installed; pip install timm") from error
     if not timm.is_model(arch):
         raise unknown("network of timm", arch, timm.list_models())
-    net: nn.Module = timm.create_model(arch, pretrained=False, num_classes=num_classes)
+    try:  # a transformer's positions are for one size of image; other networks know no such argument
+        net: nn.Module = timm.create_model(arch, pretrained=False, num_classes=num_classes, img_size=size)
+    except TypeError:
+        net = timm.create_model(arch, pretrained=False, num_classes=num_classes)
     return net
 
 
-def _stages(net: nn.Module, name: str) -> list[tuple[str, int]]:
+def _stages(net: nn.Module, name: str, image: int) -> list[tuple[str, int]]:
     """Return the blocks whose outputs are the stages, in order, with their channels: the last at each map's size."""
     seen: dict[tuple[int, int], tuple[str, int]] = {}
     handles = []
 
     def note(place: str, module: nn.Module, given: Any, out: Any) -> None:
         if isinstance(out, Tensor) and out.ndim == 4:
-            seen[out.shape[2], out.shape[3]] = place, out.shape[1]
+            _, channels, height, width = _channels_first(out).shape
+            seen[height, width] = place, channels
 
     for place, module in net.named_modules():
         if place and any(True for _ in module.children()):
@@ -67,9 +90,9 @@ def _stages(net: nn.Module, name: str) -> list[tuple[str, int]]:
     modes = {module: module.training for module in net.modules()}
     try:
         with torch.no_grad():
-            net.eval()(torch.zeros(1, 3, SIZE, SIZE))
+            net.eval()(torch.zeros(1, 3, image, image))
     except Exception as error:  # a library's own, as of images that are too small
-        raise InputError(f"network {name} cannot answer images of {SIZE}x{SIZE}: {error}") from error
+        raise InputError(f"network {name} cannot answer images of {image}x{image}: {error}") from error
     finally:
         for handle in handles:
             handle.remove()
@@ -94,4 +117,10 @@ def _answering(net: nn.Module, stages: list[str], channels: list[int], name: str
 
 
 def _answered(net: nn.Module, given: object, out: dict[str, Tensor]) -> Answer:
-    return Answer(out["logits"], tuple(out[f"stage{at}"] for at in range(len(out) - 1)))
+    return Answer(out["logits"], tuple(_channels_first(out[f"stage{at}"]) for at in range(len(out) - 1)))
+
+
+def _channels_first(out: Tensor) -> Tensor:
+    """Return a map as (B, C, H, W); Swin's come as (B, H, W, C), which is told by images being square."""
+    _, first, second, third = out.shape
+    return out.permute(0, 3, 1, 2) if first == second != third else out

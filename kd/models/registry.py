@@ -1,8 +1,10 @@
 """The networks by name, what each says of a batch, and how one is built."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from inspect import signature
+from itertools import pairwise
 from typing import Literal, NamedTuple, TypeVar
 
 import torch
@@ -30,7 +32,7 @@ class Model:
     name: str
     make: Callable[..., nn.Module]
     takes: tuple[str, ...]
-    "Which of `num_classes`, `base_width` and `stem` it is made from, by keyword."
+    "Which of `num_classes`, `base_width`, `stem` and `image_size` it is made from, by keyword."
     digest: str | None = None
     "Of the file that it stands in, if that is a user's: another file is another network."
     library: bool = False
@@ -64,8 +66,9 @@ MODELS = Models()
 def model(name: str) -> Callable[[Make], Make]:
     """Register a class or function under `name`; called with what it takes, it returns the network.
 
-    What it may take, by keyword, is `num_classes`, `base_width` and `stem`. The network answers images (B, 3, H, W)
-    with logits (B, C), with (logits, stage features), or with an :class:`Answer`.
+    What it may take, by keyword, is `num_classes`, `base_width`, `stem` and `image_size` (height and width in pixels).
+    The network answers images (B, 3, H, W) with logits (B, C), with (logits, stage features), or with an
+    :class:`Answer`.
     """
 
     def register(make: Make) -> Make:
@@ -85,7 +88,7 @@ def model(name: str) -> Callable[[Make], Make]:
     return register
 
 
-_MAY_TAKE = ("num_classes", "base_width", "stem")
+_MAY_TAKE = ("num_classes", "base_width", "stem", "image_size")
 
 
 def get(name: str) -> Model:
@@ -95,33 +98,63 @@ def get(name: str) -> Model:
     return MODELS[name]
 
 
-def make(arch: str, stem: Stem, num_classes: int, base_width: int) -> nn.Module:
-    """Return a network whose initial weights come from the global generator, and which answers with an `Answer`."""
+def make(arch: str, stem: Stem, num_classes: int, base_width: int, size: int = SIZE) -> nn.Module:
+    """Return a network for images of `size` pixels that answers with an `Answer`.
+
+    Its initial weights come from the global generator.
+    """
     entry = get(arch)
-    given = {"num_classes": num_classes, "base_width": base_width, "stem": stem}
+    given = {"num_classes": num_classes, "base_width": base_width, "stem": stem, "image_size": size}
     net = entry.make(**{name: given[name] for name in entry.takes})
     if entry.digest is not None:
         net.register_forward_hook(_answered)
     return net
 
 
-def build(arch: str, stem: Stem, num_classes: int, base_width: int, generator: torch.Generator) -> nn.Module:
+def build(
+    arch: str, stem: Stem, num_classes: int, base_width: int, generator: torch.Generator, size: int = SIZE
+) -> nn.Module:
     """Build a network whose initial weights come from `generator` alone."""
     with global_stream(generator):
-        return make(arch, stem, num_classes, base_width)
+        return make(arch, stem, num_classes, base_width, size)
 
 
-def stage_channels(arch: str, net: nn.Module) -> Sequence[int]:
+def stage_channels(arch: str, net: nn.Module, size: int = SIZE) -> Sequence[int]:
     """Return the channels of a network's stage features: ours say so as `channels`, a user's is asked with zeros."""
     if get(arch).digest is None:
         return list(net.channels)  # type: ignore[arg-type]
-    return [feature.shape[1] for feature in _of_zeros(net).features]
+    return [feature.shape[1] for feature in _of_zeros(net, size).features]
 
 
-def check(arch: str, stem: Stem, num_classes: int, base_width: int) -> int:
-    """Build a user's network and ask it once; return how many stages it answers with, or raise InputError."""
+def parse_stages(text: str) -> list[tuple[int, int]]:
+    """Read which stages go together, teacher-student and counted from 1: "2-1, 3-2" are (2, 1) and (3, 2)."""
+    pairs = [re.fullmatch(r"\s*([1-9]\d?)\s*-\s*([1-9]\d?)\s*", part) for part in text.split(",")]
+    found = [(int(pair[1]), int(pair[2])) for pair in pairs if pair is not None]
+    rising = all(a[0] < b[0] and a[1] < b[1] for a, b in pairwise(found))
+    if len(found) < len(pairs) or not rising:
+        raise InputError(
+            f"stages {text!r}: write the teacher's stage and the student's, counted from 1 and rising, as \"2-1, 3-2\""
+        )
+    return found
+
+
+def keep_stages(arch: str, net: nn.Module, channels: Sequence[int], kept: Sequence[int]) -> list[int]:
+    """Have a network answer with these of its stages alone, counted from 1; return their channels."""
+    if missing := [stage for stage in kept if stage > len(channels)]:
+        raise InputError(f"stages: {arch} answers with {len(channels)} stages, and stage {missing[0]} is asked for")
+
+    def chosen(net: nn.Module, given: object, answer: Answer) -> Answer:
+        return Answer(answer.logits, tuple(answer.features[stage - 1] for stage in kept))
+
+    net.register_forward_hook(chosen)
+    return [channels[stage - 1] for stage in kept]
+
+
+def check(arch: str, stem: Stem, num_classes: int, base_width: int, size: int = SIZE) -> list[tuple[int, ...]]:
+    """Build a network and ask it once; return the shapes (C, H, W) of its stages, or raise InputError."""
     try:
-        answer = _of_zeros(build(arch, stem, num_classes, base_width, torch.Generator().manual_seed(0)))
+        net = build(arch, stem, num_classes, base_width, torch.Generator().manual_seed(0), size)
+        answer = _of_zeros(net, size)
     except InputError:
         raise
     except Exception as error:  # the user's own code
@@ -130,15 +163,15 @@ def check(arch: str, stem: Stem, num_classes: int, base_width: int) -> int:
         raise InputError(
             f"network {arch} answers with {answer.logits.shape[1]} logits, and there are {num_classes} classes"
         )
-    return len(answer.features)
+    return [tuple(feature.shape[1:]) for feature in answer.features]
 
 
-def _of_zeros(net: nn.Module) -> Answer:
+def _of_zeros(net: nn.Module, size: int) -> Answer:
     """Return what a network says of one black image, leaving its modes and its statistics."""
     modes = {module: module.training for module in net.modules()}
     net.eval()
     with torch.no_grad():
-        answer: Answer = net(torch.zeros(1, 3, SIZE, SIZE))
+        answer: Answer = net(torch.zeros(1, 3, size, size))
     for module, training in modes.items():
         module.training = training
     return answer
