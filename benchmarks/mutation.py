@@ -183,7 +183,8 @@ def _intro(last: Results, first: Results) -> Iterator[str]:
         "(`benchmarks/mutation.py`). Nothing was declared to any program but that a teacher's answers are stored.",
         f"First run: commit {then}, before anything was mended for the program. The last column names the commit of",
         "the last run; where it is the first run's, the program was not run again, and `n again at` means that the n",
-        "faults alone which had not been named first were (`--missed`).",
+        "faults alone which had not been named first were (`--missed`). Where the last run counts fewer, a fault no",
+        "longer claims a place in which it makes no sense; the reason stands in the program's file.",
         "",
     )
 
