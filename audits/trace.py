@@ -249,6 +249,18 @@ class Inputs:
     "Whether it was seen what either was made of: the first batch may be older than the observation."
 
 
+@dataclass(frozen=True)
+class BlindMask:
+    """A comparison of a network's answer with the number that marks places without a label, which no answer is."""
+
+    whose: str
+    "student or teacher."
+    number: float
+    places: int
+    "Without a label in the batch at hand."
+    where: Where | None
+
+
 @dataclass
 class Sight:
     """One backward of a distillation, as seen from the outside; each observer fills in its part."""
@@ -282,6 +294,9 @@ class Sight:
     cached: bool = False
     cached_rows: tuple[int, int] | None = None
     "Stored answers that some network was seen to give, and those among them that it gave to another sample."
+    cached_views: tuple[int, int] | None = None
+    """Rows that are taught by what a network said of inputs which the student is not shown, and of how many; the inputs
+    of both are of one data set."""
     idle: bool = False
     self_taught: bool = False
     own_target: bool = False
@@ -292,6 +307,7 @@ class Sight:
     "Which of the two."
     overwritten: tuple[str, str] | None = None
     "A module with a hook, and the one that overwrites in place what the hook was handed."
+    blind_mask: BlindMask | None = None
     asked_twice: bool = False
     "Whether the student was asked the same batch again without a gradient, for a target."
     micro: int = 1
@@ -475,17 +491,24 @@ class Saved:
     "Part of the student's numbers, as they were then, that are in it."
     teacher: float
     where: Where | None
+    others: float = 0.0
+    "Part of its tensors that have the shape of one of the student's, and numbers of neither network."
 
 
 @dataclass
 class Kept:
-    """What was saved of the distillation, and loaded back."""
+    """What was saved of the distillation, and loaded back; and who was asked when it was over."""
 
     saves: list[Saved] = field(default_factory=list)
     own: list[Where | None] = field(default_factory=list)
     "Loads that gave the student the numbers that it held already."
     nothing: list[tuple[str, str, Where | None]] = field(default_factory=list)
     "Loads that were not strict and found no name: the module's class, the first name that was given, the place."
+    asked: dict[str, Where | None] = field(default_factory=dict)
+    """Who answered since the student's last step, the latest last: student, teacher, start (a copy that is the student
+    as the distillation found it) or other, and where."""
+    tested: bool = False
+    "Whether the student answered without a gradient since the distillation began."
     whole: bool = False
     "Whether the script was seen to its own end."
 

@@ -78,12 +78,22 @@ def same_input(trace: Trace) -> Verdict:
     """Teacher and student are shown the same batch.
 
     Warns when, in the first distillation steps, inputs of one shape hold other values: another normalisation, another
-    crop or flip; and when the teacher is shown the student's words though it knows others. A teacher may have
+    crop or flip; when the teacher is shown the student's words though it knows others; and when answers were stored
+    once of a data set that gives its samples in other views each time. A teacher may have
     preprocessing of its own; then waive it. An error where one batch for both is declared, and where of several inputs
     the student is never shown one, but another in its place.
     """
     if not trace.losses.sights:
         return no_distillation(trace)
+    views = next((s for s in trace.losses.sights if s.cached_views is not None), None)
+    if views is not None and views.cached_views is not None:
+        rows, of = views.cached_views
+        return failed(
+            f"{rows} of {of} stored answers are what the teacher said of inputs that the student is not shown: the "
+            "data set gives its samples in new views each time, and the answers were stored once",
+            {"relation": "views", "rows": rows, "of": of},
+            views.where,
+        )
     seen = [s for s in trace.losses.sights if s.inputs is not None]
     seen = [s for s in seen if s.inputs is not None and s.inputs.traced] or seen
     if not seen or _are_stored(trace.losses.sights):
