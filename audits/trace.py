@@ -218,8 +218,6 @@ class Term:
     "The dimension over which a softmax of the student's answer runs that holds one number."
     contrast: float | None = None
     "Of scores among others: what the others' are multiplied by, relative to the positive's; 1 where that is right."
-    depths: tuple[tuple[int, int], tuple[int, int]] | None = None
-    "Of features: behind how many blocks they were taken, and of how many, the student's and the teacher's."
 
 
 @dataclass(frozen=True)
@@ -307,6 +305,9 @@ class Sight:
     "Which of the two."
     overwritten: tuple[str, str] | None = None
     "A module with a hook, and the one that overwrites in place what the hook was handed."
+    depths: dict[tuple[tuple[int, int], tuple[int, int]], Where | None] = field(default_factory=dict)
+    """Features that are compared, by how many blocks they were taken behind, and of how many, the student's and the
+    teacher's; and where."""
     blind_mask: BlindMask | None = None
     asked_twice: bool = False
     "Whether the student was asked the same batch again without a gradient, for a target."

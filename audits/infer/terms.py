@@ -34,6 +34,10 @@ _OF_SCORES = ("binary_cross_entropy", "binary_cross_entropy_with_logits")
 "Losses whose targets are scores from 0 to 1."
 _FEWEST = 8
 "Rows below which an order of rows may be chance."
+_COMPARE_FEATURES = frozenset({*DISTANCES, "sub", "__sub__", "rsub"})
+"Functions that hold one feature against another."
+_PAIRS = 32
+"Of them, those in a window whose features are looked for in the networks' stacks of blocks."
 
 
 class Terms(Observer):
@@ -48,6 +52,9 @@ class Terms(Observer):
         if len(self._trace.losses.sights) < EXPLAINED:
             sight.terms = [*self._terms(raw, cast), *_of_teacher_alone(raw, cast)]
             sight.overwritten = _overwritten(raw, cast)
+            compared = [f for f in cast.soft if f.name in _COMPARE_FEATURES][:_PAIRS]
+            met = [(d, f.where) for f in compared if (d := depths_of(raw, cast, f)) is not None]
+            sight.depths = {depths: where for depths, where in reversed(met)}
             sight.reindexed = reindexed(raw, cast)
             sight.probabilities, sight.squashed_by = _squashed_twice(raw, cast)
 
@@ -102,8 +109,6 @@ class Terms(Observer):
         if f.name in DISTANCES and order and term.reaches_student:
             term.apart = drives_apart(raw, f)
             term.across = cosine_over(raw, cast, f)
-        if f.name in DISTANCES or f.name in ("sub", "__sub__", "rsub"):
-            term.depths = depths_of(raw, cast, f)
 
     def _read_operands(self, term: Term, raw: RawWindow, cast: Cast, f: FunctionCall) -> None:
         """Read what went into a Kullback-Leibler divergence, and its weight; into a loss of scores, the targets."""
@@ -252,7 +257,7 @@ def _first_met(node: Any, answers: set[Any]) -> set[Any]:
 
 def _missed(f: FunctionCall, projectors: list[tuple[str, int]], leaves: int) -> list[str]:
     """Return the projectors whose answer went into a distance and that get no gradient from it."""
-    if f.name not in DISTANCES and f.name not in ("sub", "__sub__", "rsub"):
+    if f.name not in _COMPARE_FEATURES:
         return []
     return [
         name for name, mask in projectors if any(made.params & mask for _, made, _ in f.operands) and not leaves & mask
