@@ -1,4 +1,4 @@
-"""What `kdbench audit` costs: a script of many steps under it, against the script's own first fifty, by what it distils.
+"""What `kdbench audit` costs: a script of many steps under it, against its own first fifty, by what it distils.
 
 The goal: never more than three times the script's own fifty steps, plus twenty seconds. What is timed includes Python's
 start, the teacher's training and the seconds for which the script runs on.

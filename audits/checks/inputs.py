@@ -61,7 +61,7 @@ def feature_pairing(trace: Trace) -> Verdict:
 
 
 def _one_block_early(sight: Sight) -> Verdict | None:
-    """Judge a map from blocks to blocks that is one off throughout, as where embeddings are counted on one side only."""
+    """Judge a map from blocks to blocks that is one off throughout: embeddings are counted on one side only."""
     sizes = {(of_s, of_t) for (_, of_s), (_, of_t) in sight.depths}
     places = sorted((mine, theirs) for (mine, _), (theirs, _) in sight.depths if mine or theirs)
     if len(places) < _SEVERAL or len(sizes) != 1:

@@ -54,7 +54,7 @@ class Terms(Observer):
             sight.overwritten = _overwritten(raw, cast)
             compared = [f for f in cast.soft if f.name in _COMPARE_FEATURES][:_PAIRS]
             met = [(d, f.where) for f in compared if (d := depths_of(raw, cast, f)) is not None]
-            sight.depths = {depths: where for depths, where in reversed(met)}
+            sight.depths = dict(reversed(met))
             sight.reindexed = reindexed(raw, cast)
             sight.probabilities, sight.squashed_by = _squashed_twice(raw, cast)
 
