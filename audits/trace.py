@@ -206,6 +206,8 @@ class Term:
     "Whether its operands hold the rows of the batch as they are, so that their order is that of the batch."
     anew: bool = False
     "Whether it is a number that was cut from its graph and asks for a gradient anew."
+    unsigned: bool = False
+    "Whether it holds absolute values of margins, of the student's scores and of the teacher's, against each other."
     beyond: bool = False
     "Whether probabilities of the student's are held against numbers of which some are negative."
     across: int | None = None
@@ -309,6 +311,8 @@ class Sight:
     """Features that are compared, by how many blocks they were taken behind, and of how many, the student's and the
     teacher's; and where."""
     blind_mask: BlindMask | None = None
+    frames: tuple[int, int] | None = None
+    "Frames beyond the lengths that CTC is given, and those of them that get a gradient of the student's answer."
     asked_twice: bool = False
     "Whether the student was asked the same batch again without a gradient, for a target."
     micro: int = 1
@@ -413,6 +417,8 @@ class Updates:
     "Parameters in an optimizer of the distillation that no living module holds."
     frozen: list[str] = field(default_factory=list)
     "Parameters of the student that its optimizer holds and that are set to get no gradient."
+    passed_by: list[str] = field(default_factory=list)
+    "Parameters in it without a gradient whose module is never called, while its other parameters are in the loss."
     cut_off: list[str] = field(default_factory=list)
     "Parameters in it without a gradient that made an answer which was cut off, and which has one."
     ineffective: list[str] | None = None

@@ -96,5 +96,4 @@ def test_audit_cost(cpu_only, sizes, measure, tmp_path, style):
         done = subprocess.run(command, capture_output=True, text=True)
         assert f"{STEPS} steps of distillation were seen; it was cut off" in done.stdout, done.stderr[-2000:]
 
-    measure.note(alone=round(alone, 1))
-    measure.seconds(audit, goal=TIMES * alone + PLUS, rounds=1)
+    measure.seconds(audit, goal=TIMES * alone + PLUS, rounds=1, alone=round(alone, 1))

@@ -84,3 +84,93 @@ def test_a_mask_is_made_of_the_labels(of):
     verdict = next(f for f in report.findings if f.id == "KD352")
     assert (verdict.status == "fail") == (of != "labels")
     assert of == "labels" or f"the {of}'s answer with 255" in verdict.message
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_frames_beyond_their_length_are_not_distilled(masked):
+    def network(width):
+        return nn.Sequential(nn.Linear(4, width), nn.Tanh(), nn.Linear(width, 6))
+
+    def loop():
+        teacher, student = network(16), network(8)
+        for one in (teacher, student):
+            optimizer = torch.optim.Adam(one.parameters(), lr=1e-2)
+            for _ in range(6):
+                x, lengths = torch.randn(8, 12, 4), torch.randint(6, 13, (8,))
+                answer = one(x)
+                log_p = answer.log_softmax(-1)
+                loss = F.ctc_loss(log_p.transpose(0, 1), torch.randint(1, 6, (8, 2)), lengths, torch.full((8,), 2))
+                if one is student:
+                    with torch.no_grad():
+                        said = teacher(x).softmax(-1)
+                    kl = F.kl_div(log_p, said, reduction="none").sum(-1)
+                    inside = torch.arange(12)[None] < lengths[:, None]
+                    loss = loss + (kl[inside].mean() if masked else kl.mean())
+                step(optimizer, loss)
+            one.requires_grad_(one is student)
+
+    report, _ = observed(loop)
+    verdict = next(f for f in report.findings if f.id == "KD352")
+    assert (verdict.status == "fail") == (not masked)
+    assert masked or "beyond the lengths that ctc_loss is given" in verdict.message
+
+
+class Reads(nn.Module):
+    """A classifier of texts that tells its layers, and nobody else, which words are padding."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.words = nn.Embedding(12, width)
+        layer = nn.TransformerEncoderLayer(width, 2, width, 0.0, batch_first=True)
+        self.body, self.out = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False), nn.Linear(width, 3)
+
+    def forward(self, ids):
+        hidden = self.body(self.words(ids), src_key_padding_mask=ids == 0)
+        return hidden, self.out(hidden.mean(1))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_padding_that_inner_layers_are_told_of_is_padding(masked):
+    def loop():
+        teacher, student = Reads(8), Reads(8)
+        optimizer = torch.optim.Adam(teacher.parameters(), lr=1e-2)
+        for one in (teacher, student):
+            optimizer = torch.optim.Adam(one.parameters(), lr=1e-2)
+            for _ in range(6):
+                ids = torch.randint(1, 12, (8, 9))
+                ids = ids.masked_fill(torch.arange(9)[None] >= torch.randint(4, 10, (8, 1)), 0)
+                hidden, answer = one(ids)
+                loss = F.cross_entropy(answer, ids[:, 0] % 3)
+                if one is student:
+                    with torch.no_grad():
+                        told, _ = teacher(ids)
+                    far = 1 - F.cosine_similarity(hidden, told, dim=-1)
+                    loss = loss + (far[ids != 0].mean() if masked else far.mean())
+                step(optimizer, loss)
+            one.requires_grad_(one is student)
+
+    report, _ = observed(loop)
+    assert named_first(report) == (None if masked else ("KD352", "warn"))
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_margins_keep_their_sign(absolute):
+    def scores():
+        return nn.Sequential(nn.Linear(WIDTH, 16), nn.Tanh(), nn.Linear(16, 1), nn.Flatten(0))
+
+    def loop():
+        teacher, student = scores(), scores()
+        optimizer = torch.optim.Adam(teacher.parameters(), lr=1e-2)
+        for _ in range(6):
+            a, b = torch.randn(2, 16, WIDTH)
+            better = (a.sum(1) > b.sum(1)).float()
+            step(optimizer, F.binary_cross_entropy_with_logits(teacher(a) - teacher(b), better))
+        teacher.requires_grad_(False)
+        optimizer = torch.optim.Adam(student.parameters(), lr=1e-2)
+        for _ in range(6):
+            a, b = torch.randn(2, 16, WIDTH)
+            mine, its = student(a) - student(b), teacher(a) - teacher(b)
+            step(optimizer, F.mse_loss(mine.abs(), its.abs()) if absolute else F.mse_loss(mine, its))
+
+    report, _ = observed(loop)
+    assert named_first(report) == (("KD313", "error") if absolute else None)

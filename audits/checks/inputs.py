@@ -158,7 +158,7 @@ def same_input(trace: Trace) -> Verdict:
     if relations == {"shapes"}:
         detail = seen[0].inputs.detail if seen[0].inputs else ""
         return undecided(
-            "out-of-scope", f"the inputs have other shapes ({detail}): the teacher has preprocessing of its own"
+            "out-of-scope", f"the inputs have another form ({detail}): the teacher has preprocessing of its own"
         )
     return passed("teacher and student are shown the same values")
 

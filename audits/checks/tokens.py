@@ -246,6 +246,14 @@ def token_mask(trace: Trace) -> Verdict:
             {"number": blind.number, "places": blind.places},
             blind.where,
         )
+    for s, (beyond, heard) in ((s, s.frames) for s in trace.losses.sights if s.frames is not None):
+        if beyond >= _FEWEST and heard > _MOST * beyond:
+            return failed(
+                f"padding is distilled: {heard} of {beyond} frames beyond the lengths that ctc_loss is given get a "
+                "gradient, which they do not have from it",
+                {"padding": beyond, "padding_distilled": heard},
+                term_place(trace, s),
+            )
     read = [(s, t.coverage) for s, t in _seen(trace) if t.coverage is not None and t.is_known]
     features = [(s, f) for s in trace.losses.sights for f in s.token_features]
     # Whatever the form: what is left without the labels' part begins and ends one place late in each text.

@@ -126,7 +126,7 @@ CASES["KD304"] = {
     "permuted": (shown("permuted"), passes("shown the same values")),
     "shapes": (
         trace(sights=[sight(inputs=Inputs("shapes", "(8, 1) and (8, 2)")), sight(inputs=Inputs("shapes", "odd"))]),
-        undecided("out-of-scope", "the inputs have other shapes ((8, 1) and (8, 2))"),
+        undecided("out-of-scope", "the inputs have another form ((8, 1) and (8, 2))"),
     ),
     **{
         relation: (
