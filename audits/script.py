@@ -269,7 +269,9 @@ class ScriptWatch(Watch):
     def _networks(self) -> tuple[list[nn.Module], list[nn.Module]]:
         """Return the students and the teachers of the distillation, as far as they are modules."""
         known = self._inference.known
-        students, teachers = ([g.module for g in groups if g.module] for groups in (known.students, known.teachers))
+        students, teachers = (
+            [g.module for g in groups if g.module is not None] for groups in (known.students, known.teachers)
+        )
         return students, teachers
 
     def conclude(self, whole: bool) -> None:

@@ -120,3 +120,29 @@ def test_two_tokenizers_may_number_the_same_words_in_their_own_way(numbered):
     report, _ = observed(loop)
     verdict = next(f for f in report.findings if f.id == "KD304")
     assert verdict.status == ("not_triggered" if numbered == "one to one" else "fail")
+
+
+def test_an_average_beside_a_frozen_teacher_is_one_and_two_numbers_a_row_make_no_order():
+    def loop():
+        frozen = nn.Sequential(nn.Linear(WIDTH, 16), nn.Tanh(), nn.Linear(16, 2))
+        student, average = (nn.Sequential(nn.Linear(WIDTH, 16), nn.Tanh(), nn.Linear(16, 2)) for _ in range(2))
+        optimizer = torch.optim.Adam(frozen.parameters(), lr=1e-2)
+        for _ in range(5):
+            x = torch.randn(64, WIDTH)
+            step(optimizer, (frozen(x) - x[:, :2]).square().mean())
+        for other in (student, average):
+            other.load_state_dict(frozen.state_dict())
+        frozen.requires_grad_(False)
+        average.requires_grad_(False)
+        optimizer = torch.optim.Adam(student.parameters(), lr=1e-2)
+        for _ in range(12):
+            x = torch.randn(64, WIDTH)
+            with torch.no_grad():
+                goal = average(x + 0.1 * torch.nn.functional.pad(frozen(x), (0, WIDTH - 2)))
+            step(optimizer, (student(x) - goal).square().mean())
+            with torch.no_grad():
+                for mine, its in zip(average.parameters(), student.parameters(), strict=True):
+                    mine.lerp_(its, 0.1)
+
+    report, _ = observed(loop)
+    assert named_first(report) is None
