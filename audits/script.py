@@ -153,7 +153,8 @@ class ScriptWatch(Watch):
         first = next(iter(tensors_in(args, 2)), None)
         long_enough = first is not None and (first.is_floating_point() or first[:1].numel() >= _LONG_ENOUGH)
         if first is not None and first.ndim >= 2 and long_enough and is_readable(first):
-            self.loaders.shown(id(module), row_keys(first), torch.is_grad_enabled())
+            words = not first.is_floating_point()
+            self.loaders.shown(id(module), row_keys(first), torch.is_grad_enabled(), words)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, params: list[nn.Parameter]) -> None:
         self._windows.keep_up()

@@ -148,8 +148,8 @@ class Loaders:
         if self._current is not None and all(self._current is not t for t in mine):
             mine.append(self._current)
 
-    def shown(self, network: int, rows: list[bytes], learning: bool) -> None:
-        """Take in a batch that the student was shown, to learn from or to be tested on."""
+    def shown(self, network: int, rows: list[bytes], learning: bool, words: bool = False) -> None:
+        """Take in a batch that the student was shown, to learn from or to be tested on; words are never drawn anew."""
         if (
             any(len(row) < _BYTES for row in rows[:1])
             or len(set(rows)) < _DISTINCT * len(rows)
@@ -160,7 +160,7 @@ class Loaders:
             self._tested.clear()
         if learning:
             self._learned.setdefault(network, set()).update(rows)
-            self._shown[network] = self._shown.get(network, 0) + len(rows)
+            self._shown[network] = self._shown.get(network, 0) + len(rows) * (2 if words else 1)
             if self._testing == network and self._tested[network][-1] <= set(rows):
                 self._tested[network].pop()  # asked about the batch that it is about to learn from
             self._testing, self._batch = None, set(rows)
