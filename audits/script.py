@@ -11,6 +11,7 @@ import runpy
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -30,6 +31,7 @@ from kdbench.audits.observe import compiled, hooks
 from kdbench.audits.observe.readable import is_readable
 from kdbench.audits.observe.rows import row_keys
 from kdbench.audits.observe.saves import Saves
+from kdbench.audits.observe.scored import Scored
 from kdbench.audits.observe.splits import Loaders
 from kdbench.audits.observe.taint import Taint, tensors_in
 from kdbench.audits.observe.windows import RawWindow
@@ -44,6 +46,8 @@ _WINDOWS = 24
 "Windows of the distillation that are looked at: some loops alternate, and labels are counted in them."
 _BEFORE, _SEARCHED = 60, 10
 "Windows in each of which a distillation is looked for, and of how many later ones one is: a teacher may come first."
+_AT_LAST = 1.5
+"Times as long until a script that runs on is cut off wherever it is, and not where it asks a network."
 _LONG_ENOUGH = 8
 "Tokens that tell a row of text from another."
 
@@ -59,6 +63,8 @@ class Options:
     steps: int = 50
     "Optimizer steps to see, counted from the first distillation step; 0 for all."
     max_seconds: float = 600.0
+    runs_on: float = 0.0
+    "Seconds that the script may run on after those steps, so that it is seen what it saves and scores at its end."
     clip: Clip | None = None
     kd: KD = field(default_factory=KD)
     student: str | None = None
@@ -79,6 +85,8 @@ class Observation:
     "The script's own traceback, if it crashed."
     exit_code: int | None = None
     stopped: str = "the script ended"
+    afterwards: str = ""
+    "What became of a script that ran on when the steps asked for had been seen."
     steps: int = 0
     unobserved: list[str] = field(default_factory=list)
 
@@ -97,9 +105,16 @@ class ScriptWatch(Watch):
         named = {"student": options.student, "teacher": options.teacher}
         trace.not_found = {role: name for role, name in named.items() if name not in (None, STORED)}
         self.loaders = Loaders()
+        self._inference.stored.source = lambda: self.loaders.latest
+        self._inference.stored.handed_out = self.loaders.handed_out
         self._saves = Saves(self._networks)
+        self._scored = Scored(self._networks, self._saves.kept)
         trace.data.kept = self._saves.kept
         self._windows.heeds_answers = True
+        self.enough: str | None = None
+        "Why the script only runs on for what it saves and scores; None as long as its steps are looked at."
+        self._until = float("inf")
+        self.timers: list[_Timer] = []
 
     @property
     def seen(self) -> int:
@@ -130,12 +145,16 @@ class ScriptWatch(Watch):
             self._windows.heeds_answers = False
         if known.started and (self._counted is None or known.restarts > restarts):
             self._counted = sum(self._steps.counts.values())
+            self._saves.begin()
+            self._trace.data.kept = self._saves.kept
+            self._scored.begin()
 
     def _on_shown(self, module: nn.Module, args: Any) -> None:
         first = next(iter(tensors_in(args, 2)), None)
         long_enough = first is not None and (first.is_floating_point() or first[:1].numel() >= _LONG_ENOUGH)
         if first is not None and first.ndim >= 2 and long_enough and is_readable(first):
-            self.loaders.shown(id(module), row_keys(first), torch.is_grad_enabled())
+            words = not first.is_floating_point()
+            self.loaders.shown(id(module), row_keys(first), torch.is_grad_enabled(), words)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, params: list[nn.Parameter]) -> None:
         self._windows.keep_up()
@@ -144,7 +163,7 @@ class ScriptWatch(Watch):
         if not self._windows.armed and not settled and self._steps.counts[id(optimizer)] == 1:
             self._windows.look()  # a new optimizer: perhaps a new phase
         if self._options.steps and self.seen >= self._options.steps and settled:
-            self._end(f"{self._options.steps} steps of distillation were seen")
+            self._run_on(f"{self._options.steps} steps of distillation were seen")
 
     def observe(self, observer: Observer) -> Taint:
         """Tell an observer of each window of the distillation; return the table of what tensors are made of."""
@@ -154,6 +173,27 @@ class ScriptWatch(Watch):
     def end(self, why: str) -> None:
         """End the script here: it was seen for long enough."""
         self._end(why)
+
+    def _run_on(self, why: str) -> None:
+        """Draw the conclusions of the steps, and leave the script to itself for a while, but for what it keeps."""
+        if self._options.guard or not self._options.runs_on:
+            self._end(why)
+            return
+        self._conclude()
+        self.enough, self.let_go = why, True
+        self._windows.disarm()
+        seconds = self._options.runs_on
+        self._until = time.monotonic() + seconds
+        self.start_timer(_AT_LAST * seconds, self._cut_off)
+
+    @property
+    def _cut_off(self) -> str:
+        return f"it was cut off {self._options.runs_on:g} seconds later"
+
+    def start_timer(self, seconds: float, why: str) -> None:
+        """End the script wherever it is when these seconds are over."""
+        self.timers.append(_Timer(seconds, why, self))
+        self.timers[-1].start()
 
     def _end(self, why: str) -> None:
         if self.done is None:
@@ -203,7 +243,8 @@ class ScriptWatch(Watch):
         self._loads.open()
         self._stack.callback(self._loads.close)
         self._stack.enter_context(self.loaders.watching())
-        self._saves.open(self._stack, self._guarded)
+        self._saves.open(self._stack, self._lasting)
+        self._scored.open(self._stack, self._lasting)
         self._inference.features.hookups.open(self._stack)
         self._stack.enter_context(compiled.watching(self._note_compiled, self._options.compiles))
         adopt = self._guarded(lambda optimizer, *args, **kwargs: self._steps.adopt(optimizer))
@@ -211,26 +252,37 @@ class ScriptWatch(Watch):
         self._stack.callback(nn.modules.module.register_module_forward_pre_hook(self._again_in_module).remove)
         return self
 
+    def _lasting(self, hook: Callable[..., Any]) -> Callable[..., Any]:
+        """Guard a hook that is heard as well while the script runs on."""
+        return self._guarded(hook, lasting=True)
+
     def _note_compiled(self) -> None:
         self._trace.compiled = True
 
     def _again_in_module(self, module: nn.Module, args: Any) -> None:
-        if self.done is not None and not torch.compiler.is_compiling() and os.getpid() == self._home:
+        if torch.compiler.is_compiling() or os.getpid() != self._home:
+            return
+        if self.done is None and time.monotonic() > self._until:
+            self.done = self._cut_off
+        if self.done is not None:
             self.again()
 
     def _networks(self) -> tuple[list[nn.Module], list[nn.Module]]:
         """Return the students and the teachers of the distillation, as far as they are modules."""
         known = self._inference.known
-        students, teachers = ([g.module for g in groups if g.module] for groups in (known.students, known.teachers))
+        students, teachers = (
+            [g.module for g in groups if g.module is not None] for groups in (known.students, known.teachers)
+        )
         return students, teachers
 
     def conclude(self, whole: bool) -> None:
         """Draw the conclusions of what was seen; `whole` says that the script ran to its own end."""
         self._saves.kept.whole = whole
-        self._conclude()
+        if self.enough is None:
+            self._conclude()
         data = self._trace.data
-        found = self._guarded(self.loaders.overlap)(whole) or (
-            self._guarded(self.loaders.overlap_of_rows)() if whole else None
+        found = self._lasting(self.loaders.overlap)(whole) or (
+            self._lasting(self.loaders.overlap_of_rows)() if whole else None
         )
         data.split_overlap, data.split_where = (found[:4], found.where) if found is not None else (None, None)
 
@@ -257,13 +309,14 @@ def run(
 
     def observe(watch: ScriptWatch) -> Observation:
         watch.conclude(watch.done is None and "error" not in state)
-        trace = watch.trace
+        trace, ended = watch.trace, watch.done or "the script ended"
         return Observation(
             make_report(trace),
             trace,
             state.get("error"),
             state.get("exit"),
-            watch.done or "the script ended",
+            watch.enough or ended,
+            _afterwards(watch.done, state.get("error")) if watch.enough else "",
             watch.seen,
             unobserved,
         )
@@ -279,23 +332,30 @@ def run(
                 os._exit(code)
 
     watch = ScriptWatch(options, finish_early)
-    timer = _Timer(options.max_seconds, watch) if not options.guard else None
     with _as_main(target, args, module), _noting_children(unobserved), watch:
-        if timer:
-            timer.start()
+        if not options.guard:
+            watch.start_timer(options.max_seconds, f"{options.max_seconds:g} seconds were over")
         try:
             with within(watch) if within is not None else nullcontext():
                 _run_as_main(target, module, watch, state)
         finally:
-            if timer:
+            for timer in watch.timers:
                 timer.cancel()
             watch.done = watch.done or ("the script crashed" if "error" in state else None)
             # From here on the script's own exit handlers may run modules: they are let run.
             done, watch.done = watch.done, None
     watch.done = done
     seen: Observation = state.get("reported") or observe(watch)
-    seen.error, seen.exit_code = state.get("error"), state.get("exit")
+    # What goes wrong when the steps have been seen is the script's own affair, and no reason to leave them unjudged.
+    seen.error, seen.exit_code = (None, None) if watch.enough else (state.get("error"), state.get("exit"))
     return seen
+
+
+def _afterwards(done: str | None, error: str | None) -> str:
+    """Return what became of a script that ran on when its steps had been seen."""
+    if error is not None:
+        return f"afterwards it crashed: {error.splitlines()[-1]}"
+    return done or "it ran on to its end"
 
 
 def _run_as_main(target: str, module: bool, watch: ScriptWatch, state: dict[str, Any]) -> None:
@@ -319,11 +379,11 @@ def _run_as_main(target: str, module: bool, watch: ScriptWatch, state: dict[str,
 
 
 class _Timer(threading.Thread):
-    """Ends a script in which the distillation never comes."""
+    """Ends a script in which the distillation never comes, or that runs on for too long after it."""
 
-    def __init__(self, seconds: float, watch: ScriptWatch) -> None:
+    def __init__(self, seconds: float, why: str, watch: ScriptWatch) -> None:
         super().__init__(daemon=True)
-        self._seconds, self._watch = seconds, watch
+        self._seconds, self._why, self._watch = seconds, why, watch
         self._over = threading.Event()
         self._main = threading.get_ident()
         self._home = os.getpid()
@@ -332,7 +392,7 @@ class _Timer(threading.Thread):
         """Wait, and raise in the main thread."""
         if self._over.wait(self._seconds) or os.getpid() != self._home:
             return
-        self._watch.done = f"{self._seconds:g} seconds were over"
+        self._watch.done = self._why
         for _ in range(5):
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._main), ctypes.py_object(Stop))
             if self._over.wait(5):

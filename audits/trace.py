@@ -210,6 +210,8 @@ class Term:
     "Whether its operands hold the rows of the batch as they are, so that their order is that of the batch."
     anew: bool = False
     "Whether it is a number that was cut from its graph and asks for a gradient anew."
+    unsigned: bool = False
+    "Whether it holds absolute values of margins, of the student's scores and of the teacher's, against each other."
     beyond: bool = False
     "Whether probabilities of the student's are held against numbers of which some are negative."
     across: int | None = None
@@ -222,8 +224,6 @@ class Term:
     "The dimension over which a softmax of the student's answer runs that holds one number."
     contrast: float | None = None
     "Of scores among others: what the others' are multiplied by, relative to the positive's; 1 where that is right."
-    depths: tuple[tuple[int, int], tuple[int, int]] | None = None
-    "Of features: behind how many blocks they were taken, and of how many, the student's and the teacher's."
 
 
 @dataclass(frozen=True)
@@ -251,6 +251,18 @@ class Inputs:
     permutation: list[int] | None = None
     traced: bool = True
     "Whether it was seen what either was made of: the first batch may be older than the observation."
+
+
+@dataclass(frozen=True)
+class BlindMask:
+    """A comparison of a network's answer with the number that marks places without a label, which no answer is."""
+
+    whose: str
+    "student or teacher."
+    number: float
+    places: int
+    "Without a label in the batch at hand."
+    where: Where | None
 
 
 @dataclass
@@ -288,6 +300,9 @@ class Sight:
     "Stored answers that some network was seen to give, and those among them that it gave to another sample."
     blank_rows: tuple[int, int] | None = None
     "Stored answers that tell no class from another, though the network was seen to say more; and rows in all."
+    cached_views: tuple[int, int] | None = None
+    """Rows that are taught by what a network said of inputs which the student is not shown, and of how many; the inputs
+    of both are of one data set."""
     idle: bool = False
     self_taught: bool = False
     own_target: bool = False
@@ -298,6 +313,12 @@ class Sight:
     "Which of the two."
     overwritten: tuple[str, str] | None = None
     "A module with a hook, and the one that overwrites in place what the hook was handed."
+    depths: dict[tuple[tuple[int, int], tuple[int, int]], Where | None] = field(default_factory=dict)
+    """Features that are compared, by how many blocks they were taken behind, and of how many, the student's and the
+    teacher's; and where."""
+    blind_mask: BlindMask | None = None
+    frames: tuple[int, int] | None = None
+    "Frames beyond the lengths that CTC is given, and those of them that get a gradient of the student's answer."
     asked_twice: bool = False
     "Whether the student was asked the same batch again without a gradient, for a target."
     micro: int = 1
@@ -402,6 +423,8 @@ class Updates:
     "Parameters in an optimizer of the distillation that no living module holds."
     frozen: list[str] = field(default_factory=list)
     "Parameters of the student that its optimizer holds and that are set to get no gradient."
+    passed_by: list[str] = field(default_factory=list)
+    "Parameters in it without a gradient whose module is never called, while its other parameters are in the loss."
     cut_off: list[str] = field(default_factory=list)
     "Parameters in it without a gradient that made an answer which was cut off, and which has one."
     ineffective: list[str] | None = None
@@ -493,17 +516,24 @@ class Saved:
     "Part of the student's numbers, as they were then, that are in it."
     teacher: float
     where: Where | None
+    others: float = 0.0
+    "Part of its tensors that have the shape of one of the student's, and numbers of neither network."
 
 
 @dataclass
 class Kept:
-    """What was saved of the distillation, and loaded back."""
+    """What was saved of the distillation, and loaded back; and who was asked when it was over."""
 
     saves: list[Saved] = field(default_factory=list)
     own: list[Where | None] = field(default_factory=list)
     "Loads that gave the student the numbers that it held already."
     nothing: list[tuple[str, str, Where | None]] = field(default_factory=list)
     "Loads that were not strict and found no name: the module's class, the first name that was given, the place."
+    asked: dict[str, Where | None] = field(default_factory=dict)
+    """Who answered since the student's last step, the latest last: student, teacher, start (a copy that is the student
+    as the distillation found it) or other, and where."""
+    tested: bool = False
+    "Whether the student answered without a gradient since the distillation began."
     whole: bool = False
     "Whether the script was seen to its own end."
 

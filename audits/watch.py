@@ -107,7 +107,7 @@ class Watch:
             self._wants_window,
             self._guarded(self._on_modes),
             self._guarded(self._steps.written_to),
-            self._guarded(self._on_shown),
+            self._guarded(self._on_shown, lasting=True),
             self._guarded(self._steps.read_from) if trace.declared.clip is not None else None,
         )
         self._steps.follows = lambda: self._windows.armed
@@ -167,13 +167,16 @@ class Watch:
 
     # -- what torch tells
 
-    def _guarded(self, hook: Callable[..., Any]) -> Callable[..., Any]:
-        """Keep a hook to this process and to eager code, and an error of ours out of the user's training."""
+    def _guarded(self, hook: Callable[..., Any], lasting: bool = False) -> Callable[..., Any]:
+        """Keep a hook to this process and to eager code, and an error of ours out of the user's training.
+
+        One that is lasting is told of what comes after the watch let go.
+        """
 
         def call(*args: Any, **kwargs: Any) -> Any:
             if torch.compiler.is_compiling() or os.getpid() != self._home:
                 return None
-            if self.let_go or self._trace.broken is not None:
+            if (self.let_go and not lasting) or self._trace.broken is not None:
                 return None
             try:
                 # What a hook reads and computes is none of what is watched; most of what the function mode was told of

@@ -81,6 +81,7 @@ def observe(path: str, options: dict[str, Any], arguments: list[str] | None = No
         "error": seen.error,
         "exit": seen.exit_code,
         "stopped": seen.stopped,
+        "afterwards": seen.afterwards,
         "steps": seen.steps,
         "unobserved": seen.unobserved,
         "broken": seen.trace.broken,

@@ -57,7 +57,7 @@ def cosine(a, b):
 def found(training):
     seen = observe(training, SEED, "foreign")
     assert seen.trace.broken is None
-    return next(f for f in seen.report.findings if f.id == "KD106"), seen.trace.losses.sights[0].terms
+    return next(f for f in seen.report.findings if f.id == "KD106"), seen.trace.losses.sights[0].depths
 
 
 @pytest.mark.parametrize("distance", [F.mse_loss, cosine])
@@ -66,8 +66,14 @@ def test_a_block_that_is_held_against_the_embeddings_is_named(distance):
     assert finding.status == "fail" and "behind its block 1 of 2" in finding.message
 
 
-@pytest.mark.parametrize("pairs", [[(1, 2), (2, 4)], [(0, 0), (2, 4)], [(2, 1)]])
+def test_a_map_that_is_one_block_early_throughout_is_named():
+    finding, _ = found(loop([(1, 1), (2, 3)]))
+    assert finding.status == "fail" and finding.severity == "warn"
+    assert "1 against 1, 2 against 3" in finding.message
+
+
+@pytest.mark.parametrize("pairs", [[(1, 1), (2, 4)], [(1, 2), (2, 4)], [(0, 0), (2, 4)], [(2, 1)]])
 def test_blocks_for_blocks_and_embeddings_for_embeddings_are_right(pairs):
-    finding, terms = found(loop(pairs))
+    finding, depths = found(loop(pairs))
     assert finding.status == "pass"
-    assert terms[0].depths == ((pairs[0][0], 2), (pairs[0][1], 4))
+    assert list(depths) == [((a, 2), (b, 4)) for a, b in reversed(pairs)]

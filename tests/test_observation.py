@@ -171,3 +171,37 @@ def test_an_error_of_ours_is_said_and_the_script_goes_on(tmp_path, monkeypatch):
     )
     seen = observe_text(tmp_path, text)
     assert seen["exit"] == 5 and seen["broken"] is not None and seen["counts"]["error"] > 0
+
+
+RUNS_ON = SETUP + "\n    for _ in range(20):\n        step()\n    best = student.state_dict()\n"
+
+
+def test_what_comes_after_the_steps_is_seen_and_changes_nothing_of_them(tmp_path):
+    end = """
+    student.load_state_dict(best)
+    for p in teacher.parameters():
+        p.data.add_(1)
+    torch.no_grad().__enter__()
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        student(torch.randn(40, 8))
+"""
+    seen = observe_text(tmp_path, RUNS_ON + end, steps=7, runs_on=30)
+    failed = [f[0] for f in seen["failed"]]
+    assert seen["steps"] == 7 and seen["afterwards"] == "it ran on to its end"
+    assert "KD335" in failed and "KD302" not in failed
+    assert seen["status"]["KD332"] == "pass"
+    assert "KD335" not in [f[0] for f in observe_text(tmp_path, RUNS_ON + end, steps=7)["failed"]]
+
+
+def test_what_crashes_after_the_steps_is_judged_by_them(tmp_path):
+    seen = observe_text(tmp_path, RUNS_ON + "    raise ValueError('mine')\n", steps=7, runs_on=30)
+    assert seen["error"] is None and seen["afterwards"] == "afterwards it crashed: ValueError: mine"
+    assert "KD104" in [f[0] for f in seen["failed"]]
+
+
+@pytest.mark.parametrize("rest", ["student(torch.randn(4, 8))", "__import__('time').sleep(0.05)"])
+def test_a_script_that_runs_on_for_long_is_cut_off(tmp_path, rest):
+    text = RUNS_ON + f"    while True:\n        {rest}\n"
+    seen = observe_text(tmp_path, text, steps=7, runs_on=0.3)
+    assert seen["afterwards"] == "it was cut off 0.3 seconds later" and seen["steps"] == 7

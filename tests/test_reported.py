@@ -2,19 +2,22 @@
 
 import tomllib
 
+import pytest
 from reported import FOLDER
 
 from kdbench.audits.checks.all import CATALOGUE
 
-EXPECTED = tomllib.loads((FOLDER / "expected.toml").read_text(encoding="utf-8"))
+SETS = {folder: tomllib.loads((folder / "expected.toml").read_text()) for folder in (FOLDER, FOLDER / "sixth")}
 
 
-def test_each_pair_has_both_scripts_and_each_script_a_pair():
-    named = {f"{name}_{kind}.py" for name in EXPECTED for kind in ("bug", "clean")}
-    assert {path.name for path in FOLDER.glob("*.py")} == named
+@pytest.mark.parametrize("folder", SETS, ids=lambda folder: folder.name)
+def test_each_pair_has_both_scripts_and_each_script_a_pair(folder):
+    named = {f"{name}_{kind}.py" for name in SETS[folder] for kind in ("bug", "clean")}
+    assert {path.name for path in folder.glob("*.py")} == named
 
 
-def test_what_is_expected_are_audits_and_one_of_three_answers():
+@pytest.mark.parametrize("folder", SETS, ids=lambda folder: folder.name)
+def test_what_is_expected_are_audits_and_one_of_three_answers(folder):
     ids = {audit.id for audit in CATALOGUE.values()}
-    for name, entry in EXPECTED.items():
+    for name, entry in SETS[folder].items():
         assert {*entry["audits"]} <= ids and entry["shown"] in ("yes", "partly", "no"), name

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from test_moods import Drops, learn, taught
+from test_moods import WIDTH, Drops, learn, taught
 from test_which_training import named_first, observed
 
 from kdbench.audits.checks.saved import result_kept
@@ -95,3 +95,69 @@ def test_an_averaged_teacher_may_be_what_is_wanted_and_an_early_end_decides_noth
     assert verdict(saves=saves, follows=True) == "not_triggered"
     assert verdict(saves=saves, whole=False) == "not_triggered"
     assert verdict(saves=[*saves, Saved(0.6, 0.0, None)]) == "pass"
+
+
+@pytest.mark.parametrize(
+    ("saved", "status"), [(["teacher", "half"], "not_triggered"), (["teacher", "optimizer"], "fail")]
+)
+def test_a_student_that_is_converted_is_in_its_file_all_the_same(saved, status, tmp_path):
+    def loop():
+        teacher, student = networks()
+        taught(teacher, student)
+        optimizer = torch.optim.Adam(student.parameters())
+        student(torch.randn(4, WIDTH)).sum().backward()
+        optimizer.step()
+        whats = {
+            "teacher": teacher.state_dict(),
+            "half": {name: t.half() for name, t in student.state_dict().items()},
+            "optimizer": {"model": teacher.state_dict(), "optimizer": optimizer.state_dict()},
+        }
+        for name in saved:
+            torch.save(whats[name], tmp_path / f"{name}.pt")
+
+    assert found(loop)[1].status == status
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "says"),
+    [
+        (["student"], "not_triggered", ""),
+        (["teacher", "student"], "not_triggered", ""),
+        (["loaded"], "not_triggered", ""),
+        (["teacher"], "fail", "scored after the last step is the teacher"),
+        (["start"], "fail", "a copy of the student as it was"),
+        (["start", "student"], "not_triggered", ""),
+        (["stranger", "teacher"], "not_triggered", ""),
+        ([], "not_triggered", ""),
+    ],
+)
+def test_who_is_scored_at_the_end_is_the_student(asked, status, says):
+    def loop():
+        teacher, student = networks()
+        start = copy.deepcopy(student)
+        taught(teacher, student)
+        loaded = Drops(8)
+        loaded.load_state_dict(student.state_dict())
+        there = {"teacher": teacher, "student": student, "start": start, "loaded": loaded, "stranger": Drops(5)}
+        with torch.no_grad():
+            for name in asked:
+                torch.nn.Sequential(there[name])(torch.randn(16, WIDTH))
+
+    report, verdict = found(loop)
+    assert verdict.status == status and says in verdict.message
+    assert named_first(report) == (("KD335", "error") if status == "fail" else None)
+    if status == "fail":
+        assert verdict.where["file"].endswith("test_saves.py")
+
+
+def test_a_student_that_is_scored_beside_training_has_its_score():
+    def loop():
+        teacher, student = networks()
+        taught(teacher, student)
+        with torch.no_grad():
+            student(torch.randn(16, WIDTH))
+        taught(teacher, student)
+        with torch.no_grad():
+            teacher(torch.randn(16, WIDTH))
+
+    assert found(loop)[1].status == "not_triggered"

@@ -165,3 +165,32 @@ def test_a_script_that_evaluates_nothing_but_what_it_trained_on_is_told_so_at_it
     else:
         assert (found.size, found.both, found.sure) == (30, 30, whole)
         assert found.where["file"].endswith("test_splits.py")
+
+
+@pytest.mark.parametrize("about", ["the batch after learning", "the batch before learning", "batches of before"])
+def test_to_ask_about_the_batch_at_hand_is_no_test(about):
+    loaders = Loaders()
+    batches = [[f"a row of batch {b}, number {i:02d}".encode() for i in range(16)] for b in range(4)]
+    for i, rows in enumerate(batches):
+        if about.endswith("before learning"):
+            loaders.shown(1, rows, False)
+        loaders.shown(1, rows, True)
+        if about.endswith("after learning"):
+            loaders.shown(1, rows, False)
+        if about.startswith("batches of") and i:
+            loaders.shown(1, batches[i - 1], False)
+    found = loaders.overlap_of_rows()
+    assert (found is None) == about.startswith("the batch")
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_the_training_set_itself_is_no_test_where_its_samples_are_drawn_anew(anew):
+    loaders = Loaders()
+    for epoch in range(6):
+        moved = [i % 6 == epoch or not anew for i in range(64)]
+        rows = [f"sample {i:02d}, {'as it is' if m else f'view {epoch}'}, more".encode() for i, m in enumerate(moved)]
+        loaders.shown(1, rows[: 32 + 32 * anew], True)
+    loaders.shown(1, [f"sample {i:02d}, as it is, more".encode() for i in range(16, 64 + 8 * anew)], False)
+    found = loaders.overlap_of_rows()
+    assert (found is None) == anew
+    assert anew or (found.size, found.both, found.sure) == (48, 16, True)

@@ -22,21 +22,23 @@ def feature_pairing(trace: Trace) -> Verdict:
     """Features that are compared have one shape, and are what was taken.
 
     Broadcasting compares each with every other in silence; a module that works in place changes what a hook on the
-    one before it was handed. The embeddings of a teacher teach no block: they are what its first one is given.
+    one before it was handed. The embeddings of a teacher teach no block: they are what its first one is given; nor is
+    each block of a student, up to its last, held against the teacher's block before the one that stands in its place.
     """
     if not trace.losses.sights:
         return no_distillation(trace)
     terms = [t for s in trace.losses.sights for t in s.terms if t.name in _DISTANCES]
-    for t in (t for s in trace.losses.sights for t in s.terms if t.depths is not None):
-        (passed_s, of_s), (passed_t, of_t) = t.depths or ((0, 0), (0, 0))
+    for ((passed_s, of_s), (passed_t, of_t)), where in (pair for s in trace.losses.sights for pair in s.depths.items()):
         if passed_s and not passed_t:
             return failed(
                 f"the student's features behind its block {passed_s} of {of_s} are compared with what the teacher's "
                 "first block is given, its embeddings: hidden_states[0] is the embeddings, and block i answers "
                 "hidden_states[i]",
                 {"student_blocks": [passed_s, of_s], "teacher_blocks": [passed_t, of_t]},
-                t.where,
+                where,
             )
+    if (verdict := _one_block_early(trace.losses.sights[0])) is not None:
+        return verdict
     if not terms:
         return undecided("out-of-scope", "no distance between features was seen")
     overwritten = next((s.overwritten for s in trace.losses.sights if s.overwritten is not None), None)
@@ -58,6 +60,26 @@ def feature_pairing(trace: Trace) -> Verdict:
     return passed(f"features compared have one shape in {len(terms)} distances seen")
 
 
+def _one_block_early(sight: Sight) -> Verdict | None:
+    """Judge a map from blocks to blocks that is one off throughout: embeddings are counted on one side only."""
+    sizes = {(of_s, of_t) for (_, of_s), (_, of_t) in sight.depths}
+    places = sorted((mine, theirs) for (mine, _), (theirs, _) in sight.depths if mine or theirs)
+    if len(places) < _SEVERAL or len(sizes) != 1:
+        return None
+    of_s, of_t = sizes.pop()
+    if of_t % of_s or any(theirs != of_t // of_s * mine - 1 for mine, theirs in places) or places[-1][0] != of_s:
+        return None
+    said = ", ".join(f"{mine} against {theirs}" for mine, theirs in places)
+    return failed(
+        f"each of the student's {of_s} blocks is held against the block before its place among the teacher's {of_t}: "
+        f"{said}; hidden_states[0] is the embeddings, and block i answers hidden_states[i]",
+        {"pairs": [list(p) for p in places], "blocks": [of_s, of_t]},
+        next(iter(sight.depths.values())),
+    )
+
+
+_SEVERAL = 2
+"Pairs of blocks that show how they are paired."
 _ITS_OWN = ("untrained", "vocabulary")
 "Relations in which both are shown one batch all the same."
 _UNREAD = ("nothing", "unknown", "permuted", "across")
@@ -78,12 +100,22 @@ def same_input(trace: Trace) -> Verdict:
     """Teacher and student are shown the same batch.
 
     Warns when, in the first distillation steps, inputs of one shape hold other values: another normalisation, another
-    crop or flip; and when the teacher is shown the student's words though it knows others. A teacher may have
+    crop or flip; when the teacher is shown the student's words though it knows others; and when answers were stored
+    once of a data set that gives its samples in other views each time. A teacher may have
     preprocessing of its own; then waive it. An error where one batch for both is declared, and where of several inputs
     the student is never shown one, but another in its place.
     """
     if not trace.losses.sights:
         return no_distillation(trace)
+    views = next((s for s in trace.losses.sights if s.cached_views is not None), None)
+    if views is not None and views.cached_views is not None:
+        rows, of = views.cached_views
+        return failed(
+            f"{rows} of {of} stored answers are what the teacher said of inputs that the student is not shown: the "
+            "data set gives its samples in new views each time, and the answers were stored once",
+            {"relation": "views", "rows": rows, "of": of},
+            views.where,
+        )
     seen = [s for s in trace.losses.sights if s.inputs is not None]
     seen = [s for s in seen if s.inputs is not None and s.inputs.traced] or seen
     if not seen or _are_stored(trace.losses.sights):
@@ -126,7 +158,7 @@ def same_input(trace: Trace) -> Verdict:
     if relations == {"shapes"}:
         detail = seen[0].inputs.detail if seen[0].inputs else ""
         return undecided(
-            "out-of-scope", f"the inputs have other shapes ({detail}): the teacher has preprocessing of its own"
+            "out-of-scope", f"the inputs have another form ({detail}): the teacher has preprocessing of its own"
         )
     return passed("teacher and student are shown the same values")
 

@@ -275,7 +275,7 @@ def target_form(trace: Trace) -> Verdict:
     """The term holds the student's log-probabilities against the teacher's probabilities, at one temperature.
 
     Fails when what stands in kl_div's places are not log-probabilities and probabilities over the classes, when the
-    student's probabilities are held number by number against negative ones, when a
+    student's probabilities are held number by number against negative ones, when margins lose their sign, when a
     softmax is taken of what are probabilities already, when the target carries a gradient of the teacher's, when only
     one side is softened, or when the gradient is that of a wrong form: a softmax over another dimension, a mixture of
     logits, the student's likeliest classes, a detached weight, a wrong sign. The reversed KL fails over images; it only

@@ -85,6 +85,9 @@ def operands(t: Term, trace: Trace) -> Verdict | None:
             t.where,
             by_itself=True,
         )
+    if t.unsigned:
+        said = f"{t.name} holds absolute margins against absolute margins: which of two is the better one is lost"
+        return failed(said, {"term": t.name, "shapes": [list(s) for s in t.shapes]}, t.where, by_itself=True)
     if t.beyond:
         said = f"{t.name} holds the student's probabilities against what are none: some are negative"
         return failed(said, {"term": t.name, "shapes": [list(s) for s in t.shapes]}, t.where, by_itself=True)

@@ -189,8 +189,9 @@ def gradients_used(trace: Trace) -> Verdict:
     Fails when, in most steps, gradients of a backward at the same line were zeroed since the step before with nothing
     done with them: accumulation that is undone, so that only the last part of each batch trains. And when an optimizer
     of the student or a projector steps, and none of its parameters ever has a gradient; when the student's gradients
-    are zeroed again and again, while another optimizer steps and the student's own never does; and when the backward of
-    a loss ends at an answer that was cut off, as in pieces, and that answer's gradient is never handed on.
+    are zeroed again and again, while another optimizer steps and the student's own never does; when the backward of a
+    loss ends at an answer that was cut off, as in pieces, and that answer's gradient is never handed on; and when a
+    weight is used past its module, whose other parameters are optimised and get nothing.
     """
     if (verdict := _never_stepped(trace)) is not None:
         return verdict
@@ -200,6 +201,13 @@ def gradients_used(trace: Trace) -> Verdict:
             f"{len(behind)} parameters behind it, which the optimizer holds, get none: {some(behind, 3)}; "
             "hidden.backward(leaf.grad) takes it through the body",
             {"parameters": behind[:20]},
+            _first_where(trace),
+        )
+    if past := trace.updates.passed_by:
+        return failed(
+            f"{len(past)} parameters that the optimizer holds get no gradient: the module that they are part of is not "
+            f"called for the loss, and another weight of its is used past it: {some(past, 3)}; call the module",
+            {"parameters": past[:20]},
             _first_where(trace),
         )
     for empty in trace.updates.empty.values():

@@ -231,12 +231,29 @@ def _rest(read: Seen, alike: bool) -> Verdict:
 def token_mask(trace: Trace) -> Verdict:
     """The tokens that are distilled are those that are labelled, or all that are no padding.
 
-    Fails where padding is distilled, where the mask is not shifted with the logits, and where the last piece of a
-    sequence is dropped. Warns where prompts are distilled that labels leave out, which may be meant; where labelled
-    tokens at the end are not distilled; and where hidden states of padding are compared.
+    Fails where padding is distilled, where the mask is not shifted with the logits, where the last piece of a sequence
+    is dropped, and where a mask is made of a network's answer and the number that marks what has no label. Warns where
+    prompts are distilled that labels leave out, which may be meant; where labelled tokens at the end are not
+    distilled; and where hidden states of padding are compared.
     """
     if not trace.losses.sights:
         return no_distillation(trace)
+    if (blind := next((s.blind_mask for s in trace.losses.sights if s.blind_mask is not None), None)) is not None:
+        return failed(
+            f"a mask compares the {blind.whose}'s answer with {blind.number:g}, which marks {blind.places} places "
+            "without a label in the labels and is no answer: the mask is the same everywhere, and leaves out none of "
+            "them",
+            {"number": blind.number, "places": blind.places},
+            blind.where,
+        )
+    for s, (beyond, heard) in ((s, s.frames) for s in trace.losses.sights if s.frames is not None):
+        if beyond >= _FEWEST and heard > _MOST * beyond:
+            return failed(
+                f"padding is distilled: {heard} of {beyond} frames beyond the lengths that ctc_loss is given get a "
+                "gradient, which they do not have from it",
+                {"padding": beyond, "padding_distilled": heard},
+                term_place(trace, s),
+            )
     read = [(s, t.coverage) for s, t in _seen(trace) if t.coverage is not None and t.is_known]
     features = [(s, f) for s in trace.losses.sights for f in s.token_features]
     # Whatever the form: what is left without the labels' part begins and ends one place late in each text.

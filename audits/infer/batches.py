@@ -45,11 +45,16 @@ class Batches(Observer):
         self._trace, self._taint, self._lineage = trace, taint, lineage
         self._trained_on: Any = WeakKeyDictionary()
         "By network, mean and deviation of the first batches that it was shown when it learned for itself."
+        self._of_kind: dict[Any, list[tuple[int, list[tuple[float, float]]]]] = {}
+        "The same by class and shapes, of networks that may be gone since: their weights are read back into others."
 
     def answered(self, raw: RawWindow, call: ModuleCall) -> None:
         """Note what a network is shown that learns for itself."""
         if call.grad and call.training and call.given and call.given[0].is_floating_point() and _is_data(call.given[0]):
-            learned = self._trained_on.setdefault(call.module, [])
+            learned = self._trained_on.get(call.module)
+            if learned is None:
+                learned = self._trained_on[call.module] = []
+                self._of_kind.setdefault(_kind(call.module), []).append((id(call.module), learned))
             if len(learned) < _LEARNED:
                 learned.append(_spread(call.given[0]))
 
@@ -132,11 +137,21 @@ class Batches(Observer):
         on."""
         found = []
         for group in cast.teachers:
-            learned = self._trained_on.get(group.module)
+            learned = self._trained_on.get(group.module) or self._by_kind(group.module, cast)
             given = [c.given[0] for c in group.calls if c.module is group.module and c.given and not c.fed.params]
             if learned and given and given[0].is_floating_point() and _is_data(given[0]):
                 found.append((given[0], learned))
         return found
+
+    def _by_kind(self, module: nn.Module | None, cast: Cast) -> list[tuple[float, float]] | None:
+        """Return what the only network of this one's class and shapes, that is no student, learned on; the teacher's
+        weights are trained ones then (KD104 tells), and whose they are is plain."""
+        loaded = self._trace.teacher.loaded
+        if module is None or loaded is None or not loaded.total or loaded.covered < loaded.total:
+            return None
+        students = {id(g.module) for g in cast.students}
+        found = [learned for key, learned in self._of_kind.get(_kind(module), []) if key not in students]
+        return found[0] if len(found) == 1 else None
 
     def _has_its_own(self, cast: Cast, of_student: list[Tensor]) -> bool:
         """Say whether each teacher is shown what is like its training, where what the student is shown is not."""
@@ -155,6 +170,11 @@ class Batches(Observer):
                     "untrained", f"mean {now:.3g} and deviation {spread:.3g}, where it was trained on {trained}"
                 )
         return None
+
+
+def _kind(module: nn.Module) -> Any:
+    """Return a network's class and the shapes of its parameters."""
+    return type(module), tuple(tuple(p.shape) for p in module.parameters())
 
 
 def _is_new(values: Tensor, learned: list[tuple[float, float]]) -> bool:
@@ -223,6 +243,10 @@ def _unknown_to_its_norms(raw: RawWindow, cast: Cast) -> Inputs | None:
     return None
 
 
+_SEVERAL_WORDS, _TIMES_EACH = 3, 4
+"""Words, and places for each in the mean, that show which number of one network's is which of the other's."""
+
+
 def _spread(values: Tensor) -> tuple[float, float]:
     """Return mean and standard deviation over all numbers."""
     values = values.detach().double()
@@ -246,10 +270,19 @@ def relation(s: Tensor, t: Tensor) -> Inputs:
             place.setdefault(key, []).append(i)
         return Inputs("permuted", "the same rows in another order", [place[key].pop(0) for key in keys_t])
     if not s.is_floating_point():
+        if _are_one_to_one(s, t):
+            return Inputs("shapes", "the same words by other numbers")
         return Inputs("differ", "other values")
     a, b = s.double().cpu(), t.double().cpu()
     scale = float(b.abs().max()) + 1e-12
     return _flipped(a, b, scale) or _scaled(a, b, scale) or Inputs("differ", _rows_that_differ(a, b))
+
+
+def _are_one_to_one(s: Tensor, t: Tensor) -> bool:
+    """Say whether two batches hold the same words, each by numbers of its own, as two tokenizers number them."""
+    pairs = torch.stack([s.flatten().cpu().long(), t.flatten().cpu().long()]).unique(dim=1)
+    several = min(len(pairs[0].unique()), len(pairs[1].unique()))
+    return pairs.shape[1] == several >= _SEVERAL_WORDS and s.numel() >= _TIMES_EACH * several
 
 
 def _flipped(a: Tensor, b: Tensor, scale: float) -> Inputs | None:

@@ -8,6 +8,7 @@ from kdbench.audits.infer.blank import Blanks
 from kdbench.audits.infer.cut_losses import CutLosses
 from kdbench.audits.infer.features import Features
 from kdbench.audits.infer.gradients import Gradients
+from kdbench.audits.infer.masks import Masks
 from kdbench.audits.infer.modes import Modes
 from kdbench.audits.infer.names import Names
 from kdbench.audits.infer.observer import Known, Observer
@@ -44,7 +45,7 @@ class Inference:
         "Windows to be looked at."
         self.known = known = Known()
         names = Names(trace, taint, known)
-        stored = Stored(trace, taint)
+        self.stored = stored = Stored(trace, taint)
         self.players = Players(trace, taint, known, names, declared, stored)
         self.modes = Modes(trace)
         self.features = Features(trace, taint, self.known, names)
@@ -59,6 +60,7 @@ class Inference:
             Gradients(trace, windows),
             Batches(trace, taint, lineage),
             Terms(trace, taint, names),
+            Masks(trace),
             CutLosses(trace, taint),  # after the terms, among which it enters what it finds
             self._divergences,
             Blanks(trace),

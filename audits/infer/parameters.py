@@ -43,6 +43,10 @@ class Parameters(Observer):
         "Mask of what got a gradient."
         self._behind = 0
         "Mask of what made an answer that was cut off and got a gradient of its own."
+        self._reached = 0
+        "Mask of what is in the loss, with or without a gradient."
+        self._called: dict[int, tuple[nn.Module, bool]] = {}
+        "By id, the modules that were called, and whether what they call was seen."
         self._plain_leaves: Any = WeakTensorKeyDictionary()
         self._optimizer: torch.optim.Optimizer | None = None
         "The first that stepped what the distillation gives a gradient to."
@@ -60,6 +64,9 @@ class Parameters(Observer):
         if len(self._trace.losses.sights) < _FIRST:
             self._leaves |= self._taint.mask(self._lasting(raw))
             self._behind |= self._cut_from(raw) & cast.student_mask
+            self._reached |= raw.root.params
+            mine = [c for c in raw.calls if raw.root.calls >> c.index & 1]  # a validation may have called more
+            self._called.update((id(c.module), (c.module, c.has_children)) for c in mine)
         student = cast.student_mask
         sight.student_frozen = bool(student) and not self._taint.moved_by(raw.leaves) & student
 
@@ -115,6 +122,7 @@ class Parameters(Observer):
         updates.cut_off = [
             self._names.param(p) for p in silent if p.requires_grad and self._taint.bit(p) & self._behind
         ]
+        updates.passed_by = self._passed_by([p for p in silent if p.requires_grad])
         alive = live_parameters()
         updates.stale = [f"shape {tuple(p.shape)}" for p in silent if id(p) not in alive]
         own = {id(p) for g in known.students if g.module is not None for p in g.module.parameters()}
@@ -122,6 +130,22 @@ class Parameters(Observer):
         updates.frozen = [
             self._names.param(p) for p in silent if not p.requires_grad and id(p) in own and id(p) not in taught
         ]
+
+    def _passed_by(self, silent: list[nn.Parameter]) -> list[str]:
+        """Return the names of parameters without a gradient whose module is never called, while another parameter of
+        that very module is in the loss, and no module that is called holds it: it is used past its own."""
+        wanted = {id(p) for p in silent if not self._taint.bit(p) & self._known.teacher_mask}
+        called = [m for m, _ in self._called.values()]
+        used = {id(p) for m in called for p in torch_internals.parameters_of(m).values() if p is not None}
+        dark = {id(part) for m, seen in self._called.values() if not seen for part in m.modules() if part is not m}
+        found: list[str] = []
+        for module in living(nn.Module) if wanted and not self._trace.compiled else ():
+            own = [p for p in torch_internals.parameters_of(module).values() if p is not None]
+            if id(module) in self._called or id(module) in dark or not wanted & {id(p) for p in own}:
+                continue
+            if any(self._taint.bit(p) & self._reached and id(p) not in used for p in own):
+                found += [self._names.param(p) for p in own if id(p) in wanted]
+        return found
 
     def finish(self, optimizers: list[torch.optim.Optimizer]) -> None:
         """Say what got a gradient and is in no optimizer, what never changed, and what a scheduler sets."""

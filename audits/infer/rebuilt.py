@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from kdbench.audits.observe.taint import Made
+from kdbench.audits.infer.living import living
+from kdbench.audits.observe.taint import Made, Taint
 from kdbench.audits.observe.windows import DISTANCES, ModuleCall, RawWindow
 
 
@@ -37,6 +38,26 @@ def rebuilt(
             fed |= c.fed.params & ~trained
             found |= params_of(c.module) & trained
     return [found | fed & ~its] if found else []
+
+
+def parts_of_one(
+    raw: RawWindow, reached: list[ModuleCall], params_of: Callable[[nn.Module], int], trained: int, taint: Taint
+) -> list[int]:
+    """Return the parameters of a network of which only parts are called, and those that are shown data are frozen.
+
+    It is the smallest living module that holds what is trained and what feeds it; another network must be beside it.
+    """
+    fed = 0
+    for call in reached:
+        fed |= call.fed.params & ~trained if params_of(call.module) & trained else 0
+    needed = {id(p) for p in taint.parameters(trained | fed)}
+    best: dict[int, nn.Parameter] | None = None
+    for module in living(nn.Module) if fed else ():
+        own = {id(p): p for p in module.parameters()}
+        if needed <= own.keys() and (best is None or len(own) < len(best)):
+            best = own
+    mask = taint.mask(best.values()) & (raw.root.params | trained) if best else 0
+    return [mask] if mask and raw.root.params & ~mask else []
 
 
 def _is_answered(raw: RawWindow, t: Tensor, made: Made) -> bool:

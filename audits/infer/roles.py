@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from kdbench.audits.infer.rebuilt import rebuilt
+from kdbench.audits.infer.rebuilt import parts_of_one, rebuilt
 from kdbench.audits.infer.targets import (
     are_log_probabilities,
     are_scores,
@@ -224,7 +224,7 @@ def cast(raw: RawWindow, taint: Taint, declared: Declared, known: list[nn.Module
         return result  # the backward of a peer's own loss
     masks = _student_masks(raw, reached, fed_data, params_of, trained, declared, result.labels, trainee)
     if not masks and declared.student is None and declared.teacher is None:
-        masks = rebuilt(raw, reached, params_of, trained)
+        masks = rebuilt(raw, reached, params_of, trained) or parts_of_one(raw, reached, params_of, trained, taint)
     base = _base(reached, fed_data, params_of, _union(masks), trained)
     if base is None and declared.teacher is None:
         base = _branch(raw, reached, fed_data, _union(masks), trained)

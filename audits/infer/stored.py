@@ -1,6 +1,7 @@
 """Which network gave the stored answers that a student is taught by, and to which samples?"""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,11 @@ _SAME = 0.999
 "Cosine above which two answers, centred, are one: half precision leaves more than this, other samples less."
 
 
+_EXACT, _ONE_SCALE = 1 - 1e-6, 1e-3
+"""The same where nothing was rounded, and the share by which what all rows are divided by may vary: rows of few classes
+are alike by chance."""
+
+
 class Stored(Observer):
     """Keeps what networks said that learned nothing by it, and finds it again where a student is taught by it."""
 
@@ -42,6 +48,12 @@ class Stored(Observer):
         self._trace, self._taint = trace, taint
         self._answers: list[tuple[nn.Module, dict[bytes, Tensor]]] = []
         "By network, what it said of each sample."
+        self.source: Callable[[], Any] = lambda: None
+        "Returns the data set that was gone through last, where that is seen."
+        self.handed_out: Callable[[Tensor], bool] = lambda batch: False
+        "Says whether a batch is what a loader gave last, and nothing was made of it since."
+        self._sources: dict[int, list[Any]] = {}
+        "By network, the data sets that it was asked about; the answers are kept as long."
 
     def answered(self, raw: RawWindow, call: ModuleCall) -> None:
         """Keep what a network that learns nothing says of each sample."""
@@ -50,6 +62,9 @@ class Stored(Observer):
         table = next((t for m, t in self._answers if m is call.module), None)
         if table is None:
             self._answers = [*self._answers[1 - _NETWORKS :], (call.module, table := {})]
+        source, known = self.source(), self._sources.setdefault(id(call.module), [])
+        if source is not None and all(source is not s for s in known):
+            known.append(source)
         if len(table) < _ROWS_KEPT:
             rows = call.value.cpu().flatten(1)
             if len(table) * rows.shape[1] < _NUMBERS_KEPT:
@@ -60,19 +75,43 @@ class Stored(Observer):
         if cast.stored_rows is None:
             self.recognise(raw, cast)
         sight.cached_rows, sight.blank_rows = cast.stored_rows, cast.blank_rows
+        if cast.cached and cast.stored_rows is None and len(self._trace.losses.sights) < EXPLAINED:
+            sight.cached_views = self._views(raw, cast)
 
-    def recognise(self, raw: RawWindow, cast: Cast) -> None:
-        """Find the network that stored answers came from: each is what it was seen to say of some sample."""
-        if not cast.cached or len(self._trace.losses.sights) >= EXPLAINED:
-            return
-        shapes = [shape for f in raw.functions if f.name in _AGAINST for _, _, shape in f.operands[:2]]
-        used = [
+    def _views(self, raw: RawWindow, cast: Cast) -> tuple[int, int] | None:
+        """Return how many rows of a batch are taught by what a network said of inputs that the student is not shown,
+        and of how many: both went through one data set, so it gives other views of its samples each time."""
+        source = self.source()
+        for module, table in self._answers if source is not None else ():
+            if len(table) < _FEWEST or all(source is not s for s in self._sources.get(id(module), ())):
+                continue
+            said = torch.stack(list(table.values())).float()
+            for x in shown_to(raw, self._taint, cast.student_mask):
+                keys = row_keys(x) if x.ndim and is_readable(x) else []
+                if len(keys) < _FEWEST or any(key in table for key in keys) or not self.handed_out(x):
+                    continue
+                for t in self._used(raw, cast):
+                    share = _copies(t, said) if len(t) == len(keys) and t.shape[1] == said.shape[1] > 2 else 0.0
+                    if share > _MOST_KNOWN:
+                        return round(share * len(keys)), len(keys)
+        return None
+
+    def _used(self, raw: RawWindow, cast: Cast) -> list[Tensor]:
+        """Return what may be stored answers among what the losses and softmaxes of a window took in, row by row."""
+        return [
             t.detach().cpu().float().flatten(1)
             for f in raw.functions
             if raw.root.calls >> f.index & 1 and f.name in (*SOFTMAXES, *_AGAINST)
             for t, made, shape in f.operands[:2]
             if t is not None and t.is_floating_point() and not made.params & cast.student_mask and len(shape) > 1
         ]
+
+    def recognise(self, raw: RawWindow, cast: Cast) -> None:
+        """Find the network that stored answers came from: each is what it was seen to say of some sample."""
+        if not cast.cached or len(self._trace.losses.sights) >= EXPLAINED:
+            return
+        shapes = [shape for f in raw.functions if f.name in _AGAINST for _, _, shape in f.operands[:2]]
+        used = self._used(raw, cast)
         for module, table in self._answers:
             mask = self._taint.mask(module.parameters())
             if mask & cast.student_mask or not table:
@@ -138,9 +177,24 @@ def may_be_stored(call: ModuleCall) -> bool:
 def _matches(used: Tensor, said: Tensor) -> Tensor:
     """Say which of the answers (M, C) each stored row (N, C) is, be it divided by T or the softmax of that."""
 
-    def unit(rows: Tensor) -> Tensor:
-        rows = rows - rows.mean(1, keepdim=True)
-        return rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    return torch.stack([_unit(form) @ _unit(said).T > _SAME for form in _forms(used)]).any(0)
 
-    forms = [used, used.log()] if bool((used > 0).all()) else [used]
-    return torch.stack([unit(form) @ unit(said).T > _SAME for form in forms]).any(0)
+
+def _forms(used: Tensor) -> list[Tensor]:
+    return [used, used.log()] if bool((used > 0).all()) else [used]
+
+
+def _unit(rows: Tensor) -> Tensor:
+    rows = rows - rows.mean(1, keepdim=True)
+    return rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
+
+
+def _copies(used: Tensor, said: Tensor) -> float:
+    """Return the part of the rows (M, C) that are each one of the answers (N, C), all divided by one number."""
+    best = 0.0
+    for form in _forms(used):
+        closeness, at = (_unit(form) @ _unit(said).T).max(1)
+        scales = (form - form.mean(1, keepdim=True)).norm(dim=1) / (said - said.mean(1, keepdim=True)).norm(dim=1)[at]
+        alike = (scales / scales.median().clamp_min(1e-12) - 1).abs() < _ONE_SCALE
+        best = max(best, float((alike & (closeness > _EXACT)).float().mean()))
+    return best

@@ -174,6 +174,15 @@ class TeacherState(Observer):
                         found.append(full)
         return found
 
+    def _moving(self) -> list[nn.Module]:
+        """Return the teacher; of several, the one that has moved, as beside a frozen one its average does."""
+        teachers = _modules(self._known.teachers)
+        if len(teachers) < 2:
+            return teachers
+        olds = {id(live): old for live, old in (self._first or {}).values()}
+        moved = [t for t in teachers if any(id(p) in olds and not is_still(p, olds[id(p)]) for p in t.parameters())]
+        return moved if len(moved) == 1 else []
+
     def _pairs(self) -> list[Pair]:
         """Return the parameters in the loss that teacher and student have under one name and in one shape."""
         mask = self._known.teacher_mask
@@ -181,7 +190,7 @@ class TeacherState(Observer):
         for group in self._known.teachers:
             if group.is_branch and group.module is not None:
                 pairs += _beside(group.module, self._taint, mask, self._known.student_mask & ~mask)
-        for teacher in _modules(self._known.teachers):
+        for teacher in self._moving():
             for student in _modules(self._known.students):
                 own = {plain_name(n): p for n, p in student.named_parameters()}
                 for name, p in teacher.named_parameters():

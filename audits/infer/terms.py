@@ -18,7 +18,7 @@ from kdbench.audits.infer.still import is_still
 from kdbench.audits.infer.targets import lookup_of, stored_probabilities
 from kdbench.audits.observe import torch_internals
 from kdbench.audits.observe.taint import Taint
-from kdbench.audits.observe.windows import DISTANCES, FunctionCall, RawWindow, leaves_of
+from kdbench.audits.observe.windows import DISTANCES, FunctionCall, ModuleCall, RawWindow, leaves_of
 from kdbench.audits.trace import Sight, Term, Trace
 
 _SUM = 2e-2
@@ -36,6 +36,12 @@ _ONE_NUMBER = 1e-6
 "Difference of probabilities up to which they are one, in single precision."
 _FEWEST = 8
 "Rows below which an order of rows may be chance."
+_COMPARE_FEATURES = frozenset({*DISTANCES, "sub", "__sub__", "rsub"})
+"Functions that hold one feature against another."
+_ABSOLUTE, _DIFFERENCE = "AbsBackward0", "SubBackward0"
+"The nodes of a graph that take an absolute value and a difference."
+_PAIRS = 32
+"Of them, those in a window whose features are looked for in the networks' stacks of blocks."
 
 
 class Terms(Observer):
@@ -50,6 +56,9 @@ class Terms(Observer):
         if len(self._trace.losses.sights) < EXPLAINED:
             sight.terms = [*self._terms(raw, cast), *_of_teacher_alone(raw, cast)]
             sight.overwritten = _overwritten(raw, cast)
+            compared = [f for f in cast.soft if f.name in _COMPARE_FEATURES][:_PAIRS]
+            met = [(d, f.where) for f in compared if (d := depths_of(raw, cast, f)) is not None]
+            sight.depths = dict(reversed(met))
             sight.reindexed = reindexed(raw, cast)
             sight.probabilities, sight.squashed_by = _squashed_twice(raw, cast)
 
@@ -93,6 +102,7 @@ class Terms(Observer):
             term.of_one = _over_one(raw, cast, f)
             term.lowers_all = lowers_all_alike(raw, cast, f)
             term.contrast = contrast_of(raw, cast, self._taint, f)
+            term.unsigned = _loses_signs(f, cast)
             term.beyond = soft and f.name in _SQUARES and _is_beyond(f, student)
             if not soft:
                 self._read_feature(term, raw, cast, f)
@@ -109,8 +119,6 @@ class Terms(Observer):
         if f.name in DISTANCES and order and term.reaches_student:
             term.apart = drives_apart(raw, f)
             term.across = cosine_over(raw, cast, f)
-        if f.name in DISTANCES or f.name in ("sub", "__sub__", "rsub"):
-            term.depths = depths_of(raw, cast, f)
 
     def _read_operands(self, term: Term, raw: RawWindow, cast: Cast, f: FunctionCall) -> None:
         """Read what went into a Kullback-Leibler divergence, and its weight; into a loss of scores, the targets."""
@@ -270,7 +278,7 @@ def _first_met(node: Any, answers: set[Any]) -> set[Any]:
 
 def _missed(f: FunctionCall, projectors: list[tuple[str, int]], leaves: int) -> list[str]:
     """Return the projectors whose answer went into a distance and that get no gradient from it."""
-    if f.name not in DISTANCES and f.name not in ("sub", "__sub__", "rsub"):
+    if f.name not in _COMPARE_FEATURES:
         return []
     return [
         name for name, mask in projectors if any(made.params & mask for _, made, _ in f.operands) and not leaves & mask
@@ -300,6 +308,18 @@ def _are_of_samples(f: FunctionCall, cast: Cast) -> bool:
     mine = [bool(made.params & cast.student_mask) for made in (one, other)]
     its = [bool(made.params & ~cast.student_mask) and not own for made, own in zip((one, other), mine, strict=True)]
     return sorted(mine) == sorted(its) == [False, True] and a == b and math.prod(a) > 1
+
+
+def _loses_signs(f: FunctionCall, cast: Cast) -> bool:
+    """Say whether a distance of margins, one a sample, is of their absolute values, on both sides."""
+    if not _are_of_samples(f, cast) or any(t is None for t, _, _ in f.operands[:2]):
+        return False
+    (one, made, _), (other, _, _) = f.operands[:2]
+    mine = one if made.params & cast.student_mask else other
+    node = mine.grad_fn
+    parents = [p.name() for p, _ in node.next_functions if p is not None] if node is not None else []
+    both = bool((one >= 0).all()) and bool((other >= 0).all()) and mine.ndim == 1 and len(mine) >= _FEWEST
+    return both and node.name() == _ABSOLUTE and parents[:1] == [_DIFFERENCE]
 
 
 def _of_teacher_alone(raw: RawWindow, cast: Cast) -> list[Term]:
@@ -369,10 +389,21 @@ def _is_hooked(module: nn.Module) -> bool:
 
 
 def _asked_twice(raw: RawWindow, cast: Cast) -> bool:
-    """Say whether the student was asked the same batch again without a gradient, for a target."""
+    """Say whether the student was asked the very same again without a gradient, for a target: a hint beside the batch
+    makes a teacher of it."""
     calls = [c for g in cast.students for c in g.calls if c.given and raw.root.calls >> c.index & 1]
+    met = [f.made.calls for f in cast.soft]
+
+    def are_held(a: ModuleCall, b: ModuleCall) -> bool:
+        """Say whether the two meet, as far as it is seen whom the first one meets."""
+        of_a = [calls for calls in met if calls >> a.index & 1]
+        return not of_a or any(calls >> b.index & 1 for calls in of_a)
+
     return any(
-        not a.grad and b.grad and a.given[0] is b.given[0] and a.module is b.module for a in calls for b in calls
+        not a.grad and b.grad and a.module is b.module and list(map(id, a.given)) == list(map(id, b.given))
+        for a in calls
+        for b in calls
+        if are_held(a, b)
     )
 
 

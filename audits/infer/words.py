@@ -48,7 +48,7 @@ def shown_in(raw: RawWindow, call: int | None) -> Shown | None:
     same = [
         c for c in reached if any(t.shape == ids.shape and _are_words(t) and torch.equal(t.cpu(), ids) for t in c.given)
     ]
-    return Shown(ids, _masked(ids, same))
+    return Shown(ids, _masked(ids, [*same, *descendants(raw, same)]))
 
 
 def _around(raw: RawWindow, call: int | None) -> list[ModuleCall]:

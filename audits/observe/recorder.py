@@ -26,12 +26,14 @@ from kdbench.audits.observe.lineage import Lineage
 from kdbench.audits.observe.readable import is_readable
 from kdbench.audits.observe.taint import NOTHING, Made, Mode, Taint, is_getter_to_skip, pop_if_on_top, push, tensors_in
 from kdbench.audits.observe.windows import (
+    COMPARISONS,
     DISTANCES,
     LABEL_LOSSES,
     LOOKUPS,
     MOODY,
     SMALL,
     SOFTMAXES,
+    Compared,
     FunctionCall,
     ModuleCall,
     RawWindow,
@@ -141,7 +143,7 @@ class Recorder:
 
     def disarm(self) -> None:
         """Stop recording; the mode is taken down where it is on top."""
-        self.armed = False
+        self.armed = self._wanted = False
         self._take_down()
 
     def _take_down(self) -> None:
@@ -244,6 +246,10 @@ class Recorder:
             self._note_pool(args, kwargs, given[0], outs[0])
         if name in ("gather", "take_along_dim") and len(given) > 1 and mades[0].params and given[1].shape[-1:] > (1,):
             self.raw.picks.append((given[0], given[1], outs[0]))
+        if name in COMPARISONS and len(given) == 1 and params and given[0].is_floating_point():
+            number = next((a for a in (*args, *kwargs.values()) if isinstance(a, int | float)), None)
+            if number is not None and given[0].ndim > 1 and is_readable(given[0]):
+                self.raw.compared.append(Compared(given[0], float(number), params, hooks.call_site()))
         if name in LOOKUPS and len(given) > 1 and mades[0].params and params & ~mades[0].params:
             self._picked[outs[0]] = mades[0].params
         if params or calls:

@@ -1,6 +1,6 @@
 """What a script writes to files, and loads back: is it the student that was trained?"""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -42,15 +42,22 @@ class Saves:
         for name in ("save_file", "save"):
             stack.enter_context(hooks.around(st, name, lambda *args, **kwargs: None, saved))
 
+    def begin(self) -> None:
+        """Take in that a distillation begins: what was kept of another training is none of it."""
+        self.kept.saves, self.kept.own, self.kept.nothing = [], [], []
+
     def _saved(self, obj: Any, *args: Any, **kwargs: Any) -> None:
         students, teachers = self._networks()
         if not students or len(self.kept.saves) >= _MOST:
             return
-        values = list(obj.state_dict().values()) if isinstance(obj, nn.Module) else list(tensors_in(obj, 4))
+        values = list(obj.state_dict().values()) if isinstance(obj, nn.Module) else _weights_in(obj)
         there = {sample(t) for t in values[:_MOST_TENSORS] if _is_weight(t)}
         if there:
-            shares = [max((_share(m, there) for m in modules), default=0.0) for modules in (students, teachers)]
-            self.kept.saves.append(Saved(shares[0], shares[1], hooks.call_site()))
+            shares = [max((share(m, there) for m in modules), default=0.0) for modules in (students, teachers)]
+            mine = {sample(p) for m in (*students, *teachers) for p in m.state_dict().values() if _is_weight(p)}
+            alike = {tuple(p.shape) for m in students for p in m.parameters()}
+            others = sum(at not in mine and at[0] in alike for at in there) / len(there)
+            self.kept.saves.append(Saved(shares[0], shares[1], hooks.call_site(), others))
 
     def _loaded(self, module: nn.Module, state_dict: Any, *args: Any, **kwargs: Any) -> None:
         students, _ = self._networks()
@@ -76,8 +83,16 @@ def _is_weight(t: Tensor) -> bool:
     return t.is_floating_point() and not t.is_sparse and t.numel() > 1 and numbers(t) is not None
 
 
-def _share(module: nn.Module, there: Iterable[Any]) -> float:
-    """Return the part of a network's numbers that are among those of a file."""
+def _weights_in(obj: Any) -> list[Tensor]:
+    """Return the tensors of what is saved, but for the state of an optimizer, which has their shapes."""
+    if isinstance(obj, Mapping):
+        parts = [v for v in obj.values() if not (isinstance(v, Mapping) and {"state", "param_groups"} <= v.keys())]
+        return [t for part in parts for t in _weights_in(part)]
+    return list(obj.state_dict().values()) if isinstance(obj, nn.Module) else list(tensors_in(obj, 4))
+
+
+def share(module: nn.Module, there: Collection[Any]) -> float:
+    """Return the part of a network's numbers that are among these samples, as of a file."""
     params = [p for p in module.parameters() if _is_weight(p)]
     whole = sum(p.numel() for p in params)
     return sum(p.numel() for p in params if sample(p) in there) / whole if whole else 0.0

@@ -17,8 +17,10 @@ from torch.utils.data import (
     TensorDataset,
     WeightedRandomSampler,
 )
+from torch.utils.weak import TensorWeakRef
 
-from kdbench.audits.observe import hooks
+from kdbench.audits.observe import hooks, torch_internals
+from kdbench.audits.observe.taint import tensors_in
 from kdbench.audits.trace import Where
 
 _MOST = 50_000
@@ -29,6 +31,8 @@ _BYTES, _DISTINCT = 16, 0.99
 "Bytes a row, and the share of distinct rows, without which rows coincide by chance."
 _FEWEST = 8
 "Rows that make a test."
+_REPEATED = 1.5
+"How often each row must have been learned from in the mean to be one of a set that stands still."
 _CHANCE = 0.02
 "Share of a test's rows that may be learned from by chance: real data sets hold some samples twice."
 
@@ -60,11 +64,17 @@ class Loaders:
         self._evaluated: dict[str, list[tuple[Any, Any]]] = {}
         "By student, each with the set that was gone through for training before it: folds follow each other."
         self._gone_through: list[Any] = []
+        self._batches: list[TensorWeakRef] = []
+        "The tensors that a loader gave last."
         self._current: Any = None
         self._student = ""
         self._learned: dict[int, set[bytes]] = {}
         self._tested: dict[int, list[set[bytes]]] = {}
         self._testing: int | None = None
+        self._shown: dict[int, int] = {}
+        "By network, rows that it was shown to learn from, each time that it was."
+        self._batch: set[bytes] = set()
+        "What was last learned from: to ask about it again, as for a log or a target, is no test."
         self._places: dict[int, Where | None] = {}
         "By the id of a data set, or of a network that was shown rows, where it was evaluated."
         self.asks_itself = False
@@ -96,8 +106,30 @@ class Loaders:
 
             return iterate
 
-        with hooks.patched(DataLoader, "__init__", wrap_init), hooks.patched(DataLoader, "__iter__", wrap_iter):
+        def wrap_next(original: Any) -> Any:
+            def following(iterator: Any) -> Any:
+                batch = original(iterator)
+                self._batches = [TensorWeakRef(t) for t in tensors_in(batch, 3)]
+                return batch
+
+            return following
+
+        with (
+            hooks.patched(DataLoader, "__init__", wrap_init),
+            hooks.patched(DataLoader, "__iter__", wrap_iter),
+            hooks.patched(torch_internals.LoaderIterator, "__next__", wrap_next),
+        ):
             yield
+
+    def handed_out(self, batch: Tensor) -> bool:
+        """Say whether a batch is what a loader gave last, and nothing was made of it since."""
+        given = [t for ref in self._batches if (t := ref()) is not None]
+        return any(t is batch or (t.shape == batch.shape and torch.equal(t.cpu(), batch.cpu())) for t in given)
+
+    @property
+    def latest(self) -> Any:
+        """The data set that was gone through last; None if there was none."""
+        return self._gone_through[-1] if self._gone_through else None
 
     def _set_of(self, loader: DataLoader[Any]) -> Any:
         try:
@@ -116,8 +148,8 @@ class Loaders:
         if self._current is not None and all(self._current is not t for t in mine):
             mine.append(self._current)
 
-    def shown(self, network: int, rows: list[bytes], learning: bool) -> None:
-        """Take in a batch that the student was shown, to learn from or to be tested on."""
+    def shown(self, network: int, rows: list[bytes], learning: bool, words: bool = False) -> None:
+        """Take in a batch that the student was shown, to learn from or to be tested on; words are never drawn anew."""
         if (
             any(len(row) < _BYTES for row in rows[:1])
             or len(set(rows)) < _DISTINCT * len(rows)
@@ -128,36 +160,42 @@ class Loaders:
             self._tested.clear()
         if learning:
             self._learned.setdefault(network, set()).update(rows)
-            self._testing = None
-        elif not self.asks_itself:
-            tests = self._tested.setdefault(network, [])
-            if self._testing != network or not tests:
-                tests.append(set())
-                self._places.setdefault(network, hooks.call_site())
-                self._testing = network
-            tests[-1].update(rows)
+            self._shown[network] = self._shown.get(network, 0) + len(rows) * (2 if words else 1)
+            if self._testing == network and self._tested[network][-1] <= set(rows):
+                self._tested[network].pop()  # asked about the batch that it is about to learn from
+            self._testing, self._batch = None, set(rows)
+        elif not self.asks_itself and not self._batch >= set(rows):
+            if sum(map(len, self._tested.get(network, ()))) > _MOST:
+                return
+            self._tested.setdefault(network, []).append(set(rows))
+            self._places.setdefault(network, hooks.call_site())
+            self._testing = network
 
     def overlap_of_rows(self) -> Overlap | None:
         """Return the same of the rows that the student was shown, where no loader tells.
 
         To test on the very samples learned from is how accuracy on them is measured; so a test on others beside it, or
-        one on some of each, tells the two apart.
+        one batch with some of each, tells the two apart. Where one test ends and the next begins is not seen.
         """
         for network, tests in self._tested.items():
             learned = self._learned.get(network, set())
             tests = [t for t in tests if len(t) >= _FEWEST]
             if not learned or not tests:
                 continue
-            parts, at = [(len(t), len(t & learned)) for t in tests], self._places.get(network)
-            mixed = next(((n, both) for n, both in parts if _CHANCE * n < both < n), None)
-            if mixed is not None:
-                return Overlap(*mixed, "rows shown to the student", True, at)
-            apart = [n for n, both in parts if both == 0]
+            at, how = self._places.get(network), "rows shown to the student"
+            mixed = [t for t in tests if _CHANCE * len(t) < len(t & learned) < len(t)]
+            if mixed and self._shown[network] < _REPEATED * len(learned):
+                return None  # samples that are drawn anew each time come out as they are in the set now and then
+            if mixed:
+                rows = set().union(*mixed)
+                return Overlap(len(rows), len(rows & learned), how, True, at)
+            apart = set().union(*(t for t in tests if not t & learned))
             if apart:
-                return Overlap(apart[0], 0, "rows shown to the student", True)
-            whole = next(((n, both) for n, both in parts if both == n and n < len(learned)), None)
-            if whole is not None:
-                return Overlap(*whole, "rows shown to the student; every test is on rows learned from", False, at)
+                return Overlap(len(apart), 0, how, True)
+            rows = set().union(*(t for t in tests if t <= learned))
+            if rows and len(rows) < len(learned):
+                said = f"{how}; every test is on rows learned from"
+                return Overlap(len(rows), len(rows), said, False, at)
         return None
 
     def overlap(self, whole: bool = False) -> Overlap | None:

@@ -396,3 +396,14 @@ shut_down_workers: Callable[[Any], None] = _tried(
     stand_in=lambda iterator: None,
     audits=frozenset(),
 )
+LoaderIterator: type = _tried(
+    "LoaderIterator",
+    "torch.utils.data.dataloader._BaseDataLoaderIter",
+    "seeing the batches that a loader gives; without it views of stored answers are not judged",
+    lambda: torch.utils.data.dataloader._BaseDataLoaderIter,
+    lambda kind: (
+        issubclass(torch.utils.data.dataloader._SingleProcessDataLoaderIter, kind) and "__next__" in vars(kind)
+    ),
+    stand_in=object,
+    audits=frozenset(),
+)

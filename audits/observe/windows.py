@@ -7,7 +7,7 @@ run; what the checks read is made of them before (:mod:`audits.infer`).
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -41,6 +41,8 @@ DISTANCES = frozenset(
 )
 SOFTMAXES = frozenset({"softmax", "log_softmax", "_softmax", "_log_softmax", "sigmoid", "logsigmoid"})
 LOOKUPS = frozenset({"gather", "take_along_dim", "__getitem__", "index_select"})
+COMPARISONS = frozenset({"eq", "__eq__", "ne", "__ne__"})
+"With a number, they make a mask."
 MOODY = (torch_internals.BatchNorm, torch_internals.Dropout, torch_internals.InstanceNorm)
 "Modules that answer otherwise in training mode."
 _LEGACY = {
@@ -127,6 +129,16 @@ class FunctionCall:
         return self.args[position] if len(self.args) > position else self.kwargs.get(name, default)
 
 
+class Compared(NamedTuple):
+    """A network's answer that was compared with a number."""
+
+    answer: Tensor
+    number: float
+    params: int
+    "What the answer was made of."
+    where: Where | None
+
+
 @dataclass(eq=False)
 class RawWindow:
     """All of one window, before its backward runs."""
@@ -139,6 +151,7 @@ class RawWindow:
     "Numbers that scalars were multiplied with, and what those scalars were made of."
     picks: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
     "Of answers (..., C) from which several classes a row were looked up: the answer, the classes (..., K), the result."
+    compared: list[Compared] = field(default_factory=list)
     pools: list[tuple[int, int, int, int, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
     "Functional max-pools: their number, that of the module around, kernel, stride, size before and after."
     starts: list[int] = field(default_factory=lambda: [0])

@@ -64,6 +64,15 @@ _OF_MATRIX = ("seeds", "zoo_seeds", "workers", "output", "format_", "quiet", "ve
     help="End a script in which no distillation step comes within N seconds.",
 )
 @click.option(
+    "--run-on",
+    type=click.FloatRange(0),
+    default=10,
+    show_default=True,
+    metavar="N",
+    panel=SCRIPT,
+    help="Then let the script run on for at most N seconds, to see what it saves and scores; 0 ends it at once.",
+)
+@click.option(
     "--guard",
     type=click.Choice(["warn", "stop"]),
     panel=SCRIPT,

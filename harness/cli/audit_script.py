@@ -211,6 +211,7 @@ def _options(contract: Contract, options: dict[str, Any]) -> engine.Options:
     return engine.Options(
         steps=options["steps"],
         max_seconds=options["max_seconds"],
+        runs_on=options["run_on"],
         clip=Clip(contract.max_norm, scope) if contract.max_norm is not None else None,
         kd=KD(
             temperature=contract.temperature,

@@ -75,7 +75,7 @@ def _show_seen(console: Console, audited: Audited, seen: Observation) -> None:
     stopped = seen.stopped + (" (--max-seconds)" if seen.stopped.endswith("seconds were over") else "")
     end = stopped if stopped.endswith("were seen") else f"{steps} were seen: {stopped}"
     _print(console, f"{audited.target}: {', '.join(roles)}", hang="  ")
-    _print(console, f"{end}{crashed}", hang="  ")
+    _print(console, f"{end}{crashed}{'; ' if seen.afterwards else ''}{seen.afterwards}", hang="  ")
     if not losses.sights and audited.verdict != "could-not-run":
         trained = len(trace.updates.steps) > 0
         _print(console, " ".join(_without_distillation(seen, trained)))

@@ -43,7 +43,7 @@ CASES["KD106"] = {
         ),
     ),
     "embeddings for a block": (
-        seen(term("cosine_similarity", "feature", depths=((1, 2), (0, 3)))),
+        trace(sights=[sight(feature("cosine_similarity"), depths={((1, 2), (0, 3)): TERM})]),
         fails(
             "behind its block 1 of 2 are compared with what the teacher's first block is given, its embeddings",
             TERM,
@@ -52,11 +52,19 @@ CASES["KD106"] = {
         ),
     ),
     "embeddings for embeddings": (
-        seen(term("mse_loss", "feature", shapes=[(8, 4), (8, 4)], depths=((0, 2), (0, 3)))),
+        trace(sights=[sight(shaped((8, 4), (8, 4)), depths={((0, 2), (0, 3)): TERM})]),
         passes("one shape in 1 distances"),
     ),
     "a block for a block": (
-        seen(term("mse_loss", "feature", shapes=[(8, 4), (8, 4)], depths=((2, 2), (1, 3)))),
+        trace(sights=[sight(shaped((8, 4), (8, 4)), depths={((2, 2), (1, 3)): TERM})]),
+        passes("one shape in 1 distances"),
+    ),
+    "each block early": (
+        trace(sights=[sight(depths={((0, 2), (0, 4)): TERM, ((1, 2), (1, 4)): TERM, ((2, 2), (3, 4)): TERM})]),
+        fails("2 blocks is held against the block before its place", TERM, pairs=[[1, 1], [2, 3]], blocks=[2, 4]),
+    ),
+    "the last in its place": (
+        trace(sights=[sight(shaped((8, 4), (8, 4)), depths={((1, 2), (1, 4)): TERM, ((2, 2), (4, 4)): TERM})]),
         passes("one shape in 1 distances"),
     ),
     "no distance": (seen(feature("normalize")), undecided("out-of-scope", "no distance between features")),
@@ -118,7 +126,7 @@ CASES["KD304"] = {
     "permuted": (shown("permuted"), passes("shown the same values")),
     "shapes": (
         trace(sights=[sight(inputs=Inputs("shapes", "(8, 1) and (8, 2)")), sight(inputs=Inputs("shapes", "odd"))]),
-        undecided("out-of-scope", "the inputs have other shapes ((8, 1) and (8, 2))"),
+        undecided("out-of-scope", "the inputs have another form ((8, 1) and (8, 2))"),
     ),
     **{
         relation: (

@@ -24,7 +24,9 @@ _PIECE = 2**22
 _MOST_COMPARED = 4096
 "Rows among which one is looked for: by chance among more, another would fit."
 _ALONG = 0.999
-"Cosine from which a row's gradient points along a difference; in ten and more dimensions chance stays far below."
+"Cosine from which a row's gradient points along a difference; in four and more dimensions chance stays far below."
+_BY_CHANCE = 0.1
+"Rows that may fit another by chance, of all that it is compared with, in the two or three dimensions of few classes."
 _MOST = 0.9
 "Part of the rows that must be explained, and part of the answers that must be different: some rows may be alike."
 _BY_FAR = 1e-3
@@ -157,14 +159,14 @@ def permutation_of(rest: Rest, softening: Softening) -> tuple[list[int], list[in
         return None
     unit = kd / size
     for said in softening.answers:
-        tries: list[tuple[Tensor, Callable[[Tensor], Tensor]]] = []
+        tries: list[tuple[Tensor, Callable[[Tensor], Tensor], int]] = []
         if said.kind == "logits" and rest.is_invariant is not True:
-            tries.append((rest.z, said.at))
+            tries.append((rest.z, said.at, rest.layout.classes))
         if rest.is_invariant is not False:
             for ts, tt in softening.pairs(said)[:_MOST_PAIRS]:
-                tries.append(((rest.z / ts).softmax(1), _softened(said, tt)))
-        for own, of_teacher in tries:
-            found = _matched(own, of_teacher, unit, rest)
+                tries.append(((rest.z / ts).softmax(1), _softened(said, tt), rest.layout.classes - 1))
+        for own, of_teacher, dimensions in tries:
+            found = _matched(own, of_teacher, unit, rest, _along(dimensions, n))
             if found is not None:
                 return rest.index.tolist(), found
     return None
@@ -174,7 +176,21 @@ def _softened(said: Said, tt: float) -> Callable[[Tensor], Tensor]:
     return said.at if said.kind == "probabilities" else lambda index: (said.at(index) / tt).softmax(1)
 
 
-def _matched(own: Tensor, of_teacher: Callable[[Tensor], Tensor], unit: Tensor, rest: Rest) -> list[int] | None:
+def _along(dimensions: int, rows: int) -> float:
+    """Return the cosine from which one of so many rows fits by no chance."""
+    if dimensions < _PLANE:
+        return 1.0  # on a line every row fits
+    if dimensions == _PLANE:
+        return max(_ALONG, math.cos(_BY_CHANCE * math.pi / rows))
+    return max(_ALONG, 1 - 2 * _BY_CHANCE / rows) if dimensions == _PLANE + 1 else _ALONG
+
+
+_PLANE = 2
+
+
+def _matched(
+    own: Tensor, of_teacher: Callable[[Tensor], Tensor], unit: Tensor, rest: Rest, along_from: float
+) -> list[int] | None:
     """Return for each row the teacher's row that its gradient's direction points away from, if rows are moved."""
     n, classes = rest.layout.rows, rest.layout.classes
     dtype = torch.float32 if n * classes > _LARGE else torch.float64
@@ -187,7 +203,7 @@ def _matched(own: Tensor, of_teacher: Callable[[Tensor], Tensor], unit: Tensor, 
         pieces.append((along - u @ b.T) / distance)
     cosine = torch.cat(pieces, 1)
     top, which = cosine.max(1)
-    if not bool((top > _ALONG).double().mean() > _MOST):
+    if not bool((top > along_from).double().mean() > _MOST):
         return None
     if len(set(which.tolist())) < _MOST * len(which):
         return None  # many rows with one answer: nobody's order can be read off

@@ -1,0 +1,176 @@
+"""Answers that were stored of other views of the samples; masks that leave nothing out."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_which_training import named_first, observed, step
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from kdbench.harness.zoo.clean.material import CLASSES, WIDTH, mlp
+
+SIZE = 64
+
+
+class Drawn(Dataset):
+    """Samples with noise that is drawn anew, if it is any, each time."""
+
+    def __init__(self, noise):
+        self.noise, self.x = noise, torch.randn(SIZE, WIDTH)
+
+    def __len__(self):
+        return SIZE
+
+    def __getitem__(self, i):
+        return i, self.x[i] + self.noise * torch.randn(WIDTH)
+
+
+def trained():
+    teacher = mlp(32)
+    optimizer = torch.optim.Adam(teacher.parameters(), lr=1e-2)
+    for _ in range(30):
+        x = torch.randn(64, WIDTH)
+        step(optimizer, F.cross_entropy(teacher(x), x[:, :CLASSES].argmax(1)))
+    return teacher.eval().requires_grad_(False)
+
+
+def soft(student, teacher):
+    return 4 * F.kl_div(F.log_softmax(student / 2, 1), F.softmax(teacher / 2, 1), reduction="batchmean")
+
+
+@pytest.mark.parametrize("way", ["stored once, views anew", "stored, one view", "stored, the loop adds noise", "live"])
+def test_answers_that_were_stored_once_belong_to_the_views_they_were_given_to(way):
+    def loop():
+        teacher, student = trained(), mlp(8)
+        loader = DataLoader(Drawn(0.3 * (way in ("live", "stored once, views anew"))), 16, shuffle=True)
+        stored = torch.zeros(SIZE, CLASSES)
+        with torch.no_grad():
+            for ids, x in loader:
+                stored[ids] = teacher(x)
+        optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+        for _ in range(2):
+            for ids, x in loader:
+                said = teacher(x) if way == "live" else stored[ids]
+                shown = x + 0.1 * torch.randn_like(x) if "noise" in way else x
+                step(optimizer, soft(student(shown), said))
+
+    report, _ = observed(loop)
+    assert named_first(report) == (("KD304", "warn") if way == "stored once, views anew" else None)
+
+
+@pytest.mark.parametrize("of", ["labels", "teacher", "student"])
+def test_a_mask_is_made_of_the_labels(of):
+    def loop():
+        body = [nn.Conv2d(3, CLASSES, 1) for _ in range(2)]
+        teacher, student = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), body[0]), nn.Sequential(body[1])
+        optimizer = torch.optim.Adam(teacher.parameters(), lr=1e-2)
+        for network in (teacher, student):
+            if network is student:
+                teacher.eval().requires_grad_(False)
+                optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+            for _ in range(8):
+                x = torch.randn(4, 3, 6, 6)
+                y = x.mean(1).gt(0).long().masked_fill(torch.rand(4, 6, 6) < 0.2, 255)
+                loss = F.cross_entropy(network(x), y, ignore_index=255)
+                if network is student:
+                    answer, said = student(x), teacher(x)
+                    target = F.softmax(said, 1)
+                    mask = {"labels": y.unsqueeze(1).expand_as(target), "teacher": target, "student": answer}[of] != 255
+                    kd = F.kl_div(F.log_softmax(answer, 1), target, reduction="none") * mask
+                    loss = 0.5 * loss + 0.5 * kd.sum() / mask.sum() * CLASSES
+                step(optimizer, loss)
+
+    report, _ = observed(loop)
+    verdict = next(f for f in report.findings if f.id == "KD352")
+    assert (verdict.status == "fail") == (of != "labels")
+    assert of == "labels" or f"the {of}'s answer with 255" in verdict.message
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_frames_beyond_their_length_are_not_distilled(masked):
+    def network(width):
+        return nn.Sequential(nn.Linear(4, width), nn.Tanh(), nn.Linear(width, 6))
+
+    def loop():
+        teacher, student = network(16), network(8)
+        for one in (teacher, student):
+            optimizer = torch.optim.Adam(one.parameters(), lr=1e-2)
+            for _ in range(6):
+                x, lengths = torch.randn(8, 12, 4), torch.randint(6, 13, (8,))
+                answer = one(x)
+                log_p = answer.log_softmax(-1)
+                loss = F.ctc_loss(log_p.transpose(0, 1), torch.randint(1, 6, (8, 2)), lengths, torch.full((8,), 2))
+                if one is student:
+                    with torch.no_grad():
+                        said = teacher(x).softmax(-1)
+                    kl = F.kl_div(log_p, said, reduction="none").sum(-1)
+                    inside = torch.arange(12)[None] < lengths[:, None]
+                    loss = loss + (kl[inside].mean() if masked else kl.mean())
+                step(optimizer, loss)
+            one.requires_grad_(one is student)
+
+    report, _ = observed(loop)
+    verdict = next(f for f in report.findings if f.id == "KD352")
+    assert (verdict.status == "fail") == (not masked)
+    assert masked or "beyond the lengths that ctc_loss is given" in verdict.message
+
+
+class Reads(nn.Module):
+    """A classifier of texts that tells its layers, and nobody else, which words are padding."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.words = nn.Embedding(12, width)
+        layer = nn.TransformerEncoderLayer(width, 2, width, 0.0, batch_first=True)
+        self.body, self.out = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False), nn.Linear(width, 3)
+
+    def forward(self, ids):
+        hidden = self.body(self.words(ids), src_key_padding_mask=ids == 0)
+        return hidden, self.out(hidden.mean(1))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_padding_that_inner_layers_are_told_of_is_padding(masked):
+    def loop():
+        teacher, student = Reads(8), Reads(8)
+        optimizer = torch.optim.Adam(teacher.parameters(), lr=1e-2)
+        for one in (teacher, student):
+            optimizer = torch.optim.Adam(one.parameters(), lr=1e-2)
+            for _ in range(6):
+                ids = torch.randint(1, 12, (8, 9))
+                ids = ids.masked_fill(torch.arange(9)[None] >= torch.randint(4, 10, (8, 1)), 0)
+                hidden, answer = one(ids)
+                loss = F.cross_entropy(answer, ids[:, 0] % 3)
+                if one is student:
+                    with torch.no_grad():
+                        told, _ = teacher(ids)
+                    far = 1 - F.cosine_similarity(hidden, told, dim=-1)
+                    loss = loss + (far[ids != 0].mean() if masked else far.mean())
+                step(optimizer, loss)
+            one.requires_grad_(one is student)
+
+    report, _ = observed(loop)
+    assert named_first(report) == (None if masked else ("KD352", "warn"))
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_margins_keep_their_sign(absolute):
+    def scores():
+        return nn.Sequential(nn.Linear(WIDTH, 16), nn.Tanh(), nn.Linear(16, 1), nn.Flatten(0))
+
+    def loop():
+        teacher, student = scores(), scores()
+        optimizer = torch.optim.Adam(teacher.parameters(), lr=1e-2)
+        for _ in range(6):
+            a, b = torch.randn(2, 16, WIDTH)
+            better = (a.sum(1) > b.sum(1)).float()
+            step(optimizer, F.binary_cross_entropy_with_logits(teacher(a) - teacher(b), better))
+        teacher.requires_grad_(False)
+        optimizer = torch.optim.Adam(student.parameters(), lr=1e-2)
+        for _ in range(6):
+            a, b = torch.randn(2, 16, WIDTH)
+            mine, its = student(a) - student(b), teacher(a) - teacher(b)
+            step(optimizer, F.mse_loss(mine.abs(), its.abs()) if absolute else F.mse_loss(mine, its))
+
+    report, _ = observed(loop)
+    assert named_first(report) == (("KD313", "error") if absolute else None)
