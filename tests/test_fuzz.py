@@ -32,3 +32,9 @@ def test_an_error_that_nobody_foresaw_is_counted(place):
     reader = READERS["contract"]
     tally = try_reader(type(reader)(reader.file, (broken,), reader.kind), place, range(2))
     assert tally.taken == {"unforeseen": 2} and "KeyError" in tally.unforeseen[0][1]
+
+
+@pytest.mark.parametrize("damage", [425, 647, 900])
+def test_numbers_beyond_all_use_are_refused_before_anything_is_made_of_them(damage, place):
+    """Epochs that no float holds, and a width that no tensor has; found by the long form."""
+    assert try_reader(READERS["study.toml"], place, range(damage, damage + 1)).taken == {"refused": 1}

@@ -58,26 +58,41 @@ def kills(state: State, scale: float, only: str) -> None:
         (place / "runs").mkdir()
         reference, seconds = of.undisturbed(place)
         for at, (kind, (wanted, blows)) in enumerate(of.kinds(chance, seconds).items()):
-            if state.has("kills", kind) or only not in kind:
+            if only not in kind:
                 continue
-            begun, count, studies = time.monotonic(), of.Count(), 0
-            while count.tried < math.ceil(scale * wanted) and studies < 3 * wanted:
-                most = min(10, math.ceil(scale * wanted) - count.tried)
-                of.until_done(place, f"v{at}-{studies}", blows, most, count, reference)
-                studies += 1
-            state.note("kills", kind, count.tried, count.failures, time.monotonic() - begun, studies=count.studies)
+            wanted, begun, count = math.ceil(scale * wanted), time.monotonic(), _so_far(state, kind)
+            empty = 0
+            while count.tried < wanted and empty < 5:  # a step that a run does not take kills nothing
+                before = count.tried
+                name = f"v{at}-{count.studies}-{empty}"
+                of.until_done(place, name, blows, min(10, wanted - before), count, reference)
+                empty = 0 if count.tried > before else empty + 1
+                begun = _note(state, kind, count, begun)
         for kind, wanted, strike in (("mirror", 20, of.mirror_kills), ("fork server", 10, of.server_kills)):
-            if state.has("kills", kind) or only not in kind:
+            if only not in kind:
                 continue
-            begun, count = time.monotonic(), of.Count()
             with tempfile.TemporaryDirectory(prefix="torture-") as own:
                 (Path(own) / "runs").mkdir()
-                if kind == "mirror":
-                    of.undisturbed(Path(own))
-                    strike(Path(own), count, math.ceil(scale * wanted), chance, 4.0)
-                else:
-                    strike(Path(own), count, math.ceil(scale * wanted), chance, reference)
-            state.note("kills", kind, count.tried, count.failures, time.monotonic() - begun, studies=count.studies)
+                more = reference if kind == "fork server" else of.undisturbed(Path(own))[0]
+                begun, count = time.monotonic(), _so_far(state, kind)
+                while count.tried < math.ceil(scale * wanted):
+                    strike(Path(own), count, min(count.tried + 8, math.ceil(scale * wanted)), chance, more)
+                    begun = _note(state, kind, count, begun)
+
+
+def _so_far(state: State, kind: str) -> Any:
+    """Return what an earlier call counted of a kind of kills."""
+    import kills as of
+
+    row = state.parts.get("kills", {}).get(kind, {"tried": 0, "studies": 0, "failures": []})
+    return of.Count(row["tried"], row["studies"], list(row["failures"]))
+
+
+def _note(state: State, kind: str, count: Any, begun: float) -> float:
+    """Write down a kind of kills as far as it is; return the time."""
+    now, before = time.monotonic(), state.parts.get("kills", {}).get(kind, {}).get("seconds", 0)
+    state.note("kills", kind, count.tried, count.failures, before + now - begun, studies=count.studies)
+    return now
 
 
 def machine(state: State, scale: float, only: str) -> None:

@@ -51,6 +51,10 @@ _MOST_LIVES = 40
 "Starts after which a study that is not finished counts as stuck."
 
 
+Dealt = Callable[[int], dict[str, Any]]
+"How the next run is struck, at most so many times."
+
+
 @dataclass
 class Count:
     """What became of the blows of one kind."""
@@ -102,13 +106,11 @@ def differences(study: StudyFolder, reference: dict[str, Any]) -> list[str]:
     return found + [f"left over: {name}" for name in leftovers(study)]
 
 
-def until_done(
-    place: Path, name: str, blows: Callable[[], dict[str, Any]], most: int, count: Count, reference: dict[str, Any]
-) -> None:
+def until_done(place: Path, name: str, blows: Dealt, most: int, count: Count, reference: dict[str, Any]) -> None:
     """Start a study again and again, up to `most` times with a blow, until it is finished; note what came of it."""
     words, struck = command(place, name), 0
     for start in range(_MOST_LIVES):
-        ended = live(words, place / "runs", **(blows() if struck < most else {}))
+        ended = live(words, place / "runs", **(blows(most - struck) if struck < most else {}))
         struck, count.tried = struck + ended.struck, count.tried + ended.struck
         if "Traceback" in ended.said or ended.code in (70, 124):
             count.failures.append(f"{name}, start {start}: code {ended.code}: {ended.said[-300:]}")
@@ -124,22 +126,22 @@ def until_done(
     count.failures += [f"{name}: {said}" for said in differences(folder_of(place, name), reference)]
 
 
-def kinds(chance: random.Random, seconds: float) -> dict[str, tuple[int, Callable[[], dict[str, Any]]]]:
+def kinds(chance: random.Random, seconds: float) -> dict[str, tuple[int, Dealt]]:
     """Return each kind of kill: how many, and how one is dealt; `seconds` is what the undisturbed study took."""
 
-    def at_a_step(who: str, word: str, most: int, times: int = 1) -> Callable[[], dict[str, Any]]:
-        return lambda: {"blow": Blow(who, most, word, chance.getrandbits(32), times)}
+    def at_a_step(who: str, word: str, most: int) -> Dealt:
+        return lambda left: {"blow": Blow(who, most, word, chance.getrandbits(32), left)}
 
     return {
         "coordinator, at a random moment": (
             50,
-            lambda: {"meanwhile": after(chance.uniform(0, 0.7 * seconds))},
+            lambda left: {"meanwhile": after(chance.uniform(0, 0.7 * seconds))},
         ),
         "coordinator, at a step with a file": (50, at_a_step("coordinator", "", 30)),
-        "trial, at a random moment": (30, lambda: {"meanwhile": on_trials(chance, seconds / 3, 10)}),
-        "trial, at a step with a file": (30, at_a_step("trial", "", 14, 10)),
-        "commit of a result": (20, at_a_step("trial", "result.json", 2, 10)),
-        "checkpoint": (20, at_a_step("trial", "checkpoint", 4, 10)),
+        "trial, at a random moment": (30, lambda left: {"meanwhile": on_trials(chance, seconds / 3, left)}),
+        "trial, at a step with a file": (30, at_a_step("trial", "", 14)),
+        "commit of a result": (20, at_a_step("trial", "result.json", 2)),
+        "checkpoint": (20, at_a_step("trial", "checkpoint", 4)),
     }
 
 
@@ -153,9 +155,9 @@ def undisturbed(place: Path) -> tuple[dict[str, Any], float]:
     return image(folder_of(place, "reference")), seconds
 
 
-def mirror_kills(place: Path, count: Count, wanted: int, chance: random.Random, seconds: float) -> None:
+def mirror_kills(place: Path, count: Count, wanted: int, chance: random.Random, reference: dict[str, Any]) -> None:
     """Kill `kdbench mirror` while it makes the database and while it writes; the last one must bring all, once."""
-    runs = place / "runs"
+    runs, seconds = place / "runs", 4.0
     while count.tried < wanted:
         for path in runs.glob("*mlflow.db*"):
             path.unlink()
@@ -174,7 +176,7 @@ def mirror_kills(place: Path, count: Count, wanted: int, chance: random.Random, 
             rows = database.execute(
                 "select value, count(*) from tags where key = 'trial_key' group by value"
             ).fetchall()
-        keys = {folder.key for study in runs.glob("*-*/study.json") for folder in StudyFolder(study.parent).trials()}
+        keys = {*reference["trials"]}
         studies = len([*runs.glob("*-*/study.json")])
         odd = [key for key, times in rows if times != studies]
         if {key for key, _ in rows} != keys or odd:

@@ -10,6 +10,7 @@ _TITLES = {
     "machine": "What a machine does to a run",
     "fuzz": "Damaged files",
 }
+_PLANNED = {"kills": 230, "machine": 36, "fuzz": 28_000}
 _SAID = {
     "kills": "Three trainings of networks of width 2 on digits, killed by SIGKILL and started again by the same "
     "command until they are done. A row held where each finished study equals the undisturbed one: weights, scores and "
@@ -44,7 +45,8 @@ def page(parts: Mapping[str, Mapping[str, Mapping[str, Any]]], order: Sequence[s
             lines += ["Not run.", ""]
             continue
         tried, failed = sum(row["tried"] for row in rows.values()), sum(map(_failed, rows.values()))
-        lines += [f"{_SAID[part]}", "", f"**{tried:,} tried, {tried - failed:,} held, {failed} failed.**", ""]
+        short = f" Cut off: {_PLANNED[part]:,} are planned." if tried < _PLANNED[part] else ""
+        lines += [f"{_SAID[part]}", "", f"**{tried:,} tried, {tried - failed:,} held, {failed} failed.**{short}", ""]
         lines += ["| what | tried | held | failed | seconds |", "|---|---|---|---|---|"]
         for kind, row in rows.items():
             bad = _failed(row)
