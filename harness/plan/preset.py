@@ -16,6 +16,10 @@ from kdbench.kd.recipe import Recipe
 from kdbench.kd.settings import check_types
 
 
+_LARGEST = 10_000_000
+"Of a whole number in a study's file: no tensor, and no estimate of a cost, is made of a larger one."
+
+
 @dataclass(frozen=True)
 class Decision:
     """What was declared before the run about how to decide."""
@@ -168,6 +172,8 @@ def _keys(found: Any, known: Iterable[str], where: str) -> None:
     for key in found:
         if key not in known:
             raise unknown("key", key, known, where)
+        if isinstance(found[key], int) and abs(found[key]) > _LARGEST:
+            raise InputError(f"{where}: {key} is beyond {_LARGEST:,}, which no study means")
 
 
 def _text(found: Any, where: str) -> str:
