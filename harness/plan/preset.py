@@ -15,7 +15,6 @@ from kdbench.kd.models import MODELS, parse_stages
 from kdbench.kd.recipe import Recipe
 from kdbench.kd.settings import check_types
 
-
 _LARGEST = 10_000_000
 "Of a whole number in a study's file: no tensor, and no estimate of a cost, is made of a larger one."
 
