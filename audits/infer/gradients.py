@@ -6,7 +6,8 @@ from torch import nn
 from kdbench.audits.infer.explain import Explanation, Try, explain
 from kdbench.audits.infer.observer import EXPLAINED, Observer
 from kdbench.audits.infer.roles import Cast
-from kdbench.audits.observe.windows import RawWindow
+from kdbench.audits.observe.freed import give_back
+from kdbench.audits.observe.windows import SMALL, RawWindow
 from kdbench.audits.trace import Hits, Sight, Trace
 
 _AGAIN = 5
@@ -46,6 +47,8 @@ class Gradients(Observer):
         first = len(self._trace.losses.sights) < EXPLAINED or self._awaits_step()
         if first or self._awaits_labels() or self._awaits_share():
             sight.explanations = explain(raw, cast, self._hints)
+            if any(e.rows * e.classes > SMALL for e in sight.explanations):
+                give_back()
             found = [e.attempt for e in sight.explanations if e.attempt is not None and e.form != "unknown"]
             self._hints = tuple(dict.fromkeys([*found, *self._hints]))[:_HINTS]
         for e in sight.explanations:
