@@ -231,6 +231,7 @@ class Recorder:
                     first.grad_fn,
                     first.requires_grad,
                     hooks.call_site(),
+                    is_custom,
                     itself,
                 )
             )

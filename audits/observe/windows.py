@@ -118,9 +118,10 @@ class FunctionCall:
     grad_fn: Any
     requires_grad: bool
     where: Where | None
+    custom: bool = False
+    "Whether it has a backward of its own."
     itself: bool = False
-    """Whether it has a backward of its own, and one network's answer meets in it what that network answered to the same
-    batch without a gradient."""
+    "Whether one network's answer meets in it what that network answered to the same batch without a gradient."
 
     def release(self) -> None:
         """Let go of the tensors and of the graph."""

@@ -19,6 +19,7 @@ from kdbench.audits.infer.explain.heads import Head
 from kdbench.audits.infer.explain.rows import Layout, norms, spread
 from kdbench.audits.infer.roles import Label
 from kdbench.audits.observe import torch_internals
+from kdbench.audits.observe.custom import passes_custom
 from kdbench.audits.observe.windows import LABEL_LOSSES, RawWindow
 
 ENTROPIES = frozenset({"cross_entropy", "nll_loss"})
@@ -55,13 +56,14 @@ class Gradients:
 
 
 def gradients_at(raw: RawWindow, head: Head, by_hand: bool = False) -> Gradients | None:
-    """Return the gradient at a head and the label losses' part; None where a hook may change it.
+    """Return the gradient at a head and the label losses' part; None where a hook may change it, or where a function of
+    the user's lies between, whose backward may run but once.
 
     That part is known where all label losses are torch's; with `by_hand`, also where log-probabilities were picked by
     labels. To these more may be added, as label smoothing by hand does; then it is none of the labels' part.
     """
     root, z, scale = raw.roots[0], head.z, raw.root_scale
-    if torch_internals.hooks_of(z):
+    if torch_internals.hooks_of(z) or passes_custom(root, z):
         return None
     weighed: list[tuple[Label, Tensor, Tensor]] = []
     known = True
