@@ -19,5 +19,5 @@ def locals_of(frame: FrameType) -> dict[str, Any]:
     found = dict(held)
     is_snapshot = sys.version_info < (3, 13) and bool(frame.f_code.co_flags & inspect.CO_OPTIMIZED)
     if is_snapshot and sys.getrefcount(held) <= _OWN:
-        held.clear()  # type: ignore[attr-defined]
+        held.clear()
     return found

@@ -181,8 +181,10 @@ class RawWindow:
 
     def release(self) -> None:
         """Let go of all that is large, whoever still holds a part of the window."""
-        for part in (*self.calls, *self.functions):
-            part.release()
+        for call in self.calls:
+            call.release()
+        for function in self.functions:
+            function.release()
         self.one_hot, self.picks = [], []
 
 
