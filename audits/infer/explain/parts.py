@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 from torch.nn import functional as F
 
@@ -56,14 +56,14 @@ class Gradients:
 
 
 def gradients_at(raw: RawWindow, head: Head, by_hand: bool = False) -> Gradients | None:
-    """Return the gradient at a head and the label losses' part; None where a hook may change it, or where a function of
-    the user's lies between, whose backward may run but once.
+    """Return the gradient at a head and the label losses' part; None where a hook may change it, or where a fused loss
+    lies between, whose backward may run but once.
 
     That part is known where all label losses are torch's; with `by_hand`, also where log-probabilities were picked by
     labels. To these more may be added, as label smoothing by hand does; then it is none of the labels' part.
     """
     root, z, scale = raw.roots[0], head.z, raw.root_scale
-    if torch_internals.hooks_of(z) or passes_custom(root, z):
+    if torch_internals.hooks_of(z) or (_is_fused(raw) and passes_custom(root, z)):
         return None
     weighed: list[tuple[Label, Tensor, Tensor]] = []
     known = True
@@ -94,6 +94,11 @@ def gradients_at(raw: RawWindow, head: Head, by_hand: bool = False) -> Gradients
         return g
 
     return Gradients(kd, lambda: _of_labels(head, weighed, scale), known, scale)
+
+
+def _is_fused(raw: RawWindow) -> bool:
+    """Say whether a loss with a backward of its own was handed the weights of a head."""
+    return any(isinstance(t, nn.Parameter) and t.ndim == 2 for f in raw.functions if f.custom for t in f.args)
 
 
 def _branches_beside(root: Tensor, outs: list[Tensor]) -> list[GradientEdge]:
