@@ -71,3 +71,4 @@ def test_the_example_for(make, wrong, capsys, monkeypatch, tmp_path):
     passed = {f.id for f in report.findings if f.status == "pass"}
     assert failed == ({"KD301"} if wrong else set())
     assert {"KD101", "KD102", "KD302", "KD311"} <= passed
+    assert wrong or {"KD305", "KD313"} <= passed

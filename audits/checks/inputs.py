@@ -208,7 +208,7 @@ def alignment(trace: Trace) -> Verdict:
                 continue
             if taught is not None or (turned is not None and e.form not in _UNREAD):
                 return _moved(sight, e, taught or turned or [])
-            proven = proven or (e.form not in _UNREAD and not sight.cached)
+            proven = proven or (e.form not in _UNREAD and e.placed and not sight.cached)
         for t in sight.terms:
             unread = all(e.form == "nothing" for e in sight.explanations)
             if t.permutation or (turned is not None and t.kind == "feature" and unread):

@@ -212,6 +212,7 @@ def _against_itself(trace: Trace) -> Verdict | None:
     for s in sights:
         silent = all(e.form == "nothing" for e in s.explanations)
         alone = s.self_taught and s.explanations and (s.idle or s.asked_twice or silent)
+        alone = alone or (s.self_taught and s.asked_twice and any(t.against_itself for t in s.terms))
         if alone or (s.own_target and _cancels(trace)):  # beside a term of features that does reach the teacher
             what = f"; the teacher ({s.teacher}) answers, and reaches no loss" if s.idle else ""
             return failed(

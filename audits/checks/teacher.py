@@ -107,6 +107,13 @@ def _by_route(trace: Trace, found: Loaded) -> Verdict:
         return failed(
             "the teacher was loaded from the student's own start, which nothing had trained", observed, place, severity
         )
+    if found.same_start and _nothing_to_learn(trace):
+        return failed(
+            "teacher and student begin as one: they hold the same weights and give the same answers, and no labels are "
+            "learned beside them, so there is nothing to learn",
+            observed,
+            place,
+        )
     if share == 1:
         return passed(f"all of the teacher was {found.route}", observed)
     # Weights may be averaged, pruned or set by hand; a teacher that surely knows something is not broken by it.
@@ -144,6 +151,15 @@ def _by_route(trace: Trace, found: Loaded) -> Verdict:
         place,
         milder,
     )
+
+
+def _nothing_to_learn(trace: Trace) -> bool:
+    """Say whether the whole loss leaves no gradient at the student's logits before the first step.
+
+    Beside labels a copy of the student's start is right: it keeps what was learned before.
+    """
+    read = [e for s in trace.losses.sights if s.step == 0 for e in s.explanations]
+    return bool(read) and all(e.form == "nothing" and e.label_weight == 0.0 and not e.vanishes for e in read)
 
 
 def over_chance(commonest: float) -> float:

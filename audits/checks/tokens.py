@@ -35,8 +35,10 @@ _TOLD = 16
 _FORETOLD = 32
 "Words that tell whether stored answers are those to these texts."
 _RIGHT, _WRONG, _BY_FAR = 0.5, 0.25, 2.0
-"""Of the likelihood that stored answers give to a word drawn as they say, the part from which a word is what they mean
-(teachers are surer than right), and below which it is not; and by how much one word must be likelier than another."""
+"""Of the likelihood that stored answers give to a word drawn as they say (the mean sum of their squares, which is what
+calibrated answers give the right word, whatever the texts), the part from which a word is meant: a teacher may be twice
+as sure as right. Below the other part it is not: none is four times as sure. And by how much one word must be likelier
+than another."""
 _ELSEWHERE = 4.0
 "By how much the right answers find a text's own words likelier than those of others; neighbours in a list are alike."
 

@@ -1,12 +1,16 @@
 """What gradient does the distillation send into the student's logits, and are the teacher's answers right?"""
 
+from functools import partial
+
 import torch
 from torch import nn
 
 from kdbench.audits.infer.explain import Explanation, Try, explain
+from kdbench.audits.infer.explain.fused import listen
 from kdbench.audits.infer.observer import EXPLAINED, Observer
 from kdbench.audits.infer.roles import Cast
-from kdbench.audits.observe.windows import RawWindow
+from kdbench.audits.observe.freed import give_back
+from kdbench.audits.observe.windows import SMALL, RawWindow
 from kdbench.audits.trace import Hits, Sight, Trace
 
 _AGAIN = 5
@@ -46,10 +50,26 @@ class Gradients(Observer):
         first = len(self._trace.losses.sights) < EXPLAINED or self._awaits_step()
         if first or self._awaits_labels() or self._awaits_share():
             sight.explanations = explain(raw, cast, self._hints)
-            found = [e.attempt for e in sight.explanations if e.attempt is not None and e.form != "unknown"]
-            self._hints = tuple(dict.fromkeys([*found, *self._hints]))[:_HINTS]
+            if any(e.rows * e.classes > SMALL for e in sight.explanations):
+                give_back()
+            for e in sight.explanations:
+                self._learn(e)
+            listen(raw, cast, self._hints, partial(self._heard, sight), self._break)
         for e in sight.explanations:
             self._count_hits(e)
+
+    def _learn(self, e: Explanation) -> None:
+        """Remember a form that explained a window."""
+        if e.attempt is not None and e.form != "unknown":
+            self._hints = tuple(dict.fromkeys([e.attempt, *self._hints]))[:_HINTS]
+
+    def _heard(self, sight: Sight, e: Explanation) -> None:
+        """Take in what a loss with a backward of its own left: it tells more than what lies below it."""
+        self._learn(e)
+        sight.explanations = [e, *(o for o in sight.explanations if o.form not in ("unknown", "nothing"))]
+
+    def _break(self, error: Exception) -> None:
+        self._trace.broken = self._trace.broken or f"{type(error).__name__}: {error}"
 
     def _awaits_step(self) -> bool:
         """Say whether the first step goes on, over tokens: its micro-batches or pieces mean one thing together."""

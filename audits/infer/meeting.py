@@ -33,7 +33,7 @@ def order_of(raw: RawWindow, cast: Cast, f: FunctionCall) -> bool | None:
     )
     if mine is None or its is None or mine.ndim < 2 or its.ndim < 2 or len(mine) != len(its) or len(mine) < _FEWEST:
         return None
-    of_student, of_teacher = list(_places(raw, mine, cast.student_mask)), list(_places(raw, its, cast.teacher_mask))
+    of_student, of_teacher = list(places_of(raw, mine, cast.student_mask)), list(places_of(raw, its, cast.teacher_mask))
     # Rows of different wholes have no places to compare.
     pairs = [(a, b) for a in of_student for b in of_teacher if a.among == b.among]
     if not pairs:
@@ -50,7 +50,7 @@ class _Places(NamedTuple):
     among: int
 
 
-def _places(raw: RawWindow, t: Tensor, mask: int, before: float = math.inf) -> Iterator[_Places]:
+def places_of(raw: RawWindow, t: Tensor, mask: int, before: float = math.inf) -> Iterator[_Places]:
     """Yield where a loss's rows stand in the answer that they were taken from, and then in what that was fed."""
     rows = t.detach().reshape(-1, t.shape[-1]) if t.ndim in (2, 3) else t.detach().flatten(1)
     wanted = row_keys(rows[:_MOST])
@@ -69,7 +69,7 @@ def _places(raw: RawWindow, t: Tensor, mask: int, before: float = math.inf) -> I
             fed = call.given[0] if call.given else None
             same = len(source) == len(rows) and fed is not None and fed.shape[:-1] == t.shape[:-1]
             if same and fed is not None and call.fed.params & mask:
-                yield from _places(raw, fed, mask, call.index)  # a projector's rows are those that it was fed
+                yield from places_of(raw, fed, mask, call.index)  # a projector's rows are those that it was fed
             return
 
 

@@ -11,6 +11,7 @@ from kdbench.audits.infer.living import living
 from kdbench.audits.infer.observer import Known, Observer
 from kdbench.audits.infer.roles import Group
 from kdbench.audits.observe import torch_internals
+from kdbench.audits.observe.frames import locals_of
 from kdbench.audits.observe.taint import Taint
 from kdbench.audits.trace import Trace
 
@@ -85,7 +86,7 @@ def _variable_of(module: nn.Module) -> str | None:
         if not frame.f_code.co_filename.startswith(sys.prefix) and not frame.f_globals.get("__name__", "").startswith(
             "kdbench.audits"
         ):
-            places.append(frame.f_locals)
+            places.append(locals_of(frame))
         frame = frame.f_back  # type: ignore[assignment]
     main = sys.modules.get("__main__")
     if main is not None:
@@ -144,7 +145,7 @@ def _places() -> list[Mapping[str, Any]]:
     found: list[Mapping[str, Any]] = []
     while frame is not None:
         if not frame.f_globals.get("__name__", "").startswith(("kdbench.audits", "torch.")):
-            found += [frame.f_locals, _inside(frame.f_locals.get("self"))]
+            found += [held := locals_of(frame), _inside(held.get("self"))]
         frame = frame.f_back  # type: ignore[assignment]
     main = sys.modules.get("__main__")
     return [*found, vars(main)] if main is not None else found

@@ -24,6 +24,7 @@ from kdbench.audits.infer.targets import (
     stored_probabilities,
 )
 from kdbench.audits.observe.flow import PRODUCTS
+from kdbench.audits.observe.outline import Outline
 from kdbench.audits.observe.taint import Made, Taint
 from kdbench.audits.observe.windows import DISTANCES, LABEL_LOSSES, LOOKUPS, FunctionCall, ModuleCall, RawWindow
 
@@ -38,7 +39,7 @@ class Label:
 
     call: FunctionCall
     made: int
-    logits: Tensor | None
+    logits: Tensor | Outline | None
     "What it was computed from: logits, or log-probabilities."
     target: Tensor | None
     "Class indices, flat; or the rows of a smoothed or mixed target."
@@ -161,16 +162,20 @@ def labels_in(raw: RawWindow, taint: Taint) -> list[Label]:
 def _label(call: FunctionCall, raw: RawWindow, taint: Taint) -> Label | None:
     if call.name in LABEL_LOSSES:
         logits, target = call.arg(0, "input"), call.arg(1, "target")
-        if not isinstance(target, Tensor) or not isinstance(logits, Tensor) or taint.of(target, ids=True).params:
+        if not isinstance(target, Tensor) or taint.of(target, ids=True).params:
             return None
-        if is_a_place(target, logits.shape[1] if logits.ndim > 1 and are_scores(logits, raw, taint) else 0):
+        if not isinstance(logits, Tensor | Outline):
+            return None
+        scores = isinstance(logits, Tensor) and logits.ndim > 1 and are_scores(logits, raw, taint)
+        if is_a_place(target, logits.shape[1] if scores else 0):
             return None
         if target.is_floating_point() and call.name in ("cross_entropy",) and not looks_like_labels(target):
             return None
         plain = call.name == "cross_entropy" and call.kwargs.get("weight") is None and len(call.args) < 3
         plain = plain and call.reduction == "mean"
         smoothing = float(call.kwargs.get("label_smoothing", 0.0))
-        return Label(call, taint.of(logits).params, logits, target.detach(), smoothing, plain)
+        made = taint.of(logits) if isinstance(logits, Tensor) else call.operands[0][1]
+        return Label(call, made.params, logits, target.detach(), smoothing, plain)
     hot = next((t for t, made, _ in call.operands if t is not None and _are_hot(call, t, made, raw)), None)
     if hot is not None:
         other = next((t for t, made, _ in call.operands if t is not None and made.params), None)
@@ -261,7 +266,7 @@ def cast(raw: RawWindow, taint: Taint, declared: Declared, known: list[nn.Module
     heard = [f for f in heard if all(f is not label.call for label in result.labels)]
     losses = {"kl_div", *DISTANCES, *LABEL_LOSSES}
     by_hand = [] if result.teachers else [f for f in heard if stored_probabilities(f, raw, student) is not None]
-    result.soft = [f for f in heard if f.name in losses or f in meeting or f in by_hand]
+    result.soft = [f for f in heard if f.name in losses or f in meeting or f in by_hand or f.itself]
     result.own_target = any(is_against_itself(f, student) for f in result.soft)
     if not result.teachers:
         stored = [f for f in result.soft if f in by_hand or is_against_stored(f, student, declared.stored)]
@@ -521,7 +526,7 @@ def _is_no_label(call: FunctionCall, student: int, labels: list[Label]) -> bool:
         targets = [t for t, made, _ in call.operands[1:2] if not made.params]
         return not any(t is not None and looks_like_labels(t) for t in targets)
     mine = [t for t, made, _ in call.operands[:2] if t is not None and made.params & student]
-    return any(one_answer(t, label.logits) for t in mine for label in labels if label.logits is not None)
+    return any(one_answer(t, label.logits) for t in mine for label in labels if isinstance(label.logits, Tensor))
 
 
 def _idle(

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kdbench.audits.observe.flow import LOG_SUM, PRODUCTS
 from kdbench.audits.observe.taint import Taint
-from kdbench.audits.observe.windows import FunctionCall, RawWindow
+from kdbench.audits.observe.windows import SMALL, FunctionCall, RawWindow
 
 _ROWS, _ONE_ANSWER, _TINIEST = 64, 0.99, 1e-30
 "Rows compared, the cosine above which two answers, centred, are one, and what is kept from dividing by zero."
@@ -92,6 +92,8 @@ def one_answer(one: Tensor, logits: Tensor) -> bool:
 
 def is_against_itself(call: FunctionCall, student: int) -> bool:
     """Say whether both sides of a loss are made of the student alone."""
+    if call.itself:
+        return not any(made.params & ~student for _, made, _ in call.operands)
     if call.name not in ("kl_div", "mse_loss") or len(call.operands) < 2:
         return False
     masks = [made.params for _, made, _ in call.operands[:2]]
@@ -132,5 +134,8 @@ def are_log_probabilities(value: Tensor) -> bool:
     """Say whether the rows (..., C) are logarithms of probabilities."""
     if value.ndim < 2 or not value.is_floating_point():
         return False
-    with torch.no_grad():
-        return bool((value.detach().float().logsumexp(-1).abs() < LOG_SUM).all())
+    rows = value.detach()
+    if rows.numel() > SMALL:  # a few of them tell, and all in single precision would be as large as the answer, twice
+        at = torch.linspace(0, rows[..., 0].numel() - 1, _ROWS).long().to(rows.device)
+        rows = rows[torch.unravel_index(at, rows.shape[:-1])]
+    return bool((rows.float().logsumexp(-1).abs() < LOG_SUM).all())

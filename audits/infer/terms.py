@@ -17,6 +17,7 @@ from kdbench.audits.infer.roles import Cast
 from kdbench.audits.infer.still import is_still
 from kdbench.audits.infer.targets import lookup_of, stored_probabilities
 from kdbench.audits.observe import torch_internals
+from kdbench.audits.observe.outline import Outline
 from kdbench.audits.observe.taint import Taint
 from kdbench.audits.observe.windows import DISTANCES, FunctionCall, ModuleCall, RawWindow, leaves_of
 from kdbench.audits.trace import Sight, Term, Trace
@@ -425,9 +426,10 @@ def _squashed_twice(raw: RawWindow, cast: Cast) -> tuple[str, str]:
             if x is not None and any(x is out for out in sigmoids) and of.params & cast.student_mask:
                 return "student's", "sigmoid"
     for x, made in arguments:
-        if x is None or x.ndim != 2 or x.shape[1] not in classes or len(x) < 2:
+        if x is None or x.ndim != 2 or x.shape[1] not in classes or x.shape[0] < 2:
             continue
-        rows = x.detach()[:: max(1, len(x) // _LOOKED_AT)].double()  # of a large vocabulary never all
+        at = torch.arange(0, x.shape[0], max(1, x.shape[0] // _LOOKED_AT))  # of a large vocabulary never all
+        rows = (x.rows(at) if isinstance(x, Outline) else x.detach()[at.to(x.device)]).double()
         sums = rows.sum(1)
         # Divided by a temperature they still sum to one number.
         even = bool((rows >= 0).all()) and float(sums.max() - sums.min()) <= _EVEN * float(sums.max())

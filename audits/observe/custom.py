@@ -10,6 +10,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
 
@@ -95,3 +96,19 @@ def holds_custom(node: Any, most: int = 10_000) -> bool:
         seen.add(node)
         todo.extend(parent for parent, _ in node.next_functions)
     return False
+
+
+def passes_custom(root: Tensor, z: Tensor) -> bool:
+    """Say whether a backward from a loss to a tensor runs a function of the user's."""
+    leads: dict[Any, bool] = {z.grad_fn: True}
+    todo: list[Any] = [root.grad_fn] if z.grad_fn is not None else []
+    while todo:  # from the leaves upwards, without recursion: a graph may be thousands of nodes deep
+        node = todo[-1]
+        below = [parent for parent, _ in node.next_functions if parent is not None]
+        if node in leads:
+            todo.pop()
+        elif missing := [parent for parent in below if parent not in leads]:
+            todo += missing
+        else:
+            leads[todo.pop()] = any(leads[parent] for parent in below)
+    return any(leads[node] and isinstance(node, BackwardCFunction) for node in leads if node is not z.grad_fn)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kdbench.audits.observe.readable import is_readable
 from kdbench.audits.observe.taint import Made
-from kdbench.audits.observe.windows import DISTANCES, LABEL_LOSSES, LOOKUPS, SOFTMAXES
+from kdbench.audits.observe.windows import DISTANCES, LABEL_LOSSES, LOOKUPS, SOFTMAXES, ModuleCall
 
 _BY_INDEX = LOOKUPS | {"embedding", "embedding_bag", "take"}
 "Functions that read at places, and make nothing of the places' own numbers."
@@ -83,3 +83,29 @@ def two_meet(given: list[Tensor], mades: list[Made]) -> bool:
         m.params for t, m in zip(given, mades, strict=True) if t.is_floating_point() and not isinstance(t, nn.Parameter)
     ]
     return any(a & ~b and b & ~a for a in answers for b in answers)
+
+
+def meets_itself(given: list[Tensor], mades: list[Made], calls: list[ModuleCall]) -> bool:
+    """Say whether a network's answer is among these, and what it answered to the same batch without a gradient."""
+    answers = [
+        (t.requires_grad, m)
+        for t, m in zip(given, mades, strict=True)
+        if t.is_floating_point() and not isinstance(t, nn.Parameter) and m.calls
+    ]
+    for learns, mine in answers:
+        for other, its in answers if learns else ():
+            if other or its.params & ~mine.params or not its.calls & ~mine.calls:
+                continue
+            asked = [c for c in calls if its.calls >> c.index & 1 and not mine.calls >> c.index & 1 and not c.grad]
+            again = [c for c in calls if mine.calls >> c.index & 1 and c.grad]
+            if any(a.module is b.module and _same_batch(a, b) for a in asked for b in again):
+                return True
+    return False
+
+
+def _same_batch(one: ModuleCall, other: ModuleCall) -> bool:
+    """Say whether two calls were shown the same data."""
+    if not one.given or not other.given or one.fed.params or other.fed.params:
+        return False
+    a, b = one.given[0], other.given[0]
+    return a is b or (a.shape == b.shape and a.dtype == b.dtype and is_readable(a) and bool((a == b).all()))

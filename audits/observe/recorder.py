@@ -19,10 +19,12 @@ from kdbench.audits.observe.flow import (
     SHAPE_ONLY,
     is_a_label,
     meet_numbers,
+    meets_itself,
     passed_on,
     two_meet,
 )
 from kdbench.audits.observe.lineage import Lineage
+from kdbench.audits.observe.outline import kept
 from kdbench.audits.observe.readable import is_readable
 from kdbench.audits.observe.taint import NOTHING, Made, Mode, Taint, is_getter_to_skip, pop_if_on_top, push, tensors_in
 from kdbench.audits.observe.windows import (
@@ -211,7 +213,8 @@ class Recorder:
                 self._on_write(given if name.startswith("_foreach") else given[:1])
         if name in moods.FUNCTIONS and self._stack:
             self._note_mood(name, args, kwargs)
-        meets = two_meet(given, mades) if is_custom else self._matters(name, given, mades, outs)
+        itself = is_custom and meets_itself(given, mades, self.raw.calls)
+        meets = itself or (two_meet(given, mades) if is_custom else self._matters(name, given, mades, outs))
         if meets and not self._custom and all(map(is_readable, given)):
             index = self._number()
             calls |= 1 << index
@@ -220,7 +223,7 @@ class Recorder:
                 FunctionCall(
                     name,
                     index,
-                    args if is_custom or name in KEPT_WHOLE else (),
+                    args if is_custom else kept(name, args, mades[0], self.raw.calls) if name in KEPT_WHOLE else (),
                     kwargs,
                     [(t if t.numel() <= SMALL else None, m, tuple(t.shape)) for t, m in zip(given, mades, strict=True)],
                     first if first.numel() <= SMALL else None,
@@ -228,6 +231,8 @@ class Recorder:
                     first.grad_fn,
                     first.requires_grad,
                     hooks.call_site(),
+                    is_custom,
+                    itself,
                 )
             )
         elif name in (
@@ -478,13 +483,14 @@ class Recorder:
             self._passing.listen()
         else:
             self._on_window(raw)
+            if not raw.waits:
+                raw.release()  # what the backward frees as it goes is not held over it
 
     def _begin(self) -> None:
         """Begin a window; with what the last ones computed for losses that have not been called backward yet."""
         old, new = self.raw, RawWindow(self.taint.window)
         # Two peers' losses are computed before either's backward; a loss that is only logged waits in vain.
-        waits = any(f.requires_grad and not old.root.calls >> f.index & 1 for f in old.functions)
-        starts = [*old.starts, self._next] if waits and self.armed else [self._next]
+        starts = [*old.starts, self._next] if old.waits and self.armed else [self._next]
         new.starts = starts[-_KEPT:]
         gone = new.starts[0] - self.taint.base
         self.taint.base = new.starts[0]
@@ -495,6 +501,8 @@ class Recorder:
                     item.parent = item.parent - gone if item.parent >= gone else None
                 if item.index >= 0:
                     getattr(new, kind).append(item)
+                else:
+                    item.release()
         if new.calls or new.functions:
             new.one_hot = old.one_hot
             new.scales = [(Made(m.params, m.calls >> gone, self.taint.base), f) for m, f in old.scales]

@@ -88,6 +88,10 @@ class ModuleCall:
     "Of the first output as it was returned: a write in place raises it."
     has_children: bool = False
 
+    def release(self) -> None:
+        """Let go of what it was given and answered: whoever still knows of the call keeps nothing large alive."""
+        self.given, self.answer, self.value, self.large = [], None, None, None
+
     @property
     def output(self) -> tuple[Tensor, Tensor] | None:
         """The output that could be logits, and its values as they were returned; None where they are gone or edited."""
@@ -114,6 +118,14 @@ class FunctionCall:
     grad_fn: Any
     requires_grad: bool
     where: Where | None
+    custom: bool = False
+    "Whether it has a backward of its own."
+    itself: bool = False
+    "Whether one network's answer meets in it what that network answered to the same batch without a gradient."
+
+    def release(self) -> None:
+        """Let go of the tensors and of the graph."""
+        self.args, self.kwargs, self.operands, self.out, self.grad_fn = (), {}, [], None, None
 
     @property
     def reduction(self) -> str:
@@ -161,6 +173,19 @@ class RawWindow:
     leaves: list[nn.Parameter] = field(default_factory=list)
     root_scale: float = 1.0
     where: Where | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether a loss was computed in it that its backward does not reach: it may have one of its own later."""
+        return any(f.requires_grad and not self.root.calls >> f.index & 1 for f in self.functions)
+
+    def release(self) -> None:
+        """Let go of all that is large, whoever still holds a part of the window."""
+        for call in self.calls:
+            call.release()
+        for function in self.functions:
+            function.release()
+        self.one_hot, self.picks = [], []
 
 
 def leaves_of(

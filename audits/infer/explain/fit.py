@@ -110,6 +110,8 @@ class Explanation:
     "Of answers by token: which rows get a gradient."
     call: int | None = None
     "The number of the call of a module that gave the logits."
+    placed: bool = True
+    "Whether it is known which rows of the networks' answers met: a loss may be handed rows of its own."
     source: int = 0
     "The id of the module that gave the logits: pieces of one sequence come from one."
 
@@ -133,6 +135,7 @@ class Fitted(NamedTuple):
 
 def fit(rest: Rest, basis: Tensor) -> Fitted | None:
     """Fit a form's gradient (n, C), in the scale of one row: by one coefficient, or else one a row."""
+    basis = rest.project(basis)
     if not float(basis.norm()) > _TINY or not bool(basis.isfinite().all()):
         return None
     if not rest.known:

@@ -16,6 +16,7 @@ from kdbench.audits.infer.targets import (
     stored_probabilities,
 )
 from kdbench.audits.observe import torch_internals
+from kdbench.audits.observe.outline import Outline
 from kdbench.audits.observe.windows import SMALL, SOFTMAXES, FunctionCall, RawWindow
 
 _MOST = 6
@@ -228,8 +229,8 @@ def heads(raw: RawWindow, cast: Cast, student: int, answers: list[Answer]) -> li
         if head.value.ndim == 3 and any(w >= head.value.shape[-1] for w in {*(w for _, w in shapes), *stored}):
             place(head, _is_cut_from)
     for label in waiting:
-        if label.logits is not None and label.logits.requires_grad and label.logits.ndim >= 2:
-            base = _common_source(raw, label)
+        base = _common_source(raw, label)
+        if base is not None and base.requires_grad and base.ndim >= 2:
             found.append(Head(base, base.detach(), [label], _class_dim(raw, base, [label])))
     return [*found, *_without_labels(raw, answered, found, shapes, stored, labels)][:_MOST]
 
@@ -271,13 +272,15 @@ def _without_labels(
         value = head.value
         dim = _class_dim(raw, value, [])
         fits = not shapes or (value.numel(), value.shape[-1]) in shapes or value.shape[-1] in stored
+        if id(head.z) in known or not fits or (widths and value.shape[dim] not in widths):
+            continue
         same = any(
             v.shape[-1] == value.shape[-1]
             and v.numel() == value.numel()
             and torch.equal(v.reshape(-1), value.reshape(-1).to(v.dtype))
             for v in values
         )
-        if id(head.z) not in known and fits and not same and (not widths or value.shape[dim] in widths):
+        if not same:
             mine = [label for label in labels if _flows(label, head.z)]
             more.append(Head(head.z, head.value, mine, dim, bool(mine)))
             known.add(id(head.z))
@@ -285,9 +288,10 @@ def _without_labels(
     return more
 
 
-def _common_source(raw: RawWindow, label: Label) -> Tensor:
+def _common_source(raw: RawWindow, label: Label) -> Tensor | None:
     """Return the tensor that the label loss and the softmaxes start from where no module gave it."""
-    assert label.logits is not None
+    if isinstance(label.logits, Outline):
+        return label.logits.source
     for f in raw.functions:
         if f.name in ("log_softmax", "softmax") and f.operands and f.out is label.logits:
             source = f.operands[0][0]
@@ -301,12 +305,16 @@ def _flows(label: Label, z: Tensor) -> bool:
     out = label.call.out
     if not isinstance(out, Tensor) or not out.requires_grad or torch_internals.hooks_of(z):
         return True
+    if isinstance(label.logits, Outline) and label.logits.source is z:
+        return True  # a backward through as many numbers would tell no more
     seed = torch.ones_like(out)
     return torch.autograd.grad(out, z, seed, retain_graph=True, allow_unused=True)[0] is not None
 
 
 def _is_of(label: Label, value: Tensor) -> bool:
     x = label.logits
+    if isinstance(x, Outline):
+        return x.numel() == value.numel() and x.source.data_ptr() == value.data_ptr()
     if x is None or x.numel() != value.numel() or x.ndim < 1:
         return False
     at, other = -1, -1
@@ -331,5 +339,5 @@ def _is_cut_from(label: Label, value: Tensor) -> bool:
     x = label.logits
     if x is None or x.ndim not in (2, 3) or x.numel() >= value.numel():
         return False
-    second = x.ndim == 3 and label.classes == value.shape[-1] and len(x) == len(value)
+    second = x.ndim == 3 and label.classes == value.shape[-1] and x.shape[0] == len(value)
     return x.shape[-1] == value.shape[-1] or second

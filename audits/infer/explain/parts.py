@@ -1,21 +1,25 @@
 """The gradient at a head, taken apart: what the label losses leave there, exactly, and the rest.
 
-The rest is asked for as the gradient of the loss less the label losses, each times its own weight: what reaches them
-cancels to the bit before it goes on, so nothing of the labels' is left to round, and one gradient stands in memory.
+The rest is asked for where the label losses have left the sum: of the branches of the loss that lead to none of them.
+So nothing of the labels' is left to round, no backward runs through them, and one gradient stands in memory. Where the
+loss has no such branches, it is the gradient of the loss less the label losses, each times its own weight: what reaches
+them cancels to the bit before it goes on.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
 from torch.nn import functional as F
 
 from kdbench.audits.infer.explain.heads import Head
 from kdbench.audits.infer.explain.rows import Layout, norms, spread
 from kdbench.audits.infer.roles import Label
 from kdbench.audits.observe import torch_internals
+from kdbench.audits.observe.custom import passes_custom
 from kdbench.audits.observe.windows import LABEL_LOSSES, RawWindow
 
 ENTROPIES = frozenset({"cross_entropy", "nll_loss"})
@@ -52,13 +56,14 @@ class Gradients:
 
 
 def gradients_at(raw: RawWindow, head: Head, by_hand: bool = False) -> Gradients | None:
-    """Return the gradient at a head and the label losses' part; None where a hook may change it.
+    """Return the gradient at a head and the label losses' part; None where a hook may change it, or where a fused loss
+    lies between, whose backward may run but once.
 
     That part is known where all label losses are torch's; with `by_hand`, also where log-probabilities were picked by
     labels. To these more may be added, as label smoothing by hand does; then it is none of the labels' part.
     """
     root, z, scale = raw.roots[0], head.z, raw.root_scale
-    if torch_internals.hooks_of(z):
+    if torch_internals.hooks_of(z) or (_is_fused(raw) and passes_custom(root, z)):
         return None
     weighed: list[tuple[Label, Tensor, Tensor]] = []
     known = True
@@ -77,11 +82,50 @@ def gradients_at(raw: RawWindow, head: Head, by_hand: bool = False) -> Gradients
     outs, weights = ([out for _, out, _ in weighed], [-w for _, _, w in weighed]) if known else ([], [])
 
     def kd() -> Tensor | None:
+        beside = _branches_beside(root, outs)
+        if beside:
+            into = torch.autograd.grad(root, beside, retain_graph=True, allow_unused=True)
+            heard = [(edge, seed) for edge, seed in zip(beside, into, strict=True) if seed is not None]
+            edges, seeds = [edge for edge, _ in heard], [seed for _, seed in heard]
+            (g,) = torch.autograd.grad(edges, z, seeds, retain_graph=True, allow_unused=True)
+            return torch.zeros_like(z) if g is None and weights else g
         seeds = [torch.ones_like(root), *weights]
         (g,) = torch.autograd.grad([root, *outs], z, seeds, retain_graph=True, allow_unused=True)
         return g
 
     return Gradients(kd, lambda: _of_labels(head, weighed, scale), known, scale)
+
+
+def _is_fused(raw: RawWindow) -> bool:
+    """Say whether a loss with a backward of its own was handed the weights of a head."""
+    return any(isinstance(t, nn.Parameter) and t.ndim == 2 for f in raw.functions if f.custom for t in f.args)
+
+
+def _branches_beside(root: Tensor, outs: list[Tensor]) -> list[GradientEdge]:
+    """Return the edges of the graph at which branches begin that lead to none of these, next to those that do."""
+    labels = {out.grad_fn for out in outs}
+    leads: dict[Any, bool] = dict.fromkeys(labels, True)
+    todo: list[Any] = [root.grad_fn] if labels else []
+    while todo:  # from the leaves upwards, without recursion: a graph may be thousands of nodes deep
+        node = todo[-1]
+        below = [parent for parent, _ in node.next_functions if parent is not None]
+        if node in leads:
+            todo.pop()
+        elif missing := [parent for parent in below if parent not in leads and parent is not node]:
+            todo += missing
+        else:
+            leads[todo.pop()] = any(leads[parent] for parent in below)
+    found: list[GradientEdge] = []
+    inside: list[Any] = [root.grad_fn] if labels and leads[root.grad_fn] and root.grad_fn not in labels else []
+    seen = set(inside)
+    while inside:
+        for parent, place in inside.pop().next_functions:
+            if parent is not None and not leads[parent]:
+                found.append(GradientEdge(parent, place))
+            elif parent is not None and parent not in labels and parent not in seen:
+                seen.add(parent)
+                inside.append(parent)
+    return list(dict.fromkeys(found))
 
 
 def _is_even(w: Tensor | None) -> bool:

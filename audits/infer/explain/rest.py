@@ -19,7 +19,7 @@ _NOISE = {torch.float16: 1e-2, torch.bfloat16: 4e-2}
 "Part of the label term's gradient that its rounding can leave: twenty roundings of float16, ten of bfloat16."
 _NOISE_ELSE = 1e-5
 "The same in single precision: a hundred roundings, as softmax, mean and a scaler's factor add up to."
-_SILENT = 1e-12
+SILENT = 1e-12
 "Part of the largest gradient below which a row gets none: rows that a mask leaves out get exactly 0, or underflow."
 _EVEN, _UNEVEN = 1e-3, 0.02
 """Sums of a row's gradient, relative to its size, up to which a constant added to the row leaves the loss as it is, and
@@ -54,6 +54,13 @@ class Rest:
     "Whether the rows that are not distilled have no label either, so that the terms' weights compare."
     labels: LabelPart | None = None
     "What the labels leave there, where that is known."
+    through: Tensor | None = None
+    """Some columns of the student's head (C, k), where the gradient (n, k) is that of the numbers of the hidden states
+    below it."""
+
+    def project(self, basis: Tensor) -> Tensor:
+        """Return a form's gradient at the logits (n, C) as it stands where the gradient was seen."""
+        return basis if self.through is None else basis @ self.through
 
     @cached_property
     def label_size(self) -> float:
@@ -96,7 +103,7 @@ class Rest:
     @property
     def is_invariant(self) -> bool | None:
         """Whether adding a constant to a row's logits leaves the loss as it is; None where that cannot be said."""
-        if not self.known:
+        if not self.known or self.through is not None:
             return None
         looser = _HALF if self.dtype in (torch.float16, torch.bfloat16) else 1.0
         of_rows = self.sizes.sums[self.layout.dim]
@@ -120,7 +127,7 @@ def rest_of(head: Head, gradients: Gradients) -> Rest | None:
         return None
     size = sizes(layout, gradient)
     size = size._replace(norm=size.norm / scale)
-    live = (size.largest > _SILENT * (float(size.largest.max()) or 1.0)).nonzero().flatten()
+    live = (size.largest > SILENT * (float(size.largest.max()) or 1.0)).nonzero().flatten()
     index = spread(live if len(live) else torch.arange(layout.rows), layout.classes)
     z, kd = layout.take(head.value, index), layout.take(gradient, index) / scale
     del gradient  # the labels' part is as large

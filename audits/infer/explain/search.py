@@ -115,7 +115,11 @@ def _by_row(small: Rest, basis: Tensor) -> Tensor:
 
 
 def residual(small: Rest, basis: Tensor) -> float:
-    """Return what a form leaves where each row has its own coefficient."""
+    """Return what a form with this gradient at the logits (n, C) leaves, where each row has its own coefficient."""
+    return _left(small, small.project(basis))
+
+
+def _left(small: Rest, basis: Tensor) -> float:
     return float((small.kd - _by_row(small, basis) * basis).norm() / small.kd.norm().clamp_min(_TINIEST))
 
 
@@ -124,10 +128,10 @@ def _refined(small: Rest, said: Said, start: Try) -> tuple[float, Try]:
     read, make = _coded(start, said)
 
     def basis(x: list[float]) -> Tensor:
-        return make(x).gradient(small.z, said.rows, said.kind)
+        return small.project(make(x).gradient(small.z, said.rows, said.kind))
 
     x, b = read, basis(read)
-    left = residual(small, b)
+    left = _left(small, b)
     for _ in range(_ITERATIONS):
         c = _by_row(small, b)
         columns = []
@@ -146,7 +150,7 @@ def _refined(small: Rest, said: Said, start: Try) -> tuple[float, Try]:
         for _ in range(5):  # halved until it helps
             ahead = [v + scale * s for v, s in zip(x, step, strict=True)]
             new = basis(ahead)
-            now = residual(small, new)
+            now = _left(small, new)
             if now < left:
                 break
             scale /= 2

@@ -32,7 +32,7 @@ _TINIEST = 1e-30
 
 def topk_fit(rest: Rest, softening: Softening, blank: Explanation) -> Explanation | None:
     """Return the term over the k likeliest classes that explains what is left, if there is one."""
-    if not rest.known or rest.is_invariant is False or rest.layout.classes < _LEAST_CLASSES:
+    if not rest.known or rest.through is not None or rest.is_invariant is False or rest.layout.classes < _LEAST_CLASSES:
         return None
     for said in softening.answers:
         if said.kept is not None:
