@@ -1,5 +1,6 @@
 """reports/trust.md: what was tried, what held, what failed, and the command for each line."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -53,10 +54,15 @@ def page(parts: Mapping[str, Mapping[str, Mapping[str, Any]]], order: Sequence[s
             lines.append(f"| {kind} | {row['tried']:,} | {row['tried'] - bad:,} | {bad} | {row['seconds']} |")
         lines += [
             "",
-            *(f"- {kind}: {said.strip()[:300]}" for kind, row in rows.items() for said in row["failures"][:3]),
+            *(f"- {kind}: {_plain(said)}" for kind, row in rows.items() for said in row["failures"][:3]),
         ]
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _plain(said: str) -> str:
+    """Return what a failure said on one line, without places of this machine."""
+    return re.sub(r"/\S*/", ".../", " ".join(said.split()))[:300]
 
 
 def _failed(row: Mapping[str, Any]) -> int:
