@@ -203,5 +203,7 @@ def main() -> None:
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, heed)
     code = run_cli(lambda: cli.main(prog_name="kdbench", standalone_mode=False), lambda: told[0] if told else None)
+    for number in (signal.SIGINT, *ENDING):  # a second one, as it ends, would hide the code of the first
+        signal.signal(number, signal.SIG_IGN)
     gc.freeze()  # else the interpreter, as it ends, looks through all of PyTorch for garbage
     sys.exit(code)

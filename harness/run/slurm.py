@@ -105,7 +105,7 @@ def _script(jobs: Jobs, stage: str) -> str:
             "trap : TERM USR1  # bash waits for srun before it heeds them",
             f"srun --ntasks=1 {command}{shard}",
             "code=$?",
-            f'case $code in 138|143) scontrol requeue "{this}";; esac',
+            f'case $code in 130|138|143) scontrol requeue "{this}";; esac',
             "exit $code",
             "",
         ]
