@@ -16,26 +16,26 @@ class Fused(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, bias, their_hidden, their_weight, their_bias, divergence):
         with torch.enable_grad():
-            h, w = hidden.detach().requires_grad_(), weight.detach().requires_grad_()
-            z, t = h @ w.T + (0 if bias is None else bias), their_hidden @ their_weight.T
-            each = divergence(z, t if their_bias is None else t + their_bias)
-            ctx.kept = torch.autograd.grad(each.sum(), (h, w))
+            own = [None if x is None else x.detach().requires_grad_() for x in (hidden, weight, bias)]
+            z, t = F.linear(*own), F.linear(their_hidden, their_weight, their_bias)
+            each = divergence(z, t)
+            found = iter(torch.autograd.grad(each.sum(), [x for x in own if x is not None]))
+            ctx.kept = [None if x is None else next(found) for x in own]
         return each.detach()
 
     @staticmethod
     def backward(ctx, grad):
         assert bool((grad == grad[0]).all()), "the tests weigh all tokens alike"
-        h, w = (kept.mul_(grad[0]) for kept in ctx.kept)
-        return h, w, None, None, None, None, None
+        return *(None if kept is None else kept.mul_(grad[0]) for kept in ctx.kept), None, None, None, None
 
 
 class Body(nn.Module):
     """A language model that is asked for its hidden states."""
 
-    def __init__(self, width):
+    def __init__(self, width, bias=True):
         super().__init__()
         self.words, self.mix = nn.Embedding(WORDS, width), nn.GRU(width, width, batch_first=True)
-        self.head = nn.Linear(width, WORDS)
+        self.head = nn.Linear(width, WORDS, bias=bias)
 
     def forward(self, ids):
         return self.mix(self.words(ids))[0]
@@ -65,12 +65,12 @@ def jsd(z, t, beta=0.3):
 def trained(divergence, change=lambda said: said, dtype=torch.float32, bias=False, **declared):
     """Train for a few steps under a watch, and return it; `change` is done to the teacher's hidden states (B, L, H)."""
     torch.manual_seed(0)
-    student, teacher = Body(12).to(dtype), Body(20).to(dtype)
+    student, teacher = Body(12, bias).to(dtype), Body(20, bias).to(dtype)
     teacher.eval().requires_grad_(False)
     for network in (student, teacher):
         network.head.weight.data.mul_(8)
     optimizer = torch.optim.SGD(student.parameters(), lr=0.05)
-    heads = [(m.head.weight, m.head.bias if bias else None) for m in (student, teacher)]
+    heads = [(m.head.weight, m.head.bias) for m in (student, teacher)]
     with audits.watch(student=student, teacher=teacher, optimizer=optimizer, **declared) as watch:
         for _ in range(4):
             ids = torch.randint(0, WORDS, (TEXTS, LENGTH))

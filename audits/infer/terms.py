@@ -392,6 +392,8 @@ def _is_hooked(module: nn.Module) -> bool:
 def _asked_twice(raw: RawWindow, cast: Cast) -> bool:
     """Say whether the student was asked the very same again without a gradient, for a target: a hint beside the batch
     makes a teacher of it."""
+    if any(f.itself for f in cast.soft):
+        return True
     calls = [c for g in cast.students for c in g.calls if c.given and raw.root.calls >> c.index & 1]
     met = [f.made.calls for f in cast.soft]
 
