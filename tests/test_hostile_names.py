@@ -97,4 +97,5 @@ def test_what_is_no_image_is_refused_and_opened_by_no_other_program(spoil, says,
 @pytest.mark.parametrize("kind", ["png", "jpg", "bmp", "tif", "webp", "ppm"])
 def test_the_formats_that_are_meant_are_read(kind, tmp_path):
     Image.new("RGB", (32, 32), (200, 200, 200)).save(tmp_path / f"a.{kind}")
-    assert data._decode(tmp_path / f"a.{kind}").shape == (32, 32, 3)
+    pixels, came = data._decode(tmp_path / f"a.{kind}", 32)
+    assert pixels.shape == (32, 32, 3) and came == (32, 32)

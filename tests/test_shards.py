@@ -186,6 +186,7 @@ def most_at_once(runs, over):
     return most
 
 
+@pytest.mark.long
 def test_a_cluster_gives_the_table_of_one(here, cache):
     """Of three trials: each starts a Python of its own, as where workers are far away."""
     distributed = pytest.importorskip("distributed")

@@ -189,6 +189,7 @@ def test_only_what_is_undecided_is_trained_on(monkeypatch):
     assert next(o for o in outcomes if o.arm.fault == "double-step").reason.startswith("a trial has no score")
 
 
+@pytest.mark.long
 def test_a_run_of_it_whose_control_is_not_killed_says_so(tmp_path):
     """No drop exceeds a margin of 95 points, so the first look ends it for all."""
     few = ["--method", "logit", "--width", "4", "--epochs", "1", "--teacher-epochs", "6", "--margin", "95"]

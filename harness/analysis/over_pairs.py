@@ -11,7 +11,6 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from kdbench.harness.analysis.rows import ComparisonRow
 
@@ -139,6 +138,8 @@ def _chances(a: np.ndarray, b: np.ndarray, rng: np.random.Generator) -> tuple[fl
     if n <= MANY and m <= MANY:
         drawn = _beats(a[rng.integers(0, n, (DRAWS, n))], b[rng.integers(0, m, (DRAWS, m))])
         return float(_beats(a[None], b[None])[0]), drawn
+    from scipy import stats  # slow to import, and needed by large tables alone
+
     both, in_a, in_b = stats.rankdata([*a, *b]), stats.rankdata(a), stats.rankdata(b)
     seen = (both[:n].mean() - (n + 1) / 2) / m
     # Brunner and Munzel 2000: of each value's placement among the other group's.
