@@ -1,5 +1,7 @@
 """Networks of which only parts are called, teachers that are told more, and words numbered in two ways."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -146,3 +148,27 @@ def test_an_average_beside_a_frozen_teacher_is_one_and_two_numbers_a_row_make_no
 
     report, _ = observed(loop)
     assert named_first(report) is None
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_an_average_that_is_called_in_two_parts_is_one(right):
+    """Body and head are modules of their own, as in self-distillation; the wrong one averages the other way round."""
+
+    def loop():
+        torch.manual_seed(0)
+        body, head = nn.Sequential(nn.Linear(WIDTH, 16), nn.Tanh()), nn.Linear(16, 8)
+        mean_body, mean_head = copy.deepcopy(body).requires_grad_(False), copy.deepcopy(head).requires_grad_(False)
+        optimizer = torch.optim.SGD([*body.parameters(), *head.parameters()], lr=0.1)
+        for _ in range(12):
+            x = torch.randn(64, WIDTH)
+            with torch.no_grad():
+                goal = (mean_head(mean_body(x)) / 0.05).softmax(1)
+            step(optimizer, -(goal * (head(body(x + 0.1)) / 0.1).log_softmax(1)).sum(1).mean())
+            with torch.no_grad():
+                for student, mean in ((body, mean_body), (head, mean_head)):
+                    for own, its in zip(student.parameters(), mean.parameters(), strict=True):
+                        its.mul_(0.9 if right else 0.1).add_(own if right else torch.randn_like(own), alpha=0.1)
+
+    report, _ = observed(loop)
+    accused = {finding.id for finding in report.findings if finding.status == "fail" and finding.severity == "error"}
+    assert ("KD302" in accused) != right, accused

@@ -175,13 +175,13 @@ class TeacherState(Observer):
         return found
 
     def _moving(self) -> list[nn.Module]:
-        """Return the teacher; of several, the one that has moved, as beside a frozen one its average does."""
+        """Return the modules of the teacher; of several, those that have moved, as an average beside a frozen one."""
         teachers = _modules(self._known.teachers)
         if len(teachers) < 2:
             return teachers
         olds = {id(live): old for live, old in (self._first or {}).values()}
         moved = [t for t in teachers if any(id(p) in olds and not is_still(p, olds[id(p)]) for p in t.parameters())]
-        return moved if len(moved) == 1 else []
+        return moved or teachers
 
     def _pairs(self) -> list[Pair]:
         """Return the parameters in the loss that teacher and student have under one name and in one shape."""
