@@ -118,6 +118,10 @@ def test_means_over_different_pairs_are_not_compared(tmp_path, monkeypatch, lost
 
 @pytest.mark.packages
 def test_rliable_gives_the_same_numbers():
+    """In an environment of its own, since arch, which it uses, needs pandas below 3.
+
+    pip install rliable 'pandas<3' && python -m pytest -m packages tests/test_over_pairs.py
+    """
     pytest.importorskip("rliable", reason="rliable is not installed")
     from rliable import library as rly
 
