@@ -18,7 +18,8 @@ from kdbench.audits.infer.explain.rows import MOST_ROWS, Layout, places, sizes, 
 from kdbench.audits.infer.explain.search import searched_fit
 from kdbench.audits.infer.explain.softening import Answer, Softening, said_by, softening, temperature_of
 from kdbench.audits.infer.explain.topk import topk_fit
-from kdbench.audits.infer.roles import Cast, Group, Label
+from kdbench.audits.infer.labels import Label
+from kdbench.audits.infer.roles import Cast, Group
 from kdbench.audits.observe.taint import Made
 from kdbench.audits.observe.windows import FunctionCall, ModuleCall, RawWindow
 

@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdbench.audits.infer.labels import Label
 from kdbench.audits.infer.observer import EXPLAINED, Observer
-from kdbench.audits.infer.roles import Cast, Label
+from kdbench.audits.infer.roles import Cast
 from kdbench.audits.observe.windows import RawWindow
 from kdbench.audits.trace import BlindMask, Sight, Trace
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from kdbench.audits.infer.explain.rows import Layout, spread
-from kdbench.audits.infer.roles import Cast, Label
+from kdbench.audits.infer.labels import Label
+from kdbench.audits.infer.roles import Cast
 from kdbench.audits.infer.targets import (
     are_log_probabilities,
     is_against_itself,

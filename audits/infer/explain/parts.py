@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from kdbench.audits.infer.explain.heads import Head
 from kdbench.audits.infer.explain.rows import Layout, norms, spread
-from kdbench.audits.infer.roles import Label
+from kdbench.audits.infer.labels import Label
 from kdbench.audits.observe import torch_internals
 from kdbench.audits.observe.custom import passes_custom
 from kdbench.audits.observe.windows import LABEL_LOSSES, RawWindow
