@@ -17,24 +17,20 @@ from kdbench.audits.observe.flow import (
     KEPT_WHOLE,
     NO_WRITES,
     SHAPE_ONLY,
-    is_a_label,
-    meet_numbers,
     meets_itself,
     passed_on,
     two_meet,
 )
 from kdbench.audits.observe.lineage import Lineage
+from kdbench.audits.observe.noted import POOLS, SCALES, factor_of, matters, pool_of
 from kdbench.audits.observe.outline import kept
 from kdbench.audits.observe.readable import is_readable
 from kdbench.audits.observe.taint import NOTHING, Made, Mode, Taint, is_getter_to_skip, pop_if_on_top, push, tensors_in
 from kdbench.audits.observe.windows import (
     COMPARISONS,
-    DISTANCES,
-    LABEL_LOSSES,
     LOOKUPS,
     MOODY,
     SMALL,
-    SOFTMAXES,
     Compared,
     FunctionCall,
     ModuleCall,
@@ -214,7 +210,9 @@ class Recorder:
         if name in moods.FUNCTIONS and self._stack:
             self._note_mood(name, args, kwargs)
         itself = is_custom and meets_itself(given, mades, self.raw.calls)
-        meets = itself or (two_meet(given, mades) if is_custom else self._matters(name, given, mades, outs))
+        meets = itself or (
+            two_meet(given, mades) if is_custom else matters(name, given, mades, outs, self.raw.one_hot, self._picked)
+        )
         if meets and not self._custom and all(map(is_readable, given)):
             index = self._number()
             calls |= 1 << index
@@ -235,19 +233,9 @@ class Recorder:
                     itself,
                 )
             )
-        elif name in (
-            "mul",
-            "__mul__",
-            "__rmul__",
-            "div",
-            "__truediv__",
-            "true_divide",
-            "multiply",
-            "__imul__",
-            "mul_",
-        ):
-            self._note_scale(name, args, mades, params, calls)
-        if name in ("max_pool2d", "boolean_dispatch", "max_pool2d_with_indices") and self._stack:
+        elif params and name in SCALES and (factor := factor_of(name, args, taint)) is not None:
+            self.raw.scales.append((Made(params, calls, taint.base), factor))
+        if name in POOLS and self._stack:
             self._note_pool(args, kwargs, given[0], outs[0])
         if name in ("gather", "take_along_dim") and len(given) > 1 and mades[0].params and given[1].shape[-1:] > (1,):
             self.raw.picks.append((given[0], given[1], outs[0]))
@@ -263,59 +251,15 @@ class Recorder:
             for t in outs if outs[0].dtype != torch.bool else ():  # to compare numbers makes none
                 (taint.add if inplace else taint.put)(t, made)
 
-    def _matters(self, name: str, given: list[Tensor], mades: list[Made], outs: list[Tensor]) -> bool:
-        if name in LABEL_LOSSES or name in DISTANCES or name == "kl_div":
-            return True
-        if name in SOFTMAXES:
-            return given[0].ndim in (2, 3, 4) and given[0].numel() <= SMALL and given[0].is_floating_point()
-        if name in LOOKUPS:
-            return (
-                len(given) > 1
-                and bool(mades[0].params)
-                and given[0].is_floating_point()
-                and any(
-                    not t.is_floating_point() and (not m.params or is_a_label(given, mades, t, m))
-                    for t, m in zip(given[1:], mades[1:], strict=True)
-                )
-            )
-        if len(given) < 2 or not outs[0].is_floating_point() or name.startswith("_foreach"):
-            return False
-        first, second = (self._picked.get(t, m.params) for t, m in zip(given[:2], mades[:2], strict=True))
-        if any(t is h for h in self.raw.one_hot for t in given[:2]):
-            return bool(first | second)
-        if isinstance(given[0], nn.Parameter) or isinstance(given[1], nn.Parameter):
-            return False
-        if meet_numbers(name, given, mades):
-            return True
-        # Two answers meet that each hold parameters which the other does not; scalars are only summed.
-        return bool(first & ~second) and bool(second & ~first) and max(given[0].ndim, given[1].ndim) > 0
-
     def _note_pool(self, args: tuple[Any, ...], kwargs: dict[str, Any], image: Tensor, out: Tensor) -> None:
-        kernel = args[1] if len(args) > 1 else kwargs.get("kernel_size", 2)
-        stride = args[2] if len(args) > 2 else kwargs.get("stride")
-        sizes = (tuple(image.shape[-2:]), tuple(out.shape[-2:]))
         top = self._stack[-1]
         if top is not None and not isinstance(top.module, nn.MaxPool2d):
-            self.raw.pools.append((self._number(), top.index, _largest(kernel), _largest(stride or kernel), *sizes))
+            self.raw.pools.append((self._number(), top.index, *pool_of(args, kwargs, image, out)))
 
     def _note_mood(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         top = self._stack[-1]
         if top is not None and not isinstance(top.module, MOODY) and moods.depends(name, args, kwargs, top.training):
             top.moody.append(name)
-
-    def _note_scale(self, name: str, args: tuple[Any, ...], mades: list[Made], params: int, calls: int) -> None:
-        if len(args) < 2 or not params:
-            return
-        scalar, number = (args[0], args[1]) if isinstance(args[0], Tensor) else (args[1], args[0])
-        if not isinstance(scalar, Tensor) or scalar.ndim > 3:
-            return
-        if isinstance(number, Tensor):
-            if number.ndim != 0 or self.taint.of(number).params:
-                return
-            number = number.item() if number.device.type == "cpu" else None
-        if isinstance(number, int | float):
-            factor = 1 / number if "div" in name and number else float(number)
-            self.raw.scales.append((Made(params, calls, self.taint.base), factor))
 
     def _number(self) -> int:
         self._next += 1
@@ -520,10 +464,6 @@ class Recorder:
             self._stack = [None] * len(self._stack)
             self._lifted = 0 if not self._stack else self._lifted
             self._wanted = self._wants()
-
-
-def _largest(value: Any) -> int:
-    return max(value) if isinstance(value, tuple | list) else int(value)
 
 
 def _training(module: nn.Module) -> bool:

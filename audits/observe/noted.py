@@ -1,0 +1,76 @@
+"""Which calls of functions a window keeps, and what of the others is noted beside them: factors and pools."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from kdbench.audits.observe.flow import is_a_label, meet_numbers
+from kdbench.audits.observe.taint import Made, Taint
+from kdbench.audits.observe.windows import DISTANCES, LABEL_LOSSES, LOOKUPS, SMALL, SOFTMAXES
+
+SCALES = frozenset({"mul", "__mul__", "__rmul__", "div", "__truediv__", "true_divide", "multiply", "__imul__", "mul_"})
+"Functions by which a term of a loss gets its weight."
+POOLS = frozenset({"max_pool2d", "boolean_dispatch", "max_pool2d_with_indices"})
+
+
+def matters(
+    name: str, given: list[Tensor], mades: list[Made], outs: list[Tensor], one_hot: list[Tensor], picked: Any
+) -> bool:
+    """Say whether a call may be a part of a loss: a loss of torch's, a softmax, a lookup, or where two answers meet.
+
+    `one_hot` are the window's rows of ones and zeros; `picked` has the parameters of what a tensor was picked from.
+    """
+    if name in LABEL_LOSSES or name in DISTANCES or name == "kl_div":
+        return True
+    if name in SOFTMAXES:
+        return given[0].ndim in (2, 3, 4) and given[0].numel() <= SMALL and given[0].is_floating_point()
+    if name in LOOKUPS:
+        return (
+            len(given) > 1
+            and bool(mades[0].params)
+            and given[0].is_floating_point()
+            and any(
+                not t.is_floating_point() and (not m.params or is_a_label(given, mades, t, m))
+                for t, m in zip(given[1:], mades[1:], strict=True)
+            )
+        )
+    if len(given) < 2 or not outs[0].is_floating_point() or name.startswith("_foreach"):
+        return False
+    first, second = (picked.get(t, m.params) for t, m in zip(given[:2], mades[:2], strict=True))
+    if any(t is h for h in one_hot for t in given[:2]):
+        return bool(first | second)
+    if isinstance(given[0], nn.Parameter) or isinstance(given[1], nn.Parameter):
+        return False
+    if meet_numbers(name, given, mades):
+        return True
+    # Two answers meet that each hold parameters which the other does not; scalars are only summed.
+    return bool(first & ~second) and bool(second & ~first) and max(given[0].ndim, given[1].ndim) > 0
+
+
+def factor_of(name: str, args: tuple[Any, ...], taint: Taint) -> float | None:
+    """Return the number that a tensor of few dimensions is multiplied by, where a call of `SCALES` does that."""
+    if len(args) < 2:
+        return None
+    scalar, number = (args[0], args[1]) if isinstance(args[0], Tensor) else (args[1], args[0])
+    if not isinstance(scalar, Tensor) or scalar.ndim > 3:
+        return None
+    if isinstance(number, Tensor):
+        if number.ndim != 0 or taint.of(number).params:
+            return None
+        number = number.item() if number.device.type == "cpu" else None
+    if not isinstance(number, int | float):
+        return None
+    return 1 / number if "div" in name and number else float(number)
+
+
+def pool_of(
+    args: tuple[Any, ...], kwargs: dict[str, Any], image: Tensor, out: Tensor
+) -> tuple[int, int, tuple[int, ...], tuple[int, ...]]:
+    """Return a pool's kernel and stride, the largest of both sides, and the sizes of what it was given and returned."""
+    kernel = args[1] if len(args) > 1 else kwargs.get("kernel_size", 2)
+    stride = args[2] if len(args) > 2 else kwargs.get("stride")
+    return _largest(kernel), _largest(stride or kernel), tuple(image.shape[-2:]), tuple(out.shape[-2:])
+
+
+def _largest(value: Any) -> int:
+    return max(value) if isinstance(value, tuple | list) else int(value)
