@@ -6,7 +6,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from kdbench.audits.trace import Trace, Where
+from kdbench.audits.trace import Trace
+from kdbench.audits.updates import Where
 from kdbench.harness.records.reading import read_toml
 from kdbench.kd.errors import InputError, unknown
 

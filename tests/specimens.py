@@ -16,20 +16,8 @@ from kdbench.audits.finding import Finding
 from kdbench.audits.infer.coverage import Coverage
 from kdbench.audits.infer.explain import Explanation
 from kdbench.audits.infer.tokens import Tokens
-from kdbench.audits.trace import (
-    KD,
-    Change,
-    ClipCall,
-    Declaration,
-    Hits,
-    Leaf,
-    Loaded,
-    Sight,
-    Spatial,
-    Step,
-    Term,
-    Trace,
-)
+from kdbench.audits.trace import KD, Change, Declaration, Hits, Loaded, Sight, Spatial, Term, Trace
+from kdbench.audits.updates import ClipCall, Leaf, Step
 from kdbench.harness.declarations import spelled
 
 DECLARED, STEP, CLIP, BACKWARD, TERM, OTHER = ({"file": "loop.py", "line": n} for n in range(1, 7))

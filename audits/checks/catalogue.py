@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kdbench.audits.finding import Phase, Severity, Status
-from kdbench.audits.trace import Trace, Where
+from kdbench.audits.trace import Trace
+from kdbench.audits.updates import Where
 
 
 @dataclass(frozen=True)

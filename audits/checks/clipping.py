@@ -6,7 +6,8 @@ from typing import NamedTuple
 from torch import nn
 
 from kdbench.audits.checks.catalogue import Verdict, audit, failed, passed, some, undecided
-from kdbench.audits.trace import ClipCall, Step, Trace
+from kdbench.audits.trace import Trace
+from kdbench.audits.updates import ClipCall, Step
 
 TOLERANCE = 1e-3
 "On the norm after clipping: torch divides by the norm plus 1e-6, and sums differ in the last bits."

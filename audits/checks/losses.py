@@ -15,7 +15,8 @@ from kdbench.audits.checks.reading import (
     what_was_seen,
 )
 from kdbench.audits.infer.explain import Explanation
-from kdbench.audits.trace import Sight, Term, Trace, Where
+from kdbench.audits.trace import Sight, Term, Trace
+from kdbench.audits.updates import Where
 
 _IDLE_SCRIPT, _IDLE_DECLARED, _LOST_DECLARED = 5, 3, 2
 """Backwards in which a network answers and is not heard until that is said. Declared, the teacher is known for one;

@@ -1,7 +1,8 @@
 """What is optimised: every parameter that should be, nothing that should not, once for each backward."""
 
 from kdbench.audits.checks.catalogue import Verdict, audit, failed, no_distillation, passed, some, undecided
-from kdbench.audits.trace import Step, Trace
+from kdbench.audits.trace import Trace
+from kdbench.audits.updates import Step
 
 _NEVER = 8
 "Calls of a scaler, all of them skipped, after which it finds no scale: it halves at each, from 65536 to 256."

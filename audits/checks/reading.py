@@ -4,7 +4,8 @@ from pathlib import Path
 
 from kdbench.audits.checks.catalogue import Verdict, undecided
 from kdbench.audits.infer.explain import Explanation
-from kdbench.audits.trace import Sight, Term, Trace, Where
+from kdbench.audits.trace import Sight, Term, Trace
+from kdbench.audits.updates import Where
 
 DIRECT = (
     "kl_div",

@@ -6,7 +6,8 @@ from typing import NamedTuple
 from kdbench.audits.checks.catalogue import Verdict, audit, failed, no_distillation, passed, undecided
 from kdbench.audits.checks.reading import declared_form, explained, term_place
 from kdbench.audits.infer.explain import Explanation
-from kdbench.audits.trace import KD, Sight, Trace, Where
+from kdbench.audits.trace import KD, Sight, Trace
+from kdbench.audits.updates import Where
 
 TOLERANCE = 2e-3
 "On weights: relative, and on the sum of two that should be one."

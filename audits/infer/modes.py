@@ -6,7 +6,8 @@ from kdbench.audits.infer.roles import Cast
 from kdbench.audits.infer.stored import may_be_stored
 from kdbench.audits.observe import hooks, torch_internals
 from kdbench.audits.observe.windows import MOODY, ModuleCall, RawWindow
-from kdbench.audits.trace import Sight, Trace, Where
+from kdbench.audits.trace import Sight, Trace
+from kdbench.audits.updates import Where
 
 
 class Modes(Observer):

@@ -16,7 +16,8 @@ from kdbench.audits.observe import torch_internals
 from kdbench.audits.observe.readable import copy_of, is_still, numbers
 from kdbench.audits.observe.taint import Taint
 from kdbench.audits.observe.windows import RawWindow
-from kdbench.audits.trace import Leaf, Sight, Trace
+from kdbench.audits.trace import Sight, Trace
+from kdbench.audits.updates import Leaf
 
 _FIRST = 6
 "Windows in which it is noted what gets a gradient: as many as alternating losses and phases of one loop need."

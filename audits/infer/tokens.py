@@ -11,7 +11,8 @@ from kdbench.audits.infer.observer import Observer
 from kdbench.audits.infer.roles import Cast
 from kdbench.audits.infer.words import Shown, shown_in
 from kdbench.audits.observe.windows import DISTANCES, FunctionCall, RawWindow
-from kdbench.audits.trace import Sight, Where
+from kdbench.audits.trace import Sight
+from kdbench.audits.updates import Where
 
 _UNKNOWN = ("nothing", "unknown", "permuted", "across")
 "What no form explains, row by row."

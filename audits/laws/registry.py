@@ -17,7 +17,7 @@ import torch
 from kdbench.audits.checks.catalogue import Verdict
 from kdbench.audits.finding import FUNCTION_BROKE, Finding, Severity
 from kdbench.audits.laws.answers import OddAnswerError
-from kdbench.audits.trace import Where
+from kdbench.audits.updates import Where
 
 Parameters = ParamSpec("Parameters")
 

@@ -5,7 +5,7 @@ A text takes thousands of such answers, none of which says more than the first o
 
 from torch import nn
 
-from kdbench.audits.trace import Where
+from kdbench.audits.updates import Where
 
 _TELLING = 8
 "Answers of one network in a row, called at one line, each to what it chose itself, from which it writes."

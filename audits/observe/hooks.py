@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.utils import clip_grad
 
 from kdbench.audits.observe import torch_internals
-from kdbench.audits.trace import Where
+from kdbench.audits.updates import Where
 
 _LIBRARIES = tuple({sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")})
 AUDITS = str(Path(__file__).parent.parent)

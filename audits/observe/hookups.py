@@ -11,7 +11,7 @@ from weakref import ref
 from torch import nn
 
 from kdbench.audits.observe import hooks
-from kdbench.audits.trace import Where
+from kdbench.audits.updates import Where
 
 _MOST = 2000
 "Searches and hooks that are kept in mind."

@@ -21,7 +21,7 @@ from torch.utils.weak import TensorWeakRef
 
 from kdbench.audits.observe import hooks, torch_internals
 from kdbench.audits.observe.taint import tensors_in
-from kdbench.audits.trace import Where
+from kdbench.audits.updates import Where
 
 _MOST = 50_000
 "Rows that are told apart: the training part of the common data sets."

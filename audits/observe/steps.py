@@ -11,14 +11,15 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from kdbench.audits.observe import hooks, torch_internals
+from kdbench.audits.observe.hand_clips import bound_of, factors_of, norms_of
 from kdbench.audits.observe.readable import address, copy_of, numbers
+from kdbench.audits.observe.scaler import found_infinite, is_still_scaled
 from kdbench.audits.observe.unused import Unused
-from kdbench.audits.trace import ClipCall, Empty, Step, Trace
+from kdbench.audits.trace import Trace
+from kdbench.audits.updates import ClipCall, Empty, Step
 
 # A bound that large is how a norm is measured, not clipped.
 _NO_BOUND = 1e6
-_ONE_FACTOR, _ROUNDING = 1e-3, 1e-6
-"Share by which gradients multiplied by one factor may be off it, in half precision; and off a factor of 1, in single."
 
 
 Guard = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -200,7 +201,7 @@ class Steps:
         left = {key: p for key, p in self._consumed.items() if p.grad is not None and not p.grad.is_sparse}
         grads = [p.grad for p in left.values() if p.grad is not None]
         if grads:
-            sizes = _norms(grads).tolist()
+            sizes = norms_of(grads).tolist()
             left = {key: p for (key, p), size in zip(left.items(), sizes, strict=True) if size != 0}
         self._consumed = left
         self._stale &= left.keys()
@@ -280,8 +281,7 @@ class Steps:
             return False
         for optimizer in self.stepping:
             if ids & {id(p) for group in optimizer.param_groups for p in group["params"]}:
-                stage = torch_internals.scaler_states_of(scaler)[id(optimizer)].get("stage")
-                return getattr(stage, "name", "") == "READY"
+                return is_still_scaled(scaler, optimizer)
         return False
 
     def _after_clip(self) -> None:
@@ -322,7 +322,7 @@ class Steps:
             return
         updates = self._trace.updates
         updates.scaler_calls += 1
-        if sum(self.counts.values()) == self._taken or (fused and _is_infinite(scaler, optimizer)):
+        if sum(self.counts.values()) == self._taken or (fused and found_infinite(scaler, optimizer)):
             updates.scaler_skips += 1
             self._held = 0
         else:
@@ -390,7 +390,8 @@ class Steps:
         stamps = {id(p): _stamp(p.grad) for p in params if p.grad is not None}
         backwards = self._backwards - self._backwards_used.get(key, 0)
         by_hand = not clips and bool(written & stepped) and scale is None
-        factors = self._hand_factors(params) if by_hand else {}
+        kept = {k: g for k, g in self._kept.items() if k in self._touched}
+        factors = factors_of(params, kept) if by_hand else {}
         thrown, zeroed_at = self._unused.before(stepped)
         self._trace.updates.steps.append(
             Step(
@@ -411,8 +412,8 @@ class Steps:
                 distils=self.distils,
                 thrown=0 if by_hand else thrown,
                 zeroed_at=zeroed_at,
-                hand_bound=self._hand_bound(params, factors) if factors else None,
-                hand_norms=_norms(dense) if by_hand else None,
+                hand_bound=bound_of(params, factors, kept) if factors else None,
+                hand_norms=norms_of(dense) if by_hand else None,
                 hand_factors=factors,
                 strays=[c for c in since if c.handed_ids and not c.grown and not c.handed_ids & stepped],
                 touched=self._read if self.follows() and whole and _steps_plainly(optimizer) else None,
@@ -435,29 +436,6 @@ class Steps:
         thrown = [self._unused.thrown[id(p)] for p in params if id(p) in self._unused.thrown]
         mine.thrown += bool(thrown)
         mine.zeroed_at = thrown[0][1] if thrown else mine.zeroed_at
-
-    def _hand_factors(self, params: list[nn.Parameter]) -> dict[int, float] | None:
-        """Return what gradients that were written to were multiplied by; None if anything else was done to one."""
-        factors = {}
-        for param in params:
-            now, old = None if param.grad is None else numbers(param.grad), self._kept.get(id(param))
-            if now is None or old is None or id(param) not in self._touched or not bool(old.any()):
-                continue
-            factor = float((now * old).sum() / (old * old).sum())
-            if not float((now - factor * old).norm()) <= _ONE_FACTOR * float(old.norm()):
-                return None
-            factors[id(param)] = factor
-        return factors
-
-    def _hand_bound(
-        self, params: list[nn.Parameter], factors: dict[int, float]
-    ) -> tuple[float, frozenset[int], float] | None:
-        """Return the norm that a clip by hand left, of what, and its factor: one for all, at most 1."""
-        least, most = min(factors.values()), max(factors.values())
-        if not 0 < most <= 1 + _ROUNDING or most - least > _ONE_FACTOR * most:
-            return None
-        norm = float(nn.utils.get_total_norm([p.grad for p in params if p.grad is not None and id(p) in factors]))
-        return norm, frozenset(id(p) for p in params if id(p) in self._kept and id(p) in self._touched), most
 
     @property
     def _touched(self) -> set[int]:
@@ -504,16 +482,6 @@ def with_gradient(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
 def _steps_plainly(optimizer: torch.optim.Optimizer) -> bool:
     """Say whether a step does nothing to gradients before it uses them: a class of torch's, with nothing hooked."""
     return type(optimizer).__module__.startswith("torch.optim") and not torch_internals.step_hooks_of(optimizer)
-
-
-def _norms(grads: list[Tensor]) -> Tensor:
-    return torch.stack([n.to(grads[0].device) for n in torch_internals.foreach_norm(grads)]).detach()
-
-
-def _is_infinite(scaler: Any, optimizer: torch.optim.Optimizer) -> bool:
-    """Say whether the scaler found infinite gradients; a fused optimizer is called all the same, and moves nothing."""
-    found = torch_internals.scaler_states_of(scaler)[id(optimizer)].get("found_inf_per_device", {})
-    return any(bool(value) for value in found.values())
 
 
 def _is_set(grad: Tensor) -> bool:

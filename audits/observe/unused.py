@@ -5,7 +5,7 @@ from typing import NamedTuple
 from torch import nn
 
 from kdbench.audits.observe import hooks, torch_internals
-from kdbench.audits.trace import Where
+from kdbench.audits.updates import Where
 
 
 class _Fresh(NamedTuple):

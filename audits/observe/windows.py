@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kdbench.audits.observe import torch_internals
 from kdbench.audits.observe.taint import Made
-from kdbench.audits.trace import Where
+from kdbench.audits.updates import Where
 
 SMALL = 2**22
 "Numbers in a tensor up to which a copy is kept for as long as a window lasts."

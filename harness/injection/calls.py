@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kdbench.audits.observe import hooks
-from kdbench.audits.trace import Where
+from kdbench.audits.updates import Where
 
 Kind = Literal[
     "softmax",

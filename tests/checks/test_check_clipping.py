@@ -37,7 +37,8 @@ from specimens import (
 )
 from torch import nn
 
-from kdbench.audits.trace import Clip, ClipCall, Step, Trace
+from kdbench.audits.trace import Clip, Trace
+from kdbench.audits.updates import ClipCall, Step
 
 CASES: Cases = {}
 

@@ -23,7 +23,8 @@ from specimens import (
     undecided,
 )
 
-from kdbench.audits.trace import Empty, Leaf, Trace
+from kdbench.audits.trace import Trace
+from kdbench.audits.updates import Empty, Leaf
 
 CASES: Cases = {}
 
