@@ -4,10 +4,13 @@ It stands outside the packages so that a project's own modules called audits or 
 not there, and so that a run that uses none of it pays nothing: torch is not imported.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
+
+_FACTORY = pytest.StashKey[Any]()
+"Where a test keeps what its fixture `kd_audit` made."
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -37,6 +40,24 @@ def kd_audit(request: pytest.FixtureRequest) -> Iterator[Any]:
     """
     from kdbench.audits.pytest_plugin import Factory
 
-    factory = Factory(request.node)
+    factory = request.node.stash[_FACTORY] = Factory(request.node)
     yield factory
-    factory.judge()
+    factory.judge()  # of a watch that another fixture ended when the test was over
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Judge what the fixture watched while the test can still fail, and not only its teardown."""
+    try:
+        result = yield
+    except BaseException:
+        _factory(item, "forget")
+        raise
+    _factory(item, "judge")
+    return result
+
+
+def _factory(item: pytest.Item, does: str) -> None:
+    """Have the test's factory do something, where it has one."""
+    if (factory := item.stash.get(_FACTORY, None)) is not None:
+        getattr(factory, does)()

@@ -16,6 +16,8 @@ from kdbench.audits.finding import AuditFailure, Finding, Report, Severity, is_o
 from kdbench.audits.trace import KD, Clip
 from kdbench.audits.watch import Modules, Watch, watch
 
+# In each, `__tracebackhide__` has pytest end a failed test at its own line.
+
 Step = Callable[[], Any]
 Optimizers = torch.optim.Optimizer | Iterable[torch.optim.Optimizer]
 
@@ -41,6 +43,7 @@ def assert_clean(
     where the optimizer never stepped, where a teacher was declared and no distillation was seen, and where an audit
     broke. Returns the report.
     """
+    __tracebackhide__ = True
     report = _watched(
         step,
         n,
@@ -61,6 +64,7 @@ def assert_clean(
 
 def assert_clipped(step: Step, n: int = 6, *, clip: Clip | None = None, **roles: Any) -> Report:
     """Assert that whatever the optimizer steps was clipped, in the right order; with `clip`, to that bound."""
+    __tracebackhide__ = True
     decided = ("clip-coverage", "norm-bound") if clip is not None else ("clip-coverage",)
     report = _watched(step, n, clip=clip, **roles)
     return _hold(report, decided, ("clip-order", "clip-after-unscale", "norm-bound"))
@@ -68,20 +72,24 @@ def assert_clipped(step: Step, n: int = 6, *, clip: Clip | None = None, **roles:
 
 def assert_teacher_frozen(step: Step, n: int = 6, *, teacher: nn.Module, **roles: Any) -> Report:
     """Assert that the teacher answers in evaluation mode, stays bitwise what it was, and is not optimised."""
+    __tracebackhide__ = True
     return _hold(_watched(step, n, teacher=teacher, **roles), _MODES)
 
 
 def assert_optimizer_coverage(step: Step, n: int = 6, **roles: Any) -> Report:
     """Assert that whatever the loss gives a gradient to is optimised, and that nothing optimised is stale."""
+    __tracebackhide__ = True
     return _hold(_watched(step, n, **roles), ("optimizer-coverage",), ("no-stale-parameters",))
 
 
 def assert_kd_scale(step: Step, n: int = 4, *, kd: KD | None = None, **roles: Any) -> Report:
     """Assert that the distillation term acts with the weight declared in `kd`; without, that the weights sum to one."""
+    __tracebackhide__ = True
     return _hold(_watched(step, n, kd=kd, **roles), ("kd-scale",))
 
 
 def _watched(step: Step, n: int, **declared: Any) -> Report:
+    __tracebackhide__ = True
     if n < 1:
         raise ValueError(f"the step must run at least once, n is {n}")
     with watch(burn_in=max(20, 2 * n), **declared) as w:
@@ -92,6 +100,7 @@ def _watched(step: Step, n: int, **declared: Any) -> Report:
 
 def heard(w: Watch) -> Report:
     """Return a watch's report; raise AuditFailure where it says nothing of what was declared, or an audit broke."""
+    __tracebackhide__ = True
     report = w.report
     mode = finding(report, "teacher-mode")
     broken = (f"{f.id} broke, which is an error of kdbench: {f.message}" for f in report.findings if is_ours(f))
@@ -101,7 +110,7 @@ def heard(w: Watch) -> Report:
     elif silence is None and w.trace.declared.teacher is not None and mode.reason == "no-teacher-seen":
         silence = mode.message
     if silence is not None and not report.failed("error"):
-        raise AuditFailure(f"nothing was decided: {silence}\n{report}")
+        raise AuditFailure(f"nothing was decided: {silence}")
     return report
 
 
@@ -112,6 +121,7 @@ def finding(report: Report, name: str) -> Finding:
 
 def _hold(report: Report, decided: Sequence[str], unless_failed: Sequence[str] = ()) -> Report:
     """Raise unless the first audits passed and the others did not fail; only these make up the message."""
+    __tracebackhide__ = True
     wrong = [f for f in report.findings if f.name in decided and f.status != "pass"]
     wrong += [f for f in report.findings if f.name in unless_failed and f.status == "fail" and f not in wrong]
     if wrong:

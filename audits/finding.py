@@ -68,9 +68,15 @@ class Report:
         return [f for f in self.findings if f.status == "fail" and _SEVERITY_ORDER.index(f.severity) <= worst]
 
     def raise_for(self, severity: Severity = "error") -> None:
-        """Raise AuditFailure if an audit of at least this severity failed."""
+        """Raise AuditFailure if an audit of at least this severity failed; its message holds what failed or broke."""
+        __tracebackhide__ = True  # of pytest: a failed test ends at its own line
         if self.failed(severity):
-            raise AuditFailure(str(self))
+            raise AuditFailure(self.failure(severity))
+
+    def failure(self, severity: Severity = "error") -> str:
+        """Return the counts, and what of at least this severity failed or broke: a message that stays short."""
+        told = [*self.failed(severity), *(f for f in self.findings if f.status == "error")]
+        return "\n".join([tally(self), *map(paragraph, told)])
 
     def counts(self) -> dict[str, int]:
         """Return the number of findings by status."""
@@ -89,7 +95,7 @@ class Report:
         parts = []
         for f in self.findings:
             if f.status in ("fail", "error", "waived"):
-                parts.append("\n".join([heading(f), *(f"  {line}" for line in body(f))]))
+                parts.append(paragraph(f))
             elif f.status == "not_triggered":
                 parts.append(
                     f"{heading(f)}: {f.message}" + (f"; decided with {f.decide_with}" if f.decide_with else "")
@@ -156,6 +162,11 @@ def body(f: Finding) -> list[str]:
     if is_ours(f):
         lines.append(SEND)
     return lines
+
+
+def paragraph(f: Finding) -> str:
+    """Return a finding as text: its heading, and its lines indented."""
+    return "\n".join([heading(f), *(f"  {line}" for line in body(f))])
 
 
 def _finite(value: Any) -> Any:

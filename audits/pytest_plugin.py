@@ -6,12 +6,13 @@ The options stand in the module kdbench_pytest, which imports nothing of this be
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from kdbench.audits.asserts import heard
-from kdbench.audits.finding import AuditFailure, Report
+from kdbench.audits.finding import AuditFailure, Finding, Report
 from kdbench.audits.report.policy import Policy, PolicyError
 from kdbench.audits.script import Options, ScriptWatch
 from kdbench.audits.watch import Watch, watch
@@ -35,8 +36,17 @@ def policy(config: pytest.Config, marks: Iterable[pytest.Mark] = ()) -> Policy:
         raise pytest.UsageError(f"kd_audit_waive: {error}") from None
 
 
+def spelled(report: Report) -> Report:
+    """Return a report whose fixes name pytest's own options, where they say that the failure may be waived."""
+
+    def mend(f: Finding) -> str:
+        return f"{f.mend}: --kd-audit-waive {f.id}=REASON" if f.mend.endswith("waive it with the reason") else f.mend
+
+    return Report(tuple(replace(f, mend=mend(f)) for f in report.findings))
+
+
 class Factory:
-    """Makes the watches of one test, and judges them when it is over."""
+    """Makes the watches of one test, and judges them when its function has returned."""
 
     def __init__(self, item: pytest.Item) -> None:
         self._policy = policy(item.config, item.iter_markers("kd_audit_waive"))
@@ -49,13 +59,23 @@ class Factory:
             yield made
         self._watches.append(made)
 
+    def forget(self) -> None:
+        """Judge none of the watches so far: the test failed by itself."""
+        self._watches.clear()
+
     def judge(self) -> None:
-        """Fail the test if an audit of severity error failed in one of its watches, or a watch saw nothing."""
-        for made in self._watches:
-            try:
-                self._policy.apply(heard(made)).raise_for("error")
-            except AuditFailure as failure:
-                pytest.fail(str(failure), pytrace=False)
+        """Fail the test, once, if an audit of severity error failed in one of its watches, or a watch saw nothing."""
+        told = [text for made in self._watches if (text := self._failure(made)) is not None]
+        self.forget()
+        if told:
+            pytest.fail("\n".join(told), pytrace=False)
+
+    def _failure(self, made: Watch) -> str | None:
+        try:
+            report = spelled(self._policy.apply(heard(made)))
+        except AuditFailure as failure:
+            return str(failure)
+        return report.failure() if report.failed() else None
 
 
 _WATCH = pytest.StashKey[ScriptWatch]()
@@ -81,12 +101,14 @@ class Watcher:
             return (yield)
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, object, object]:
-        """Judge when the test has run, before its fixtures are taken down."""
-        failure = self._judge(item)
-        result = yield
+    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
+        """Judge when the function has returned: the test itself fails, unless it failed already."""
+        try:
+            result = yield
+        finally:
+            failure = self._judge(item)
         if failure is not None:
-            pytest.fail(f"--kd-audit: {failure}", pytrace=False)
+            pytest.fail(f"--kd-audit: {failure.failure()}", pytrace=False)
         return result
 
     def _judge(self, item: pytest.Item) -> Report | None:
@@ -96,7 +118,7 @@ class Watcher:
         if not watch.trace.updates.steps and watch.trace.broken is None:
             return None
         waived = policy(item.config, item.iter_markers("kd_audit_waive")).waive
-        report = Policy({**STAND_INS, **waived}).apply(watch.report)
+        report = spelled(Policy({**STAND_INS, **waived}).apply(watch.report))
         distils = bool(watch.trace.losses.sights)
         fails = distils and bool(report.failed("error"))
         found = Report(tuple(f for f in report.findings if f.status == "error" or f in report.failed("warn")))

@@ -4,7 +4,11 @@ import sys
 
 import pytest
 
+import kdbench.audits.pytest_plugin  # noqa: F401  # once; each run of pytester would forget it and import it again
+
 pytest_plugins = ["pytester"]
+QUICK = ("-p", "no:hypothesispytest")
+"It imports all of Hypothesis anew at the end of each run of pytester."
 
 STEP = """
 import torch, pytest
@@ -33,7 +37,7 @@ def train(student, teacher, optimizer, square=T * T, steps=6):
 
 def run(pytester, body, *args):
     pytester.makepyfile(STEP + body)
-    return pytester.runpytest_inprocess("-p", "no:cacheprovider", *args)
+    return pytester.runpytest_inprocess("-p", "no:cacheprovider", *QUICK, *args)
 
 
 FIXTURE = """
@@ -56,21 +60,65 @@ def test_the_fixture_lets_a_right_loop_pass(pytester):
         ("teacher.train()", "", ["KD301 teacher-mode  *.py:*", "*BatchNorm1d*"]),
     ],
 )
-def test_the_fixture_fails_a_wrong_one_at_teardown(pytester, before, change, finding):
+def test_the_fixture_fails_a_wrong_one_once(pytester, before, change, finding):
     result = run(pytester, FIXTURE.format(before=before, change=change))
-    result.assert_outcomes(passed=1, errors=1)
+    result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(finding)
+    shown = result.stdout.str()
+    assert shown.count(finding[0].removesuffix("*.py:*")) == 1 and "another exception" not in shown
+    assert "(undecided)" not in shown and "KD101" not in shown, "what passed or was not decided makes no test fail"
+
+
+def test_a_fix_names_pytests_own_option(pytester):
+    result = run(pytester, FIXTURE.format(before="", change=", square=1"))
+    result.stdout.fnmatch_lines(["*waive it with the reason: --kd-audit-waive KD312=REASON"])
+
+
+def test_a_watch_that_ends_with_another_fixture_is_judged_too(pytester):
+    body = """
+@pytest.fixture
+def watched(kd_audit):
+    student, teacher, optimizer = make()
+    with kd_audit(student=student, teacher=teacher, optimizer=optimizer):
+        yield student, teacher, optimizer
+
+def test_it(watched):
+    train(*watched, square=1)
+"""
+    result = run(pytester, body)
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["KD312 kd-scale  *.py:*"])
+
+
+def test_an_assertion_ends_at_the_tests_own_line(pytester):
+    body = """
+def test_it():
+    from kdbench.audits.asserts import assert_clean
+    student, teacher, optimizer = make()
+    step = lambda: train(student, teacher, optimizer, square=1, steps=1)
+    assert_clean(step, student=student, teacher=teacher, optimizer=optimizer)
+"""
+    result = run(pytester, body)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines([">*assert_clean(step, *", "E *AuditFailure: failed 1, *"])
+    assert "asserts.py" not in result.stdout.str() and "finding.py:" not in result.stdout.str()
 
 
 def test_the_fixture_fails_a_watch_that_saw_nothing(pytester):
     result = run(pytester, FIXTURE.format(before="", change=", steps=0"))
-    result.assert_outcomes(passed=1, errors=1)
+    result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["nothing was decided: no step of the declared optimizer was seen"])
 
 
 def test_a_test_that_fails_by_itself_is_left_to_that(pytester):
     result = run(pytester, FIXTURE.format(before="", change=", steps=0") + "        assert False, 'mine'\n")
     result.assert_outcomes(failed=1)
+
+
+def test_after_a_watch_too(pytester):
+    result = run(pytester, FIXTURE.format(before="", change=", steps=0") + "    assert False, 'mine'\n")
+    result.assert_outcomes(failed=1)
+    assert "nothing was decided" not in result.stdout.str()
 
 
 OPTION = """
@@ -94,10 +142,10 @@ def test_of_an_optimizer():
 
 def test_the_option_watches_every_test_and_fails_the_wrong_one(pytester):
     result = run(pytester, OPTION, "--kd-audit")
-    result.assert_outcomes(passed=3, errors=1)
+    result.assert_outcomes(passed=2, failed=1)
     result.stdout.fnmatch_lines(
         [
-            "*ERROR at teardown of test_no_square*",
+            "*_ test_no_square _*",
             "KD312 kd-scale  *.py:*",
             "2 tests step an optimizer, 2 of them in a distillation: 1 failed, 0 with warnings, 1 clean",
         ]
@@ -124,7 +172,7 @@ def test_what_is_no_distillation_is_only_warned_of(pytester):
 
 def test_a_training_in_a_fixture_is_the_tests_own(pytester):
     body = "@pytest.fixture\ndef trained():\n    train(*make(), square=1)\n\ndef test_it(trained):\n    pass\n"
-    run(pytester, body, "--kd-audit").assert_outcomes(passed=1, errors=1)
+    run(pytester, body, "--kd-audit").assert_outcomes(failed=1)
 
 
 @pytest.mark.parametrize("how", ["option", "ini", "mark"])
@@ -137,7 +185,7 @@ def test_a_waiver_with_a_reason_is_heard(pytester, how):
     mark = "@pytest.mark.kd_audit_waive('KD312', reason='as in the paper')\n" if how == "mark" else ""
     body = mark + "def test_no_square():\n    train(*make(), square=1)\n"
     run(pytester, body, *args).assert_outcomes(passed=1)
-    assert run(pytester, body.removeprefix(mark), "--kd-audit").parseoutcomes().get("errors") == (
+    assert run(pytester, body.removeprefix(mark), "--kd-audit").parseoutcomes().get("failed") == (
         None if how == "ini" else 1
     )
 
