@@ -12,6 +12,7 @@ Status = Literal["pass", "fail", "not_triggered", "error", "waived"]
 Phase = Literal["static", "first", "burn-in", "end", "study"]
 
 _STATUS_ORDER: tuple[Status, ...] = ("fail", "error", "not_triggered", "waived", "pass")
+_COUNTED: tuple[Status, ...] = ("pass", "fail", "not_triggered", "error", "waived")
 _SEVERITY_ORDER: tuple[Severity, ...] = ("error", "warn", "info")
 
 
@@ -78,14 +79,14 @@ class Report:
         told = [*self.failed(severity), *(f for f in self.findings if f.status == "error")]
         return "\n".join([tally(self), *map(paragraph, told)])
 
-    def counts(self) -> dict[str, int]:
+    def counts(self) -> dict[Status, int]:
         """Return the number of findings by status."""
         found = Counter(f.status for f in self.findings)
-        return {status: found[status] for status in ("pass", "fail", "not_triggered", "error", "waived")}
+        return {status: found[status] for status in _COUNTED}
 
     def to_dicts(self) -> list[dict[str, Any]]:
         """Return the findings as plain JSON values, in order; a number that JSON cannot hold becomes null."""
-        return [_finite(asdict(f)) for f in self.findings]
+        return [finite(asdict(f)) for f in self.findings]
 
     def to_json(self) -> str:
         """Return the findings as a JSON list."""
@@ -169,13 +170,14 @@ def paragraph(f: Finding) -> str:
     return "\n".join([heading(f), *(f"  {line}" for line in body(f))])
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Replace numbers that JSON cannot hold by None, at any depth."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
+        return {k: finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
+        return [finite(v) for v in value]
     return value
 
 

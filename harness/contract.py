@@ -4,12 +4,14 @@ import json
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kdbench.audits.trace import Trace
-from kdbench.audits.updates import Where
 from kdbench.harness.records.reading import read_toml
 from kdbench.kd.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    from kdbench.audits.trace import Trace
+    from kdbench.audits.updates import Where
 
 FILE = "kdbench.lock"
 "The name under which it is found beside a script."
@@ -56,6 +58,34 @@ class Contract:
             )
 
 
+@dataclass(frozen=True)
+class Choices:
+    """[tool.kdbench]: what the options of the same names say otherwise; the command line wins."""
+
+    select: list[str] | None = None
+    "Ids or names of the audits that count; all, where nothing is named."
+    ignore: list[str] | None = None
+    waive: list[str] | dict[str, str] | None = None
+    "As KD312=REASON each, or a table of reasons by id."
+    strict: bool | None = None
+    "Whether warnings fail as well."
+    steps: int | None = None
+    max_seconds: float | None = None
+    max_norm: float | None = None
+    clip_scope: str | None = None
+    form: str | None = None
+    temperature: float | None = None
+    alpha: float | None = None
+    kd_weight: float | None = None
+    student: str | None = None
+    teacher: str | None = None
+    baseline: str | None = None
+    "File, beside this one."
+    contract: str | None = None
+    "File, beside this one."
+    format: str | None = None
+
+
 def read_contract(path: Path) -> Contract:
     """Read a contract strictly; InputError names the file, the key and the nearest one that there is."""
     if not path.exists():
@@ -71,7 +101,7 @@ def read_contract(path: Path) -> Contract:
         raise InputError(f"contract {path}: {error}") from error
 
 
-def contract_text(trace: Trace, target: str) -> str:
+def contract_text(trace: "Trace", target: str) -> str:
     """Return a contract's TOML with what was seen of a script, each value with the line it was read from."""
     lines = [
         f"# What kdbench audit inferred of {target}. Correct what is wrong and commit it: later runs are held to it.",
@@ -126,7 +156,7 @@ def _rounded(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def _place(where: Where | None) -> str:
+def _place(where: "Where | None") -> str:
     return f"{where['file']}:{where['line']}" if where else "a line that was not seen"
 
 

@@ -21,6 +21,7 @@ _SAID = {
     "unknown fault": "kdbench faults list shows them; --faults FILE loads a fault of your own",
     "unknown arm": "an arm is corrected, a fault or a method; kdbench faults list and kdbench methods show them",
     "unknown study": "kdbench status lists the studies",
+    "unknown document": "kdbench schema lists them",
 }
 
 

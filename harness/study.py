@@ -8,10 +8,10 @@ found = summary(ready, outcome)     # what kdbench.run/1 holds
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -365,14 +365,16 @@ def _import_weights(weights: tuple[Path, str], study: StudyFolder) -> None:
         unfinished.replace(place)
 
 
-class Families(NamedTuple):
+@dataclass(frozen=True)
+class Families:
     """How many comparisons p is adjusted for."""
 
     comparisons: int
     gains: int
 
 
-class Images(NamedTuple):
+@dataclass(frozen=True)
+class Images:
     """What was trained and scored on: the data set, and how many images of it."""
 
     name: str
@@ -417,17 +419,7 @@ class StudySummary:
 
     def as_json(self) -> dict[str, Any]:
         """Return it as plain values."""
-        found: dict[str, Any] = {"schema": "kdbench.run/1"}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, list):
-                value = [row.as_json() for row in value]
-            elif isinstance(value, Images | Families):
-                value = value._asdict()
-            elif isinstance(value, ControlsRow):
-                value = value.as_json()
-            found[field.name] = value
-        return found
+        return {"schema": "kdbench.run/1", **asdict(self)}
 
 
 def summary(ready: Ready, outcome: Outcome, allowed: Sequence[str] = ()) -> StudySummary:

@@ -71,7 +71,7 @@ def test_an_audit_that_failed_says_so_for_all_seeds_at_once(study):
     assert reason.said == "KD201 KD201 failed: 2 of 66 are never clipped"
     text = printed([reason])
     assert f"audits show {reason.trial}" in text and "Feature-KD corrected (r34-r18, seeds 0, 1)" in text
-    assert reason.as_json()["show"] == f"kdbench audits show {reason.trial}"
+    assert reason.show == f"kdbench audits show {reason.trial}"
 
 
 def test_an_audit_that_decided_nothing_says_what_was_missing(study):

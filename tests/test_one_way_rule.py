@@ -18,7 +18,7 @@ FLOORS = {
     "audits": ("finding", "updates", "trace", "observe", "infer", "checks", "laws", "report", "watch", ""),
     "harness": (
         "options", "declarations", "records", "loading", "injection", "faults", "plan", "run", "analysis", "publish",
-        "zoo", "study", "signature", "archive", "doctor", "contract", "mutation", "cli",
+        "zoo", "study", "signature", "archive", "doctor", "contract", "mutation", "schemas", "cli",
     ),
 }  # fmt: skip
 "From the ground up: a room imports from itself and from those before it. The empty name is every other module."

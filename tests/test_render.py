@@ -8,7 +8,9 @@ from xml.etree import ElementTree
 import pytest
 from test_policy import ACTIVE, BOUND, BROKEN, INPUT, MODE, SCALE, SILENT
 
+import kdbench
 from kdbench.audits.finding import FUNCTION_BROKE, sorted_report
+from kdbench.audits.report import render
 from kdbench.audits.report.render import Audited, to_github, to_json, to_junit, to_sarif
 
 FORMATS = (to_json, to_junit, to_sarif, to_github)
@@ -103,6 +105,30 @@ def test_sarif_names_rule_level_line_and_fingerprint():
     assert moved[0]["partialFingerprints"] == results["KD312"]["partialFingerprints"] != {}
     notes = run["invocations"][0]["toolExecutionNotifications"]
     assert {note["associatedRule"]["id"]: note["level"] for note in notes} == {"KD203": "note", "KD101": "error"}
+
+
+def test_sarif_names_the_version_and_each_rules_own_page(monkeypatch):
+    monkeypatch.setattr(render, "documentation", lambda: "https://docs.example/kdbench/")
+    driver = json.loads(to_sarif(ALL))["runs"][0]["tool"]["driver"]
+    assert (driver["version"], driver["informationUri"]) == (kdbench.__version__, "https://docs.example/kdbench/")
+    scale = next(rule for rule in driver["rules"] if rule["id"] == "KD312")
+    assert scale["helpUri"] == "https://docs.example/kdbench/rules/KD312.html"
+    assert scale["fullDescription"]["text"].startswith(scale["shortDescription"]["text"])
+    assert scale["help"]["text"] == "mend it\nMore: kdbench audits explain KD312"
+    monkeypatch.setattr(render, "documentation", lambda: None)
+    driver = json.loads(to_sarif(ALL))["runs"][0]["tool"]["driver"]
+    assert "informationUri" not in driver and not any("helpUri" in rule for rule in driver["rules"])
+
+
+def test_the_address_is_the_one_that_the_package_names(monkeypatch):
+    class Named:
+        def get_all(self, key):
+            return ["Paper, https://paper.example", "Documentation, https://docs.example"]
+
+    monkeypatch.setattr(render, "metadata", lambda name: Named())
+    render.documentation.cache_clear()
+    assert render.documentation() == "https://docs.example"
+    render.documentation.cache_clear()
 
 
 def test_sarif_writes_paths_as_uris():

@@ -1,16 +1,19 @@
 """A report in the forms that other programs read: JSON, JUnit XML, SARIF 2.1.0, and GitHub's workflow commands."""
 
+import functools
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 from xml.etree import ElementTree
 
+import kdbench
 from kdbench.audits.checks.all import CATALOGUE
-from kdbench.audits.finding import Finding, Report, Severity, body, is_ours
+from kdbench.audits.finding import Finding, Report, Severity, Status, body, finite, is_ours
 from kdbench.audits.report.policy import Verdict, fingerprint, is_not_understood
 from kdbench.audits.report.verdict import sentence
 
@@ -64,28 +67,52 @@ class Audited:
         return None
 
 
+@dataclass(frozen=True)
+class AuditObject:
+    """What an audit found: the kdbench.audit/1 object."""
+
+    schema: Literal["kdbench.audit/1"]
+    target: str
+    "The script or module as it was named, `canonical`, a fault's name, or a run's folder."
+    verdict: Verdict
+    steps: int | None
+    "Of the optimizer, that were seen."
+    student: str | None
+    teacher: str | None
+    projectors: list[str]
+    findings: list[Finding]
+    "Failures first, root causes before what follows from them."
+    counts: dict[Status, int]
+    script_error: str | None
+    "The traceback of a script that crashed."
+    script_exit: int | None
+    unobserved: list[str]
+    "Child processes that were not seen."
+    summary: str
+    "The verdict in one sentence."
+    waived_in_source: dict[str, str]
+    "By id, file and line of the comment that waives it."
+
+
 def to_json(audited: Audited) -> str:
     """Return the object `kdbench.audit/1`."""
-    return json.dumps(
-        {
-            "schema": "kdbench.audit/1",
-            "target": audited.target,
-            "verdict": audited.verdict,
-            "steps": audited.steps,
-            "student": audited.student,
-            "teacher": audited.teacher,
-            "projectors": list(audited.projectors),
-            "findings": audited.report.to_dicts(),
-            "counts": audited.report.counts(),
-            "script_error": audited.script_error,
-            "script_exit": audited.script_exit,
-            "unobserved": list(audited.unobserved),
-            "summary": audited.summary,
-            "waived_in_source": dict(sorted(audited.waived_in_source.items())),
-        },
-        indent=2,
-        allow_nan=False,
+    made = AuditObject(
+        schema="kdbench.audit/1",
+        target=audited.target,
+        verdict=audited.verdict,
+        steps=audited.steps,
+        student=audited.student,
+        teacher=audited.teacher,
+        projectors=list(audited.projectors),
+        findings=list(audited.report.findings),
+        counts=audited.report.counts(),
+        script_error=audited.script_error,
+        script_exit=audited.script_exit,
+        unobserved=list(audited.unobserved),
+        summary=audited.summary,
+        waived_in_source=dict(sorted(audited.waived_in_source.items())),
     )
+    return json.dumps(finite(asdict(made)), indent=2, allow_nan=False)
 
 
 def to_junit(audited: Audited) -> str:
@@ -123,22 +150,11 @@ def to_junit(audited: Audited) -> str:
 
 def to_sarif(audited: Audited) -> str:
     """Return a SARIF 2.1.0 log: failures are results (waived ones suppressed), undecided audits are notified."""
-    audits_by_id = {audit.id: audit for audit in CATALOGUE.values()}
     listed = [f for f in audited.report.findings if f.status in ("fail", "waived")]
     told = [f for f in audited.report.findings if f.status in ("not_triggered", "error")]
     ids = sorted({f.id for f in (*listed, *told)})
     names = {f.id: f for f in (*listed, *told)}
-    rules = [
-        {
-            "id": id,
-            "name": names[id].name,
-            "shortDescription": {
-                "text": audits_by_id[id].story.splitlines()[0] if id in audits_by_id else names[id].name
-            },
-            "help": {"text": names[id].mend},
-        }
-        for id in ids
-    ]
+    rules = [_rule(id, names[id]) for id in ids]
     notes: list[dict[str, Any]] = [
         {
             "level": "error" if f.status == "error" else "note",
@@ -151,7 +167,9 @@ def to_sarif(audited: Audited) -> str:
         text = audited.script_error or audited.trouble
         notes.append({"level": "error", "message": {"text": f"{audited.verdict}: {text}"}})
     run = {
-        "tool": {"driver": {"name": "kdbench", "rules": rules}},
+        "tool": {
+            "driver": {"name": "kdbench", "version": kdbench.__version__, **_site("informationUri"), "rules": rules}
+        },
         "invocations": [
             {
                 "executionSuccessful": audited.verdict != "could-not-run",
@@ -162,6 +180,36 @@ def to_sarif(audited: Audited) -> str:
     }
     schema = "https://json.schemastore.org/sarif-2.1.0.json"
     return json.dumps({"$schema": schema, "version": "2.1.0", "runs": [run]}, indent=2, allow_nan=False)
+
+
+def _rule(id: str, f: Finding) -> dict[str, Any]:
+    """Return a SARIF rule: what the audit holds, its fix, and its page where the site has an address."""
+    story = next((audit.story for audit in CATALOGUE.values() if audit.id == id), f.name)
+    return {
+        "id": id,
+        "name": f.name,
+        "shortDescription": {"text": story.splitlines()[0]},
+        "fullDescription": {"text": " ".join(story.split())},
+        "help": {"text": f"{f.mend}\nMore: kdbench audits explain {id}".lstrip()},
+        **_site("helpUri", f"rules/{id}.html"),
+    }
+
+
+def _site(key: str, page: str = "") -> dict[str, str]:
+    """Return the address of a page of the documentation under this key; nothing where the site has no address."""
+    address = documentation()
+    return {key: f"{address.rstrip('/')}/{page}"} if address else {}
+
+
+@functools.cache
+def documentation() -> str | None:
+    """Return the address of the documentation that the installed package names, or None."""
+    try:
+        named = metadata("kdbench").get_all("Project-URL") or []
+    except PackageNotFoundError:
+        return None
+    urls = dict(label.split(", ", 1) for label in named)
+    return urls.get("Documentation")
 
 
 def _result(f: Finding, index: int, audited: Audited) -> dict[str, Any]:

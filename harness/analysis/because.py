@@ -1,7 +1,7 @@
 """Why an arm, a teacher or a control of a study is not as declared: the audit, what it said, and how to fix it."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -49,6 +49,10 @@ class Because:
     fix: str | None
     trial: str
     "Folder of the first of those trials."
+    said: str = ""
+    "All of it in one sentence; made of the rest."
+    show: str = ""
+    "The command that shows all that the audits said of the trial; made of the rest."
 
     @property
     def of(self) -> Of:
@@ -60,19 +64,14 @@ class Because:
         """The key of the first of its trials."""
         return Path(self.trial).name
 
-    @property
-    def said(self) -> str:
-        """All of it in one sentence."""
-        return f"{self.what}: {self.message}" if self.message else self.what
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "said", f"{self.what}: {self.message}" if self.message else self.what)
+        object.__setattr__(self, "show", f"kdbench audits show {self.trial}")
 
     @property
     def weak_teacher(self) -> bool:
         """Whether the right teacher was loaded and knows too little: more training, not another program."""
         return self.audit == "KD303" and self.explanation is not None
-
-    def as_json(self) -> dict[str, Any]:
-        """Return it as plain values, with the command that shows all that the audits said of the trial."""
-        return {**asdict(self), "said": self.said, "show": f"kdbench audits show {self.trial}"}
 
 
 def because(study: Trials, teachers: Iterable[Folder], controls: ControlsRow | None) -> list[Because]:

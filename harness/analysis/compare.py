@@ -4,18 +4,16 @@ import difflib
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from kdbench.harness import faults
 from kdbench.harness.analysis import stats
 from kdbench.harness.analysis.family import Judged, as_family
-from kdbench.harness.analysis.over_pairs import over_pairs
 from kdbench.harness.analysis.rows import ComparisonRow, Missing
 from kdbench.harness.analysis.study_table import BySeed, Trials, order, scores
 from kdbench.harness.plan.plan import Arm
-from kdbench.harness.plan.preset import Decision
 from kdbench.harness.plan.variants import VARIANTS
 from kdbench.harness.records.spec import Spec
 from kdbench.kd.errors import InputError, unknown
@@ -237,16 +235,3 @@ def _compared(a: BySeed, b: BySeed, margin: float, alpha: float, paired: bool) -
     if lost:
         found.warnings.append(f"compared by seeds; without a partner and left out: {', '.join(map(str, lost))}")
     return found
-
-
-def as_object(decision: Decision, entries: list[ComparisonRow], family: int) -> dict[str, Any]:
-    """Return the kdbench.compare/1 object."""
-    return {
-        "schema": "kdbench.compare/1",
-        "metric": decision.metric,
-        "alpha": decision.alpha,
-        "margin_pp": decision.margin_pp,
-        "family": family,
-        "comparisons": [entry.as_json() for entry in entries],
-        "over_pairs": [row.as_json() for row in over_pairs(entries)],
-    }

@@ -34,7 +34,12 @@ def _positive(study: Trials) -> Positive | None:
     trials = Trials(study.folder, study.decision, study.controls)
     (entry,) = compare_arms(trials, bug_pairs(study.controls), refuse=False)
     lower = entry.difference_pp is not None and entry.difference_pp < 0
-    return Positive(row, entry, row.as_expected, entry.verdict in ("different", "both") and lower)
+    return Positive(
+        **vars(row),
+        comparison=entry,
+        seen_by_audit=row.as_expected,
+        seen_in_accuracy=entry.verdict in ("different", "both") and lower,
+    )
 
 
 def _again(folder: Folder, repeat: Folder) -> Again:

@@ -85,7 +85,7 @@ def _doubt_of_controls(seen: ControlsRow | None) -> Headline | None:
     if again == "differs":
         return Headline("bad", "Not reproducible: the same seed trained twice gave different weights.")
     if seen.positive is not None and not seen.positive.seen_by_audit:
-        name = seen.positive.arm.fault
+        name = seen.positive.fault
         return Headline("bad", f"Not as declared: exactly its own audit should catch the severe control bug ({name}).")
     if again == "missing":
         return Headline("open", "Not finished: the control that trains one seed twice has not ended.")

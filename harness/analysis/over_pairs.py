@@ -6,9 +6,8 @@ said holds for these pairs of networks; it does not tell how a method does on ot
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 
@@ -49,10 +48,6 @@ class OverPairs:
     p_gain_ci95: list[float]
     among_best: bool
     "Whether no other method's gain is larger by more than these seeds can vary."
-
-    def as_json(self) -> dict[str, Any]:
-        """Return it as plain values."""
-        return asdict(self)
 
 
 def over_pairs(gains: Sequence[ComparisonRow]) -> list[OverPairs]:

@@ -1,7 +1,7 @@
 """What is said of a study, as typed rows; dictionaries are made of them where JSON is printed, and nowhere else."""
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from kdbench.harness.analysis.stats import Verdict
 
@@ -55,10 +55,6 @@ class ComparisonRow:
             return self.verdict
         return f"{self.verdict}, {'higher' if (self.difference_pp or 0.0) > 0 else 'lower'}"
 
-    def as_json(self) -> dict[str, Any]:
-        """Return it as plain values."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class ArmRow:
@@ -84,10 +80,6 @@ class ArmRow:
     effect: Effect | None = None
     "How far its bug got; None of an arm without a bug, and where nobody asked."
 
-    def as_json(self) -> dict[str, Any]:
-        """Return it as plain values."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class TeacherRow:
@@ -102,10 +94,6 @@ class TeacherRow:
     failed_findings: list[str]
     consequences: list[str]
     as_expected: bool
-
-    def as_json(self) -> dict[str, Any]:
-        """Return it as plain values."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -122,10 +110,6 @@ class GridRow:
     std: float | None
     chosen: bool
 
-    def as_json(self) -> dict[str, Any]:
-        """Return it as plain values."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Again:
@@ -138,25 +122,14 @@ class Again:
     epochs: int
     verdict: Repeated
 
-    def as_json(self) -> dict[str, Any]:
-        """Return it as plain values."""
-        return asdict(self)
 
+@dataclass(frozen=True, kw_only=True)
+class Positive(ArmRow):
+    """The control that is a bug nobody could miss: its arm, and what was seen of it."""
 
-@dataclass(frozen=True)
-class Positive:
-    """The control that is a bug nobody could miss."""
-
-    arm: ArmRow
     comparison: ComparisonRow
     seen_by_audit: bool
     seen_in_accuracy: bool
-
-    def as_json(self) -> dict[str, Any]:
-        """Return it as plain values: the arm's, and beside them what was seen."""
-        arm = self.arm.as_json()
-        del arm["effect"]
-        return {**arm, **{name: value for name, value in asdict(self).items() if name != "arm"}}
 
 
 @dataclass(frozen=True)
@@ -168,12 +141,3 @@ class ControlsRow:
     as_declared: bool
     "Of the program; that few seeds do not show the positive control in accuracy is a result."
     sound: bool
-
-    def as_json(self) -> dict[str, Any]:
-        """Return them as plain values."""
-        return {
-            "again": self.again.as_json() if self.again is not None else None,
-            "positive": self.positive.as_json() if self.positive is not None else None,
-            "as_declared": self.as_declared,
-            "sound": self.sound,
-        }

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from kdbench.harness.analysis.study_table import Trials, read_study, table_differences
 from kdbench.harness.plan.plan import Arm
@@ -36,6 +36,18 @@ class Verified:
     "Records that carry digests; those of version 0.1 have none."
     files: int = 0
     "Files beside the records whose bytes were compared with a digest."
+
+
+@dataclass(frozen=True)
+class VerifyObject:
+    """What was verified: the kdbench.verify/1 object."""
+
+    schema: Literal["kdbench.verify/1"]
+    whole: bool
+    "Whether everything is as it was written."
+    studies: list[Verified]
+    signed_by: str | None = None
+    "Who signed the archive; null of studies in a folder, and where nobody was asked for."
 
 
 def verify(study: StudyFolder) -> Verified:

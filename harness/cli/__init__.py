@@ -48,6 +48,7 @@ JOBS = {
         "ui": "Open a study's runs in the MLflow UI.",
         "verify": "Check that nobody changed a study's files.",
         "mirror": "Bring MLflow up to date with the records.",
+        "schema": "Print the form of what kdbench writes and reads, as JSON Schema.",
         "bundle": "Pack a study for another machine.",
         "reproduce": "Train a packed study again and compare it with its record.",
     },

@@ -6,30 +6,9 @@ from typing import Any
 import click
 
 from kdbench.harness.cli.help import Command
-from kdbench.harness.records.reading import read_toml
+from kdbench.harness.contract import Choices
+from kdbench.harness.records.reading import parse_value, read_toml
 from kdbench.kd.errors import InputError, unknown
-
-_LISTS = ("select", "ignore", "waive")
-_CONFIG: dict[str, tuple[type, ...]] = {
-    "select": (list,),
-    "ignore": (list,),
-    "waive": (list, dict),
-    "strict": (bool,),
-    "steps": (int,),
-    "max_seconds": (int, float),
-    "max_norm": (int, float),
-    "clip_scope": (str,),
-    "form": (str,),
-    "temperature": (int, float),
-    "alpha": (int, float),
-    "kd_weight": (int, float),
-    "student": (str,),
-    "teacher": (str,),
-    "baseline": (str,),
-    "contract": (str,),
-    "format": (str,),
-}
-"Keys of [tool.kdbench], and what may stand there."
 
 
 def read_config(start: Path) -> dict[str, Any]:
@@ -48,32 +27,17 @@ def read_config(start: Path) -> dict[str, Any]:
         where = f"{path}, [tool.kdbench]"
         if not isinstance(table, dict):
             raise InputError(f"{where}: {table!r} stands where a table belongs")
-        for key, value in table.items():
-            if key not in _CONFIG:
-                raise unknown("key", key, _CONFIG, where)
-            kinds = _CONFIG[key]
-            if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-                raise InputError(f"{where}: {key} is {value!r}; it must be {' or '.join(_WORDS[k] for k in kinds)}")
+        for key in table:
+            if key not in Choices.__dataclass_fields__:
+                raise unknown("key", key, Choices.__dataclass_fields__, where)
+        parse_value(Choices, table, where)
         if isinstance(table.get("waive"), dict):
             table["waive"] = [f"{audit}={reason}" for audit, reason in table["waive"].items()]
-        for key in _LISTS:
-            if not all(isinstance(item, str) for item in table.get(key, [])):
-                raise InputError(f"{where}: {key} is {table[key]!r}; it must be a list of texts")
         for key in ("baseline", "contract"):  # a path in a file means beside the file
             if key in table:
                 table[key] = str(folder / table[key])
         return dict(table)
     return {}
-
-
-_WORDS = {
-    list: "a list",
-    dict: "a table of reasons by id",
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "a text",
-}
 
 
 class ConfiguredCommand(Command):

@@ -124,13 +124,16 @@ def command(
     if a is None or b is None:
         raise InputError("name two arms (kdbench compare corrected bugged), or a table of runs with --csv")
     from kdbench.harness.analysis import compare
+    from kdbench.harness.analysis.compared import Compared
     from kdbench.harness.analysis.over_pairs import over_pairs
     from kdbench.harness.analysis.study_table import read_study
 
     trials = read_study(find_study(runs, study))
     entries, family = compare.compare_within_family(trials, compare.pairs_of_arms(trials, a, b), allowed)
     if as_json:
-        print_json(compare.as_object(trials.decision, entries, family))
+        decision = trials.decision
+        found = Compared(decision.metric, decision.alpha, decision.margin_pp, family, entries)
+        print_json(found.as_json())
         return
     from kdbench.harness.cli.comparisons import conclude, show_comparisons, show_groups, show_over_pairs, shown
 
@@ -158,6 +161,7 @@ def _compare_table(
     conditions: tuple[str, ...],
 ) -> None:
     from kdbench.harness.analysis import external_runs as table
+    from kdbench.harness.analysis.compared import Compared
     from kdbench.harness.analysis.over_pairs import over_pairs
 
     if csv is not None and uri is not None:
@@ -183,17 +187,7 @@ def _compare_table(
         table.where(rows, conditions), columns, baseline, margin=margin, alpha=alpha, allowed=allowed
     )
     if as_json:
-        print_json(
-            {
-                "schema": "kdbench.compare/1",
-                "metric": metric,
-                "alpha": alpha,
-                "margin_pp": margin,
-                "family": len(entries),
-                "comparisons": [entry.as_json() for entry in entries],
-                "over_pairs": [row.as_json() for row in over_pairs(entries)],
-            }
-        )
+        print_json(Compared(metric, alpha, margin, len(entries), entries).as_json())
         return
     from kdbench.harness.cli.comparisons import conclude, show_comparisons, show_groups, show_over_pairs, shown
 

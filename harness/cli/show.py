@@ -294,11 +294,11 @@ def _show_again(console: Console, again: Again) -> None:
 def _show_positive(console: Console, positive: Positive) -> None:
     entry = positive.comparison
     by_audit = "as declared" if positive.seen_by_audit else "[bold red]NOT as declared[/]"
-    said = f"caught by {', '.join(positive.arm.failed_findings) or 'nothing'}, {by_audit}"
+    said = f"caught by {', '.join(positive.failed_findings) or 'nothing'}, {by_audit}"
     p, low = entry.welch_p, entry.difference_pp
     change = "no score" if low is None else f"accuracy {low:+.2f} pp" + (f" (p {p:.2g})" if p is not None else "")
     seen = "seen" if positive.seen_in_accuracy else "not seen"
-    name = f"{positive.arm.fault}, {_title(positive.arm.method)}"
+    name = f"{positive.fault}, {_title(positive.method)}"
     note(console, f"positive control ({name}): {said}; {change}: {seen} in accuracy", style="")
     if not positive.seen_in_accuracy:
         note(

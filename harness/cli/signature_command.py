@@ -1,5 +1,6 @@
 """kdbench signature: does a bug show in accuracy? Decided over as few seeds as it takes."""
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
@@ -190,7 +191,7 @@ def _run(request: "Request", design: "Design", as_json: bool, notes: "Console", 
                     "alphas": list(design.alphas),
                     "futility_sd": design.futility_sd,
                 },
-                "again": again.as_json() if again is not None else None,
+                "again": asdict(again) if again is not None else None,
                 "sound": sound,
                 "faults": entries,
             }
@@ -266,8 +267,6 @@ def _show(design: "Design", entries: list[dict[str, Any]], again: "Again | None"
 
 
 def _show_simulation(design: "Design", sd: float, rows: list[dict[str, Any]], as_json: bool) -> None:
-    from dataclasses import asdict
-
     from kdbench.harness.cli.tables import Column, note, show_table
 
     if as_json:

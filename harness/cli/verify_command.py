@@ -61,6 +61,8 @@ def command(
     Exit codes: 0 if everything is as it was written; 1 if not; 2 for bad input.
     """
     given = named_options(ctx)
+    from kdbench.harness.analysis.verify import VerifyObject, verify
+
     if archive is None and signed_by is not None:
         raise InputError("--signed-by goes with an archive: kdbench verify ARCHIVE --signed-by KEYS")
     if archive is not None:
@@ -69,14 +71,11 @@ def command(
             raise InputError(f"{foreign} goes with studies of a runs folder, not with an archive; leave one out")
         signer, found = _of_archive(archive, signed_by)
     else:
-        from kdbench.harness.analysis.verify import verify
-
         signer = None
         found = [verify(find_study(runs, name)) for name in ([study] if study is not None else studies(runs))]
     whole = not any(one.problems for one in found)
     if as_json:
-        told = {"schema": "kdbench.verify/1", "whole": whole, "studies": [asdict(one) for one in found]}
-        print_json({**told, **({"signed_by": signer} if signer is not None else {})})
+        print_json(asdict(VerifyObject("kdbench.verify/1", whole, found, signer)))
         return 0 if whole else 1
     console = stdout()
     if signer is not None:

@@ -2,8 +2,10 @@
 
 import html
 from collections import Counter
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
+from kdbench.harness.mutation.naming import Answer
 from kdbench.harness.mutation.runs import Measured, Row, Status
 from kdbench.harness.zoo.matrix_page import STYLE
 
@@ -87,36 +89,81 @@ def noticed(row: Row) -> str:
     return kind.rpartition(".")[2] if rest else row.by_script
 
 
+@dataclass(frozen=True)
+class Noticed:
+    """One fault, and who noticed it: an entry of kdbench.mutate/1."""
+
+    name: str
+    status: Status
+    why: str | None
+    "Why it is not applicable, or what came of it."
+    where: list[str]
+    "Files and lines that it was put into."
+    expected: list[str]
+    "Ids of the audits that must name it."
+    failed: list[str]
+    "Ids of the audits that failed, causes first."
+    kdbench: Answer | None
+    "How kdbench noticed; null where the script ended itself."
+    by_script: str | None
+    "How the script itself noticed; null if it did not."
+    by_tests: list[str] | None
+    "The tests that noticed; null where a script was run."
+    seconds: float
+
+
+@dataclass(frozen=True)
+class MutateObject:
+    """What came of all faults: the kdbench.mutate/1 object."""
+
+    schema: Literal["kdbench.mutate/1"]
+    target: str
+    summary: str
+    steps: int
+    seconds: float
+    cpu_seconds: float | None
+    unmutated: str | None
+    "The verdict on the script as it is."
+    tests: int | None
+    "Tests that step an optimizer; null for a script."
+    student: str | None
+    teacher: str | None
+    remarks: list[str]
+    faults: list[Noticed]
+
+
 def to_json(found: Measured) -> dict[str, Any]:
     """Return the kdbench.mutate/1 object."""
-    return {
-        "schema": "kdbench.mutate/1",
-        "target": found.target,
-        "summary": first_line(found),
-        "steps": found.steps,
-        "seconds": round(found.seconds, 1),
-        "cpu_seconds": round(found.cpu, 1) if found.tests is None else None,
-        "unmutated": found.verdict or None,
-        "tests": found.tests,
-        "student": found.scene.names.get("student") or None,
-        "teacher": found.scene.names.get("teacher") or None,
-        "remarks": found.remarks,
-        "faults": [
-            {
-                "name": row.fault,
-                "status": row.status,
-                "why": row.why or None,
-                "where": list(row.where),
-                "expected": list(row.expected),
-                "failed": list(row.found),
-                "kdbench": row.kdbench,
-                "by_script": row.by_script,
-                "by_tests": list(row.by_tests) if row.by_tests is not None else None,
-                "seconds": row.seconds,
-            }
-            for row in ordered(found.rows)
-        ],
-    }
+    rows = [
+        Noticed(
+            name=row.fault,
+            status=row.status,
+            why=row.why or None,
+            where=list(row.where),
+            expected=list(row.expected),
+            failed=list(row.found),
+            kdbench=row.kdbench,
+            by_script=row.by_script,
+            by_tests=list(row.by_tests) if row.by_tests is not None else None,
+            seconds=row.seconds,
+        )
+        for row in ordered(found.rows)
+    ]
+    made = MutateObject(
+        schema="kdbench.mutate/1",
+        target=found.target,
+        summary=first_line(found),
+        steps=found.steps,
+        seconds=round(found.seconds, 1),
+        cpu_seconds=round(found.cpu, 1) if found.tests is None else None,
+        unmutated=found.verdict or None,
+        tests=found.tests,
+        student=found.scene.names.get("student") or None,
+        teacher=found.scene.names.get("teacher") or None,
+        remarks=found.remarks,
+        faults=rows,
+    )
+    return asdict(made)
 
 
 def to_markdown(found: Measured) -> str:

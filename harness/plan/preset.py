@@ -37,6 +37,25 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class StudyTable:
+    """The table [study] of a study file."""
+
+    dataset: str
+    "digits, cifar10, cifar100, or folder."
+    pairs: list[str]
+    "Teacher and student, as r34-r18; or teacher, assistant and student, as r50-r34-r18."
+    methods: list[str]
+    seeds: str
+    "As 0-4 for five seeds, or 0,3,7."
+    arms: list[str] | None = None
+    "corrected, and faults by name."
+    data: str | None = None
+    "Folder of images, beside the file."
+    image_size: int | None = None
+    "Height and width that the folder's images are resized to."
+
+
+@dataclass(frozen=True)
 class Preset:
     """A study's settings, as read from its TOML file and changed by options."""
 
@@ -117,7 +136,7 @@ def parse_preset(name: str, text: str) -> Preset:
     where = f"preset {name}"
     _keys(raw, ["study", "decision", "recipe", "teacher", "method", "pair", "grid"], where)
     study = raw.get("study", {})
-    _keys(study, ["dataset", "data", "image_size", "pairs", "methods", "arms", "seeds"], f"{where}, [study]")
+    _keys(study, [f.name for f in fields(StudyTable)], f"{where}, [study]")
     _keys(raw.get("decision", {}), [f.name for f in fields(Decision)], f"{where}, [decision]")
     for part in ("recipe", "teacher"):
         _keys(raw.get(part, {}), Recipe.names(), f"{where}, [{part}]")

@@ -70,7 +70,7 @@ def _controls(study: Trials, seen: ControlsRow | None, reasons: Sequence[Because
     said = [CodeLine(*how[verdict], shared(one for one in reasons if one.kind == "not-repeated"))]
     if seen.positive is None:
         return said
-    name = seen.positive.arm.fault
+    name = seen.positive.fault
     if any(_running(trials) for trials in study.controls.values()):
         return [*said, CodeLine("not yet", f"the severe control bug ({name}) is still training")]
     why = [one for one in reasons if one.kind != "not-repeated"]

@@ -3,6 +3,7 @@
 Only this file imports pydantic, and only when something is read: a trial writes its record without it.
 """
 
+import json
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -72,6 +73,16 @@ def parse_json(
         return _adapter(kind).validate_json(text, strict=True, extra=unknown)
     except ValidationError as error:
         raise InputError(f"{where} is not {what}: {_said(error)}; {mend}") from error
+
+
+def parse_value(kind: type[T], value: Any, where: str) -> T:
+    """Hold a value, as TOML gave it, against a type; another type is an InputError that names the key."""
+    from pydantic import ValidationError
+
+    try:  # as JSON: from Python's own values a strict reading wants an instance, and a loose one takes "7" for 7
+        return _adapter(kind).validate_json(json.dumps(value, default=str), strict=True)
+    except ValidationError as error:
+        raise InputError(f"{where}: {_said(error)}") from error
 
 
 def plain_json(text: bytes | str, where: str, what: str, mend: str) -> Any:
