@@ -42,6 +42,10 @@ class Finding:
     decide_with: str | None = None
     "The declaration that would decide it, for not_triggered: its name, or code where there is code."
 
+    def __str__(self) -> str:
+        """Return it as a report shows it."""
+        return paragraph(self)
+
     @property
     def sort_key(self) -> tuple[int, bool, int, str]:
         """Order fails first, root causes before consequences, then by severity and id."""

@@ -1,11 +1,16 @@
 """The site of the documentation: a hook of MkDocs that adds what does not stand in docs/.
 
 README.md, CHANGELOG.md and the reports come in as they are, their links turned to where the pages are. There is a page
-per audit, made from the catalogue and the faults, and one of the public Python names. `make docs` builds all of it.
+per audit, made from the catalogue, the faults and docs/specimens; one of the public Python names; one of the schemas,
+which stand beside it as files; and one per notebook. `make docs` builds all of it.
 """
 
+import base64
+import difflib
+import json
 import os
 import re
+import tomllib
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,6 +20,14 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "CHANGELOG.md", "reports/**/*.md", "harness/faults/README.md", "tests/reported/README.md")
+SPECIMENS = ROOT / "docs" / "specimens"
+COLOURS = re.compile("\x1b\\[[0-9;]*m")
+SCHEMAS = """# Schemas
+
+The JSON Schemas of what kdbench writes and reads; `kdbench schema NAME` prints them. Later versions may add keys to
+what it writes. Where a key goes, the number in its key `schema` rises. An editor that knows schemas checks a study
+file that begins with `#:schema ./study.schema.json`, after `kdbench schema study > study.schema.json`.
+"""
 PICTURES = ("reports/**/*.png", "reports/**/*.svg", "docs/**/*.svg", "docs/**/*.png")
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)|(src|href)=\"([^\"]+)\"")
 
@@ -33,7 +46,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         name = place(path.relative_to(ROOT).as_posix())
         if files.get_file_from_path(name) is None:
             files.append(File.generated(config, name, abs_src_path=str(path)))
-    for name, text in {**rules(), "api.md": api()}.items():
+    for name, text in {**rules(), "api.md": api(), **schemas(), **notebooks()}.items():
         files.append(File.generated(config, name, content=text))
     return files
 
@@ -93,20 +106,22 @@ def rules() -> dict[str, str]:
 def rule(same: "list[Any]") -> str:
     """Return an audit's page: what it holds, its faults beside the right code, the fix."""
     from kdbench.harness.faults import FAULTS
+    from kdbench.harness.zoo.language import TOKEN_FAULTS
 
     first = same[0]
     said = [f"# {first.id} {first.name}", ""]
     for entry in same:
         kind = "by watching a training" if entry.kind == "trace" else "by calling your function"
         said += [f"*{entry.severity}, decided {kind}*", "", flowing(entry.story), "", f"**Fix.** {entry.fix}", ""]
-    faults = [fault for _, fault in sorted(FAULTS.items()) if first.name in fault.caught_by]
-    if faults:
-        said += [
-            "## Wrong, and right",
-            "",
-            "Each of these faults is trained in the tests and must be caught by this audit.",
-            "",
-        ]
+    known = sorted([*FAULTS.items(), *TOKEN_FAULTS.items()])
+    faults = [fault for _, fault in known if first.name in fault.caught_by]
+    said += [
+        "## Wrong, and right",
+        "",
+        "The tests run everything that is shown here, and this audit must name what is wrong in it.",
+        "",
+        *specimen(first.id),
+    ]
     for fault in faults:
         said += [f"### {fault.name}", "", flowing(fault.story), "", "```diff", fault.difference().strip(), "```", ""]
     said += [
@@ -114,6 +129,60 @@ def rule(same: "list[Any]") -> str:
         "",
     ]
     return "\n".join(said)
+
+
+def specimen(id: str) -> list[str]:
+    """Return what docs/specimens holds for an audit: a slip as a diff, or a file; nothing where faults are enough."""
+    slips = tomllib.loads((SPECIMENS / "slips.toml").read_text(encoding="utf-8"))
+    if id in slips:
+        right = (SPECIMENS / "right.py").read_text(encoding="utf-8")
+        diff = difflib.unified_diff(right.splitlines(), slipped(right, slips[id]).splitlines(), lineterm="", n=2)
+        return [slips[id]["says"], "", "```diff", *[*diff][2:], "```", ""]
+    file = SPECIMENS / f"{id}.py"
+    return ["```python", file.read_text(encoding="utf-8").strip(), "```", ""] if file.exists() else []
+
+
+def slipped(right: str, slip: dict[str, Any]) -> str:
+    """Return the right script with a slip put in; each old text must occur once."""
+    for old, new in slip["changes"]:
+        if right.count(old) != 1:
+            raise ValueError(f"{old!r} occurs {right.count(old)} times in right.py")
+        right = right.replace(old, new)
+    return right
+
+
+def schemas() -> dict[str, str]:
+    """Return the schemas as files, and the page that lists them."""
+    from kdbench.harness.schemas import DOCUMENTS, schema
+
+    files = {f"schemas/{name}.json": json.dumps(schema(name), indent=2) + "\n" for name in DOCUMENTS}
+    rows = [f"| [{name}]({name}.json) | {document.what} |" for name, document in DOCUMENTS.items()]
+    lines = [SCHEMAS, "| schema | document |", "|---|---|", *rows, ""]
+    return {**files, "schemas/index.md": "\n".join(lines)}
+
+
+def notebooks() -> dict[str, str | bytes]:
+    """Return the notebooks as pages, with the pictures that they drew."""
+    pages: dict[str, str | bytes] = {}
+    for path in sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")):
+        lines: list[str] = []
+        for number, cell in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"]):
+            text = "".join(cell["source"])
+            if cell["cell_type"] == "markdown":
+                lines += [text, ""]
+                continue
+            lines += ["```python", text, "```", ""]
+            for output in cell["outputs"]:
+                data = output.get("data", {})
+                if "image/png" in data:
+                    picture = f"{path.stem}-{number}.png"
+                    pages[f"notebooks/{picture}"] = base64.b64decode(data["image/png"])
+                    lines += [f"![what the cell draws]({picture})", ""]
+                else:
+                    shown = "".join(output.get("text") or data.get("text/plain", ""))
+                    lines += ["```text", COLOURS.sub("", shown).rstrip(), "```", ""]
+        pages[f"notebooks/{path.stem}.md"] = "\n".join(lines)
+    return pages
 
 
 def flowing(docstring: str) -> str:

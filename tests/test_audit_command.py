@@ -727,3 +727,24 @@ def test_a_recorded_trial_is_read_again(folder, monkeypatch):
     assert audit("show", *words, trial.path, group="audits") == audit(*words, "--run", trial.path)
     code, _, err = audit("show", trial.path, "--waive", "KD312", group="audits")
     assert code == 2 and "gives no reason" in err
+
+
+def test_a_report_is_written_to_files_as_well(folder):
+    code, out, _ = audit("--also", "json=found.json", "--also", "sarif=kd.sarif", "wrong.py")
+    found = json.loads((folder / "found.json").read_text())
+    assert code == 1 and "KD312 kd-scale" in out and found["verdict"] == "failed"
+    assert json.loads((folder / "kd.sarif").read_text())["runs"][0]["results"]
+
+
+@pytest.mark.parametrize(
+    ("also", "says"),
+    [
+        ("sarif", "write it as FORMAT=FILE"),
+        ("sarf=x", "unknown format 'sarf'; did you mean 'sarif'"),
+        ("json=no/found.json", "no is no folder"),
+        ("json=.", ". is a folder"),
+    ],
+)
+def test_a_file_that_cannot_be_is_refused_before_anything_runs(folder, also, says):
+    code, _, err = audit("--also", also, "wrong.py")
+    assert code == 2 and says in err

@@ -1,9 +1,8 @@
 """What several checks of the distillation term read off a trace."""
 
-from pathlib import Path
-
 from kdbench.audits.checks.catalogue import Verdict, undecided
 from kdbench.audits.infer.explain import Explanation
+from kdbench.audits.places import shown
 from kdbench.audits.trace import Sight, Term, Trace
 from kdbench.audits.updates import Where
 
@@ -49,7 +48,7 @@ def checked_by_properties(trace: Trace) -> str | None:
     """Return the name of the function that the term is written in, if ``kdbench.check_soft_loss`` found it right."""
     places = [t.where for s in trace.losses.sights for t in s.terms if t.where is not None]
     for name, file, (first, last) in trace.losses.checked:
-        here = str(Path(file).relative_to(Path.cwd())) if Path(file).is_relative_to(Path.cwd()) else file
+        here = shown(file)
         if any(p["file"] == here and first <= p["line"] <= last for p in places):
             return name
     return None

@@ -9,7 +9,6 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ParamSpec
 
 import torch
@@ -17,6 +16,7 @@ import torch
 from kdbench.audits.checks.catalogue import Verdict
 from kdbench.audits.finding import FUNCTION_BROKE, Finding, Severity
 from kdbench.audits.laws.answers import OddAnswerError
+from kdbench.audits.places import shown
 from kdbench.audits.updates import Where
 
 Parameters = ParamSpec("Parameters")
@@ -104,9 +104,8 @@ def place_of(function: Any) -> Where | None:
     code = getattr(inspect.unwrap(function), "__code__", None) if function else None
     if code is None:
         return None
-    path = Path(code.co_filename)
     return {
-        "file": str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path),
+        "file": shown(code.co_filename),
         "line": code.co_firstlineno,
     }
 

@@ -19,8 +19,10 @@ from torch import nn
 from torch.nn.utils import clip_grad
 
 from kdbench.audits.observe import torch_internals
+from kdbench.audits.places import is_cell, shown
 from kdbench.audits.updates import Where
 
+_shown = cache(shown)  # asked for at every call that is watched
 _LIBRARIES = tuple({sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")})
 AUDITS = str(Path(__file__).parent.parent)
 "The folder of the audits."
@@ -41,8 +43,9 @@ def call_site() -> Where | None:
     library: Where | None = None
     while frame is not None:
         name = frame.f_code.co_filename
-        if not name.startswith(_not_the_users) and not name.startswith("<") and "contextlib" not in name:
-            found = {"file": _relative(name), "line": frame.f_lineno}
+        nobodys = name.startswith("<") and not is_cell(name)
+        if not name.startswith(_not_the_users) and not nobodys and "contextlib" not in name:
+            found = {"file": _shown(name), "line": frame.f_lineno}
             if not name.startswith(_LIBRARIES):
                 return found
             library = library or found
@@ -52,13 +55,7 @@ def call_site() -> Where | None:
 
 def is_users(name: str) -> bool:
     """Say whether a file is the user's own: neither torch's nor ours nor a library's."""
-    return not name.startswith((*_not_the_users, *_LIBRARIES, "<"))
-
-
-@cache
-def _relative(name: str) -> str:
-    path = Path(name)
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+    return is_cell(name) or not name.startswith((*_not_the_users, *_LIBRARIES, "<"))
 
 
 @contextmanager

@@ -39,7 +39,7 @@ _OF_MATRIX = ("seeds", "zoo_seeds", "workers", "output", "format_", "quiet", "ve
             "kdbench audit --temperature 4 --alpha 0.7 --max-norm 1 train.py",
         ),
         ("audit a module, and accept one failure with a reason", "kdbench audit --waive KD205=meant -m mine.train"),
-        ("write a report for a continuous integration server", "kdbench audit --format junit train.py > audit.xml"),
+        ("annotate a pull request, and keep a file", "kdbench audit --format github --also sarif=kd.sarif train.py"),
     ],
 )
 @click.argument("script", required=False)
@@ -140,6 +140,13 @@ _OF_MATRIX = ("seeds", "zoo_seeds", "workers", "output", "format_", "quiet", "ve
     panel=OUTPUT,
     help="Report as text, json, junit, sarif or github (--matrix also as html). All but text have stdout to "
     "themselves, and the script's own output goes to stderr.",
+)
+@click.option(
+    "--also",
+    multiple=True,
+    metavar="FORMAT=FILE",
+    panel=OUTPUT,
+    help="Write the report to a file in another format as well, as sarif=kd.sarif; may be repeated.",
 )
 @click.option(
     "--variant",

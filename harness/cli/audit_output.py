@@ -4,15 +4,20 @@ import atexit
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdbench.kd.errors import InputError
+from kdbench.kd.errors import InputError, unknown
 
 if TYPE_CHECKING:
     from kdbench.audits.report.policy import Policy
     from kdbench.audits.report.render import Audited
     from kdbench.harness.publish.audit_text import Detail
+
+
+FORMATS = ("json", "junit", "sarif", "github")
+"For programs."
 
 
 def read_policy(options: Mapping[str, Any]) -> "Policy":
@@ -68,6 +73,26 @@ def stdout_apart() -> Iterator[Callable[[str], None]]:
         os.dup2(kept, 1)
         os.close(kept)
         atexit.register(os.dup2, 2, 1)  # before the exit handlers of the script, which may print too
+
+
+def files_beside(texts: Iterable[str]) -> dict[Path, str]:
+    """Read FORMAT=FILE texts as formats by file; InputError for another form, an unknown format, or no such folder."""
+    found: dict[Path, str] = {}
+    for text in texts:
+        name, equals, file = text.partition("=")
+        if not equals or not file:
+            raise InputError(f"--also {text}: write it as FORMAT=FILE, such as sarif=kd.sarif")
+        if name not in FORMATS:
+            raise unknown("format", name, FORMATS, "--also")
+        path = Path(file)
+        if not path.parent.is_dir() or path.is_dir():
+            raise InputError(
+                f"--also {text}: {path if path.is_dir() else path.parent} is {'a' if path.is_dir() else 'no'} folder"
+            )
+        if path in found:
+            raise InputError(f"--also {text}: {path} is named twice")
+        found[path] = name
+    return found
 
 
 def renderer(format_: str) -> "Callable[[Audited], str]":

@@ -6,7 +6,7 @@ import importlib.machinery
 import importlib.util
 import sys
 import sysconfig
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
@@ -24,7 +24,7 @@ from kdbench.audits.report.policy import EXIT_CODES, Baseline, Policy
 from kdbench.audits.report.render import Audited
 from kdbench.audits.script import Observation
 from kdbench.audits.trace import KD, Clip
-from kdbench.harness.cli.audit_output import detail, renderer, stdout_apart
+from kdbench.harness.cli.audit_output import detail, files_beside, renderer, stdout_apart
 from kdbench.harness.cli.common import stderr, stdout
 from kdbench.harness.contract import FILE, Contract, contract_text, read_contract
 from kdbench.harness.declarations import spelled
@@ -119,8 +119,11 @@ class _Judge:
 class _Reporter:
     """Prints a report, once; what goes wrong in that is ours, and no reason to stop the user's job."""
 
-    def __init__(self, judge: _Judge, format_: str, guard: bool, detail: audit_text.Detail) -> None:
+    def __init__(
+        self, judge: _Judge, format_: str, guard: bool, detail: audit_text.Detail, also: Mapping[Path, str]
+    ) -> None:
         self.judge, self.format, self.detail = judge, format_, detail
+        self.files = {path.absolute(): renderer(name) for path, name in also.items()}  # a script may change the folder
         self.rendered = renderer(format_)
         self.console, self.notes = stderr() if guard else stdout(), stderr()
         for console in (self.console, self.notes):
@@ -149,6 +152,8 @@ class _Reporter:
             self.notes.print(seen.error, markup=False, soft_wrap=True)
             if hint := _hint(seen.error):
                 self.notes.print(hint, markup=False, soft_wrap=True)
+        for path, rendered in self.files.items():
+            path.write_text(rendered(audited) + "\n", encoding="utf-8")
         if self.format == "text":
             audit_text.show_script(self.console, audited, seen, self.judge.remarks, self.detail)
         else:
@@ -177,7 +182,7 @@ def audit_script(ctx: click.Context, script: str, args: Sequence[str], policy: P
     judge = _Judge(
         target, policy, contract, baseline, options["baseline"], options["update_baseline"], written, module, remarks
     )
-    reporter = _Reporter(judge, format_, bool(guard), detail(options))
+    reporter = _Reporter(judge, format_, bool(guard), detail(options), files_beside(options["also"]))
     intent = _options(contract, options)
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(sys.stdout))  # puts back what the script may replace
