@@ -1,6 +1,8 @@
 """One import package: what is installed puts `kdbench` and its pytest plugin on the user's path, and no more."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -78,8 +80,13 @@ def test_a_projects_own_tests_find_their_own_audits(folder):
 
 @pytest.mark.long
 def test_a_wheel_in_a_fresh_environment_has_one_name_beside_the_plugins(tmp_path, folder):
-    """Built and installed without its dependencies, which this environment lends it."""
-    code, said = run("-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, ROOT, cwd=tmp_path)
+    """Built by way of the sdist, and installed without its dependencies, which this environment lends it."""
+    build = f"from setuptools import build_meta; print(build_meta.build_sdist({str(tmp_path)!r}))"
+    code, said = run("-c", build, cwd=ROOT)
+    assert code == 0, said
+    (sdist,) = tmp_path.glob("*.tar.gz")
+    words = ("-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, sdist)
+    code, said = run(*words, cwd=tmp_path)
     assert code == 0, said
     (wheel,) = tmp_path.glob("*.whl")
     names = {Path(name).parts[0] for name in zipfile.ZipFile(wheel).namelist()}
@@ -87,7 +94,7 @@ def test_a_wheel_in_a_fresh_environment_has_one_name_beside_the_plugins(tmp_path
     venv.create(tmp_path / "fresh", with_pip=False)
     (site,) = (tmp_path / "fresh" / "lib").glob("python*/site-packages")
     zipfile.ZipFile(wheel).extractall(site)
-    lent = [p for p in sys.path if p.endswith("site-packages")]
+    lent = [p for p in sys.path if p.endswith("site-packages") or (Path(p) / "torch").is_dir()]
     (site / "lent.pth").write_text("\n".join(lent) + "\n")
     python = tmp_path / "fresh" / "bin" / "python"
     code = """
@@ -102,3 +109,11 @@ print(kdbench.__file__)
     first, second, third, fourth = done.stdout.splitlines() or [done.stderr] * 4
     assert (first, int(second) >= 3, third) == ("kdbench.audits.watch", True, "the user has a kd.py")
     assert Path(fourth).is_relative_to(tmp_path / "fresh")
+    shutil.copy(ROOT / "docs" / "examples" / "train.py", folder / "train.py")
+    words = [python, "-m", "kdbench", "audit", "--format", "json", "train.py"]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=300)
+    found = json.loads(done.stdout)
+    assert done.returncode == 1 and [f["id"] for f in found["findings"] if f["severity"] == "error"][:2] == [
+        "KD201",
+        "KD312",
+    ]

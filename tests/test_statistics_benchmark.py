@@ -184,3 +184,11 @@ def test_looking_again_errs_more_often_than_one_look():
     rows = list(simulation.stopping(SETUP))
     ever = [row.rate for row in rows if row.case.startswith("any")]
     assert ever == sorted(ever) and rows[-2].mark == "above" and rows[-1].kept
+
+
+@pytest.mark.long
+def test_what_libraries_would_cost_is_measured():
+    """It refuses to time what gives other numbers."""
+    words = [sys.executable, "-m", "benchmarks.libraries"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and done.stdout.count("times as long") == 4, done.stderr
