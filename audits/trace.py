@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from kdbench.audits.lost import Asked, Blank, Collapsed, Unheard
 from kdbench.audits.updates import Updates, Where
 
 _UPDATES = 3
@@ -175,6 +176,17 @@ class BlindMask:
     where: Where | None
 
 
+@dataclass(frozen=True)
+class EmptyPlaces:
+    """Places of sequences that hold zeros alone, and that the losses without a teacher leave out."""
+
+    places: int
+    distilled: int
+    "Those of them that get a gradient of a term with the teacher."
+    where: Where | None
+    "Of that term."
+
+
 @dataclass
 class Sight:
     """One backward of a distillation, as seen from the outside; each observer fills in its part."""
@@ -227,6 +239,7 @@ class Sight:
     """Features that are compared, by how many blocks they were taken behind, and of how many, the student's and the
     teacher's; and where."""
     blind_mask: BlindMask | None = None
+    empty_places: EmptyPlaces | None = None
     frames: tuple[int, int] | None = None
     "Frames beyond the lengths that CTC is given, and those of them that get a gradient of the student's answer."
     asked_twice: bool = False
@@ -291,6 +304,10 @@ class Change:
     """Whether it has the student's parameters one by one, some as the student began with them, was neither loaded nor
     trained, stands still, and no label is in sight: an average that nobody takes."""
 
+    copy_beside: str = ""
+    """A teacher that stands still, holds what the student began with, as another one does, and is shown what that one
+    makes: an average that nobody takes."""
+
     @property
     def follows(self) -> bool:
         """Whether it is an average of the student, or is meant to be one: somebody writes to it step by step."""
@@ -308,26 +325,6 @@ class Declaration:
     same_input: bool = False
     "Whether student and teacher are shown the same batch."
     at: Where | None = None
-
-
-@dataclass(frozen=True)
-class Unheard:
-    """A divergence between student and teacher that could be learned from, and that no backward reached."""
-
-    windows: int
-    "Backwards before which it was computed."
-    where: Where
-
-
-@dataclass(frozen=True)
-class Blank:
-    """A divergence whose targets came to hold one number for every class."""
-
-    told: int
-    "Backwards before that."
-    windows: int
-    "Backwards in a row since."
-    where: Where
 
 
 @dataclass
@@ -348,6 +345,8 @@ class Losses:
     missed_hooks: list[MissedHook] = field(default_factory=list)
     unheard: list[Unheard] = field(default_factory=list)
     blanks: list[Blank] = field(default_factory=list)
+    collapsed: Collapsed | None = None
+    asked: Asked | None = None
     checked: list[tuple[str, str, tuple[int, int]]] = field(default_factory=list)
     "Loss functions that :func:`kdbench.check_soft_loss` found right: name, file, first and last line."
     eval_steps: list[int] = field(default_factory=list)
@@ -366,6 +365,8 @@ class Teacher:
     "Its parameters that an optimizer stepped in the distillation."
     shared: tuple[str, list[str]] | None = None
     "A network that teaches, and those of its parameters that the student trains as its own."
+    moving_base: tuple[str, list[str]] | None = None
+    "A network that teaches with its adapters off, and those of its parameters below them that are trained."
     hits: Hits | None = None
     labels_shown: bool = False
     student_width: int | None = None

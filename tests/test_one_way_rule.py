@@ -15,7 +15,9 @@ FORBIDDEN = {
 }
 FLOORS = {
     "kd": ("models", "methods", ""),
-    "audits": ("finding", "places", "updates", "trace", "observe", "infer", "checks", "laws", "report", "watch", ""),
+    "audits": (
+        "finding", "places", "updates", "lost", "trace", "observe", "infer", "checks", "laws", "report", "watch", "",
+    ),
     "harness": (
         "options", "declarations", "records", "loading", "injection", "faults", "plan", "run", "analysis", "publish",
         "zoo", "study", "signature", "archive", "doctor", "contract", "mutation", "schemas", "cli",

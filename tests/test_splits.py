@@ -194,3 +194,15 @@ def test_the_training_set_itself_is_no_test_where_its_samples_are_drawn_anew(ane
     found = loaders.overlap_of_rows()
     assert (found is None) == anew
     assert anew or (found.size, found.both, found.sure) == (48, 16, True)
+
+
+def test_a_score_on_the_whole_set_is_a_warning_and_one_on_a_part_that_leaks_an_error():
+    rows = [f"sample number {i:02d}, as it is".encode() for i in range(64)]
+    for tested, sure in ((rows, False), (rows[24:], True)):
+        loaders = Loaders()
+        for _ in range(4):
+            loaders.shown(1, rows[:40], True)
+        loaders.shown(1, tested, False)
+        found = loaders.overlap_of_rows()
+        assert (found.both, found.sure) == (40 if not sure else 16, sure), found.how
+        assert ("all that it learned from is among them" in found.how) is not sure

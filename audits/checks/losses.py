@@ -34,6 +34,8 @@ _TEMPERATURE = 1e-2
 _SHARPENED = "reads of an averaged teacher that is sharpened, as self-distillation without labels does it"
 _OUTSIDE = 2.0
 "How much larger than all answers a centre must be to be no mean of them: earlier answers may have been larger."
+_COLLAPSED = 3
+"Backwards in which one target must stand for all samples: a centre may lag behind at first."
 _WHOLE = 0.99
 "Part of the teacher's probability from which its k largest are as good as all."
 
@@ -55,7 +57,8 @@ def term_provenance(trace: Trace) -> Verdict:
     when a feature term leaves its projector or the student without a gradient, when no module has the name by which
     one is looked for to be hooked, when the student as a whole is frozen, or when the term's gradient is there and
     less than 1e-5 of the labels', and stays so. Warns of a kl_div between the two, or with stored answers, that is
-    computed with its graph and is in no loss.
+    computed with its graph and is in no loss, and of a network that is asked before each step and of whose answers
+    nothing is made.
     """
     losses = trace.losses
     if (verdict := _heard(trace)) is not None:
@@ -196,7 +199,7 @@ def _heard(trace: Trace) -> Verdict | None:
                 {"windows": losses.idle_windows, "network": losses.idle_name},
                 missed.where if missed else losses.idle_where,
             )
-        return _left_out(trace) or no_distillation(trace)
+        return _left_out(trace) or _asked_for_nothing(trace) or no_distillation(trace)
     if losses.lost_windows >= (_IDLE_SCRIPT if trace.script else _LOST_DECLARED):
         return failed(
             f"the answer of {losses.idle_name} to the student's batch reached the loss at first, and no longer does: "
@@ -205,6 +208,20 @@ def _heard(trace: Trace) -> Verdict | None:
             losses.idle_where,
         )
     return None
+
+
+def _asked_for_nothing(trace: Trace) -> Verdict | None:
+    """Judge a network that is asked while another learns, where nothing is made of its answers and no other teaches."""
+    asked = trace.losses.asked
+    if asked is None or asked.windows < _IDLE_SCRIPT:
+        return None
+    return failed(
+        f"{asked.name} is asked without a gradient before {asked.windows} of the backwards seen, and nothing of what "
+        "it says is in a loss or used otherwise: its answers are lost on the way",
+        {"windows": asked.windows, "network": asked.name},
+        asked.where,
+        "warn",
+    )
 
 
 def _against_itself(trace: Trace) -> Verdict | None:
@@ -279,10 +296,10 @@ def target_form(trace: Trace) -> Verdict:
     Fails when what stands in kl_div's places are not log-probabilities and probabilities over the classes, when the
     student's probabilities are held number by number against negative ones, when margins lose their sign, when a
     softmax is taken of what are probabilities already, when the target carries a gradient of the teacher's, when only
-    one side is softened, or when the gradient is that of a wrong form: a softmax over another dimension, a mixture of
-    logits, the student's likeliest classes, a detached weight, a wrong sign. The reversed KL fails over images; it only
-    warns where it is written on purpose (by hand, or with log_target) and nothing was declared, and is a choice over
-    tokens.
+    one side is softened, when the target names one class for every sample and the teacher does not, or when the
+    gradient is that of a wrong form: a softmax over another dimension, a mixture of logits, the student's likeliest
+    classes, a detached weight, a wrong sign. The reversed KL fails over images; it only warns where it is written on
+    purpose (by hand, or with log_target) and nothing was declared, and is a choice over tokens.
     """
     if not trace.losses.sights:
         return no_distillation(trace)
@@ -294,6 +311,8 @@ def target_form(trace: Trace) -> Verdict:
     for sight, e in read:
         if (verdict := _gradient(trace, sight, e)) is not None:
             return verdict
+    if (verdict := _collapsed(trace)) is not None:
+        return verdict
     for _, e in read:
         if (said := _right(trace, e)) is not None:
             return passed(f"the term is {said}", {"form": e.form, "residual": e.residual})
@@ -329,6 +348,20 @@ def _arguments(trace: Trace) -> Verdict | None:
                 by_itself=True,
             )
     return None
+
+
+def _collapsed(trace: Trace) -> Verdict | None:
+    """Judge targets that name one class for every sample, though the teacher names others."""
+    found = trace.losses.collapsed
+    if found is None or found.windows < _COLLAPSED:
+        return None
+    return failed(
+        f"the target names one class for every sample in {found.windows} of the backwards seen (class {found.named} "
+        f"for all of {found.rows} rows), and the teacher's own answers tell them apart: what is taken from the answers "
+        "outweighs them; a centre is the mean of earlier answers, their sum divided by their number",
+        {"windows": found.windows, "class": found.named, "rows": found.rows},
+        found.where,
+    )
 
 
 def _vanished(trace: Trace) -> Verdict | None:

@@ -93,6 +93,14 @@ def _average(trace: Trace, change: Change) -> Verdict | None:
             observed,
             place,
         )
+    if change.copy_beside:
+        return failed(
+            f"{change.copy_beside} is a copy of the student as it began, stands still, and is asked about what another "
+            "copy of it makes, which stands still as well: if it is to follow the student, nothing updates it",
+            observed,
+            place,
+            "warn",
+        )
     if change.updates < 2 or change.by_optimizer:
         return None
     if change.moved_share is not None and change.moved_share < _STILL and change.dtype in ("bfloat16", "float16"):
@@ -155,7 +163,8 @@ def teacher_frozen(trace: Trace) -> Verdict:
     Fails when its parameters or buffers differ and neither such an average nor a loss of its own explains it.
     An average obeys teacher' = d teacher + (1 - d) student: fails when it stands still in half precision, leaves
     parameters or the running statistics that it answers with out, has d inverted, leads elsewhere, or is never taken.
-    Warns where it is hardly an average, and where the target is made by a layer that the student's side trains.
+    Warns where it is hardly an average, where it is a copy of the student's start that is asked about what another such
+    copy makes, and where the target is made by a layer that the student's side trains.
     """
     change = trace.teacher.change
     if change is None:

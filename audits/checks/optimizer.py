@@ -66,8 +66,9 @@ def teacher_not_optimised(trace: Trace) -> Verdict:
     """The teacher stands still: no optimizer moves it by the student's loss.
 
     Fails when an optimizer step of the distillation moves parameters of a teacher that has no loss of its own,
-    be they the student's as well: layers handed over, not copied. Peers that teach each other have a label loss each;
-    an agent whose policy is distilled while it learns has a backward and an optimizer apart from the student's.
+    be they the student's as well: layers handed over, not copied, or the weights below adapters that are switched off.
+    Peers that teach each other have a label loss each; an agent whose policy is distilled while it learns has a
+    backward and an optimizer apart from the student's.
     """
     if trace.teacher.stepped is None:
         return no_distillation(trace)
@@ -79,6 +80,14 @@ def teacher_not_optimised(trace: Trace) -> Verdict:
             f"{len(names)} parameters of the teacher ({teacher}) are the student's own, and trained: {some(names)}; "
             "copy what is taken over (copy.deepcopy)",
             {"shared": names},
+            _first_where(trace),
+        )
+    if trace.teacher.moving_base is not None:
+        teacher, names = trace.teacher.moving_base
+        return failed(
+            f"the teacher is {teacher} with its adapters off, and {len(names)} of the parameters that answer then are "
+            f"trained along: {some(names)}; freeze what lies below the adapters before the optimizer is built",
+            {"moved": names},
             _first_where(trace),
         )
     moved = trace.teacher.stepped

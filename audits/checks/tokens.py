@@ -236,7 +236,8 @@ def token_mask(trace: Trace) -> Verdict:
     Fails where padding is distilled, where the mask is not shifted with the logits, where the last piece of a sequence
     is dropped, and where a mask is made of a network's answer and the number that marks what has no label. Warns where
     prompts are distilled that labels leave out, which may be meant; where labelled tokens at the end are not
-    distilled; and where hidden states of padding are compared.
+    distilled; where hidden states of padding are compared; and where places of zeros alone are distilled that the other
+    losses leave out.
     """
     if not trace.losses.sights:
         return no_distillation(trace)
@@ -255,6 +256,15 @@ def token_mask(trace: Trace) -> Verdict:
                 "gradient, which they do not have from it",
                 {"padding": beyond, "padding_distilled": heard},
                 term_place(trace, s),
+            )
+    for e in (s.empty_places for s in trace.losses.sights if s.empty_places is not None):
+        if e.places >= _FEWEST and e.distilled > _MOST * e.places:
+            return failed(
+                f"padding is distilled: {e.distilled} of {e.places} places that hold nothing but zeros get a gradient "
+                "of the distillation term, and none of the other losses, which leave them out",
+                {"padding": e.places, "padding_distilled": e.distilled},
+                e.where,
+                "warn",  # zeros may be values
             )
     read = [(s, t.coverage) for s, t in _seen(trace) if t.coverage is not None and t.is_known]
     features = [(s, f) for s in trace.losses.sights for f in s.token_features]

@@ -42,7 +42,8 @@ class Averages:
     """Holds each movement of the teacher against that of the student."""
 
     def __init__(self) -> None:
-        self._before: dict[str, _Was] = {}
+        self._before: dict[int, _Was] = {}
+        "By the teacher's parameter: of two teachers some have one name."
         self._window = -2
         self.rates: list[float] = []
         "The share 1 - d, for each update that was one."
@@ -64,10 +65,10 @@ class Averages:
             self._compare(pairs)
         self.shared = [p.teacher for p in pairs if _in_one_place(p)] or self.shared
         self._window = number
-        self._before = {name: _Was(_some(p), _some(s), torch_internals.version_of(p)) for name, p, s in pairs}
+        self._before = {id(p): _Was(_some(p), _some(s), torch_internals.version_of(p)) for _, p, s in pairs}
 
     def _compare(self, pairs: list[Pair]) -> None:
-        known = [(pair, self._before[pair.name]) for pair in pairs if pair.name in self._before]
+        known = [(pair, self._before[id(pair.teacher)]) for pair in pairs if id(pair.teacher) in self._before]
         written = any(torch_internals.version_of(pair.teacher) != was.version for pair, was in known)
         if not written and all(torch.equal(_some(pair.teacher), was.teacher) for pair, was in known):
             return  # a write to .data changes no version

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from kdbench.audits.infer.observer import Observer
 from kdbench.audits.infer.roles import Cast
+from kdbench.audits.lost import Blank
 from kdbench.audits.observe.windows import FunctionCall, RawWindow
-from kdbench.audits.trace import Blank, Sight, Trace
+from kdbench.audits.trace import Sight, Trace
 
 _MOST = 50
 "Places that are kept: a script writes few divergences."

@@ -5,6 +5,7 @@ from torch import nn
 
 from kdbench.audits.infer.batches import Batches
 from kdbench.audits.infer.blank import Blanks
+from kdbench.audits.infer.collapsed import CollapsedTargets
 from kdbench.audits.infer.cut_losses import CutLosses
 from kdbench.audits.infer.features import Features
 from kdbench.audits.infer.gradients import Gradients
@@ -64,6 +65,7 @@ class Inference:
             CutLosses(trace, taint),  # after the terms, among which it enters what it finds
             self._divergences,
             Blanks(trace),
+            CollapsedTargets(trace),
             TokensSeen(),
             self.features,
             names,  # names for good what the others have named by then

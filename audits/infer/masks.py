@@ -1,4 +1,4 @@
-"""What a mask should leave out: places without a label, frames beyond the lengths of a batch."""
+"""What a mask should leave out: places without a label, frames beyond the lengths of a batch, empty places."""
 
 from typing import Any
 
@@ -8,8 +8,8 @@ from torch import Tensor
 from kdbench.audits.infer.labels import Label
 from kdbench.audits.infer.observer import EXPLAINED, Observer
 from kdbench.audits.infer.roles import Cast
-from kdbench.audits.observe.windows import RawWindow
-from kdbench.audits.trace import BlindMask, Sight, Trace
+from kdbench.audits.observe.windows import FunctionCall, RawWindow
+from kdbench.audits.trace import BlindMask, EmptyPlaces, Sight, Trace
 
 _IGNORED = -100
 "What torch's cross-entropy leaves out where nothing else is said."
@@ -27,6 +27,8 @@ class Masks(Observer):
         """Look at the first windows, before their graph is gone."""
         if len(self._trace.losses.sights) >= EXPLAINED:
             return
+        if len(raw.roots) == 1:
+            sight.empty_places = _empty(raw, cast)
         for label in cast.labels:
             sight.blind_mask = sight.blind_mask or _blind(label, raw, cast)
             if label.call.name == "ctc_loss" and len(raw.roots) == 1:
@@ -68,6 +70,51 @@ def _beyond(label: Label, raw: RawWindow, cast: Cast) -> tuple[int, int] | None:
         usual = float(by_frame[~beyond].median())
         return int(beyond.sum()), int((by_frame[beyond] > _HEARD * usual).sum())
     return None
+
+
+def _empty(raw: RawWindow, cast: Cast) -> EmptyPlaces | None:
+    """Return how many places of sequences (B, L, F) hold zeros alone and get nothing of the losses without a teacher.
+
+    And how many of these get a gradient of one with it; None where no other loss leaves such places out.
+    """
+    terms = [
+        f
+        for f in cast.soft
+        if isinstance(f.out, Tensor)
+        and f.out.requires_grad
+        and f.made.params & cast.teacher_mask
+        and raw.root.calls >> f.index & 1
+    ]
+    for call in (c for g in cast.students for c in g.calls if terms and c.given and c.output is not None):
+        x, answer = call.given[0], call.output[0]  # type: ignore[index]
+        if x.ndim != 3 or not x.is_floating_point() or not answer.requires_grad or answer.shape[:2] != x.shape[:2]:
+            continue
+        empty = (x.detach() == 0).all(-1).cpu()
+        if not bool(empty.any()) or bool(empty.all()):
+            continue
+        (whole,) = torch.autograd.grad(raw.roots[0], answer, retain_graph=True, allow_unused=True)
+        own = _through(raw, terms, answer)
+        if whole is None or own is None:
+            continue
+        rest, soft = ((g.detach().float().flatten(2).abs().amax(2).cpu()) for g in (whole - own, own))
+        if float(rest.max()) <= _HEARD * float(soft.max()) or bool((rest[empty] > _HEARD * rest.max()).any()):
+            continue
+        heard = soft[empty] > _HEARD * soft.max()
+        return EmptyPlaces(int(empty.sum()), int(heard.sum()), terms[0].where)
+    return None
+
+
+def _through(raw: RawWindow, terms: list[FunctionCall], answer: Tensor) -> Tensor | None:
+    """Return the part of the gradient at an answer that comes through these terms."""
+    found: Tensor | None = None
+    for f in terms:
+        (w,) = torch.autograd.grad(raw.roots[0], f.out, retain_graph=True, allow_unused=True)
+        if w is None:
+            continue
+        (own,) = torch.autograd.grad(f.out, answer, w, retain_graph=True, allow_unused=True)
+        if own is not None:
+            found = own if found is None else found + own
+    return found
 
 
 def _lengths(value: Any) -> Tensor | None:

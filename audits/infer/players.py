@@ -8,8 +8,9 @@ from torch import nn
 
 from kdbench.audits.infer.names import Names, named_module, names_of_modules
 from kdbench.audits.infer.observer import Known, Observer
-from kdbench.audits.infer.roles import Cast, Declared, Group, cast
+from kdbench.audits.infer.roles import Cast, Declared, Group, cast, learns
 from kdbench.audits.infer.stored import Stored
+from kdbench.audits.lost import Asked
 from kdbench.audits.observe.taint import Taint
 from kdbench.audits.observe.windows import DISTANCES, LABEL_LOSSES, ModuleCall, RawWindow
 from kdbench.audits.trace import Sight, Trace
@@ -102,12 +103,29 @@ class Players(Observer):
             losses.idle_where = raw.where
             return None
         if not found.is_distillation:
+            if not known.started:
+                self._note_asked(raw, found.trained)
             return None
         if self._trace.script and known.started and not known.settled and found.strength > 1:
             known.restarts += 1
             return found
         self.begin(found)
         return found
+
+    def _note_asked(self, raw: RawWindow, trained: int) -> None:
+        """Note a network that was asked without a gradient for nothing: of its answer nothing is in the loss, and
+        nothing else was made of it that is not seen, as a choice, a look-up or a number that is printed."""
+        if not trained:
+            return
+        used = trained | raw.root.params | raw.left
+        for call in raw.calls:
+            if call.parent is not None or learns(call) or call.fed.params:
+                continue
+            mask = self._taint.mask(call.module.parameters())
+            if mask and not mask & used:
+                losses, name = self._trace.losses, self._names.group(Group(mask, call.module))
+                losses.asked = Asked(1 + (losses.asked.windows if losses.asked else 0), name, call.where)
+                return
 
     def _trainee(self) -> int:
         """Return the parameters that are trained now: of the students known, else of optimizers yet to step."""
@@ -155,6 +173,9 @@ class Players(Observer):
         if cast.shared is not None and self._trace.teacher.shared is None:
             module, mask = cast.shared
             self._trace.teacher.shared = names.group(Group(mask, module)), names.params(mask)
+        if cast.moving_base is not None and self._trace.teacher.moving_base is None:
+            module, mask = cast.moving_base
+            self._trace.teacher.moving_base = names.group(Group(mask, module)), names.params(mask)
         sight.student = names.groups(cast.students)
         sight.teacher = names.groups([*cast.teachers, *cast.idle])
         sight.cached = cast.cached

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from kdbench.audits.infer.adapters import trained_base
 from kdbench.audits.infer.labels import Label, labels_in
 from kdbench.audits.infer.rebuilt import parts_of_one, rebuilt
 from kdbench.audits.infer.targets import (
@@ -74,6 +75,8 @@ class Cast:
     "Whether a part of the loss holds it against its own."
     shared: tuple[nn.Module, int] | None = None
     "A network that answers without a gradient, and those of its parameters that are the student's and trained."
+    moving_base: tuple[nn.Module, int] | None = None
+    "A network that teaches with its adapters off, and those of its parameters below them that are trained."
 
     @property
     def is_distillation(self) -> bool:
@@ -167,6 +170,8 @@ def cast(raw: RawWindow, taint: Taint, declared: Declared, known: list[nn.Module
                 result.teachers.append(Group(held & rest, call.module, [call]))
                 covered |= held
             break
+    if base is None and declared.teacher is None and not result.teachers:
+        result.moving_base = trained_base(reached, params_of, taint.bit, trained)
     loose = rest & ~covered & ~trained & _union(f.made.params for f in meeting)
     if loose and not result.teachers:
         holder = next((m for m in reversed(known) if params_of(m) & loose), None)

@@ -33,6 +33,7 @@ class TeacherState(Observer):
         "By name, the teacher's tensors and what was in them."
         self._first_student: dict[str, Tensor] = {}
         self._averages = Averages()
+        self._copy = ""
 
     def window(self, raw: RawWindow, cast: Cast, sight: Sight) -> None:
         """Remember the teacher, the first time; see whether it follows the student and gets a gradient."""
@@ -45,6 +46,7 @@ class TeacherState(Observer):
                 _modules(self._known.students),
                 self._names.param,
             )
+            self._copy = self._copy_beside(cast)
         if len(self._trace.losses.sights) < _FOLLOWED:
             self._averages.window(self._pairs(), self._taint.window)
         calls = [c for g in (*cast.teachers, *cast.idle) for c in g.calls]
@@ -136,7 +138,21 @@ class TeacherState(Observer):
             moved_share=seen.moved_share,
             dtype=str(seen.dtype).removeprefix("torch."),
             forgotten=forgotten,
+            copy_beside=self._copy if not params and not by_optimizer else "",
         )
+
+    def _copy_beside(self, cast: Cast) -> str:
+        """Return the name of a teacher that is shown what another one makes, and that holds, number by number, what
+        this one does and what the student does; an empty one where there is none."""
+        for group in cast.teachers:
+            for other in cast.teachers:
+                shown = any(call.fed.params & other.mask for call in group.calls)
+                if group is other or not shown or group.module is None or other.module is None:
+                    continue
+                own = [*group.module.parameters()]
+                if all(_hold_the_same(own, [*m.parameters()]) for m in (other.module, *_modules(cast.students))):
+                    return self._names.group(group)
+        return ""
 
     def _is_forgotten(self) -> bool:
         """Say whether it is a twin of the student that some of the student's start was copied to, and nothing else."""
@@ -219,6 +235,13 @@ def _beside(module: nn.Module, taint: Taint, teacher: int, student: int) -> list
 
 def _modules(groups: list[Group]) -> list[nn.Module]:
     return [g.module for g in groups if g.module is not None]
+
+
+def _hold_the_same(some: list[nn.Parameter], others: list[nn.Parameter]) -> bool:
+    pairs = [(numbers(a), numbers(b)) for a, b in zip(some, others, strict=False)]
+    return len(some) == len(others) > 0 and all(
+        a is not None and b is not None and a.shape == b.shape and torch.equal(a, b) for a, b in pairs
+    )
 
 
 def _has_nan(value: Tensor) -> bool:

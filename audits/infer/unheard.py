@@ -6,8 +6,9 @@ from typing import Any
 from kdbench.audits.infer.observer import Observer
 from kdbench.audits.infer.roles import Cast
 from kdbench.audits.infer.targets import looks_like_labels
+from kdbench.audits.lost import Unheard
 from kdbench.audits.observe.windows import FunctionCall, RawWindow
-from kdbench.audits.trace import Sight, Trace, Unheard
+from kdbench.audits.trace import Sight, Trace
 
 _MOST = 50
 "Places that are kept: a script writes few divergences."

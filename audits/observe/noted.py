@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from kdbench.audits.observe.flow import is_a_label, meet_numbers
@@ -11,6 +12,19 @@ from kdbench.audits.observe.windows import DISTANCES, LABEL_LOSSES, LOOKUPS, SMA
 SCALES = frozenset({"mul", "__mul__", "__rmul__", "div", "__truediv__", "true_divide", "multiply", "__imul__", "mul_"})
 "Functions by which a term of a loss gets its weight."
 POOLS = frozenset({"max_pool2d", "boolean_dispatch", "max_pool2d_with_indices"})
+LEAVES = frozenset(
+    {"item", "tolist", "numpy", "__array__", "__float__", "__int__", "__bool__", "__index__", "__format__", "__repr__"}
+)
+"Functions by which numbers leave torch."
+
+
+def passed_over(mades: list[Made], params: int, out: Tensor) -> int:
+    """Return the parameters of answers that a function was given and of which its result, made of `params`, is not
+    made, as what is looked up is not of the index and what is true is not of the numbers compared."""
+    given = 0
+    for made in mades:
+        given |= made.params
+    return given if out.dtype == torch.bool else given & ~params
 
 
 def matters(

@@ -22,7 +22,7 @@ from kdbench.audits.observe.flow import (
     two_meet,
 )
 from kdbench.audits.observe.lineage import Lineage
-from kdbench.audits.observe.noted import POOLS, SCALES, factor_of, matters, pool_of
+from kdbench.audits.observe.noted import LEAVES, POOLS, SCALES, factor_of, matters, passed_over, pool_of
 from kdbench.audits.observe.outline import kept
 from kdbench.audits.observe.readable import is_readable
 from kdbench.audits.observe.taint import NOTHING, Made, Mode, Taint, is_getter_to_skip, pop_if_on_top, push, tensors_in
@@ -154,6 +154,7 @@ class Recorder:
             return False
         self._paused = self._decoding.goes_on(module, hooks.call_site(), torch.is_grad_enabled())
         if self._paused:
+            self.raw.left |= self.taint.mask(module.parameters())  # what it writes is not followed from here on
             self._take_down()
         else:
             self._decoding.forget()
@@ -194,11 +195,14 @@ class Recorder:
         if given and self._on_read is not None and name != "__get__":
             self._on_read(name, given)
         outs = [given[0]] if name == "__setitem__" else list(tensors_in(out, 2))
+        if given and name in LEAVES:
+            self.raw.left |= self.taint.of(given[:1], ids=True).params
         if not outs or not given:
             return
         taint = self.taint
         mades = [taint.of(t, True) for t in given]
         params, calls = passed_on(name, given, mades)
+        self.raw.left |= passed_over(mades, params, outs[0])
         if name in ("one_hot", "scatter", "scatter_") and isinstance(out, Tensor) and not params:
             self.raw.one_hot.append(out)
         if not params and outs[0].ndim > 1:

@@ -175,7 +175,8 @@ class Loaders:
         """Return the same of the rows that the student was shown, where no loader tells.
 
         To test on the very samples learned from is how accuracy on them is measured; so a test on others beside it, or
-        one batch with some of each, tells the two apart. Where one test ends and the next begins is not seen.
+        one batch with some of each, tells the two apart. Where one test ends and the next begins is not seen. A test on
+        the whole set, with all that was learned from in it, is a score that is too good, and may be said to be one.
         """
         for network, tests in self._tested.items():
             learned = self._learned.get(network, set())
@@ -188,6 +189,9 @@ class Loaders:
                 return None  # samples that are drawn anew each time come out as they are in the set now and then
             if mixed:
                 rows = set().union(*mixed)
+                if len(learned - rows) <= _CHANCE * len(learned):  # a score on all that there is may be said as such
+                    said = f"{how}; all that it learned from is among them"
+                    return Overlap(len(rows), len(rows & learned), said, False, at)
                 return Overlap(len(rows), len(rows & learned), how, True, at)
             apart = set().union(*(t for t in tests if not t & learned))
             if apart:

@@ -164,6 +164,8 @@ class RawWindow:
     picks: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
     "Of answers (..., C) from which several classes a row were looked up: the answer, the classes (..., K), the result."
     compared: list[Compared] = field(default_factory=list)
+    left: int = 0
+    "Parameters of answers of which something was made that is not followed: a choice, a look-up, a number of Python's."
     pools: list[tuple[int, int, int, int, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
     "Functional max-pools: their number, that of the module around, kernel, stride, size before and after."
     starts: list[int] = field(default_factory=lambda: [0])

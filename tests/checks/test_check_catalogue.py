@@ -48,7 +48,8 @@ from specimens import (
 from kdbench.audits.checks.all import CATALOGUE, run
 from kdbench.audits.checks.catalogue import Audit, Verdict, audit, passed, some
 from kdbench.audits.finding import Finding
-from kdbench.audits.trace import KD, Clip, Inputs, Kept, Loaded, Saved, Trace, Unheard
+from kdbench.audits.lost import Unheard
+from kdbench.audits.trace import KD, Clip, Inputs, Kept, Loaded, Saved, Trace
 from kdbench.audits.updates import Empty
 
 SUBJECTS = (

@@ -188,6 +188,7 @@ def described(
     rest: Rest, found: Fitted, blank: Explanation, said: Said | None, name: str, **fields: Any
 ) -> Explanation:
     """Return what a fit says, in the words of an explanation."""
+    fields.setdefault("members", 1 if said is None else said.members)
     negative = found.weight < 0 and name not in ("permuted", "sum")
     return replace(
         blank,

@@ -21,6 +21,7 @@ from kdbench.audits.infer.explain.softening import Softening, softening
 from kdbench.audits.infer.explain.support import support_of
 from kdbench.audits.infer.explain.topk import topk_fit
 from kdbench.audits.infer.explain.vocabulary import cut_fit
+from kdbench.audits.infer.labels import Label
 from kdbench.audits.infer.roles import Cast
 from kdbench.audits.infer.still import are_one
 from kdbench.audits.observe.windows import LABEL_LOSSES, RawWindow
@@ -81,10 +82,13 @@ def _explain_head(
 ) -> Explanation | None:
     found = _explained_with(raw, cast, student, head, answers, hints, by_hand=False)
     written = any(label.call.name not in LABEL_LOSSES for label in head.labels)
-    if written and (found is None or found.form == "unknown"):
-        better = _explained_with(raw, cast, student, head, answers, hints, by_hand=True)
-        return found if better is None or (found is not None and better.form == "unknown") else better
-    return found
+    if not written or (found is not None and found.form != "unknown"):
+        return found
+    better = _explained_with(raw, cast, student, head, answers, hints, by_hand=True)
+    own = [label for label in head.labels if label.call.name in LABEL_LOSSES]
+    if own and (better is None or better.form == "unknown"):  # what picks by labels may be a part of the distillation
+        better = _explained_with(raw, cast, student, head._replace(labels=own), answers, hints, by_hand=False)
+    return found if better is None or (found is not None and better.form == "unknown") else better
 
 
 def _explained_with(
@@ -124,6 +128,8 @@ def _explained_with(
         blank.call, blank.source = (call.index, id(call.module)) if call is not None else (None, 0)
     softened = softening(raw, cast, student, rest, answers, hints)
     found = _explained(raw, cast, student, head, gradients, rest, answers, softened, blank)
+    if found.classes == layout.classes and any(_is_of_some(label, layout.classes) for label in head.labels):
+        found.labels = None  # the labels of one task's classes say nothing of an answer over those of all
     found.factors = _factors(raw, cast, student, layout.classes)
     found.factors_known = bool(cast.teacher_mask) or any(f.name == "kl_div" for f in cast.soft)
     if found.labels is not None and found.teacher_logits is not None and len(found.teacher_logits) != n:
@@ -199,6 +205,10 @@ def _permuted(rest: Rest, softened: Softening, blank: Explanation) -> Explanatio
     return known if whole else replace(known, permuted_rows=rows)
 
 
+def _is_of_some(label: Label, classes: int) -> bool:
+    return label.classes is not None and label.classes < classes
+
+
 def _vanishes(raw: RawWindow, cast: Cast, head: Head, classes: int) -> bool:
     """Say whether a difference of the answers at these logits gets a gradient from the loss, and hands none on.
 
@@ -215,7 +225,8 @@ def _vanishes(raw: RawWindow, cast: Cast, head: Head, classes: int) -> bool:
             or sides[1] is None
         ):
             continue
-        if sides[0].shape != sides[1].shape or are_one(sides[0], sides[1]):
+        first = sides[0].exp() if f.name == "kl_div" and not f.arg(5, "log_target", False) else sides[0]
+        if first.shape != sides[1].shape or are_one(first, sides[1]):
             continue  # where the answers are one, there is no gradient to hand on
         (w,) = torch.autograd.grad(raw.roots[0], out, retain_graph=True, allow_unused=True)
         if w is None or not bool((w != 0).any()):
@@ -249,10 +260,13 @@ def _factors(raw: RawWindow, cast: Cast, student: int, classes: int) -> list[flo
     labels = 0
     for label in cast.labels:
         labels |= 1 << label.call.index
+    of_width = [f for f in cast.soft if any(shape and shape[-1] == classes for _, _, shape in f.operands)]
+    divergences = [f for f in cast.soft if f.name == "kl_div"]
+    if not any(f.name == "kl_div" for f in of_width):  # else those of other widths are other heads'
+        of_width += divergences
     soft = 0
-    for f in cast.soft:
-        if f.name == "kl_div" or any(shape and shape[-1] == classes for _, _, shape in f.operands):
-            soft |= 1 << f.index
+    for f in of_width:
+        soft |= 1 << f.index
     return [
         factor
         for made, factor in raw.scales

@@ -1,6 +1,7 @@
 """The student's logits that a loss went through, and the teacher's answers beside them."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -30,6 +31,8 @@ _SAME = 1e-5
 "The same in single precision: some hundred roundings, as a reshaped or re-ordered copy has none."
 _SAME_LOG = 1e-4
 "The same after a log-softmax, whose sum over classes and logarithm round more."
+_FEWEST_CLASSES = 2
+"Classes that a label tells apart."
 _TINY = 1e-12
 "Kept from dividing by zero; no logits are this small."
 
@@ -62,6 +65,8 @@ class Head(NamedTuple):
     "The dimension of the classes."
     upstream: bool = False
     "Whether the labels were held against something made of it, as where it is scaled afterwards."
+    source: int = 0
+    "The id of the module that answered it; 0 where none did."
 
     @property
     def layout(self) -> Layout:
@@ -204,8 +209,9 @@ def heads(raw: RawWindow, cast: Cast, student: int, answers: list[Answer]) -> li
     shapes = {(a.values.numel(), a.values.shape[-1]) for a in answers if a.among is None}
     # Stored answers are of the words that are taught alone, or of some classes.
     stored = {a.classes or a.values.shape[-1] for a in answers if cast.cached}
+    widths = {w for _, w in shapes}
     calls = [
-        (not c.has_children, Head(*said, []))
+        (not c.has_children, Head(*said, [], source=id(c.module)))
         for c in raw.calls
         if c.out.params & student
         and _reaches(raw, c.index)
@@ -221,14 +227,18 @@ def heads(raw: RawWindow, cast: Cast, student: int, answers: list[Answer]) -> li
         mine = [label for label in waiting if belongs(label, head.value) and _flows(label, head.z)]
         if mine:
             waiting[:] = [label for label in waiting if all(label is not m for m in mine)]
-            found.append(Head(head.z, head.value, mine, _class_dim(raw, head.value, mine)))
+            mine = [among_all(label, head.value) for label in mine]
+            found.append(head._replace(labels=mine, dim=_class_dim(raw, head.value, mine)))
 
     for head in answered:
         place(head, _is_of)
     for head in answered:  # language models drop the last position for their labels
         # Whose answers may be padded to more words, or be whole where the student's come in pieces.
-        if head.value.ndim == 3 and any(w >= head.value.shape[-1] for w in {*(w for _, w in shapes), *stored}):
+        if head.value.ndim == 3 and any(w >= head.value.shape[-1] for w in widths | stored):
             place(head, _is_cut_from)
+    for head in answered:  # a learner of tasks that follow each other labels the classes of one task alone
+        if widths & {head.value.shape[-1]}:
+            place(head, _is_of_some_classes)
     for label in waiting:
         base = _common_source(raw, label)
         if base is not None and base.requires_grad and base.ndim >= 2:
@@ -266,7 +276,7 @@ def _without_labels(
     """Return the answers that could be logits and have no labels: of the teacher's size and of the heads' width, or of
     the width of stored answers."""
     known = {id(head.z) for head in found}
-    values = [head.value for head in found]
+    values = [(head.value, head.source) for head in found]
     widths = {head.layout.classes for head in found}  # what is narrower or wider lies below: labels teach it too
     more: list[Head] = []
     for head in answered:
@@ -275,17 +285,18 @@ def _without_labels(
         fits = not shapes or (value.numel(), value.shape[-1]) in shapes or value.shape[-1] in stored
         if id(head.z) in known or not fits or (widths and value.shape[dim] not in widths):
             continue
-        same = any(
-            v.shape[-1] == value.shape[-1]
+        same = any(  # but for another answer of the same network, as where it is asked once for each term
+            (not source or source != head.source)
+            and v.shape[-1] == value.shape[-1]
             and v.numel() == value.numel()
             and torch.equal(v.reshape(-1), value.reshape(-1).to(v.dtype))
-            for v in values
+            for v, source in values
         )
         if not same:
             mine = [label for label in labels if _flows(label, head.z)]
-            more.append(Head(head.z, head.value, mine, dim, bool(mine)))
+            more.append(head._replace(labels=mine, dim=dim, upstream=bool(mine)))
             known.add(id(head.z))
-            values.append(value)
+            values.append((value, head.source))
     return more
 
 
@@ -333,6 +344,35 @@ def _is_of(label: Label, value: Tensor) -> bool:
     if float((a - b).abs().max()) <= loose * scale:
         return True
     return float((a - b.log_softmax(1)).abs().max()) <= max(loose, _SAME_LOG) * scale
+
+
+def _is_of_some_classes(label: Label, value: Tensor) -> bool:
+    """Say whether the label loss takes neighbouring classes of the logits (B, C), and no others."""
+    return first_class(label, value) is not None
+
+
+def first_class(label: Label, value: Tensor) -> int | None:
+    """Return the first of the neighbouring classes of the logits (B, C) that a label loss takes alone; None where it
+    takes all, or others."""
+    x = label.logits
+    if label.call.name not in ("cross_entropy", "nll_loss") or not isinstance(x, Tensor):
+        return None
+    if x.ndim != 2 or value.ndim != 2 or len(x) != len(value) or not _FEWEST_CLASSES <= x.shape[1] < value.shape[1]:
+        return None
+    said, width = x.detach(), x.shape[1]
+    for first in range(value.shape[1] - width + 1):
+        own = value[:, first : first + width].to(said.dtype)
+        if torch.equal(own, said) or (label.call.name == "nll_loss" and torch.allclose(own.log_softmax(1), said)):
+            return first
+    return None
+
+
+def among_all(label: Label, value: Tensor) -> Label:
+    """Return a label loss over some classes of the logits (B, C) with its labels counted among all of them."""
+    first = first_class(label, value)
+    if not first or label.target is None or label.target.is_floating_point():
+        return label
+    return replace(label, target=torch.where(label.target >= 0, label.target + first, label.target))
 
 
 def _is_cut_from(label: Label, value: Tensor) -> bool:

@@ -1,7 +1,8 @@
-"""A teacher that tells fewer classes apart: the term is over those of the student's that it knows, and no others."""
+"""A term over some classes alone: those that a teacher knows which tells fewer apart, or those before a task's own."""
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from kdbench.audits.infer.explain.fit import Explanation, fits, seen_fit
@@ -27,6 +28,9 @@ def narrow_fit(
     if not rest.known or rest.is_invariant is False:
         return None
     live = (rest.kd.abs().amax(0) > _SILENT * rest.kd.abs().max()).nonzero().flatten().tolist()
+    some = _of_some(raw, cast, student, rest, answers, blank, (live[0], live[-1] + 1))
+    if some is not None:
+        return some
     narrower: list[tuple[int, Kind, Tensor]] = []
     for kind, value in [(a.kind, a.values) for a in answers if a.among is None]:
         width = value.shape[-1]
@@ -37,15 +41,45 @@ def narrow_fit(
         if live[0] < first:
             continue
         cut = slice(first, first + width)
-        layout = Layout((*lead, width), len(lead))
-        part = replace(
-            rest, z=rest.z[:, cut], kd=rest.kd[:, cut], columns=[c[:, cut] for c in rest.columns], layout=layout
-        )
         mine = [Answer(kind, value) for w, kind, value in narrower if w == width]
-        softened = softening(raw, cast, student, part, mine)
-        own = replace(blank, classes=width, labels=None)
-        for attempt in (seen_fit, forward_searched, searched_fit):
-            found = attempt(part, softened, own)
-            if found is not None and fits(part, found):
-                return found
+        found = _over(raw, cast, student, rest, mine, cut, replace(blank, classes=width, labels=None))
+        if found is not None:
+            return found
+    return None
+
+
+def _of_some(
+    raw: RawWindow,
+    cast: Cast,
+    student: int,
+    rest: Rest,
+    answers: list[Answer],
+    blank: Explanation,
+    block: tuple[int, int],
+) -> Explanation | None:
+    """Return the form over neighbouring classes that explains the gradient, where the teacher knows others as well."""
+    (first, end), classes, lead = block, rest.layout.classes, rest.layout.lead
+    cut = slice(first, end)
+    whole = [a for a in answers if a.among is None and a.kind == "logits" and tuple(a.values.shape) == (*lead, classes)]
+    if not whole or len(lead) != 1 or not _FEWEST <= end - first < classes:
+        return None
+    own = blank
+    if blank.labels is not None:
+        own = replace(blank, labels=torch.where(blank.labels < end, blank.labels - first, -1))
+    mine = [Answer(a.kind, a.values[:, cut]) for a in whole]
+    mine += [a for a in answers if a.among is None and tuple(a.values.shape) == (*lead, end - first)]
+    return _over(raw, cast, student, rest, mine, cut, replace(own, classes=end - first))
+
+
+def _over(
+    raw: RawWindow, cast: Cast, student: int, rest: Rest, mine: list[Answer], cut: slice, blank: Explanation
+) -> Explanation | None:
+    """Return the form over the classes of a cut that explains the gradient there; the answers are of these alone."""
+    layout = Layout((*rest.layout.lead, blank.classes), len(rest.layout.lead))
+    part = replace(rest, z=rest.z[:, cut], kd=rest.kd[:, cut], columns=[c[:, cut] for c in rest.columns], layout=layout)
+    softened = softening(raw, cast, student, part, mine)
+    for attempt in (seen_fit, forward_searched, searched_fit):
+        found = attempt(part, softened, blank)
+        if found is not None and fits(part, found):
+            return found
     return None

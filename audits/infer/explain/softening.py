@@ -29,6 +29,8 @@ _MOST_UNMATCHED = 4
 "Answers tried of which no softmax was seen: each costs a search, and hints come after the network's own."
 _PADDED = 1.1
 "How much wider a table of the same words may be: they are padded to round numbers. What is wider still are features."
+_MOST_MEMBERS = 16
+"Networks whose answers are told apart in one tensor."
 _LEAST_PROBABILITY = 1e-38
 "Near the least normal number of single precision: its logarithm is still finite."
 
@@ -50,6 +52,8 @@ class Said:
     "The largest number of a centre that was taken from it, and of what it was taken from."
     kept: Tensor | None = None
     "Which classes (n, C) of the rows it tells of, where it tells of some alone."
+    members: int = 1
+    "Of how many networks' answers it is the mean."
 
 
 class Softening(NamedTuple):
@@ -161,6 +165,34 @@ def _said_of_some(rest: Rest, values: Tensor, among: Tensor) -> list[Said]:
     return [Said("probabilities", at(rest.index).to(rest.z.device), at, kept=kept)]
 
 
+def members_of(layout: Layout, answer: Answer) -> list[Answer]:
+    """Return the answers that one tensor holds of several networks side by side, as (B, M, C) does for logits (B, C);
+    the answer itself where it is of one."""
+    shape = tuple(answer.values.shape)
+    if answer.among is not None or len(shape) != len(layout.shape) + 1 or layout.dim != len(layout.shape) - 1:
+        return [answer]
+    for dim in reversed(range(len(shape) - 1)):
+        if (*shape[:dim], *shape[dim + 1 :]) == layout.shape and 1 < shape[dim] <= _MOST_MEMBERS:
+            return [answer._replace(values=one) for one in answer.values.unbind(dim)]
+    return [answer]
+
+
+def _one_by_one(layout: Layout, answers: list[Answer]) -> tuple[list[Answer], bool]:
+    """Return the answers with those of several networks taken apart, each once, and whether there were such."""
+    found: list[Answer] = []
+    for answer in answers:
+        members = members_of(layout, answer)
+        found += (
+            members if len(members) == 1 else [one for one in members if not any(_are_equal(one, a) for a in answers)]
+        )
+    return found, any(len(members_of(layout, answer)) > 1 for answer in answers)
+
+
+def _are_equal(one: Answer, other: Answer) -> bool:
+    a, b = one.values, other.values
+    return one.kind == other.kind and a.shape == b.shape and torch.equal(a, b)
+
+
 def is_wider(values: Tensor, layout: Layout) -> bool:
     """Say whether an answer has the head's shape but for a few classes more."""
     shape = tuple(values.shape)
@@ -174,7 +206,8 @@ def softening(
 ) -> Softening:
     """Return the temperatures that were seen, and the teacher's answers to the rows that are explained."""
     of_student = _of_student(raw, student, rest)
-    sized = [(answer, said) for answer in answers for said in said_by(rest, answer)]
+    parts, is_stacked = _one_by_one(rest.layout, answers)
+    sized = [(answer, said) for answer in parts for said in said_by(rest, answer)]
     logits = [said for answer, said in sized if answer.kind == "logits"]
     of_teacher: list[float] = []
     matched: list[Said] = []
@@ -201,7 +234,7 @@ def softening(
         matched += [_times(said, t) for said in unmatched]
         if unmatched and t not in of_teacher:
             of_teacher.append(t)
-    if len(logits) > 1 and len(cast.teachers) > 1:
+    if len(logits) > 1 and (len(cast.teachers) > 1 or is_stacked):
         rest_of_logits = [*_averages(logits, of_teacher), *rest_of_logits]
     # Probabilities fit whatever made them, so they speak only where the logits behind them were not seen.
     probabilities = [said for answer, said in sized if answer.kind == "probabilities"]
@@ -287,6 +320,7 @@ def _averages(logits: list[Said], temperatures: list[float]) -> list[Said]:
         return mixed
 
     def together(mix: Callable[[list[Tensor]], Tensor]) -> Said:
-        return Said("logits", mix([s.rows for s in logits]), lambda index: mix([s.at(index) for s in logits]))
+        rows = mix([s.rows for s in logits])
+        return Said("logits", rows, lambda index: mix([s.at(index) for s in logits]), members=len(logits))
 
     return [*(together(of_probabilities(t)) for t in reversed(temperatures)), together(of_logits)]

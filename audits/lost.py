@@ -1,0 +1,48 @@
+"""Answers that teach nothing: in no loss, of no class, one for all samples, asked for in vain."""
+
+from dataclasses import dataclass
+
+from kdbench.audits.updates import Where
+
+
+@dataclass(frozen=True)
+class Unheard:
+    """A divergence between student and teacher that could be learned from, and that no backward reached."""
+
+    windows: int
+    "Backwards before which it was computed."
+    where: Where
+
+
+@dataclass(frozen=True)
+class Blank:
+    """A divergence whose targets came to hold one number for every class."""
+
+    told: int
+    "Backwards before that."
+    windows: int
+    "Backwards in a row since."
+    where: Where
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A network that is asked while another learns, and of whose answers nothing is made."""
+
+    windows: int
+    "Backwards before which it was."
+    name: str
+    where: Where | None
+
+
+@dataclass(frozen=True)
+class Collapsed:
+    """Targets that are one for every sample, where the teacher's own answers tell the samples apart."""
+
+    windows: int
+    "Backwards in which they were."
+    named: int
+    "The class that they name, in the last of them."
+    rows: int
+    "Rows of that one."
+    where: Where | None
