@@ -89,6 +89,12 @@ class Observation:
     "What became of a script that ran on when the steps asked for had been seen."
     steps: int = 0
     unobserved: list[str] = field(default_factory=list)
+    cut: bool = False
+    "Whether the script was ended, and did not end by itself."
+    processes: int = 1
+    "In how many the training ran, all of them observed."
+    trouble: str | None = None
+    "Why the processes together decided nothing, where that is no single one's finding."
 
 
 class ScriptWatch(Watch):
@@ -162,8 +168,16 @@ class ScriptWatch(Watch):
         settled = self._inference.known.settled
         if not self._windows.armed and not settled and self._steps.counts[id(optimizer)] == 1:
             self._windows.look()  # a new optimizer: perhaps a new phase
-        if self._options.steps and self.seen >= self._options.steps and settled:
+        if self._options.steps and self._is_enough(settled):
             self._run_on(f"{self._options.steps} steps of distillation were seen")
+
+    def _is_enough(self, settled: bool) -> bool:
+        """Say whether the steps asked for were seen."""
+        return self.seen >= self._options.steps and settled
+
+    def together(self, seen: Observation, make_report: Callable[[Trace], Report]) -> Observation:
+        """Return what was seen of the whole training; here this process is all there is of it."""
+        return seen
 
     def observe(self, observer: Observer) -> Taint:
         """Tell an observer of each window of the distillation; return the table of what tensors are made of."""
@@ -296,12 +310,14 @@ def run(
     make_report: Callable[[Trace], Report],
     finish: Callable[[Observation], int] | None = None,
     within: Callable[[ScriptWatch], AbstractContextManager[Any]] | None = None,
+    make_watch: Callable[[Options, Callable[[ScriptWatch], None]], ScriptWatch] = ScriptWatch,
 ) -> Observation:
     """Run a script (or, with `module`, a module) as ``__main__`` under observation, and say what was seen.
 
     `finish` is called with the observation where the script could not be ended politely, or, on guard, while it still
     runs: it reports, and returns the exit code. `within` returns a context that the script runs in: it is entered when
-    the hooks are in place. A script that is not there is the caller's to refuse.
+    the hooks are in place. `make_watch` makes another watch than that of one process. A script that is not there is the
+    caller's to refuse.
     """
     options = options or Options()
     unobserved: list[str] = []
@@ -310,16 +326,20 @@ def run(
     def observe(watch: ScriptWatch) -> Observation:
         watch.conclude(watch.done is None and "error" not in state)
         trace, ended = watch.trace, watch.done or "the script ended"
-        return Observation(
+        seen = Observation(
             make_report(trace),
             trace,
-            state.get("error"),
-            state.get("exit"),
+            # What goes wrong when the steps have been seen is the script's own affair, and no reason to leave them
+            # unjudged.
+            state.get("error") if not watch.enough else None,
+            state.get("exit") if not watch.enough else None,
             watch.enough or ended,
             _afterwards(watch.done, state.get("error")) if watch.enough else "",
             watch.seen,
             unobserved,
+            watch.done is not None and "error" not in state,
         )
+        return watch.together(seen, make_report)
 
     def finish_early(watch: ScriptWatch) -> None:
         result = observe(watch)
@@ -331,13 +351,15 @@ def run(
                 sys.stderr.flush()
                 os._exit(code)
 
-    watch = ScriptWatch(options, finish_early)
+    watch = make_watch(options, finish_early)
     with _as_main(target, args, module), _noting_children(unobserved), watch:
         if not options.guard:
             watch.start_timer(options.max_seconds, f"{options.max_seconds:g} seconds were over")
         try:
             with within(watch) if within is not None else nullcontext():
                 _run_as_main(target, module, watch, state)
+        except Stop:  # it came late, when the script had ended
+            pass
         finally:
             for timer in watch.timers:
                 timer.cancel()
@@ -345,9 +367,10 @@ def run(
             # From here on the script's own exit handlers may run modules: they are let run.
             done, watch.done = watch.done, None
     watch.done = done
-    seen: Observation = state.get("reported") or observe(watch)
-    # What goes wrong when the steps have been seen is the script's own affair, and no reason to leave them unjudged.
-    seen.error, seen.exit_code = (None, None) if watch.enough else (state.get("error"), state.get("exit"))
+    seen: Observation | None = state.get("reported")
+    if seen is None:
+        return observe(watch)
+    seen.error, seen.exit_code = state.get("error"), state.get("exit")
     return seen
 
 
@@ -375,6 +398,8 @@ def _run_as_main(target: str, module: bool, watch: ScriptWatch, state: dict[str,
         if watch.done is None:
             raise
     except BaseException as error:
+        for timer in watch.timers:
+            timer.cancel()
         state["error"] = _own_traceback(error)
 
 

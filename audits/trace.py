@@ -443,6 +443,10 @@ class Trace:
     "Names that were declared, by role, under which no network was found."
     names_there: list[str] = field(default_factory=list)
     "Names of networks that there are, where a declared one was not found."
+    world: int = 1
+    "Processes of the training."
+    ranks: list[Any] = field(default_factory=list)
+    "What each process of a training of several held (RankSeen), where all of them reported."
 
     def restart(self) -> None:
         """Forget a training that was taken for the distillation: the true one begins."""

@@ -19,6 +19,10 @@ NO_FAULT_OF_ITS_OWN = {
     "twins of foreign scripts have both",
     "token-mask": "a study trains on images; specimens of language models have it",
     "result-kept": "the harness keeps the record of a trial itself; specimens of scripts have it",
+    "rank-batches": "a trial has one process; scripts of several have it (tests/ranks)",
+    "rank-teachers": "the same",
+    "rank-students": "the same",
+    "rank-clip": "the same",
     "update-effective": "a rate or dtype at which updates are lost is a number of the recipe, not a decision",
 }
 

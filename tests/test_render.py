@@ -33,7 +33,7 @@ def test_json_is_the_object_that_is_promised():
     found = json.loads(to_json(ALL))
     assert list(found) == [
         "schema", "target", "verdict", "steps", "student", "teacher", "projectors", "findings", "counts",
-        "script_error", "script_exit", "unobserved", "summary", "waived_in_source",
+        "script_error", "script_exit", "unobserved", "processes", "summary", "waived_in_source",
     ]  # fmt: skip
     assert found["schema"] == "kdbench.audit/1" and found["target"] == "train.py" and found["teacher"] is None
     assert found["counts"] == {"pass": 1, "fail": 3, "not_triggered": 1, "error": 1, "waived": 1}

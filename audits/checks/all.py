@@ -11,6 +11,12 @@ from kdbench.audits.checks import (
     losses,
     modes,
     optimizer,
+    rank_batches,
+    rank_buffers,
+    rank_clip,
+    rank_students,
+    rank_teachers,
+    rank_tokens,
     saved,
     teacher,
     tokens,
@@ -23,7 +29,10 @@ from kdbench.audits.trace import Trace
 
 __all__ = ["CATALOGUE", "run"]
 
-SUBJECTS = (clipping, optimizer, teacher, modes, inputs, losses, weights, tokens, saved, architecture)
+SUBJECTS = (
+    *(clipping, optimizer, teacher, modes, inputs, losses, weights, tokens, saved, architecture),
+    *(rank_batches, rank_teachers, rank_students, rank_buffers, rank_clip, rank_tokens),
+)
 "The files whose checks entered the catalogue when they were imported."
 
 

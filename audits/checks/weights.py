@@ -126,7 +126,7 @@ def kd_scale(trace: Trace) -> Verdict:
     verdict = (None if sight.self_taught else _beside_labels(reading)) or _mean_reduction(trace)
     if verdict is not None:
         return verdict
-    slip = _slip_on_the_way(e, sight.micro)
+    slip = _slip_on_the_way(e, sight.micro, trace.world)
     if slip is not None:
         said = f"the effective KD weight is {k:.4g} at temperature {t:g}: off by a factor {slip}"
         return failed(said, reading.observed, reading.place, "warn")
@@ -273,7 +273,7 @@ def _mean_reduction(trace: Trace) -> Verdict | None:
     return None
 
 
-def _slip_on_the_way(e: Explanation, micro: int) -> str | None:
+def _slip_on_the_way(e: Explanation, micro: int, world: int) -> str | None:
     """Return the slip that the numbers written on the term's way to the sum show, where the weight is free.
 
     Their product is what the code multiplies the term by. Over T^2 it is the weight in force, but for what the
@@ -290,8 +290,8 @@ def _slip_on_the_way(e: Explanation, micro: int) -> str | None:
     if of_all and of_classes:  # a mean over all numbers, times the classes again, is one over the rows
         factors = [f for f in factors if f not in (of_all[0], of_classes[0])] + [1 / e.rows]
     by_rows = [f for f in factors if any(abs(f * n - 1) <= TOLERANCE for n in {e.rows, e.batch})]
-    if e.sequence or micro > 1:  # the rows of several backwards are one mean, or padding counts too
-        by_rows += [f for f in factors if f not in by_rows and _divides_by_more(f, e.rows)]
+    if e.sequence or micro > 1 or world > 1:  # rows of several backwards or ranks are one mean, or padding counts too
+        by_rows += [f for f in factors if f not in by_rows and _divides_by_more(f, e.rows, world)]
     if any(abs(f * e.rows * e.classes - 1) <= TOLERANCE for f in factors) and abs(rest / e.rows - 1) <= _ON_THE_WAY:
         return "1/C (the sum is divided by the classes too)"  # a mean over all numbers, by another road
     if abs(rest * e.classes - 1) <= _ON_THE_WAY and not any(abs(f / e.classes - 1) <= TOLERANCE for f in factors):
@@ -314,9 +314,12 @@ def _slip_on_the_way(e: Explanation, micro: int) -> str | None:
     return None
 
 
-def _divides_by_more(factor: float, rows: int) -> bool:
-    """Say whether a factor divides by a whole number of rows, of which those that were seen are some."""
-    count = 1 / factor if factor else 0.0
+def _divides_by_more(factor: float, rows: int, world: int) -> bool:
+    """Say whether a factor divides by a whole number of rows, of which those that were seen are some.
+
+    Of several ranks, whose gradients are averaged, it may be the mean over the ranks of their rows.
+    """
+    count = world / factor if factor else 0.0
     return rows < count < _COUNTED and abs(count - round(count)) <= TOLERANCE
 
 

@@ -42,7 +42,8 @@ def sample(value: Tensor) -> tuple[tuple[int, ...], bytes]:
     if flat.numel() > _SAMPLE:
         step = flat.numel() // _SAMPLE
         flat = flat[:: step + (step % 2 == 0)][:_SAMPLE]
-    return tuple(value.shape), flat.to("cpu", torch.float32).numpy().tobytes()
+    # A copy: a storage that numpy knows of can no longer be freed by those who share a network out over processes.
+    return tuple(value.shape), flat.to("cpu", torch.float32, copy=True).numpy().tobytes()
 
 
 class Loads:

@@ -407,3 +407,12 @@ LoaderIterator: type = _tried(
     stand_in=object,
     audits=frozenset(),
 )
+store_of_ranks: Callable[[], Any] = _tried(
+    "store_of_ranks",
+    "torch.distributed.distributed_c10d._get_default_store",
+    "reaching the other processes of a training that torchrun did not start",
+    lambda: torch.distributed.distributed_c10d._get_default_store,
+    callable,
+    stand_in=lambda: None,
+    audits=frozenset(),
+)

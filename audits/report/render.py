@@ -39,6 +39,8 @@ class Audited:
     script_exit: int | None = None
     unobserved: tuple[str, ...] = ()
     "Child processes that were not seen."
+    processes: int = 1
+    "In how many the training ran, all of them observed."
     waived_in_source: Mapping[str, str] = field(default_factory=dict)
     "By id, file and line of the comment in the audited code that waives it."
     declarable: bool = True
@@ -88,6 +90,8 @@ class AuditObject:
     script_exit: int | None
     unobserved: list[str]
     "Child processes that were not seen."
+    processes: int
+    "In how many the training ran, all of them observed."
     summary: str
     "The verdict in one sentence."
     waived_in_source: dict[str, str]
@@ -109,6 +113,7 @@ def to_json(audited: Audited) -> str:
         script_error=audited.script_error,
         script_exit=audited.script_exit,
         unobserved=list(audited.unobserved),
+        processes=audited.processes,
         summary=audited.summary,
         waived_in_source=dict(sorted(audited.waived_in_source.items())),
     )

@@ -46,6 +46,14 @@ _OF_MATRIX = ("seeds", "zoo_seeds", "workers", "output", "format_", "quiet", "ve
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 @click.option("-m", "--module", is_flag=True, panel=SCRIPT, help="SCRIPT is the name of a module, as in python -m.")
 @click.option(
+    "--launch",
+    type=click.IntRange(2),
+    metavar="N",
+    panel=SCRIPT,
+    help="Run SCRIPT in N processes, as torchrun --nproc-per-node N does, and observe them all. SCRIPT may also be a "
+    "launcher with its own options: torchrun ... train.py, or accelerate launch ... train.py.",
+)
+@click.option(
     "--steps",
     type=click.IntRange(0),
     default=50,

@@ -4,12 +4,14 @@ import contextlib
 import difflib
 import importlib.machinery
 import importlib.util
+import os
 import sys
 import sysconfig
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import click
 from click.core import ParameterSource
@@ -19,11 +21,14 @@ from kdbench.audits import script as engine
 from kdbench.audits.checks.all import CATALOGUE, run
 from kdbench.audits.finding import Report
 from kdbench.audits.infer.players import STORED
+from kdbench.audits.observe.ranks import Ranks, place
+from kdbench.audits.ranks import RankWatch
 from kdbench.audits.report import inline
 from kdbench.audits.report.policy import EXIT_CODES, Baseline, Policy
 from kdbench.audits.report.render import Audited
 from kdbench.audits.script import Observation
 from kdbench.audits.trace import KD, Clip
+from kdbench.harness.cli.audit_launch import launch_of, leave_code, run_launch
 from kdbench.harness.cli.audit_output import detail, files_beside, renderer, stdout_apart
 from kdbench.harness.cli.common import stderr, stdout
 from kdbench.harness.contract import FILE, Contract, contract_text, read_contract
@@ -33,6 +38,8 @@ from kdbench.kd.errors import InputError
 
 _NOBODY_ELSES = ("--format", "--waive", "--select", "--ignore", "--strict", "--baseline", "--contract", "--guard")
 "Options of ours that a training script hardly has."
+_VERDICT = 60.0
+"Seconds for which the other processes wait for rank 0's verdict, where that may end the job."
 
 
 @dataclass
@@ -61,7 +68,8 @@ class _Judge:
     def __call__(self, seen: Observation) -> Audited:
         """Return the report."""
         roles = {role: ", ".join(seen.trace.roles.get(role, [])) or None for role in ("student", "teacher")}
-        ran, distilled = seen.error is None and not seen.exit_code, bool(seen.trace.losses.sights)
+        ran = seen.error is None and not seen.exit_code
+        distilled = bool(seen.trace.losses.sights) and seen.trouble is None
         raw, in_source = self._waived_in_source(self.policy.apply(seen.report))
         report = self.baseline.apply(raw, self.target)
         verdict = self.policy.verdict(report, ran=ran, distilled=distilled)
@@ -96,6 +104,8 @@ class _Judge:
             script_error=seen.error,
             script_exit=seen.exit_code,
             unobserved=tuple(seen.unobserved),
+            processes=seen.processes,
+            undecided_because=seen.trouble,
             waived_in_source=in_source,
         )
 
@@ -129,11 +139,16 @@ class _Reporter:
         for console in (self.console, self.notes):
             console.file = console.file  # as it is now: a script may put another in its place
         self.write: Callable[[str], None] = lambda text: click.echo(text, err=True)
+        self.is_silent = False
+        "Whether another process of the training reports."
         self.code: int | None = None
         "Of what was reported; None as long as nothing was."
 
     def finish(self, seen: Observation) -> int:
-        """Report, and return the exit code of it."""
+        """Report, and return the exit code of it; of several processes, rank 0 does."""
+        if self.is_silent:
+            self.code = 0
+            return 0
         try:
             return self._tell(seen)
         except InputError as error:
@@ -165,6 +180,9 @@ class _Reporter:
 
 def audit_script(ctx: click.Context, script: str, args: Sequence[str], policy: Policy, options: dict[str, Any]) -> int:
     """Run a script under observation and report; return the exit code, which is the script's own under a guard."""
+    launch = launch_of(script, args, options["module"], options["launch"])
+    if launch is not None:
+        script, args, options = launch.script, launch.args, {**options, "module": launch.module}
     module, guard, format_ = options["module"], options["guard"], options["format_"]
     check_target(script, module)
     _check_selection(policy)
@@ -183,7 +201,22 @@ def audit_script(ctx: click.Context, script: str, args: Sequence[str], policy: P
         target, policy, contract, baseline, options["baseline"], options["update_baseline"], written, module, remarks
     )
     reporter = _Reporter(judge, format_, bool(guard), detail(options), files_beside(options["also"]))
+    if launch is not None:
+        return run_launch(ctx, launch)
+    here = place()
+    ranks = Ranks(*here) if here is not None else None
+    reporter.is_silent = ranks is not None and ranks.rank > 0
     intent = _options(contract, options)
+
+    def finish(seen: Observation) -> int:
+        code = reporter.finish(seen)
+        if ranks is not None and guard == "stop":
+            if not reporter.is_silent:
+                ranks.tell_verdict(code)
+            return code if not reporter.is_silent else ranks.verdict(_VERDICT) or 0
+        left = code if reporter.is_silent else leave_code(code)
+        return code if guard else left
+
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(sys.stdout))  # puts back what the script may replace
         stack.enter_context(contextlib.redirect_stderr(sys.stderr))
@@ -196,18 +229,28 @@ def audit_script(ctx: click.Context, script: str, args: Sequence[str], policy: P
                 module=module,
                 options=intent,
                 make_report=lambda trace: spelled(run(trace)),
-                finish=reporter.finish,
+                finish=finish,
+                make_watch=engine.ScriptWatch if ranks is None else partial(RankWatch, ranks),
             )
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             return 130
         early = reporter.code is not None
         code = reporter.code if reporter.code is not None else reporter.finish(seen)
+        if ranks is not None and seen.cut and guard is None:
+            # A process group that was cut off within a step may wait for ever at its end.
+            _leave(code if reporter.is_silent else leave_code(code))
         if early and seen.error:  # the job crashed after it had been looked at
             reporter.notes.print(seen.error, markup=False, soft_wrap=True)
-    if guard is None or (guard == "stop" and code == 1):
-        return code
-    return seen.exit_code if seen.exit_code is not None else int(seen.error is not None)
+    if guard is not None and not (guard == "stop" and code == 1):
+        code = seen.exit_code if seen.exit_code is not None else int(seen.error is not None)
+    return code if reporter.is_silent else leave_code(code)
+
+
+def _leave(code: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _options(contract: Contract, options: dict[str, Any]) -> engine.Options:

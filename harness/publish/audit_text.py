@@ -74,6 +74,7 @@ def _show_seen(console: Console, audited: Audited, seen: Observation) -> None:
     # That the steps asked for were seen is an end of its own, and says how many.
     stopped = seen.stopped + (" (--max-seconds)" if seen.stopped.endswith("seconds were over") else "")
     end = stopped if stopped.endswith("were seen") else f"{steps} were seen: {stopped}"
+    end += f" in each of {seen.processes} processes" if stopped.endswith("were seen") and seen.processes > 1 else ""
     _print(console, f"{audited.target}: {', '.join(roles)}", hang="  ")
     _print(console, f"{end}{crashed}{'; ' if seen.afterwards else ''}{seen.afterwards}", hang="  ")
     if not losses.sights and audited.verdict != "could-not-run":
