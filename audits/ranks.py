@@ -25,6 +25,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from kdbench.audits.checks.among_ranks import PREFIX
 from kdbench.audits.finding import Finding, Report
 from kdbench.audits.infer.ranks import RankEvidence, RankSeen
 from kdbench.audits.observe.ranks import Ranks
@@ -68,6 +69,8 @@ class RankWatch(ScriptWatch):
         super().__enter__()
         self._evidence.open(self._stack, self._lasting)
         self._stack.callback(register_optimizer_step_post_hook(self._lasting(self._stepped)).remove)
+        for end in self._pipe:
+            os.set_blocking(end, False)
         if self._options.guard is None:
             self._heed_the_launcher()
         self.ranks.live(self._halt, self._woken)
@@ -131,8 +134,6 @@ class RankWatch(ScriptWatch):
 
     def _heed_the_launcher(self) -> None:
         """Take SIGTERM, by which a launcher ends the others when one process died, for a word to report at once."""
-        for end in self._pipe:
-            os.set_blocking(end, False)
         if threading.current_thread() is not threading.main_thread():
             return
 
@@ -158,6 +159,12 @@ class RankWatch(ScriptWatch):
         """Hand what was seen to rank 0; there, return what all ranks saw."""
         if not self._claim.acquire(blocking=False):
             threading.Event().wait()  # another thread reports, and ends the process
+        try:
+            return self._of_all(seen, make_report)
+        finally:
+            self.ranks.close(lambda: os.write(self._pipe[1], b"\0"))
+
+    def _of_all(self, seen: Observation, make_report: Callable[[Trace], Report]) -> Observation:
         seen.processes = self.ranks.world
         crashed = seen.error is not None
         if crashed:
@@ -165,6 +172,12 @@ class RankWatch(ScriptWatch):
         mine = _told(seen, self._evidence.seen)
         if self.ranks.rank:
             self.ranks.report(mine)
+            return seen
+        if not self.ranks.connect():
+            seen.trouble = (
+                f"RANK and WORLD_SIZE say that this is one of {self.ranks.world} processes, and the script made no "
+                "process group over which the others could be heard; unset both if each trains for itself"
+            )
             return seen
         others = self.ranks.gather(self._patience, crashed)
         told = {0: mine, **{rank: one for rank, one in others.items() if one is not None}}
@@ -203,8 +216,9 @@ class _Deadline(threading.Thread):
 
 def _told(seen: Observation, evidence: RankSeen) -> dict[str, Any]:
     """Return what rank 0 is told of one rank."""
+    judged_here = [f for f in seen.report.to_dicts() if not (evidence.rank and f["name"].startswith(PREFIX))]
     return {
-        "findings": seen.report.to_dicts(),
+        "findings": judged_here,
         "error": seen.error,
         "exit_code": seen.exit_code,
         "at": time.time(),

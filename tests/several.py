@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -73,16 +74,22 @@ def prepare(folder: Path) -> None:
     torch.save(teacher.state_dict(), folder / "teacher.pt")
 
 
-def in_ranks(call, folder: Path, world: int = 2, seconds: float = 60) -> Ended:
-    """Run a function that returns an exit code in forked processes, with the environment that torchrun gives them."""
+def in_ranks(call, folder: Path, world: int = 2, seconds: float = 60, agent: bool = True) -> Ended:
+    """Run a function that returns an exit code in forked processes, with the environment that torchrun gives them.
+
+    Without `agent`, rank 0 makes the store itself where the script makes a process group, as under Slurm.
+    """
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=20))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     sys.stdout.flush()
     sys.stderr.flush()
     running: dict[int, int] = {}
     for rank in range(world):
         pid = os.fork()
         if pid == 0:
-            _be_a_rank(call, folder, rank, world, store.port)
+            _be_a_rank(call, folder, rank, world, store.port if agent else port, agent)
         running[pid] = rank
     codes: list[int | None] = [None] * world
     ending = False
@@ -105,7 +112,7 @@ def in_ranks(call, folder: Path, world: int = 2, seconds: float = 60) -> Ended:
     return Ended(codes, texts[0][0], texts[1])
 
 
-def _be_a_rank(call, folder: Path, rank: int, world: int, port: int) -> None:
+def _be_a_rank(call, folder: Path, rank: int, world: int, port: int, agent: bool) -> None:
     code = 70
     try:
         os.chdir(folder)
@@ -114,7 +121,7 @@ def _be_a_rank(call, folder: Path, rank: int, world: int, port: int) -> None:
         sys.stdout, sys.stderr = (os.fdopen(os.dup(fd), "w", buffering=1) for fd in (1, 2))
         os.environ.update(
             RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-            TORCHELASTIC_USE_AGENT_STORE="True",
+            TORCHELASTIC_USE_AGENT_STORE=str(agent),
         )  # fmt: skip
         torch.set_num_threads(1)
         code = call()
@@ -128,14 +135,16 @@ def _be_a_rank(call, folder: Path, rank: int, world: int, port: int) -> None:
         os._exit(code)
 
 
-def audited(script: str | Path, folder: Path, *options: str, world: int = 2, seconds: float = 60) -> Ended:
+def audited(script: str | Path, folder: Path, *options: str, world: int = 2, seconds: float = 60, agent: bool = True):
     """Audit a script in several processes; its report comes as JSON where no format is asked for."""
+    import kdbench.harness.cli.audit_script  # noqa: F401  # once, before the processes are forked
     from kdbench.harness.cli import cli, run_cli
 
     words = ["audit", *([] if "--format" in options else ["--format", "json"]), *options, str(script)]
     return in_ranks(
-        lambda: run_cli(lambda: cli.main(words, prog_name="kdbench", standalone_mode=False)), folder, world, seconds
-    )
+        lambda: run_cli(lambda: cli.main(words, prog_name="kdbench", standalone_mode=False)),
+        folder, world, seconds, agent,
+    )  # fmt: skip
 
 
 def main(names: list[str]) -> int:

@@ -6,6 +6,9 @@ from kdbench.audits.checks.catalogue import Verdict, no_distillation, undecided
 from kdbench.audits.infer.ranks import RankSeen
 from kdbench.audits.trace import Trace
 
+PREFIX = "rank-"
+"How the names of these audits begin: rank 0 judges them for all."
+
 
 def several(trace: Trace) -> list[RankSeen] | Verdict:
     """Return what each process held, or why nothing can be said: one process, or one that saw no distillation."""

@@ -45,6 +45,7 @@ class Ranks:
         self._agreed: dict[str, tuple[int, str]] = {}
         self._beats: dict[int, tuple[bytes, float]] = {}
         self._over = threading.Event()
+        self._thread: threading.Thread | None = None
         self._home = os.getpid()
         self.ended_by_launcher = False
         "Whether the launcher asked this process to end, as it does when another one died."
@@ -117,7 +118,8 @@ class Ranks:
                 if self.rank == 0 and (silent := self._silent(_SILENT)):
                     self.propose("halt", 0, f"rank {silent[0]} gave no sign of life for {_SILENT:g} seconds")
 
-        threading.Thread(target=beat, daemon=True, name="kdbench ranks").start()
+        self._thread = threading.Thread(target=beat, daemon=True, name="kdbench ranks")
+        self._thread.start()
 
     def _silent(self, seconds: float) -> list[int]:
         """Return the ranks that gave a sign of life once, none for so long, and no report."""
@@ -170,9 +172,12 @@ class Ranks:
             time.sleep(0.05)
         return None if told is None else int(told)
 
-    def close(self) -> None:
-        """Give no more signs of life."""
+    def close(self, wake: Callable[[], object]) -> None:
+        """Give no more signs of life: a thread that is in the store when Python ends would abort the process."""
         self._over.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            wake()
+            self._thread.join(_GRACE)
 
 
 def _agents_store() -> Any:

@@ -46,7 +46,7 @@ def _of_one_audit(by_rank: dict[int, Finding], world: int) -> list[Finding]:
             if f.status == status:
                 groups.setdefault(fingerprint(f), {})[rank] = f
         if groups:
-            return [_marked(group, world) for group in groups.values()]
+            return [_marked(group, len(by_rank), world) for group in groups.values()]
     for status in ("pass", "not_triggered"):
         same = [f for f in by_rank.values() if f.status == status]
         if same:
@@ -54,12 +54,12 @@ def _of_one_audit(by_rank: dict[int, Finding], world: int) -> list[Finding]:
     return list(by_rank.values())[:1]
 
 
-def _marked(group: dict[int, Finding], world: int) -> Finding:
-    """Return the finding of these ranks, which are named where they are not all."""
+def _marked(group: dict[int, Finding], judged: int, world: int) -> Finding:
+    """Return the finding of these ranks, which are named where they are not all that judged it."""
     first = next(iter(group.values()))
     worst = min((f.severity for f in group.values()), key=("error", "warn", "info").index)
     cause = first.consequence_of if all(f.consequence_of for f in group.values()) else None
-    if len(group) == world:
+    if len(group) == judged:
         return replace(first, severity=worst, consequence_of=cause)
     return replace(
         first,
