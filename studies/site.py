@@ -135,7 +135,7 @@ def specimen(id: str) -> list[str]:
     """Return what docs/specimens holds for an audit: a slip as a diff, or a file; nothing where faults are enough."""
     slips = tomllib.loads((SPECIMENS / "slips.toml").read_text(encoding="utf-8"))
     if id in slips:
-        right = (SPECIMENS / "right.py").read_text(encoding="utf-8")
+        right = (ROOT / slips[id].get("script", "docs/specimens/right.py")).read_text(encoding="utf-8")
         diff = difflib.unified_diff(right.splitlines(), slipped(right, slips[id]).splitlines(), lineterm="", n=2)
         return [slips[id]["says"], "", "```diff", *[*diff][2:], "```", ""]
     file = SPECIMENS / f"{id}.py"
@@ -146,7 +146,7 @@ def slipped(right: str, slip: dict[str, Any]) -> str:
     """Return the right script with a slip put in; each old text must occur once."""
     for old, new in slip["changes"]:
         if right.count(old) != 1:
-            raise ValueError(f"{old!r} occurs {right.count(old)} times in right.py")
+            raise ValueError(f"{old!r} occurs {right.count(old)} times in the right script")
         right = right.replace(old, new)
     return right
 

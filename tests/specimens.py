@@ -166,8 +166,8 @@ def undecided(reason: str, message: str, decide_with: str | None = None, **obser
 
 SEVERITIES = {
     "error": "KD101 KD102 KD103 KD104 KD105 KD201 KD202 KD203 KD204 KD211 KD212 KD213 KD215 KD301 KD302 KD303 KD305 "
-    "KD311 KD312 KD313 KD321 KD332 KD335 KD341 KD344 KD352",
-    "warn": "KD106 KD214 KD304 KD351",
+    "KD311 KD312 KD313 KD321 KD332 KD335 KD341 KD344 KD352 KD361 KD362 KD363 KD365",
+    "warn": "KD106 KD214 KD304 KD351 KD364 KD366",
     "info": "KD205 KD314",
 }
 OWN = {id: severity for severity, ids in SEVERITIES.items() for id in ids.split()}

@@ -43,8 +43,8 @@ def wrong(command: str) -> str | None:
     options = {name for param in found.params for name in (*param.opts, *param.secondary_opts)}
     options |= {"-h", "--help"} | ({"--version"} if found is cli else set())
     for word in words:
-        if word.endswith(".py"):
-            break  # what follows a script is its own
+        if word.endswith(".py") or (found.name == "audit" and word in ("torchrun", "accelerate")):
+            break  # what follows a script, or a launcher, is its own
         if word.startswith("-") and word.partition("=")[0] not in options:
             return f"{found.name} has no option {word}"
     return None

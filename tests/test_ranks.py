@@ -4,7 +4,9 @@ import re
 import runpy
 import subprocess
 import sys
+import tomllib
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
@@ -13,15 +15,11 @@ import several
 import torch
 from test_policy import INPUT, MODE, SCALE, SILENT
 
-from kdbench.audits.checks.all import CATALOGUE
 from kdbench.audits.finding import Finding
-from kdbench.audits.infer.ranks import RankSeen
-from kdbench.audits.report.merge import blamed, merged
-from kdbench.audits.trace import Sight, Trace
+from kdbench.audits.ranks import blamed
+from kdbench.audits.report.merge import merged
 from kdbench.harness.cli import audit_launch
 from kdbench.kd.errors import InputError
-
-DDP = "DistributedDataParallel"
 
 
 @pytest.fixture(scope="module")
@@ -40,107 +38,6 @@ def changed(folder, name, script, *pairs):
     path = folder / f"{name}.py"
     path.write_text(text)
     return path.name
-
-
-# -- what is compared between ranks
-
-
-def rank(number, **changes):
-    """What a rank of a right training held and was shown."""
-    right = RankSeen(
-        number,
-        began=True,
-        steps=50,
-        batches={str(n): [f"{number} {n}"] for n in range(5)},
-        peers=[0, 1],
-        wrapped=DDP,
-        splits=True,
-        epochs=[0, 1, 2],
-        teacher={"0.weight": "a", "0.bias": "b"},
-        student={"0.weight": "c"},
-        student_last={"0.weight": "d"},
-    )
-    return replace(right, **changes)
-
-
-def judged(name, **second):
-    trace = Trace(script=True, ranks=[rank(0, **second.pop("both", {})), rank(1, **second)])
-    trace.losses.sights.append(Sight(0, None))
-    return CATALOGUE[name].check(trace)
-
-
-SAME = {str(n): [f"0 {n}"] for n in range(5)}
-AVERAGE = {"follows": True, "teacher_buffers": {"running_mean": "e"}}
-FEW, LOCAL, SHARED = ({"3": [count, weight, 0.0]} for count, weight in ((80, 0.01), (40, 0.02), (40, 0.01)))
-BY_HAND = {"wrapped": "", "peers": []}
-
-
-@pytest.mark.parametrize(
-    ("name", "changes", "status", "says"),
-    [
-        ("rank-batches", {}, "pass", "no two ranks"),
-        ("rank-batches", {"batches": SAME}, "fail", "ranks 0 and 1 learn from the same samples: 5 of 5"),
-        ("rank-batches", {"batches": SAME | {"4": ["other"]}}, "pass", "no two ranks"),
-        ("rank-batches", {"batches": SAME, "both": BY_HAND, **BY_HAND}, "not_triggered", "not seen to average"),
-        (
-            "rank-batches",
-            {"batches": SAME, "both": {**BY_HAND, "exchanged": True}, **BY_HAND, "exchanged": True},
-            "fail",
-            "the same samples",
-        ),
-        ("rank-batches", {"batches": {"9": ["x"]}}, "not_triggered", "too few batches"),
-        ("rank-batches", {"epochs": [0, 0, 0]}, "fail", "gone through 3 times and its epoch is 0 each time"),
-        ("rank-batches", {"epochs": [4]}, "pass", "no two ranks"),
-        ("rank-teachers", {}, "pass", "all 2 tensors"),
-        ("rank-teachers", {"teacher": {"0.weight": "z", "0.bias": "b"}}, "fail", "1 of 2 tensors differ"),
-        ("rank-teachers", {"teacher_parts": 2}, "not_triggered", "each rank holds a part"),
-        ("rank-teachers", {"teacher": {}}, "not_triggered", "no network that teaches"),
-        ("rank-students", {}, "pass", "all 1 parameters"),
-        ("rank-students", {"student": {"0.weight": "z"}}, "fail", "begin with different students"),
-        ("rank-students", {"student_last": {"0.weight": "z"}}, "fail", "the wrapper does not see the gradients"),
-        (
-            "rank-students",
-            {"student_last": {"0.weight": "z"}, "both": BY_HAND, **BY_HAND},
-            "fail",
-            "nothing averages the gradients",
-        ),
-        (
-            "rank-students",
-            {"student_last": {"0.weight": "z"}, "splits": False, "both": {**BY_HAND, "splits": False}, **BY_HAND},
-            "not_triggered",
-            "meant to be one",
-        ),
-        ("rank-students", {"student_last": {"0.weight": "z"}, "steps": 49}, "not_triggered", "same number of steps"),
-        ("rank-students", {"student": {}}, "not_triggered", "shared out"),
-        ("rank-buffers", {}, "not_triggered", "no average"),
-        ("rank-buffers", {"both": AVERAGE, **AVERAGE}, "pass", "all 1 running statistics"),
-        (
-            "rank-buffers",
-            {"both": AVERAGE, **AVERAGE, "teacher_buffers": {"running_mean": "z"}},
-            "fail",
-            "differ between ranks after 50 steps: 1 of 1",
-        ),
-        ("rank-clip", {}, "pass", "within the backward"),
-        ("rank-clip", {"clipped": 9, "clipped_early": 9, "both": BY_HAND, **BY_HAND}, "fail", "in all of 9 steps"),
-        ("rank-clip", {"both": {**BY_HAND, "clipped": 9}, **BY_HAND, "clipped": 9}, "pass", "before the clip in 9"),
-        ("rank-clip", {"both": BY_HAND, **BY_HAND}, "not_triggered", "no clip"),
-        ("rank-tokens", {}, "not_triggered", "different numbers of tokens"),
-        ("rank-tokens", {"both": {"tokens": FEW}, "tokens": LOCAL}, "fail", "of rank 1 weighs 2 times one of the 80"),
-        ("rank-tokens", {"both": {"tokens": FEW}, "tokens": SHARED}, "pass", "same weight"),
-        ("rank-tokens", {"both": {"tokens": FEW}, "tokens": FEW}, "not_triggered", "different numbers of tokens"),
-        ("rank-students", {"began": False}, "not_triggered", "no distillation was seen"),
-    ],
-)
-def test_what_ranks_hold_and_are_shown_is_compared(name, changes, status, says):
-    found = judged(name, **changes)
-    assert found.status == status and says in found.message
-
-
-@pytest.mark.parametrize("name", sorted(n for n in CATALOGUE if n.startswith("rank-")))
-def test_one_process_is_not_judged(name):
-    trace = Trace(script=True)
-    trace.losses.sights.append(Sight(0, None))
-    assert CATALOGUE[name].check(trace).status == "not_triggered"
 
 
 # -- one report
@@ -333,6 +230,18 @@ def test_each_script_of_the_corpus_is_judged_rightly(folder, name):
     assert alone == (["KD301", "KD302"] if name == "teacher_mode_on_one_bug" else [])
     is_error = wanted is not None and any(f["severity"] == "error" for f in ended.failed)
     assert ended.codes == [int(is_error), 0]
+
+
+SLIPS = tomllib.loads((several.SCRIPTS.parent.parent / "docs/specimens/slips.toml").read_text(encoding="utf-8"))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("id", [id for id, slip in SLIPS.items() if "script" in slip])
+def test_each_slip_on_an_audits_page_is_named_first(folder, id):
+    slip = SLIPS[id]
+    script = changed(folder, id, Path(slip["script"]).stem, *slip["changes"])
+    first = several.audited(script, folder, "--run-on", "2").failed[0]
+    assert (first["id"], first["severity"]) == (id, "warn" if id in ("KD364", "KD366") else "error")
 
 
 @pytest.mark.long

@@ -52,7 +52,7 @@ def test_the_right_script_is_left_alone(tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("id", SLIPS)
+@pytest.mark.parametrize("id", [id for id, slip in SLIPS.items() if "script" not in slip])
 def test_each_slip_is_named_first(id, tmp_path):
     assert failed(slipped(SLIPS[id]), tmp_path)[0] == (id, NOTES.get(id, "error"))
 

@@ -2,13 +2,9 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
 
 from kdbench.audits.finding import Finding, Report, sorted_report
 from kdbench.audits.report.policy import fingerprint
-
-if TYPE_CHECKING:
-    from kdbench.audits.script import Observation
 
 _OF_ALL = ("KD335",)
 "Audits of what the job keeps: one rank saves and scores for all, so one that passes decides."
@@ -68,30 +64,3 @@ def _marked(group: dict[int, Finding], judged: int, world: int) -> Finding:
         message=f"{ranks_in_words(group, world)}: {first.message}",
         observed={**first.observed, "ranks": sorted(group)},
     )
-
-
-def blamed(seen: "Observation", told: Mapping[int, dict[str, Any]], gone: list[int]) -> None:
-    """Fill in how the training ended: which rank died or crashed first, which one saw no distillation.
-
-    Where one rank crashes, those that wait for it crash as well; the first one is the cause.
-    """
-    crashed = [rank for _, rank in sorted((one["at"], rank) for rank, one in told.items() if one["error"] is not None)]
-    texts = {rank: str(told[rank]["error"]) for rank in crashed}
-    ends = {text.splitlines()[-1] for text in texts.values()}
-    seen.error = None
-    if gone:
-        who = f"rank {gone[0]}" if len(gone) == 1 else f"ranks {', '.join(map(str, gone))}"
-        then = f"rank {crashed[0]} then ended with {texts[crashed[0]].splitlines()[-1]}\n" if crashed else ""
-        seen.error = f"{then}{who} of {seen.processes} ended without a report: the process died, or was killed"
-    elif len(texts) == seen.processes and len(ends) == 1:
-        seen.error = texts[crashed[0]]
-    elif crashed:
-        seen.error = f"rank {crashed[0]} of {seen.processes} crashed first:\n{texts[crashed[0]]}"
-    if seen.error is not None and told[0]["stopped"] == "the script crashed":
-        seen.stopped = "the script crashed" if len(ends) == 1 and not gone else "another process ended"
-    seen.exit_code = next((one["exit_code"] for _, one in sorted(told.items()) if one["exit_code"]), None)
-    seen.unobserved = list(dict.fromkeys(child for one in told.values() for child in one["unobserved"]))
-    seen.cut = any(one["cut"] for one in told.values())
-    without = [rank for rank, one in sorted(told.items()) if not one["distilled"]]
-    if without and len(without) < len(told):
-        seen.trouble = f"no distillation was seen on {ranks_in_words(without, seen.processes)}"

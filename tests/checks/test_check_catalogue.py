@@ -12,6 +12,7 @@ import test_check_loss_weights
 import test_check_losses
 import test_check_modes
 import test_check_optimizer
+import test_check_ranks
 import test_check_saved
 import test_check_teacher
 import test_check_tokens
@@ -44,6 +45,7 @@ from specimens import (
     tokens,
     trace,
 )
+from test_check_ranks import AVERAGE, FEW, LOCAL, SAME, SHARED, SHIFTED, rank
 
 from kdbench.audits.checks.all import CATALOGUE, run
 from kdbench.audits.checks.catalogue import Audit, Verdict, audit, passed, some
@@ -61,6 +63,7 @@ SUBJECTS = (
     test_check_losses,
     test_check_modes,
     test_check_optimizer,
+    test_check_ranks,
     test_check_saved,
     test_check_teacher,
     test_check_tokens,
@@ -89,6 +92,12 @@ WITHOUT = (
     "KD303",
     "KD332",
     "KD344",
+    "KD361",
+    "KD362",
+    "KD363",
+    "KD364",
+    "KD365",
+    "KD366",
 )
 "Audits that need no distillation, or say in words of their own that none was seen."
 
@@ -139,6 +148,7 @@ def clean() -> Trace:
         group_names=["body", "hint"],
         split_overlap=(100, 0, "by index", True),
         kept=Kept([Saved(1.0, 0.0, None)]),
+        ranks=[rank(number, **AVERAGE, tokens=tokens_) for number, tokens_ in ((0, FEW), (1, SHARED))],
     )
 
 
@@ -177,6 +187,12 @@ def spoil(made: Trace, id: str) -> None:
         "KD341": (s.explanations[0], {"weight": 0.1, "label_weight": 0.9}),
         "KD344": (made, {"lr_rows": [(0.1, 0.2), (0.05, 0.2)]}),
         "KD351": (s, {"tokens": [*s.tokens, tokens(tokens=100, weight=0.9 / 100, coverage=coverage(start=40))]}),
+        "KD361": (made.ranks[1], {"batches": SAME}),
+        "KD362": (made.ranks[1], {"teacher": {"0.weight": "z"}}),
+        "KD363": (made.ranks[1], SHIFTED),
+        "KD364": (made.ranks[1], {"teacher_buffers": {"running_mean": "z"}}),
+        "KD365": (made.ranks[0], {"clipped": 9, "clipped_early": 9}),
+        "KD366": (made.ranks[1], {"tokens": LOCAL}),
         "KD352": (s.tokens[0], {"coverage": coverage(padding_distilled=100)}),
     }
     target, fields = spoilt[id]
@@ -221,6 +237,9 @@ FOLLOWS = {
     "KD313": ["KD102", "KD301", "KD305", "KD311"],
     "KD351": ["KD352", "KD313", "KD305"],
     "KD352": ["KD313", "KD305"],
+    "KD362": ["KD104", "KD301", "KD302"],
+    "KD364": ["KD362"],
+    "KD366": ["KD351", "KD352"],
 }
 
 
@@ -327,7 +346,7 @@ def test_phases_are_those_in_which_a_property_shows() -> None:
         "static": "KD104",
         "first": "KD101 KD102 KD103 KD105 KD106 KD304 KD305 KD311 KD312 KD313 KD341 KD351 KD352",
         "burn-in": "KD201 KD202 KD203 KD204 KD205 KD211 KD212 KD213 KD215 KD301 KD303 KD314 KD321 KD344",
-        "end": "KD214 KD302 KD332 KD335",
+        "end": "KD214 KD302 KD332 KD335 KD361 KD362 KD363 KD364 KD365 KD366",
     }
     assert {a.id: a.phase for a in CATALOGUE.values()} == {id: p for p, ids in phases.items() for id in ids.split()}
 
