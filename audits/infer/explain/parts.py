@@ -16,7 +16,7 @@ from torch.autograd.graph import GradientEdge
 from torch.nn import functional as F
 
 from kdbench.audits.infer.explain.heads import Head
-from kdbench.audits.infer.explain.rows import Layout, norms, spread
+from kdbench.audits.infer.explain.rows import Layout, peaks_of, spread
 from kdbench.audits.infer.labels import Label
 from kdbench.audits.observe import torch_internals
 from kdbench.audits.observe.custom import passes_custom
@@ -151,10 +151,11 @@ def _of_labels(head: Head, weighed: list[tuple[Label, Tensor, Tensor]], scale: f
         part = own if part is None else part + own
     if part is None:
         return LabelPart(0.0, torch.empty(0, dtype=torch.long), weight)
-    taught = layout.taught(part)
+    largest, norm = peaks_of(layout, part)
+    taught = largest.nonzero().flatten()
     rows = spread(taught, layout.classes)
     asked = rows.cpu(), layout.take(part, rows).argmin(1).cpu()
-    return LabelPart(norms(part)[0] / scale, taught, weight, asked)
+    return LabelPart(norm / scale, taught, weight, asked)
 
 
 def _weight_of(head: Head, label: Label, own: Tensor) -> float | None:
