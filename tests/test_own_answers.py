@@ -1,5 +1,7 @@
 """A network that learns from its own answers: deeper exits, other views; with the target cut from the graph, or not."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -121,3 +123,57 @@ def test_answers_that_draw_each_other_together_are_no_targets(loop):
     report, seen = observed(loop, None)
     assert "KD313" not in [f.id for f in report.failed("warn")]
     assert any(s.self_taught for s in seen.losses.sights)
+
+
+class Heads(nn.Module):
+    """A head per task over one body."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(WIDTH, 16), nn.ReLU())
+        self.heads = nn.ModuleList([nn.Linear(16, CLASSES), nn.Linear(16, CLASSES)])
+
+    def forward(self, x):
+        said = self.body(x)
+        return [head(said) for head in self.heads]
+
+
+def forgetful(copied):
+    """Learning without forgetting: the old head's answer is held against that of the network as it was, or as it is."""
+    net = train(Heads(), lambda net, x, y: F.cross_entropy(net(x)[0], y))
+    before = copy.deepcopy(net).eval() if copied else net
+
+    def loss(net, x, y):
+        old, new = net(x)
+        with torch.no_grad():
+            said = before(x)[0]
+        return F.cross_entropy(new, y) + kd(old, said)
+
+    return train(net, loss), before
+
+
+def remembered(old):
+    """The network's answers were kept before it went on to new classes; the old classes learn from them."""
+    net = nn.Sequential(nn.Linear(WIDTH, 16), nn.ReLU(), nn.Linear(16, 2 * CLASSES))
+    train(net, lambda net, x, y: F.cross_entropy(net(x)[:, :CLASSES], y))
+    x, y = rows(96)
+    with torch.no_grad():
+        kept = torch.cat([net(part) for part in x.split(32)])
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    for i in [part for _ in range(STEPS // 3) for part in torch.randperm(96).split(32)]:
+        logits = net(x[i])
+        said = kept[i] if old else net(x[i]).detach()
+        optimizer.zero_grad()
+        (F.cross_entropy(logits[:, CLASSES:], y[i]) + kd(logits[:, :CLASSES], said[:, :CLASSES])).backward()
+        optimizer.step()
+    return net
+
+
+@pytest.mark.parametrize("loop", [forgetful, remembered], ids=lambda loop: loop.__name__)
+def test_ones_own_answers_of_before_teach_and_those_of_now_do_not(loop):
+    report, _ = observed(loop, True)
+    assert [f.message for f in report.failed("error")] == []
+    report, _ = observed(loop, False)
+    assert named_first(report) == ("KD311", "error"), [f.message for f in report.failed("warn")]
+    found = next(f for f in report.findings if f.id == "KD311")
+    assert found.message.startswith("the student is held against its own answer")

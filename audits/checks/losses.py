@@ -227,15 +227,18 @@ def _asked_for_nothing(trace: Trace) -> Verdict | None:
 def _against_itself(trace: Trace) -> Verdict | None:
     """Judge a student or a teacher that is held against its own answer."""
     sights = trace.losses.sights
+    alone = []
     for s in sights:
         silent = all(e.form == "nothing" for e in s.explanations)
-        alone = s.self_taught and s.explanations and (s.idle or s.asked_twice or silent)
-        alone = alone or (s.self_taught and s.asked_twice and any(t.against_itself for t in s.terms))
-        if alone or (s.own_target and _cancels(trace)):  # beside a term of features that does reach the teacher
-            what = f"; the teacher ({s.teacher}) answers, and reaches no loss" if s.idle else ""
-            return failed(
-                f"the student is held against its own answer{what}", {"student": s.student}, term_place(trace, s)
-            )
+        is_alone = s.self_taught and s.explanations and (s.idle or s.asked_twice or silent)
+        is_alone = is_alone or (s.self_taught and s.asked_twice and any(t.against_itself for t in s.terms))
+        if is_alone or (s.own_target and _cancels(trace)):  # beside a term of features that does reach the teacher
+            alone.append(s)
+    # Answers that it gave before it learned on are another matter; what was asked in the first window looks alike.
+    if alone and (len(alone) > 1 or len(sights) == 1):
+        s = alone[0]
+        what = f"; the teacher ({s.teacher}) answers, and reaches no loss" if s.idle else ""
+        return failed(f"the student is held against its own answer{what}", {"student": s.student}, term_place(trace, s))
     told = [t for s in sights for t in s.terms if t.name == "kl_div" and t.reaches_student]
     if len(told) >= _FIRST and all(t.own_answer for t in told):
         return failed(

@@ -15,6 +15,7 @@ from kdbench.audits.infer.adapters import trained_base
 from kdbench.audits.infer.labels import Label, labels_in
 from kdbench.audits.infer.rebuilt import parts_of_one, rebuilt
 from kdbench.audits.infer.targets import (
+    holds_kept,
     is_against_itself,
     is_against_stored,
     looks_like_labels,
@@ -69,6 +70,8 @@ class Cast:
     "Stored answers that tell no class from another, though the network was seen to say more; and rows in all."
     stored: Tensor | None = None
     "What the network that gave the stored answers was seen to say of the samples of this window."
+    kept: bool = False
+    "Whether stored answers are the student's own, of an earlier window: of a network that has learned on since."
     self_taught: bool = False
     "Whether it is only taught by its own."
     own_target: bool = False
@@ -184,10 +187,15 @@ def cast(raw: RawWindow, taint: Taint, declared: Declared, known: list[nn.Module
     losses = {"kl_div", *DISTANCES, *LABEL_LOSSES}
     by_hand = [] if result.teachers else [f for f in heard if stored_probabilities(f, raw, student) is not None]
     result.soft = [f for f in heard if f.name in losses or f in meeting or f in by_hand or f.itself]
-    result.own_target = any(is_against_itself(f, student) for f in result.soft)
+    # Heads of the student that this window's labels do not train, as those of earlier tasks, are its own all the same.
+    whole = student | _union(params_of(c.module) & trained for c in reached if c.grad and params_of(c.module) & student)
+    modules = _union(1 << c.index for c in reached)
+    kept = [f for f in result.soft if holds_kept(f, whole, modules)]
+    result.own_target = any(is_against_itself(f, whole) for f in result.soft if f not in kept)
     if not result.teachers:
-        stored = [f for f in result.soft if f in by_hand or is_against_stored(f, student, declared.stored)]
-        sure = declared.stored or bool(by_hand) or any(_is_no_label(f, student, result.labels) for f in stored)
+        result.kept = bool(kept)
+        stored = [f for f in result.soft if f in by_hand + kept or is_against_stored(f, student, declared.stored)]
+        sure = declared.stored or bool(by_hand + kept) or any(_is_no_label(f, student, result.labels) for f in stored)
         result.cached, result.doubtful = bool(stored), bool(stored) and not sure
         result.idle = _idle(raw, params_of, student, reached)
         result.self_taught = not (stored and sure) and result.own_target

@@ -100,6 +100,14 @@ def is_against_itself(call: FunctionCall, student: int) -> bool:
     return all(m & student for m in masks) and not any(m & ~student for m in masks)
 
 
+def holds_kept(call: FunctionCall, student: int, modules: int) -> bool:
+    """Say whether a loss holds the student's answer against one that it gave in an earlier window: that one went
+    through none of this window's calls of `modules`, and the other side did."""
+    of_student = [made for _, made, _ in call.operands[:2] if made.params & student and not made.params & ~student]
+    live = [made for made in of_student if made.calls & modules]
+    return bool(live) and len(live) < len(of_student) and is_against_itself(call, student)
+
+
 def are_scores(logits: Tensor, raw: RawWindow, taint: Taint) -> bool:
     """Say whether logits are a product of two networks' answers."""
     calls = taint.of(logits).calls

@@ -137,7 +137,8 @@ class Terms(Observer):
             term.target_grad = bool(self._taint.moved_by(leaves_of([target.grad_fn])) & cast.teacher_mask)
         if term.against_itself:
             term.target_grad = _draws_its_target(raw, cast, f)
-        term.swapped = bool(made_t.params & student and not made_x.params & student)
+        unknown = not made_x.params and x is not None and x.requires_grad  # it was made before anybody looked
+        term.swapped = bool(made_t.params & student and not made_x.params & student and not unknown)
         some = lookup_of(f, raw) is not None  # some classes of each row, whose probabilities sum to less than one
         with torch.no_grad():
             term.own_answer = not (made_x.params | made_t.params) & ~student and _says_the_same(

@@ -46,7 +46,7 @@ def explain(raw: RawWindow, cast: Cast, hints: tuple[Try, ...] = ()) -> list[Exp
                     explanation.teacher_logits = None  # its own answer is no teacher's, to be held against the labels
                 found.append(explanation)
                 told = told or explanation.form != "nothing" or explanation.vanishes
-        if cast.self_taught and all(e.form in ("nothing", "unknown") for e in found):
+        if (cast.self_taught or cast.kept) and all(e.form in ("nothing", "unknown") for e in found):
             found += _at_softmaxes(raw, cast, group.mask)
     # Of several heads the one that is distilled speaks; the others have no distillation term to explain.
     telling = [e for e in found if e.form != "nothing"]
@@ -59,7 +59,8 @@ def explain(raw: RawWindow, cast: Cast, hints: tuple[Try, ...] = ()) -> list[Exp
 
 
 def _at_softmaxes(raw: RawWindow, cast: Cast, student: int) -> list[Explanation]:
-    """Explain the gradient where softmaxes of a self-taught student were taken, if that at its layers says nothing.
+    """Explain the gradient where softmaxes of a student were taken that learns from its own answers, now or earlier,
+    if that at its layers says nothing.
 
     As where other losses reach the layers too. What was softened cannot be told there, so neither temperature nor
     weight is read.

@@ -99,7 +99,7 @@ def teacher_answers(raw: RawWindow, cast: Cast, student: int) -> list[Answer]:
             if cast.cached and f in cast.soft:
                 found += _stored_by_class(raw, f, student)
     found += _at_picks(raw, student)
-    if cast.self_taught:
+    if cast.self_taught or cast.kept:
         found += [answer for f in cast.soft for answer in _own_answers(f, student)]
     return found
 
