@@ -19,7 +19,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "CHANGELOG.md", "reports/**/*.md", "harness/faults/README.md", "tests/reported/README.md")
+PAGES = ("README.md", "CHANGELOG.md", "reports/**/*.md", "harness/faults/README.md", "tests/reported/**/README.md")
 SPECIMENS = ROOT / "docs" / "specimens"
 COLOURS = re.compile("\x1b\\[[0-9;]*m")
 SCHEMAS = """# Schemas

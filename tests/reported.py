@@ -1,6 +1,6 @@
 """Audits the pairs of tests/reported, each script in a process of its own, and says whose cause is named first.
 
-python tests/reported.py [--sixth] [--json FILE] [NUMBER ...]
+python tests/reported.py [--set sixth] [--json FILE] [NUMBER ...]
 """
 
 import argparse
@@ -51,10 +51,10 @@ def main() -> int:
     """Audit, print a line a pair and the sums; return 1 if a correct script is accused."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("numbers", nargs="*")
-    parser.add_argument("--sixth", action="store_true", help="the set in tests/reported/sixth")
+    parser.add_argument("--set", choices=("sixth", "seventh"), default="", help="a later set, in tests/reported/SET")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
-    folder = FOLDER / "sixth" if asked.sixth else FOLDER
+    folder = FOLDER / asked.set
     expected = tomllib.loads((folder / "expected.toml").read_text(encoding="utf-8"))
     names = [name for name in expected if not asked.numbers or name[:2] in asked.numbers]
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -7,7 +7,10 @@ from reported import FOLDER
 
 from kdbench.audits.checks.all import CATALOGUE
 
-SETS = {folder: tomllib.loads((folder / "expected.toml").read_text()) for folder in (FOLDER, FOLDER / "sixth")}
+SETS = {
+    folder: tomllib.loads((folder / "expected.toml").read_text())
+    for folder in (FOLDER, FOLDER / "sixth", FOLDER / "seventh")
+}
 
 
 @pytest.mark.parametrize("folder", SETS, ids=lambda folder: folder.name)
