@@ -153,11 +153,21 @@ class Inputs:
     """How what the student was shown compares with what the teacher was shown."""
 
     relation: Literal[
-        "same", "permuted", "flipped", "affine", "view", "differ", "shapes", "untrained", "crossed", "vocabulary"
+        "same",
+        "permuted",
+        "flipped",
+        "affine",
+        "view",
+        "differ",
+        "shapes",
+        "untrained",
+        "crossed",
+        "vocabulary",
+        "context",
     ]
     """How the teacher's is to the student's; a view: one is made of the other, as a noisy or masked copy is. crossed:
     an input of the teacher's that the student is not shown, but another in its place. vocabulary: one text for both,
-    though they know other words."""
+    though they know other words. context: one text, of which their masks leave out other words."""
     detail: str = ""
     permutation: list[int] | None = None
     traced: bool = True

@@ -22,9 +22,9 @@ def hard(logits, labels, shift=1):
     return F.cross_entropy(logits.reshape(-1, WORDS), labels[:, shift:].reshape(-1), ignore_index=-100)
 
 
-def over(soft, told=True):
+def over(soft, told=True, closed=False):
     """A training whose term is `soft`, of both networks' answers, the mask and the labels; `told` says whether the
-    networks are told of the mask."""
+    networks are told of the mask, and `closed` whether texts end with the word that pads."""
 
     def loop(watch):
         student, teacher = LanguageModel(), loaded("language")
@@ -33,6 +33,8 @@ def over(soft, told=True):
             for _ in range(STEPS):
                 ids, _ = texts()
                 mask = (ids != PAD).long()
+                if closed:
+                    mask[:, 1:] |= mask[:, :-1].clone()
                 shown = (ids, mask) if told else (ids,)
                 with torch.no_grad():
                     t = teacher(*shown)
@@ -45,14 +47,20 @@ def over(soft, told=True):
     return loop
 
 
-def masked(part):
+def masked(part, closed=False):
     """Return a loss over the rows that `part` picks; `part` may blank out labels."""
 
     def soft(s, t, mask, labels):
         on = part(mask, labels)
         return 0.5 * hard(s, labels) + 0.5 * kl(s[:, :-1][on], t[:, :-1][on]).mean()
 
-    return over(soft)
+    return over(soft, closed=closed)
+
+
+def without_ends(mask, labels):
+    """Blank out all labels that are the word that pads, which ends the texts too."""
+    labels[labels == PAD] = -100
+    return labels[:, 1:] != -100
 
 
 def prompted(mask, labels, picked):
@@ -158,8 +166,8 @@ def of_hidden_states(wrong):
     return loop
 
 
-def padded(cut):
-    """A teacher whose vocabulary has two words more."""
+def padded(cut, fill=None):
+    """A teacher whose vocabulary has two words more; what the student's are filled up with, if anything."""
 
     def loop(watch):
         student, teacher = LanguageModel(), loaded("language-padded")
@@ -171,7 +179,8 @@ def padded(cut):
                 with torch.no_grad():
                     told = cut(teacher(ids, mask)[:, :-1][mask[:, 1:].bool()])
                 s, on = student(ids, mask), mask[:, 1:].bool()
-                p = F.log_softmax(s[:, :-1][on] / T, -1)
+                z = s[:, :-1][on]
+                p = F.log_softmax((z if fill is None else F.pad(z, (0, 2), value=fill)) / T, -1)
                 loss = 0.5 * hard(s, ids.masked_fill(mask == 0, -100))
                 loss = loss + 0.5 * F.kl_div(p, told, reduction="batchmean") * T * T
                 optimizer.zero_grad()
@@ -187,8 +196,13 @@ def renormalised(t):
     return q / q.sum(-1, keepdim=True)
 
 
+def except_the_last(t):
+    return t.masked_fill(torch.arange(t.shape[-1]) >= WORDS, -1e9)
+
+
 RIGHT = {
     "those labelled": masked(lambda m, y: y[:, 1:] != -100),
+    "an end that pads too": masked(lambda m, y: y[:, 1:] != -100, True),
     "all words": over(lambda s, t, m, y: 2 * hard(s, y) + 5 * kl(s[m.bool()], t[m.bool()]).mean()),
     "all words, and no mask tells of padding": over(
         lambda s, t, m, y: 2 * hard(s, y) + 5 * kl(s[m.bool()], t[m.bool()]).mean(), told=False
@@ -201,6 +215,7 @@ RIGHT = {
     "hidden states of words": of_hidden_states(False),
     "the last words cut": padded(lambda t: F.softmax(t[:, :WORDS] / T, -1)),
     "cut and renormalised": padded(renormalised),
+    "filled up with what is never said": padded(lambda t: F.softmax(except_the_last(t) / T, -1), -1e9),
 }
 WRONG = {
     "padding": (masked(lambda m, y: torch.ones_like(y[:, 1:]).bool()), "KD352", "error", "padding is distilled"),
@@ -252,6 +267,18 @@ WRONG = {
         "KD305",
         "error",
         "is cut at its front: each of the student's 40 words is taught by the word 2 further on",
+    ),
+    "filled up with zeros": (
+        padded(lambda t: F.softmax(t / T, -1), 0.0),
+        "KD305",
+        None,
+        "over 40 words are filled up with zeros to the teacher's 42",
+    ),
+    "an end that is taken for padding": (
+        masked(without_ends, True),
+        "KD352",
+        "warn",
+        "the word that ends a text is also the one",
     ),
     "cut after the softmax": (
         padded(lambda t: F.softmax(t / T, -1)[:, :WORDS]),

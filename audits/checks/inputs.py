@@ -100,9 +100,10 @@ def same_input(trace: Trace) -> Verdict:
     """Teacher and student are shown the same batch.
 
     Warns when, in the first distillation steps, inputs of one shape hold other values: another normalisation, another
-    crop or flip; when the teacher is shown the student's words though it knows others; and when answers were stored
-    once of a data set that gives its samples in other views each time. A teacher may have
-    preprocessing of its own; then waive it. An error where one batch for both is declared, and where of several inputs
+    crop or flip; when the teacher is shown the student's words though it knows others, or with another attention mask,
+    so that it looks at padding or at other texts; and when answers were stored once of a data set that gives its
+    samples in other views each time. A teacher may have preprocessing of its own; then waive it. An error where one
+    batch for both is declared, and where of several inputs
     the student is never shown one, but another in its place.
     """
     if not trace.losses.sights:
@@ -133,6 +134,12 @@ def same_input(trace: Trace) -> Verdict:
                 {"relation": "crossed", "detail": sight.inputs.detail},
                 sight.where,
                 "error",
+            )
+        if sight.inputs.relation == "context":
+            return failed(
+                f"the teacher is shown the student's words with another attention mask: {sight.inputs.detail}",
+                {"relation": "context", "detail": sight.inputs.detail},
+                sight.teacher_where or sight.where,
             )
         if sight.inputs.relation in ("flipped", "affine", "differ", "untrained", "vocabulary"):
             words = {

@@ -28,6 +28,8 @@ _NO_SHARE, _GROWTH = 1e-5, 2.0
 that leaves its teacher's place is about to make it something."""
 _WINDOWS, _FIRST, _APART = 5, 3, 10
 "Backwards that must agree, those of the beginning among them, and how far the last must lie behind the first."
+_CAPPED = 0.5
+"Part of a cap from which it changes a logit by a twelfth or more."
 _TEMPERATURE = 1e-2
 "Share by which the temperature read off a gradient may be off the declared one: it is read in half precision too."
 
@@ -299,10 +301,11 @@ def target_form(trace: Trace) -> Verdict:
     Fails when what stands in kl_div's places are not log-probabilities and probabilities over the classes, when the
     student's probabilities are held number by number against negative ones, when margins lose their sign, when a
     softmax is taken of what are probabilities already, when the target carries a gradient of the teacher's, when only
-    one side is softened, when the target names one class for every sample and the teacher does not, or when the
-    gradient is that of a wrong form: a softmax over another dimension, a mixture of logits, the student's likeliest
-    classes, a detached weight, a wrong sign. The reversed KL fails over images; it only warns where it is written on
-    purpose (by hand, or with log_target) and nothing was declared, and is a choice over tokens.
+    one side is softened, when the target names one class for every sample and the teacher does not, when the
+    student's logits skip the cap or the factor that its own configuration sets for them, or when the gradient is that
+    of a wrong form: a softmax over another dimension, a mixture of logits, the student's likeliest classes, a detached
+    weight, a wrong sign. The reversed KL fails over images; it only warns where it is written on purpose (by hand, or
+    with log_target) and nothing was declared, and is a choice over tokens.
     """
     if not trace.losses.sights:
         return no_distillation(trace)
@@ -314,7 +317,7 @@ def target_form(trace: Trace) -> Verdict:
     for sight, e in read:
         if (verdict := _gradient(trace, sight, e)) is not None:
             return verdict
-    if (verdict := _collapsed(trace)) is not None:
+    if (verdict := _collapsed(trace) or _unscaled(trace)) is not None:
         return verdict
     for _, e in read:
         if (said := _right(trace, e)) is not None:
@@ -365,6 +368,24 @@ def _collapsed(trace: Trace) -> Verdict | None:
         {"windows": found.windows, "class": found.named, "rows": found.rows},
         found.where,
     )
+
+
+def _unscaled(trace: Trace) -> Verdict | None:
+    """Judge logits that skip the cap or the factor that the student's own configuration sets for them."""
+    for sight, e in explained(trace):
+        if e.skipped is None:
+            continue
+        name, value, largest = e.skipped
+        what = f"the cap of {value:g}" if "cap" in name else f"the factor of {value:g}"
+        slight = "cap" in name and largest < _CAPPED * value
+        return failed(
+            f"the student's logits skip {what} that its own configuration sets ({name}): they are the answer of its "
+            f"head alone, up to {largest:.3g}, and the model that is used answers otherwise",
+            {"name": name, "value": value, "largest": largest},
+            term_place(trace, sight),
+            "warn" if slight else None,
+        )
+    return None
 
 
 def _vanished(trace: Trace) -> Verdict | None:

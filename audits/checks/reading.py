@@ -73,11 +73,16 @@ def known_distances(trace: Trace) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+_PADDED = 1.1
+"How much wider than the classes a divergence may be and be one over them: vocabularies are padded to round numbers."
+
+
 def _is_of_positions(t: Term, classes: set[int]) -> bool:
     """Say whether a divergence is one between distributions over something else than the classes, as positions."""
     sums = (t.target_sum, t.input_sum)
     is_right = all(s is not None and abs(s - 1) <= _SUM for s in sums) and t.across is None
-    return is_right and bool(t.shapes) and bool(t.shapes[0]) and t.shapes[0][-1] not in classes
+    width = t.shapes[0][-1] if t.shapes and t.shapes[0] else 0
+    return is_right and bool(width) and not any(c <= width <= _PADDED * c for c in classes)
 
 
 def _of_one_shape(t: Term) -> bool:

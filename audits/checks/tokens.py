@@ -236,8 +236,8 @@ def token_mask(trace: Trace) -> Verdict:
     Fails where padding is distilled, where the mask is not shifted with the logits, where the last piece of a sequence
     is dropped, and where a mask is made of a network's answer and the number that marks what has no label. Warns where
     prompts are distilled that labels leave out, which may be meant; where labelled tokens at the end are not
-    distilled; where hidden states of padding are compared; and where places of zeros alone are distilled that the other
-    losses leave out.
+    distilled; where the word that ends a text is also the one that pads, and is left out with it; where hidden states
+    of padding are compared; and where places of zeros alone are distilled that the other losses leave out.
     """
     if not trace.losses.sights:
         return no_distillation(trace)
@@ -347,6 +347,15 @@ def _doubtful(trace: Trace, s: Sight, c: Coverage) -> Verdict | None:
             place,
             "warn",
         )
+    if c.endless >= _FEWEST:
+        return failed(
+            "the word that ends a text is also the one that pads, and is left out with the padding: in all "
+            f"{c.endless} texts that end with it (number {c.end}) it is neither labelled nor distilled, so the student "
+            "does not learn where to end; take the padding from the attention mask",
+            {"texts": c.endless, "word": c.end},
+            place,
+            "warn",
+        )
     # A word before the first label is that with which texts begin, not a prompt.
     if c.prompt >= max(_FEWEST, _PROMPT * (c.ended + c.full)) and c.prompt_distilled > _MOST * c.prompt:
         return failed(
@@ -393,7 +402,8 @@ def _what_is_distilled(read: list[Coverage], features: list[Features]) -> Verdic
 
 
 def cut_wrongly(trace: Trace) -> Verdict | None:
-    """Judge answers over more words than the student's, which were cut at the wrong end, or after the softmax."""
+    """Judge answers over more words than the student's, which were cut at the wrong end, or after the softmax; and a
+    student's that were filled up with zeros."""
     for s, e in explained(trace):
         observed = {"words": e.classes, "teacher_words": e.wider}
         if e.cut == "front":
@@ -402,6 +412,14 @@ def cut_wrongly(trace: Trace) -> Verdict | None:
                 f"words is taught by the word {e.wider - e.classes} further on",
                 observed,
                 term_place(trace, s),
+            )
+        if e.cut == "filled" and e.mass is not None:
+            return failed(
+                f"the student's logits over {e.classes} words are filled up with zeros to the teacher's {e.wider}: "
+                f"words that it does not have take {e.mass:.3g} of its probability; cut the teacher's at their end",
+                {**observed, "lost": e.mass},
+                term_place(trace, s),
+                None if e.mass > _SUM else "warn",
             )
         if e.cut == "after" and e.mass is not None:
             return failed(

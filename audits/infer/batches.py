@@ -7,6 +7,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from kdbench.audits.infer.attended import other_context
 from kdbench.audits.infer.layers import descendants, describe, shown_to
 from kdbench.audits.infer.observer import EXPLAINED, Observer
 from kdbench.audits.infer.roles import Cast
@@ -89,6 +90,8 @@ class Batches(Observer):
             best = Inputs("view", "the teacher is shown what it was trained on, the student the same scaled otherwise")
         if best is not None and not of_teacher[0].is_floating_point():
             best = _of_words(raw, students, teachers, best)
+            if best.relation == "same":
+                best = other_context(raw, students, teachers) or best
         if best is not None and best.relation in ("same", "shapes"):
             best = self._untrained_on(cast) or _unknown_to_its_norms(raw, cast) or best
         return best

@@ -53,6 +53,10 @@ class Coverage:
     "Of the texts."
     beyond: int = 0
     "Words after the last of these places, that are no padding: each is one to be told."
+    endless: int = 0
+    "Padded texts that end with the very word that pads, if in none of them that word is labelled or distilled."
+    end: int = 0
+    "The number of that word."
 
 
 def distilled_rows(support: Support) -> Tensor:
@@ -96,7 +100,26 @@ def coverage_of(support: Support, shown: Shown, start: int, ahead: int | None) -
         counts |= _ends(padding, heard, start)
     beyond = int(ahead_of_all[:, start + width :].sum())
     made = replace(Coverage(how, start=start, width=width, length=length, beyond=beyond), **counts)
-    return made if labelled is None else _beside_labels(made, labelled, live, heard, ~own & more, ahead)
+    if labelled is None:
+        return made
+    if how == "attention mask" and ahead == 1:
+        made = replace(made, **_endless(shown, padding, labelled | live, start))
+    return _beside_labels(made, labelled, live, heard, ~own & more, ahead)
+
+
+def _endless(shown: Shown, padding: Tensor, taught: Tensor, start: int) -> dict[str, Any]:
+    """Count the texts whose last word is the one that pads, and is not taught, though the word before it is."""
+    last = (~padding).int().cumsum(1).argmax(1)
+    place = last - 1 - start  # that tells the last word
+    rows = torch.arange(len(padding))
+    ends = padding[:, -1] & (place >= 1) & (place < taught.shape[1])
+    if not bool(ends.any()):
+        return {}
+    pad = shown.ids[padding][0]
+    ends &= shown.ids[rows, last] == pad
+    told = taught[rows, place.clamp(0, taught.shape[1] - 1)] & ends
+    before = taught[rows, (place - 1).clamp(0, taught.shape[1] - 1)] & ends
+    return {} if bool(told.any()) else {"endless": int(before.sum()), "end": int(pad)}
 
 
 def _ends(padding: Tensor, heard: Tensor, start: int) -> dict[str, int]:

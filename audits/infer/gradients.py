@@ -8,6 +8,7 @@ from torch import nn
 from kdbench.audits.infer.explain import Explanation, Try, explain
 from kdbench.audits.infer.explain.fused import listen
 from kdbench.audits.infer.observer import EXPLAINED, Observer
+from kdbench.audits.infer.own_scale import own_scale, rescale, skipped
 from kdbench.audits.infer.roles import Cast
 from kdbench.audits.observe.freed import give_back
 from kdbench.audits.observe.windows import SMALL, RawWindow
@@ -52,9 +53,13 @@ class Gradients(Observer):
             sight.explanations = explain(raw, cast, self._hints)
             if any(e.rows * e.classes > SMALL for e in sight.explanations):
                 give_back()
+            scale = own_scale(raw, cast)
             for e in sight.explanations:
                 self._learn(e)
-            listen(raw, cast, self._hints, partial(self._heard, sight), self._break)
+                if scale is not None:
+                    e.skipped = skipped(e, scale, raw.calls)
+                    rescale(e, *scale)
+            listen(raw, cast, self._hints, partial(self._heard, sight, scale), self._break)
         for e in sight.explanations:
             self._count_hits(e)
 
@@ -63,9 +68,10 @@ class Gradients(Observer):
         if e.attempt is not None and e.form != "unknown":
             self._hints = tuple(dict.fromkeys([e.attempt, *self._hints]))[:_HINTS]
 
-    def _heard(self, sight: Sight, e: Explanation) -> None:
+    def _heard(self, sight: Sight, scale: tuple[str, float] | None, e: Explanation) -> None:
         """Take in what a loss with a backward of its own left: it tells more than what lies below it."""
         self._learn(e)
+        e.skipped = None if scale is None else skipped(e, scale, [])
         sight.explanations = [e, *(o for o in sight.explanations if o.form not in ("unknown", "nothing"))]
 
     def _break(self, error: Exception) -> None:

@@ -36,17 +36,17 @@ def shown_in(raw: RawWindow, call: int | None) -> Shown | None:
     """
     reached = [c for c in raw.calls if raw.root.calls >> c.index & 1 and not c.fed.params]
     around = _around(raw, call)
-    own = [c for c in around if any(map(_are_words, c.given))]
+    own = [c for c in around if any(map(are_words, c.given))]
     below = descendants(raw, own[-1:]) if own else reached
     texts: list[Tensor] = []
-    for value in (t.detach().cpu() for c in below for t in c.given if _are_words(t)):
+    for value in (t.detach().cpu() for c in below for t in c.given if are_words(t)):
         if not any(value.shape == t.shape and torch.equal(value, t) for t in texts):
             texts.append(value)
     if len(texts) != 1:
         return None  # an encoder's and a decoder's, or two batches
     (ids,) = texts
     same = [
-        c for c in reached if any(t.shape == ids.shape and _are_words(t) and torch.equal(t.cpu(), ids) for t in c.given)
+        c for c in reached if any(t.shape == ids.shape and are_words(t) and torch.equal(t.cpu(), ids) for t in c.given)
     ]
     return Shown(ids, _masked(ids, [*same, *descendants(raw, same)]))
 
@@ -61,7 +61,8 @@ def _around(raw: RawWindow, call: int | None) -> list[ModuleCall]:
     return found
 
 
-def _are_words(value: Tensor) -> bool:
+def are_words(value: Tensor) -> bool:
+    """Say whether a tensor (B, L) names words by their numbers."""
     if value.ndim != 2 or value.dtype not in (torch.long, torch.int) or min(value.shape) < 1 or value.shape[1] < 2:
         return False
     if not is_readable(value) or not bool((value >= 0).all()) or not bool((value > 1).any()):

@@ -103,6 +103,15 @@ CASES["KD304"] = {
         trace(sights=[sight(inputs=Inputs("untrained", "x"))], same_input=True),
         fails("the teacher is shown unfamiliar inputs: x", BACKWARD, relation="untrained", detail="x"),
     ),
+    "another mask": (
+        shown("context"),
+        fails(
+            "the student's words with another attention mask: by 2 pixels",
+            BACKWARD,
+            relation="context",
+            detail="by 2 pixels",
+        ),
+    ),
     "no live teacher": (shown(None), undecided("no-teacher-seen", "nothing to compare")),
     "stored answers": (
         trace(sights=[sight(inputs=Inputs("flipped")), sight(inputs=Inputs("flipped"), cached=True)]),

@@ -265,6 +265,11 @@ CASES["KD352"] = {
         covered(prompt=8, prompt_distilled=8, distilled=208),
         passes("no padding is distilled"),
     ),
+    "an end that pads": (
+        covered(endless=6, end=2),
+        fails("in all 6 texts that end with it (number 2) it is neither labelled", TERM, "warn", texts=6, word=2),
+    ),
+    "an end that pads, of few texts": (covered(endless=3, end=2), passes("those that are labelled")),
     "no prompts": (covered(prompt=80), passes("those that are labelled")),
     "the end left out": (
         covered(undistilled=20, tail=25, distilled=180),
@@ -338,6 +343,8 @@ def test_vocabularies_cut_wrongly_are_named() -> None:
     judge("KD305", cut(cut="front"), front)
     judge("KD305", cut(cut="after", mass=0.995), fails("after the softmax", TERM, "warn", **observed, sum=0.995))
     judge("KD305", cut(cut="after", mass=0.9), fails("they sum to 0.9", TERM, **observed, sum=0.9))
+    judge("KD305", cut(cut="filled", mass=0.3), fails("filled up with zeros", TERM, **observed, lost=0.3))
+    judge("KD305", cut(cut="filled", mass=0.01), fails("filled up with zeros", TERM, "warn", **observed, lost=0.01))
     judge("KD305", cut(), passes("each row is taught"))
 
 

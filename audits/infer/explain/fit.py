@@ -77,9 +77,10 @@ class Explanation:
     kept: int | None = None
     "Of a term over the teacher's k largest: how many."
     mass: float | None = None
-    "The part of the teacher's probability that they hold, in the mean."
+    "The part of the teacher's probability that they hold, in the mean; or of the student's, of words filled up."
     cut: str = ""
-    "How an answer over more words was cut wrongly: its front is gone, or it was cut after the softmax."
+    """How an answer over more words was cut wrongly (front: its front is gone; after: it was cut after the softmax), or
+    that the student's was filled up with zeros (filled)."""
     wider: int = 0
     "How many words that answer tells apart."
     across: str = ""
@@ -114,6 +115,14 @@ class Explanation:
     "Whether it is known which rows of the networks' answers met: a loss may be handed rows of its own."
     source: int = 0
     "The id of the module that gave the logits: pieces of one sequence come from one."
+    fused: bool = False
+    "Whether a loss with a backward of its own made the logits, of hidden states and a head's weights."
+    largest: float = 0.0
+    "The largest logit of the rows that were looked at."
+    tolerance: float = 0.0
+    "The residual up to which a form is the right one."
+    skipped: tuple[str, float, float] | None = None
+    "A scale of the logits that the student's configuration sets and that was not applied: name, value, largest logit."
 
     @property
     def term(self) -> str:

@@ -171,6 +171,7 @@ def _explained(
     rest = _rest(mine, texts, scale, gradient)
     layout = rest.layout
     blank = replace(blank, share=rest.share, rows=layout.rows, batch=layout.lead[0], looked_at=len(rest.z))
+    blank.fused, blank.largest, blank.tolerance = mine.weight is not None, float(rest.z.abs().max()), rest.tolerance
     if rest.is_nothing:
         return blank
     said = Said("logits", its.logits(rest.index), its.logits)

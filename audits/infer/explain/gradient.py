@@ -114,6 +114,7 @@ def _explained_with(
         "nothing", 0.0, 0.0, n, layout.classes, head.value.shape[0], sequence=ndim >= 3 or _is_of_words(cast)
     )
     blank.pictures = ndim == 4
+    blank.largest, blank.tolerance = float(rest.z.abs().max()), rest.tolerance
     is_nothing = rest.is_nothing
     if is_nothing and not rest.known:
         return blank

@@ -1,7 +1,9 @@
-"""Vocabularies of different width: at which end the wider answer was cut, and whether before the softmax."""
+"""Vocabularies of different width: at which end the wider answer was cut, and whether before the softmax; or with what
+the narrower one was filled up."""
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from kdbench.audits.infer.explain.fit import Explanation, described, fit, fits, seen_fit
@@ -34,12 +36,30 @@ def cut_fit(
     after = _after(rest, softened, wide, best, blank)
     if after is not None or (best is not None and fits(rest, best)):
         return after
+    if (filled := _filled(rest, softened, wide, blank)) is not None:
+        return filled
     last = [Answer(a.kind, _last(a.values, rest.layout)) for a in answers if a.among is None]
     moved = softening(raw, cast, student, rest, last)
     for attempt in (seen_fit, forward_searched):
         found = attempt(rest, moved, blank)
         if found is not None and fits(rest, found):
             return replace(found, cut="front", wider=wide[0].values.shape[rest.layout.dim])
+    return None
+
+
+def _filled(rest: Rest, softened: Softening, wide: list[Answer], blank: Explanation) -> Explanation | None:
+    """Return the canonical term over the teacher's words, of which those that the student lacks have the logit zero."""
+    classes = rest.layout.classes
+    for answer in wide:
+        rows = Layout.of(answer.values, rest.layout.dim).take(answer.values, rest.index).to(rest.z.device)
+        filled = torch.nn.functional.pad(rest.z, (0, rows.shape[1] - classes))
+        for ts, tt in [pair for said in softened.answers[:1] for pair in softened.pairs(said)]:
+            q = (filled / ts).softmax(1)
+            found = fit(rest, ts * (q - (rows / tt).softmax(1))[:, :classes])
+            if found is not None and not found.uneven and found.residual <= rest.tolerance and found.weight > 0:
+                e = described(rest, found, blank, None, "forward", temperature=(ts, tt))
+                mass = float(q[:, classes:].sum(1).mean())
+                return replace(e, cut="filled", wider=rows.shape[1], mass=mass)
     return None
 
 
