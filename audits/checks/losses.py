@@ -237,7 +237,7 @@ def _against_itself(trace: Trace) -> Verdict | None:
         if is_alone or (s.own_target and _cancels(trace)):  # beside a term of features that does reach the teacher
             alone.append(s)
     # Answers that it gave before it learned on are another matter; what was asked in the first window looks alike.
-    if alone and (len(alone) > 1 or len(sights) == 1):
+    if alone and (alone[-1] is not sights[0] or len(sights) == 1):
         s = alone[0]
         what = f"; the teacher ({s.teacher}) answers, and reaches no loss" if s.idle else ""
         return failed(f"the student is held against its own answer{what}", {"student": s.student}, term_place(trace, s))
