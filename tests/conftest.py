@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import inspect
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 
 from kdbench.kd import data, train
@@ -33,6 +35,13 @@ os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16" if _FULL else "AV
 
 SEED = int(os.environ.get("KDBENCH_TEST_SEED", "0"))
 "What the seeds of trainings in this process begin at. `make test-variants` moves it: no verdict hangs on one seed."
+
+
+def cli_runner() -> CliRunner:
+    """Make a runner whose stderr is apart from stdout, which click before 8.2 has to be told."""
+    mixes = "mix_stderr" in inspect.signature(CliRunner).parameters
+    return CliRunner(**{"mix_stderr": False} if mixes else {})
+
 
 THREADS = int(os.environ.get("KDBENCH_TEST_THREADS", "1"))
 

@@ -8,7 +8,7 @@ import textwrap
 from xml.etree import ElementTree
 
 import pytest
-from click.testing import CliRunner
+from conftest import cli_runner
 
 from kdbench.harness.cli import cli, run_cli
 from kdbench.harness.contract import read_contract
@@ -76,7 +76,7 @@ def folder(tmp_path, monkeypatch):
 
 def audit(*args, group="audit"):
     """Run the command in this process; return its exit code and what it printed on stdout and stderr."""
-    runner = CliRunner()
+    runner = cli_runner()
     with runner.isolation() as streams:
         words = [group, *map(str, args)]
         code = run_cli(lambda: cli.main(words, prog_name="kdbench", standalone_mode=False))

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
-from conftest import write_images
+from conftest import cli_runner, write_images
 
 from kdbench.harness.cli import COMMANDS, cli, run_cli
 from kdbench.kd.models import build
@@ -20,7 +19,7 @@ from kdbench.kd.teacher import save_checkpoint
 
 def kdbench(*args):
     """Run a command in this process; return its exit code and what it printed on stdout and stderr."""
-    runner = CliRunner()
+    runner = cli_runner()
     codes = []
     with runner.isolation() as streams:
         codes.append(run_cli(lambda: cli.main([str(a) for a in args], prog_name="kdbench", standalone_mode=False)))
@@ -81,7 +80,7 @@ def test_an_error_that_nobody_foresaw_is_one_sentence_and_a_file(monkeypatch):
         raise RuntimeError("\x1b]0;title\x07" + "long " * 1000)
 
     monkeypatch.delenv("KDBENCH_DEBUG", raising=False)
-    with CliRunner().isolation() as streams:
+    with cli_runner().isolation() as streams:
         assert run_cli(broken) == 70
         said = streams[1].getvalue().decode()
     assert "kdbench broke, and that is its fault: RuntimeError: \\x1b]0;title\\x07long" in said
@@ -108,7 +107,7 @@ def test_the_state_of_a_machine_is_no_error_of_kdbench(monkeypatch, tmp_path, er
 
     monkeypatch.delenv("KDBENCH_DEBUG", raising=False)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with CliRunner().isolation() as streams:
+    with cli_runner().isolation() as streams:
         assert run_cli(broken) == code
         assert says in streams[1].getvalue().decode()
 
@@ -127,7 +126,7 @@ def quiet_folder(tmp_path, monkeypatch):
 
 BAD = {
     "command": (["rnu"], "unknown command 'rnu'; did you mean 'run'"),
-    "option": (["run", "--sedes", "0"], "'--seeds'"),
+    "option": (["run", "--sedes", "0"], "--seeds"),
     "variant": (["run", "--variant", "bug"], "unknown variant 'bug'; did you mean 'bugged'"),
     "pair": (["run", "--pair", "r50-r17"], "unknown pair 'r50-r17'; did you mean 'r50-r18'"),
     "method": (["run", "--method", "logits"], "unknown method 'logits'; did you mean 'logit'"),

@@ -5,7 +5,7 @@ import sys
 import textwrap
 
 import pytest
-from click.testing import CliRunner
+from conftest import cli_runner
 
 from kdbench.audits.laws import soft_loss
 from kdbench.harness.cli import cli, run_cli
@@ -49,7 +49,7 @@ OWN = "divergence(logits, said)"
 
 
 def audit(*args):
-    runner = CliRunner()
+    runner = cli_runner()
     with runner.isolation() as streams:
         code = run_cli(lambda: cli.main(["audit", *map(str, args)], prog_name="kdbench", standalone_mode=False))
         sys.stdout.flush()
