@@ -13,7 +13,7 @@ from typing import Any as _Any
 if TYPE_CHECKING:
     from kdbench.audits import *  # noqa: F403
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HERE = _Path(__file__).resolve().parent
 if not (_HERE / "kd").is_dir():
