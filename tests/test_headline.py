@@ -28,8 +28,7 @@ def bug(verdict, name="imagenet-stem", difference=-1.8):
 
 def controls(again="identical", by_audit=True, in_accuracy=True):
     repeat = row(Again, verdict=again)
-    arm = row(ArmRow, fault="teacher-rows-shuffled")
-    positive = row(Positive, arm=arm, seen_by_audit=by_audit, seen_in_accuracy=in_accuracy)
+    positive = row(Positive, fault="teacher-rows-shuffled", seen_by_audit=by_audit, seen_in_accuracy=in_accuracy)
     return row(ControlsRow, again=repeat, positive=positive)
 
 

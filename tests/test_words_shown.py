@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kdbench.audits.infer.words import _are_words, _masked, run_of_one
+from kdbench.audits.infer.words import _masked, are_words, run_of_one
 from kdbench.audits.observe.taint import Made
 from kdbench.audits.observe.windows import ModuleCall
 
@@ -29,8 +29,8 @@ OTHERS = {
 
 
 def test_words_are_told_from_other_whole_numbers():
-    assert _are_words(IDS) and _are_words(IDS.int())
-    assert [name for name, value in OTHERS.items() if _are_words(value)] == []
+    assert are_words(IDS) and are_words(IDS.int())
+    assert [name for name, value in OTHERS.items() if are_words(value)] == []
 
 
 MASKS = {
