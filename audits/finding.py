@@ -79,9 +79,9 @@ class Report:
             raise AuditFailure(self.failure(severity))
 
     def failure(self, severity: Severity = "error") -> str:
-        """Return the counts, and what of at least this severity failed or broke: a message that stays short."""
+        """Return what of at least this severity failed or broke, and the counts: a message that stays short."""
         told = [*self.failed(severity), *(f for f in self.findings if f.status == "error")]
-        return "\n".join([tally(self), *map(paragraph, told)])
+        return "\n".join([*map(paragraph, told), tally(self)])
 
     def counts(self) -> dict[Status, int]:
         """Return the number of findings by status."""

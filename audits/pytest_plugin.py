@@ -24,14 +24,14 @@ STAND_INS = dict.fromkeys(("KD104", "KD105", "KD303"), "in a test, weights and i
 
 def policy(config: pytest.Config, marks: Iterable[pytest.Mark] = ()) -> Policy:
     """Return what is waived by option, by ini file and by marks; UsageError for an unknown audit or no reason."""
+    marked = []
+    for mark in marks:
+        id, reason = mark.args[0] if mark.args else "ID", mark.kwargs.get("reason", "")
+        if not str(reason).strip():
+            raise pytest.UsageError(f'kd_audit_waive: write the mark as kd_audit_waive("{id}", reason="...")')
+        marked.append(f"{id}={reason}")
     try:
-        return Policy.parse(
-            [
-                *config.getini("kd_audit_waive"),
-                *config.getoption("--kd-audit-waive"),
-                *(f"{mark.args[0] if mark.args else ''}={mark.kwargs.get('reason', '')}" for mark in marks),
-            ]
-        )
+        return Policy.parse([*config.getini("kd_audit_waive"), *config.getoption("--kd-audit-waive"), *marked])
     except PolicyError as error:
         raise pytest.UsageError(f"kd_audit_waive: {error}") from None
 
@@ -108,7 +108,7 @@ class Watcher:
         finally:
             failure = self._judge(item)
         if failure is not None:
-            pytest.fail(f"--kd-audit: {failure.failure()}", pytrace=False)
+            pytest.fail(failure.failure(), pytrace=False)
         return result
 
     def _judge(self, item: pytest.Item) -> Report | None:
@@ -124,7 +124,8 @@ class Watcher:
         found = Report(tuple(f for f in report.findings if f.status == "error" or f in report.failed("warn")))
         verdict = "failed" if fails else "warned" if found.findings else "clean"
         text = "" if fails else str(found).partition("\n")[2]
-        item.user_properties.append((PROPERTY, f"{verdict} {'distils' if distils else 'steps'}\n{text}"))
+        word = "" if verdict == "clean" and not distils else verdict  # of what is no distillation nothing was decided
+        item.user_properties.append((PROPERTY, f"{word} {'distils' if distils else 'steps'}\n{text}"))
         return report if fails else None
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:

@@ -741,8 +741,9 @@ def test_a_report_is_written_to_files_as_well(folder):
     [
         ("sarif", "write it as FORMAT=FILE"),
         ("sarf=x", "unknown format 'sarf'; did you mean 'sarif'"),
-        ("json=no/found.json", "no is no folder"),
+        ("json=no/found.json", "the folder no does not exist"),
         ("json=.", ". is a folder"),
+        ("json=wrong.py", "wrong.py is a script, which the report would overwrite"),
     ],
 )
 def test_a_file_that_cannot_be_is_refused_before_anything_runs(folder, also, says):

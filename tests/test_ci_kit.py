@@ -61,7 +61,11 @@ def test_the_action_fails_a_wrong_script_and_marks_its_line(repository):
 
 def test_the_action_passes_a_right_one_and_hands_on_options_and_arguments(repository):
     (repository / "right.py").write_text("import sys\nassert sys.argv[1:] == ['--epochs', '1']\n" + RIGHT)
-    options = {"script": "right.py --epochs 1", "options": "--alpha 0.7 --steps 9", "sarif": "own.sarif"}
+    options = {
+        "script": "right.py --epochs 1",
+        "options": "--alpha 0.7 --steps 9 --waive 'KD205=on purpose, * as it is'",
+        "sarif": "own.sarif",
+    }
     code, log, told = act(repository, install="false", python=sys.executable, **options)
     assert (code, told) == (0, {"verdict": "clean"}), log
     assert (repository / "own.sarif").exists()

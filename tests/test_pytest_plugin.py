@@ -65,8 +65,26 @@ def test_the_fixture_fails_a_wrong_one_once(pytester, before, change, finding):
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(finding)
     shown = result.stdout.str()
-    assert shown.count(finding[0].removesuffix("*.py:*")) == 1 and "another exception" not in shown
+    assert shown.count("\n" + finding[0].removesuffix("*.py:*")) == 1 and "another exception" not in shown
     assert "(undecided)" not in shown and "KD101" not in shown, "what passed or was not decided makes no test fail"
+
+
+def test_the_last_line_names_the_finding(pytester):
+    """Often it is all that a log shows."""
+    result = run(pytester, FIXTURE.format(before="", change=", square=1"))
+    result.stdout.fnmatch_lines(["FAILED *::test_loop - *KD312 kd-scale*"])
+
+
+@pytest.mark.parametrize(("waiver", "says"), [("KD312", "gives no reason"), ("KD999=x", "unknown audit 'KD999'")])
+def test_a_wrong_waiver_is_refused_once_without_the_option_too(pytester, waiver, says):
+    result = run(pytester, OPTION, "--kd-audit-waive", waiver)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: kd_audit_waive:*{says}*"])
+
+
+def test_a_mark_without_a_reason_is_told_how_a_mark_is_written(pytester):
+    body = FIXTURE.format(before="", change="").replace("def test", "@pytest.mark.kd_audit_waive('KD312')\ndef test")
+    run(pytester, body).stdout.fnmatch_lines(['*write the mark as kd_audit_waive("KD312", reason="...")*'])
 
 
 def test_a_fix_names_pytests_own_option(pytester):
@@ -100,7 +118,7 @@ def test_it():
 """
     result = run(pytester, body)
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines([">*assert_clean(step, *", "E *AuditFailure: failed 1, *"])
+    result.stdout.fnmatch_lines([">*assert_clean(step, *", "E *AuditFailure: KD312 kd-scale *"])
     assert "asserts.py" not in result.stdout.str() and "finding.py:" not in result.stdout.str()
 
 
@@ -165,7 +183,7 @@ def test_what_is_no_distillation_is_only_warned_of(pytester):
         [
             "*test_of_an_optimizer",
             "KD212 one-step-per-backward  *",
-            "1 tests step an optimizer, 0 of them *: 0 failed, 1 with warnings*",
+            "1 tests step an optimizer, 0 of them *: 0 failed, 1 with warnings, 0 clean",
         ]
     )
 

@@ -417,6 +417,14 @@ def clip_active(trace: Trace) -> Verdict:
     active = sum(norm > bound for norm, bound in norms)
     if share == 0 or share > _ALWAYS:
         often = "never" if share == 0 else "nearly always" if share < 1 else "always"
-        said = f"gradient clipping was {often} active ({active} of {len(norms)} calls)"
+        bounds = sorted({bound for _, bound in norms})
+        bound = (
+            f"the bound is {bounds[0]:.3g}" if len(bounds) == 1 else f"bounds are {bounds[0]:.3g} to {bounds[-1]:.3g}"
+        )
+        least, most = min(n for n, _ in norms), max(n for n, _ in norms)
+        said = (
+            f"gradient clipping was {often} active ({active} of {len(norms)} calls): the norms are {least:.3g} to "
+            f"{most:.3g}, and {bound}"
+        )
         return failed(said, observed, clips[0][0].where)
     return passed(f"gradient clipping was active in {active} of {len(norms)} calls", observed)

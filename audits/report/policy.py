@@ -88,9 +88,10 @@ class Policy:
         waived: dict[str, str] = {}
         for text in waive:
             word, _, reason = text.partition("=")
+            id = audit_id(word.strip()) if word.strip() else "ID"
             if not reason.strip():
-                raise PolicyError(f"waiver {text!r} gives no reason; write it as {word.strip() or 'ID'}=REASON")
-            waived[audit_id(word.strip())] = reason.strip()
+                raise PolicyError(f"waiver {text!r} gives no reason; write it as {id}=REASON")
+            waived[id] = reason.strip()
         selected, ignored = (
             frozenset(
                 id for text in texts for word in text.split(",") if word.strip() for id in audit_ids(word.strip())

@@ -154,7 +154,7 @@ _OF_MATRIX = ("seeds", "zoo_seeds", "workers", "output", "format_", "quiet", "ve
     multiple=True,
     metavar="FORMAT=FILE",
     panel=OUTPUT,
-    help="Write the report to a file in another format as well, as sarif=kd.sarif; may be repeated.",
+    help="Write the report to a file as well, as sarif=kd.sarif (or json, junit, github); may be repeated.",
 )
 @click.option(
     "--variant",

@@ -76,7 +76,10 @@ def stdout_apart() -> Iterator[Callable[[str], None]]:
 
 
 def files_beside(texts: Iterable[str]) -> dict[Path, str]:
-    """Read FORMAT=FILE texts as formats by file; InputError for another form, an unknown format, or no such folder."""
+    """Read FORMAT=FILE texts as formats by file; InputError for another form, an unknown format, or no such folder.
+
+    A file of Python is refused: the report would take the place of the script.
+    """
     found: dict[Path, str] = {}
     for text in texts:
         name, equals, file = text.partition("=")
@@ -85,10 +88,12 @@ def files_beside(texts: Iterable[str]) -> dict[Path, str]:
         if name not in FORMATS:
             raise unknown("format", name, FORMATS, "--also")
         path = Path(file)
-        if not path.parent.is_dir() or path.is_dir():
-            raise InputError(
-                f"--also {text}: {path if path.is_dir() else path.parent} is {'a' if path.is_dir() else 'no'} folder"
-            )
+        if path.is_dir():
+            raise InputError(f"--also {text}: {path} is a folder; name a file in it")
+        if not path.parent.is_dir():
+            raise InputError(f"--also {text}: the folder {path.parent} does not exist; make it, or name another")
+        if path.suffix == ".py":
+            raise InputError(f"--also {text}: {path} is a script, which the report would overwrite; name another file")
         if path in found:
             raise InputError(f"--also {text}: {path} is named twice")
         found[path] = name

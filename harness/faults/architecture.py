@@ -27,7 +27,9 @@ def imagenet_stem(input_size: int) -> Stem:
 
 @injected("imagenet-stem")
 def _imagenet_stem(scene: Scene) -> Acts:
-    scene.need(scene.conv is not None, "the student has no convolution, or the script did not build it itself")
+    scene.need(
+        scene.conv is not None, "the student has no two-dimensional convolution, or the script did not build it itself"
+    )
     small = scene.conv_data["stride"] == 1 and scene.conv_data["size"] <= 64
     scene.need(small, "the images are large, or the student's first convolution has a stride as it is")
 
