@@ -31,6 +31,11 @@ def rank_clip(trace: Trace) -> Verdict:
             {"steps": early.clipped},
             early.clip_where,
         )
+    if ranks[0].wrapped and any(c.grown for s in trace.updates.steps for c in s.clips):
+        return undecided(
+            "out-of-scope",
+            "a clip lies between two backwards of a step; within no_sync() it acts on one rank's own gradients",
+        )
     if ranks[0].wrapped:
         return passed(f"{ranks[0].wrapped} averages the gradients within the backward, before any clip")
     if all(seen.clipped >= _FEWEST and not seen.clipped_early for seen in ranks):

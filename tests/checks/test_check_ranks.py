@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from specimens import Cases, explained, fails, judge, passes, sight, term, trace, undecided
+from specimens import A, Cases, clip, explained, fails, judge, passes, put, sight, step, term, trace, undecided
 
 from kdbench.audits.infer.ranks import RankSeen
 from kdbench.audits.trace import Trace
@@ -129,6 +129,10 @@ CASES["KD365"] = {
     "too early": (
         two({**BY_HAND, "clipped": 9, "clipped_early": 9, "clip_where": AT}),
         fails("clipped before they are averaged over the ranks, in all of 9 steps", AT, steps=9),
+    ),
+    "between backwards": (
+        put(two(), steps=[step(1, clip(A, grown=1), clip(A))]),
+        undecided("out-of-scope", "a clip lies between two backwards of a step; within no_sync()"),
     ),
     "in time": (two({**BY_HAND, "clipped": 9}), passes("averaged their gradients before the clip in 9 steps")),
     "no clip": (two(BY_HAND), undecided("no-clip-call", "no clip beside an exchange of gradients")),
