@@ -24,8 +24,9 @@ def rank_batches(trace: Trace) -> Verdict:
     Fails when two ranks that average their gradients are shown the same rows in every batch: then the second one
     computes the gradient of the first again, at twice the cost. Without a DistributedSampler, or with one that is told
     the same rank everywhere, a seeded loader does that. Warns where a shuffling DistributedSampler is gone through
-    again under the same epoch: without set_epoch every epoch has the same order and the same share. Training with one
-    sample set on purpose (tensor parallelism) is no averaging over these ranks and is not judged.
+    again under the same epoch: without set_epoch every epoch has the same order and the same share. Warns, too, where
+    ranks that exchange nothing end with the same weights: each did the whole work. Training with one sample set on
+    purpose (tensor parallelism) is no averaging over these ranks and is not judged.
     """
     ranks = several(trace)
     if isinstance(ranks, Verdict):
@@ -47,6 +48,15 @@ def rank_batches(trace: Trace) -> Verdict:
             "each time: every epoch has the same order, and each rank the same share",
             {"epochs": stuck.epochs},
             stuck.sampler_where,
+            severity="warn",
+        )
+    if same and ranks[same[0][0]].student_last and ranks[same[0][0]].student_last == ranks[same[0][1]].student_last:
+        (a, b), (count, _) = same[0], seen[same[0]]
+        return failed(
+            f"ranks {a} and {b} learn the same from the same samples, and no gradient passes between them: each does "
+            "the whole work by itself",
+            {"batches": count, "pairs": [list(pair) for pair in same]},
+            ranks[a].batch_where,
             severity="warn",
         )
     if same:

@@ -53,6 +53,16 @@ UNSEEN = (
 CASES: Cases = {}
 CASES["KD361"] = {
     "samples of their own": (two(), passes("no two ranks learn from the same batches (5 compared)")),
+    "alone, and the same": (
+        two({**BY_HAND, "batches": SAME, "batch_where": AT}),
+        fails(
+            "ranks 0 and 1 learn the same from the same samples, and no gradient passes",
+            AT,
+            "warn",
+            batches=5,
+            pairs=[[0, 1]],
+        ),
+    ),
     "the same": (
         two({"batch_where": AT}, batches=SAME),
         fails(
@@ -63,7 +73,10 @@ CASES["KD361"] = {
         ),
     ),
     "the same but for one": (two(batches={**SAME, "4": ["other"]}), passes("no two ranks")),
-    "nothing is averaged": (two(BY_HAND, batches=SAME), undecided("out-of-scope", "are not seen to average gradients")),
+    "nothing is averaged": (
+        two({**BY_HAND, "batches": SAME}, **SHIFTED),
+        undecided("out-of-scope", "are not seen to average gradients"),
+    ),
     "averaged by hand": (
         two({**BY_HAND, "exchanged": True}, batches=SAME),
         fails("the same samples", None, batches=5, pairs=[[0, 1]]),
