@@ -729,6 +729,18 @@ def test_a_recorded_trial_is_read_again(folder, monkeypatch):
     assert code == 2 and "gives no reason" in err
 
 
+@pytest.mark.parametrize(
+    "line",
+    ["import torch.distributed as dist; dist.init_process_group('gloo')", "import os; os.environ['LOCAL_RANK']"],
+)
+def test_a_script_of_several_processes_is_told_how_it_is_audited(folder, monkeypatch, line):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    (folder / "ranks.py").write_text(line + "\n")
+    code, _, err = audit("ranks.py")
+    assert code == 3 and "have one do so: --launch 2" in err, err
+
+
 def test_a_report_is_written_to_files_as_well(folder):
     code, out, _ = audit("--also", "json=found.json", "--also", "sarif=kd.sarif", "wrong.py")
     found = json.loads((folder / "found.json").read_text())

@@ -386,6 +386,8 @@ def _hint(error: str) -> str | None:
         return (
             f"install it where kdbench runs: {sys.executable} -m pip install {package} (or whichever package brings it)"
         )
+    if last.startswith(("ValueError", "KeyError")) and any(name in last for name in ("RANK", "WORLD_SIZE")):
+        return "a launcher tells such a script its place among the processes; have one do so: --launch 2"
     if last.startswith(("SyntaxError", "IndentationError", "TabError", "UnicodeDecodeError")):
         return f"this is not valid Python {sys.version_info.major}.{sys.version_info.minor}, in which kdbench runs it"
     return None
