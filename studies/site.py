@@ -172,6 +172,7 @@ def notebooks() -> dict[str, str | bytes]:
                 lines += [text, ""]
                 continue
             lines += ["```python", text, "```", ""]
+            shown = ""
             for output in cell["outputs"]:
                 data = output.get("data", {})
                 if "image/png" in data:
@@ -179,8 +180,9 @@ def notebooks() -> dict[str, str | bytes]:
                     pages[f"notebooks/{picture}"] = base64.b64decode(data["image/png"])
                     lines += [f"![what the cell draws]({picture})", ""]
                 else:
-                    shown = "".join(output.get("text") or data.get("text/plain", ""))
-                    lines += ["```text", COLOURS.sub("", shown).rstrip(), "```", ""]
+                    shown += "".join(output.get("text") or data.get("text/plain", ""))
+            if shown:  # a stream may have been flushed in the middle
+                lines += ["```text", COLOURS.sub("", shown).rstrip(), "```", ""]
         pages[f"notebooks/{path.stem}.md"] = "\n".join(lines)
     return pages
 

@@ -14,14 +14,20 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 
 
 def said(notebook):
-    """Return the texts of all outputs, numbers to two digits: their last ones are a processor's."""
+    """Return the words of each cell's outputs, numbers to two digits: their last ones are a processor's.
+
+    How often a stream was flushed between them is the kernel's affair.
+    """
     texts = []
     for cell in notebook.cells:
+        words = []
         for output in cell.get("outputs", ()):
             assert output.output_type != "error", output
             text = output.get("text") or output.get("data", {}).get("text/plain", "")
             text = re.sub(r"\x1b\[[0-9;]*m", "", text)
-            texts.append(re.sub(r"\d+\.\d+", lambda found: f"{float(found[0]):.2f}", text).split())
+            words += re.sub(r"\d+\.\d+", lambda found: f"{float(found[0]):.2f}", text).split()
+        if words:
+            texts.append(words)
     return texts
 
 
