@@ -112,6 +112,8 @@ class Report:
 
 _TALLY: dict[Severity, str] = {"error": "failed", "warn": "warnings", "info": "notes"}
 _MARKS: dict[Severity, str] = {"error": "", "warn": "warning", "info": "note"}
+WAIVE = "waive it with the reason"
+"How a fix ends that lets the failure be accepted; who shows it adds by which option."
 FUNCTION_BROKE = "function-broke"
 "The `reason` of a status `error` that a function under a property check caused; every other one is ours."
 SEND = (

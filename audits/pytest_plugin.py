@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from kdbench.audits.asserts import heard
-from kdbench.audits.finding import AuditFailure, Finding, Report
+from kdbench.audits.finding import WAIVE, AuditFailure, Finding, Report
 from kdbench.audits.report.policy import Policy, PolicyError
 from kdbench.audits.script import Options, ScriptWatch
 from kdbench.audits.watch import Watch, watch
@@ -40,7 +40,7 @@ def spelled(report: Report) -> Report:
     """Return a report whose fixes name pytest's own options, where they say that the failure may be waived."""
 
     def mend(f: Finding) -> str:
-        return f"{f.mend}: --kd-audit-waive {f.id}=REASON" if f.mend.endswith("waive it with the reason") else f.mend
+        return f"{f.mend}: --kd-audit-waive {f.id}=REASON" if f.mend.endswith(WAIVE) else f.mend
 
     return Report(tuple(replace(f, mend=mend(f)) for f in report.findings))
 

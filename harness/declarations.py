@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from kdbench.audits.finding import Report
+from kdbench.audits.finding import WAIVE, Report
 
 _OPTIONS = {
     "steps": "--steps",
@@ -15,7 +15,6 @@ _OPTIONS = {
     "student and teacher, or steps": "--student NAME --teacher NAME, or more --steps",
 }
 "By what an audit says would decide it; what is declared in code stays as it is."
-_WAIVE = "waive it with the reason"
 
 REMEDIES = {
     "list-audits": " (kdbench audit --list)",
@@ -37,4 +36,4 @@ def spelled(report: Report) -> Report:
 
 def spelled_mend(id: str, mend: str) -> str:
     """Return what to write instead, with the option where it says that the failure may be waived."""
-    return f"{mend}: --waive {id}=REASON" if mend.endswith(_WAIVE) else mend
+    return f"{mend}: --waive {id}=REASON" if mend.endswith(WAIVE) else mend

@@ -14,7 +14,6 @@ All of it lies in STUDY/trials/KEY; in STUDY/again/KEY a trial that was run a se
 """
 
 import csv
-import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from kdbench.audits.finding import Finding
+from kdbench.audits.finding import Finding, finite
 from kdbench.harness.records import seal
 from kdbench.harness.records.reading import SAID, Count, Number, Percent, Share, content, parse_json, plain_json
 from kdbench.harness.records.spec import Spec
@@ -132,17 +131,6 @@ class Result:
 
     def _failed(self) -> list[dict[str, Any]]:
         return [f for f in self.findings if f["status"] == "fail" and f["severity"] == "error"]
-
-
-def finite(value: Any) -> Any:
-    """Replace numbers that JSON cannot hold by None, at any depth."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {k: finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(v) for v in value]
-    return value
 
 
 def sealed_text(raw: dict[str, Any]) -> str:

@@ -27,6 +27,7 @@ import torch
 
 from kdbench import audits
 from kdbench.audits.checks.teacher import over_chance
+from kdbench.audits.finding import finite
 from kdbench.harness import faults, loading
 from kdbench.harness.options import told
 from kdbench.harness.records.environment import audits_digest, code_digest, environment
@@ -39,7 +40,6 @@ from kdbench.harness.records.record import (
     Result,
     StudyFolder,
     TeacherRecord,
-    finite,
     sync,
 )
 from kdbench.harness.records.spec import Spec
