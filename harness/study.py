@@ -88,6 +88,8 @@ class Request:
     "Whether the teachers are trained and nothing else."
     grace: float = 5.0
     "Seconds that a running trial has to write its state when the study is told to end."
+    kept_answers: bool = True
+    "Whether trials on the same batches read the teacher's answers from each other."
     image_size: int | None = None
     "Height and width that a folder's images are resized to; None for the usual 32."
 
@@ -117,6 +119,7 @@ class Ready:
     gpus: tuple[str, ...] = ()
     "The devices that trials are spread over, if any were named."
     per_gpu: int = 1
+    kept_answers: bool = False
     later: tuple[int, Cost] | None = None
     "Of a first stage: how many trials the second has, and their cost."
 
@@ -192,6 +195,7 @@ def prepare(request: Request) -> Ready:
         grace=request.grace,
         gpus=tuple(chosen(request.gpus, visible())) if request.gpus is not None else (),
         per_gpu=request.per_gpu,
+        kept_answers=request.kept_answers and request.device == "cpu",
         later=later,
     )
 
@@ -319,6 +323,10 @@ def carry_out(ready: Ready, tell: OnTrial, may_start: Callable[[str], bool] = la
             sweep(study)
             if ready.weights is not None:
                 _import_weights(ready.weights, study)
+            if ready.todo and ready.kept_answers:
+                study.answers.mkdir(exist_ok=True)
+            elif ready.todo:
+                shutil.rmtree(study.answers, ignore_errors=True)
             plan = ready.plan
             if plan.preset.text is not None:
                 write_atomic(study.path / "study.toml", plan.preset.text)
@@ -335,6 +343,8 @@ def carry_out(ready: Ready, tell: OnTrial, may_start: Callable[[str], bool] = la
             engine=_engine(ready),
             grace=ready.grace,
         )
+        if not plan.is_first_stage and {*outcome.trained, *outcome.reused} >= plan.trials.keys():
+            shutil.rmtree(study.answers, ignore_errors=True)  # of shards, the call without one comes here
         with study.writing():
             trials = read_study(study)
             complete_stories({**trials.controls, **trials.arms}, study)

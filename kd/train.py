@@ -4,6 +4,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,15 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.kd.accelerate import captured, check_folded, compiled, folded, rounding
+from kdbench.kd.answers import Answers, AskedLate, may_keep, same_bits, stacked
 from kdbench.kd.checkpoint import State
-from kdbench.kd.data import Dataset, Pool, draw_crops, statistics
+from kdbench.kd.data import Crops, Dataset, Pool, draw_crops, statistics
 from kdbench.kd.errors import InputError
 from kdbench.kd.evaluate import accuracy, logits_of
 from kdbench.kd.methods import METHODS, Batch, Images, Method, MethodSettings, Terms, why_not_stages
 from kdbench.kd.methods import build as build_method
-from kdbench.kd.models import build, keep_stages, parse_stages, stage_channels
+from kdbench.kd.models import Answer, build, keep_stages, parse_stages, stage_channels
 from kdbench.kd.procedure import Procedure, Split
 from kdbench.kd.recipe import Recipe
+from kdbench.kd.streams import derive
 from kdbench.kd.teacher import Provenance
 
 FIRST_STEPS = 200
@@ -102,6 +105,10 @@ class Training:
     "Where an earlier attempt was when it was cut off."
     resumed_after: int | None = None
     "Epochs that were not trained again."
+    answers: Answers | None = None
+    "Where the teacher's answers are kept for other trainings; what may not be kept is asked in every step."
+    kept_epochs: int = 0
+    "Epochs in which the teacher's answers were read and not asked for."
 
     @property
     def steps_per_epoch(self) -> int:
@@ -254,10 +261,9 @@ def epochs(training: Training, on_batch: Callable[[Tensor], None] | None = None)
     """
     t, ask, recipe = training, training.procedure, training.recipe
     n, size = t.steps_per_epoch * recipe.batch_size, recipe.batch_size
-    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.precision)
-    autocast = torch.autocast(t.pool.device.type, dtype=half or torch.bfloat16, enabled=half is not None)
+    autocast = _autocast(t)
     update = _Update(t)
-    student, teacher = t.student, t.teacher
+    student, teacher, own = t.student, t.teacher, True
     names = ["ce", *(t.settings.terms() if t.teacher is not None else ()), "total"]
     for number in _numbers(t):
         ask.set_modes(t.student, t.teacher, t.method)
@@ -267,6 +273,7 @@ def epochs(training: Training, on_batch: Callable[[Tensor], None] | None = None)
         crops = type(draws)(*(draw.to(t.pool.device) for draw in draws))
         sums = torch.zeros(len(names) + 1, device=t.pool.device)
         lr, distils = 0.0, number < round(recipe.distil_until * recipe.epochs)
+        teaching = _Teaching(t, number, ids, crops)
         # Forward and backward alike, and no further than an epoch: who trains something else in this process, or looks
         # at a network between two epochs, has torch as it was.
         with rounding(recipe.precision):
@@ -278,12 +285,10 @@ def epochs(training: Training, on_batch: Callable[[Tensor], None] | None = None)
                 for group in ask.scheduled(t.optimizer.param_groups):
                     group["lr"] = lr
                 images = ask.views(t.pool, ids[rows], crops.batch(rows))
-                if at == OWN_STEPS:
+                if own and at >= OWN_STEPS:  # a training that is resumed may pass that step over
                     student, teacher = _stand_ins(t, images.teacher, autocast)
-                target = None
-                if teacher is not None and distils:
-                    with autocast:  # a block of its own: autocast caches weight casts for as long as a block lives
-                        target = ask.teacher_answer(teacher, images.teacher, at, t.steps_per_epoch)
+                    own = False
+                target = teaching(teacher, images.teacher, step) if teacher is not None and distils else None
                 with autocast:
                     answer = student(images.student)
                     ce = F.cross_entropy(answer.logits.float(), labels)
@@ -296,6 +301,7 @@ def epochs(training: Training, on_batch: Callable[[Tensor], None] | None = None)
                 right = (answer.logits.detach().argmax(1) == labels).sum()
                 seen = [ce, *(terms.get(name, torch.zeros_like(ce)) for name in names[1:-1]), loss]
                 sums += torch.stack([*(value.detach().float() for value in seen), right.float()])
+        teaching.end()
         *means, right_mean = (sums.double() / t.steps_per_epoch).tolist()
         t.val_scores.append(_score(t, t.split.val))
         if t.scores_test:
@@ -393,6 +399,69 @@ def _stand_ins(t: Training, images: Tensor, autocast: torch.autocast) -> tuple[n
             teacher = captured(teacher, images, autocast, trained=False)
         student = captured(student, images, autocast, trained=True)
     return student, teacher
+
+
+def _autocast(t: Training) -> torch.autocast:
+    """Return a block of the training's precision; it caches weight casts for as long as it lives."""
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(t.recipe.precision)
+    return torch.autocast(t.pool.device.type, dtype=half or torch.bfloat16, enabled=half is not None)
+
+
+class _Teaching:
+    """The teacher's answers in an epoch: its own, or those that it gave another training about the same batches.
+
+    Kept answers are used after the first `OWN_STEPS`, which are watched, and only once the teacher itself gave the same
+    bits about one batch of the epoch; another training's check is of another batch. So a wrong file is found before an
+    answer of it was used.
+    """
+
+    def __init__(self, t: Training, number: int, ids: Tensor, crops: Crops) -> None:
+        self.t, self.number, self.ids, self.crops = t, number, ids, crops
+        self.first = max(0, OWN_STEPS - number * t.steps_per_epoch)
+        may = may_keep(type(t.method), t.procedure, t.recipe, t.pool.device) and self.first < t.steps_per_epoch
+        self.files = t.answers if may else None
+        self.kept = self.files.read(number, t.steps_per_epoch) if self.files is not None else None
+        self.proven = False
+        self.asked: list[Tensor] = []
+
+    def __call__(self, teacher: nn.Module, images: Tensor, step: int) -> Answer:
+        """Return the answer to a step's images, which are counted within the epoch."""
+        if step >= self.first and self._holds(teacher):
+            assert self.kept is not None
+            late = AskedLate(partial(self._ask, teacher, images, step))
+            return Answer(self.kept[step].clone(), late)  # type: ignore[arg-type]
+        answer = self._ask(teacher, images, step)
+        if self.files is not None:
+            self.asked.append(answer.logits.clone())
+        return answer
+
+    def _ask(self, teacher: nn.Module, images: Tensor, step: int) -> Answer:
+        steps = self.t.steps_per_epoch
+        with _autocast(self.t):
+            return self.t.procedure.teacher_answer(teacher, images, self.number * steps + step, steps)
+
+    def _holds(self, teacher: nn.Module) -> bool:
+        """Say whether kept answers can be used; the first time, ask the teacher about one batch of them."""
+        if self.kept is None or self.proven:
+            return self.kept is not None
+        t, size = self.t, self.t.recipe.batch_size
+        drawn = derive(t.seed, f"answers/{self.number}/{t.method.name}/{t.settings}")
+        step = self.first + drawn % (t.steps_per_epoch - self.first)
+        rows = slice(step * size, (step + 1) * size)
+        images = t.procedure.views(t.pool, self.ids[rows], self.crops.batch(rows)).teacher
+        self.proven = same_bits(self._ask(teacher, images, step).logits, self.kept[step])
+        if not self.proven and self.files is not None:
+            self.files.discard(self.number, f"is not what it answers in step {step + 1}")
+            self.kept = None
+        return self.proven
+
+    def end(self) -> None:
+        """Keep what the teacher was asked, if that is the whole epoch."""
+        self.t.kept_epochs += self.proven
+        if self.files is not None and len(self.asked) == self.t.steps_per_epoch:
+            logits = stacked(self.asked)
+            if logits is not None:
+                self.files.write(self.number, logits)
 
 
 class _Update:

@@ -22,7 +22,7 @@ from kdbench.harness.cli.common import (
 from kdbench.harness.cli.completion import complete_fault, one_of
 from kdbench.harness.cli.help import OUTPUT, explained
 from kdbench.harness.cli.own_files import load_own_files
-from kdbench.harness.cli.study_options import MACHINE, STUDY, requested, study_options
+from kdbench.harness.cli.study_options import MACHINE, SPEED, STUDY, requested, study_options
 from kdbench.harness.plan.outline import outline
 from kdbench.harness.plan.variants import VARIANTS
 from kdbench.harness.run.processes import start_server
@@ -102,6 +102,13 @@ if TYPE_CHECKING:
     metavar="N",
     panel=MACHINE,
     help="Retries of a trial after a crash or an out-of-memory error.",
+)
+@click.option(
+    "--kept-answers/--no-kept-answers",
+    default=True,
+    panel=SPEED,
+    show_default=True,
+    help="Ask the teacher once for all trials on the same batches (the same bits; on a processor).",
 )
 @click.option("--fail-fast", is_flag=True, panel=MACHINE, help="Start no further trial after one that could not run.")
 @ALLOW_OPTION
@@ -186,7 +193,8 @@ def _say_outline(asked: dict[str, Any], notes: Any) -> None:
 def _request(asked: dict[str, Any]) -> "Request":
     """Return the study that the options ask for."""
     variant, fault_names = asked.pop("variant"), asked.pop("fault_names")
-    how = {name: asked.pop(name) for name in ("shard", "scheduler", "retries", "grace", "gpus", "per_gpu")}
+    taken = ("shard", "scheduler", "retries", "grace", "gpus", "per_gpu", "kept_answers")
+    how = {name: asked.pop(name) for name in taken}
     how["teachers_only"] = asked.pop("teachers")
     controls = asked.pop("controls")
     request = requested(asked, _arms(variant, fault_names), named_fault=bool(fault_names), controls=controls)

@@ -340,6 +340,11 @@ class StudyFolder:
         """Return where a teacher's file that was brought along lies."""
         return self.path / "weights" / f"{digest}{suffix}"
 
+    @property
+    def answers(self) -> Path:
+        """The teachers' answers that trials leave for each other (:mod:`kd.answers`); gone once the study is done."""
+        return self.path / "answers"
+
     @contextmanager
     def lock(self, shared: bool = False) -> Iterator[None]:
         """Keep a second coordinator out of the study, or raise InputError if there is one already.

@@ -13,7 +13,8 @@ def sweep(study: StudyFolder) -> int:
 
     Nothing of a trial is touched that a living process has the lease of, and no temporary file of a living process.
     """
-    count = sum(temporaries.sweep(place) for place in (study.path, study.path / "weights") if place.is_dir())
+    places = (study.path, study.path / "weights", *study.answers.glob("*/"))
+    count = sum(temporaries.sweep(place) for place in places if place.is_dir())
     for place in (*(study.path / "trials").glob("*/"), *(study.path / "again").glob("*/")):
         count += temporaries.sweep(place)
         checkpoint = place / "checkpoint"

@@ -43,6 +43,7 @@ from kdbench.harness.records.record import (
     sync,
 )
 from kdbench.harness.records.spec import Spec
+from kdbench.harness.run.kept_answers import answers_for
 from kdbench.harness.run.processes import ENDING, hear_signals
 from kdbench.harness.run.properties import with_properties
 from kdbench.kd import checkpoint, evaluate, train
@@ -242,6 +243,7 @@ def _run(folder: Folder, spec: Spec, data_file: Path) -> Result:
         device,
         spec.stages,
     )
+    training.answers = answers_for(folder, spec, training.provenance.sha256 if training.provenance else None)
     training.scores_test = seam.fault is not None and seam.fault.needs_test_scores
     teacher_record = _teacher_record(training, spec)
     clock.lap("prepare_seconds")
@@ -272,6 +274,8 @@ def _run(folder: Folder, spec: Spec, data_file: Path) -> Result:
     clock.lap("train_seconds")
     if training.resumed_after is not None:
         clock.times["resumed_after_epoch"] = training.resumed_after
+    if training.kept_epochs:
+        clock.times["kept_answers_epochs"] = training.kept_epochs
 
     findings = with_properties(watch.report, training).to_dicts()
     selected, metrics = None, None
