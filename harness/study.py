@@ -36,7 +36,7 @@ from kdbench.harness.plan.stages import stages_together
 from kdbench.harness.records.environment import usable_cores
 from kdbench.harness.records.record import FINAL, StudyFolder, write_atomic
 from kdbench.harness.records.temporaries import temporary
-from kdbench.harness.run.cost import Cost, estimate
+from kdbench.harness.run.cost import Cost, bf16_speed, estimate
 from kdbench.harness.run.executors import Engine
 from kdbench.harness.run.gpus import Gpus, chosen, visible
 from kdbench.harness.run.rehearsal import rehearse
@@ -120,6 +120,8 @@ class Ready:
     "The devices that trials are spread over, if any were named."
     per_gpu: int = 1
     kept_answers: bool = False
+    bf16_speed: float | None = None
+    "How fast this processor computes in bf16, as a multiple of fp32; None where nothing is to run in it here."
     later: tuple[int, Cost] | None = None
     "Of a first stage: how many trials the second has, and their cost."
 
@@ -178,6 +180,12 @@ def prepare(request: Request) -> Ready:
         second = lay_out(chosen={arm: points[0][0] for arm, points in first.grid.items()})
         rest = [key for key in second.trials if key not in first.trials and not is_done(second, folder, key)]
         later = len(rest), cost_of(second, rest)
+    in_bf16 = (
+        bool(todo)
+        and request.device == "cpu"
+        and request.scheduler is None
+        and request.preset.recipe.precision == "bf16"
+    )
     return Ready(
         plan,
         todo,
@@ -196,6 +204,7 @@ def prepare(request: Request) -> Ready:
         gpus=tuple(chosen(request.gpus, visible())) if request.gpus is not None else (),
         per_gpu=request.per_gpu,
         kept_answers=request.kept_answers and request.device == "cpu",
+        bf16_speed=bf16_speed() if in_bf16 else None,
         later=later,
     )
 

@@ -4,13 +4,16 @@ import dataclasses
 
 import pytest
 import torch
+from conftest import TINY
+from test_cli import kdbench
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from kdbench.harness import faults
+from kdbench.harness import faults, study
 from kdbench.harness.plan.plan import Ground, make_plan
 from kdbench.harness.plan.preset import load_preset
 from kdbench.harness.records.spec import Spec
+from kdbench.harness.run.cost import bf16_speed
 from kdbench.harness.run.trial import watched
 from kdbench.harness.study import share_cores
 from kdbench.kd import train
@@ -178,3 +181,12 @@ def test_cores_are_shared_out(workers, threads, cores, found):
 def test_more_threads_than_cores_are_refused():
     with pytest.raises(InputError, match=r"--threads 2 is more than the 2 cores here.*--workers 1 fits"):
         share_cores(2, 2, 2)
+
+
+def test_a_processor_that_is_slower_in_bf16_is_told_of_before_anything_is_trained(monkeypatch, tmp_path):
+    assert bf16_speed(seconds=0) > 0
+    words = ["run", TINY, "--dry-run", "--runs", str(tmp_path), "--precision"]
+    for precision, speed, said in (("bf16", 0.55, True), ("bf16", 1.8, False), ("fp32", 0.55, False)):
+        monkeypatch.setattr(study, "bf16_speed", lambda speed=speed: speed)
+        code, _, err = kdbench(*words, precision)
+        assert code == 0 and ("a convolution runs at 0.55 times the speed of fp32" in " ".join(err.split())) == said

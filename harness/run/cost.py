@@ -79,6 +79,33 @@ def machine_flops(device: torch.device, seconds: float = 0.3) -> float:
     return 2 * n**3 / best
 
 
+def bf16_speed(seconds: float = 0.05) -> float:
+    """Return how fast a processor convolves in bf16 as a multiple of fp32, on one thread.
+
+    Some list the instructions and are slower with them. Without them a convolution of one image takes hundreds of times
+    as long, so each format is timed once, and then again only for so many seconds.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _convolution(torch.float32, seconds) / _convolution(torch.bfloat16, seconds)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _convolution(dtype: torch.dtype, seconds: float) -> float:
+    """Return the seconds of the fastest of several convolutions of one image."""
+    kernels = torch.ones(64, 64, 3, 3, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    few, image = (torch.ones(1, 64, n, n, dtype=dtype).contiguous(memory_format=torch.channels_last) for n in (4, 16))
+    torch.nn.functional.conv2d(few, kernels)  # a first call sets the library up
+    best, end = float("inf"), time.perf_counter() + seconds
+    while best == float("inf") or time.perf_counter() < end:
+        clock = time.perf_counter()
+        torch.nn.functional.conv2d(image, kernels, padding=1)
+        best = min(best, time.perf_counter() - clock)
+    return best
+
+
 def estimate(
     plan: Plan, keys: Collection[str], test_images: int, workers: int, device: torch.device, size: int = SIZE
 ) -> Cost:
