@@ -146,9 +146,9 @@ class Measure:
         ratio, more = self.benchmark.pedantic(job, rounds=1, iterations=1)
         self.claim(ratio, goal, **more)
 
-    def ratio_here(self, sides: Sides, *, goal: float | None, rounds: int) -> Ratio:
+    def ratio_here(self, sides: Sides, *, goal: float | None, rounds: int, patience: int | None = None) -> Ratio:
         """Compare two sides in this process, where they start processes themselves."""
-        job = partial(compare, sides, rounds, self.sizes.patience, self.device)
+        job = partial(compare, sides, rounds, min(patience or self.sizes.patience, self.sizes.patience), self.device)
         ratio, more = self.benchmark.pedantic(job, rounds=1, iterations=1)
         self.claim(ratio, goal, **more)
         return ratio

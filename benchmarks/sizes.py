@@ -23,6 +23,8 @@ class Sizes:
     "Steps over which the time inside a watch's hooks is added up: one of them is seen after the burn-in."
     trial_epochs: int = 6
     worker_rounds: int = 2
+    grid_points: int = 8
+    grid_epochs: int = 12
     trials: int = 10_000
     comparisons: int = 1_000
     mirrored: int = 100
@@ -45,6 +47,8 @@ TOY = Sizes(
     hook_steps=2,
     trial_epochs=1,
     worker_rounds=1,
+    grid_points=2,
+    grid_epochs=1,
     trials=40,
     comparisons=3,
     mirrored=3,
