@@ -5,7 +5,7 @@ The options stand in the module kdbench_pytest, which imports nothing of this be
 
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -51,10 +51,17 @@ class Factory:
     def __init__(self, item: pytest.Item) -> None:
         self._policy = policy(item.config, item.iter_markers("kd_audit_waive"))
         self._watches: list[Watch] = []
+        self._unentered = 0
+        "Watches that were asked for, and not entered with `with`."
+
+    def __call__(self, **declared: Any) -> AbstractContextManager[Watch]:
+        """Watch the block; takes what :func:`kdbench.watch` takes. A block that raised is not judged."""
+        self._unentered += 1
+        return self._watching(declared)
 
     @contextmanager
-    def __call__(self, **declared: Any) -> Iterator[Watch]:
-        """Watch the block; takes what :func:`kdbench.watch` takes. A block that raised is not judged."""
+    def _watching(self, declared: dict[str, Any]) -> Iterator[Watch]:
+        self._unentered -= 1
         with watch(**declared) as made:
             yield made
         self._watches.append(made)
@@ -62,10 +69,13 @@ class Factory:
     def forget(self) -> None:
         """Judge none of the watches so far: the test failed by itself."""
         self._watches.clear()
+        self._unentered = 0
 
     def judge(self) -> None:
         """Fail the test, once, if an audit of severity error failed in one of its watches, or a watch saw nothing."""
         told = [text for made in self._watches if (text := self._failure(made)) is not None]
+        if self._unentered:
+            told.append("kd_audit(...) watches a block of its own, and had none: write `with kd_audit(...):`")
         self.forget()
         if told:
             pytest.fail("\n".join(told), pytrace=False)

@@ -164,6 +164,7 @@ class Inputs:
         "crossed",
         "vocabulary",
         "context",
+        "lacking",
     ]
     """How the teacher's is to the student's; a view: one is made of the other, as a noisy or masked copy is. crossed:
     an input of the teacher's that the student is not shown, but another in its place. vocabulary: one text for both,
@@ -223,6 +224,8 @@ class Sight:
     "Whether the student has modules that answer otherwise in training mode."
     student_frozen: bool = False
     inputs: Inputs | None = None
+    uncrossed: int = 0
+    "Views of the batch that both are shown, where no label teaches and answers meet within each view alone."
     reindexed: bool = False
     "Whether the teacher's rows were read by an index that moves them before they met the student's."
     terms: list[Term] = field(default_factory=list)
@@ -302,6 +305,8 @@ class Change:
     "That share q, update by update."
     updates: int = 0
     "How often, between two backwards in a row, its parameters were written to, and by no optimizer."
+    unstepped: int = 0
+    "Of these updates, those between which the student did not move."
     astray: int = 0
     "Of these updates, those that led elsewhere than to the student."
     still: list[str] = field(default_factory=list)
@@ -342,8 +347,10 @@ class Losses:
     """What the backwards showed: the distillation's, one by one, and whether there was one."""
 
     sights: list[Sight] = field(default_factory=list)
+    backwards: int = 0
+    "Of whatever training."
     windows_seen: int = 0
-    "Backwards, of whatever training."
+    "Those of them that were looked at."
     idle_windows: int = 0
     "Backwards before which a second network answered the student's batch and reached no loss, while none did."
     lost_windows: int = 0
@@ -463,7 +470,7 @@ class Trace:
         old, steps = self.losses, self.updates.steps
         for step in steps:
             step.distils = False
-        self.losses = Losses(windows_seen=old.windows_seen, functions=old.functions)
+        self.losses = Losses(backwards=old.backwards, windows_seen=old.windows_seen, functions=old.functions)
         self.updates = Updates(steps=steps, movable=self.updates.movable, optimizers=self.updates.optimizers)
         self.teacher, self.data = Teacher(), Data()
 

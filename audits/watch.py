@@ -219,6 +219,7 @@ class Watch:
         self._inference.modes.backward(modes, self._steps.most + 1)
 
     def _before_backward(self, tensors: Any = None, *args: Any, **kwargs: Any) -> None:
+        self._trace.losses.backwards += 1
         self._windows.before_backward(tensors)
         self._steps.before_backward()
 

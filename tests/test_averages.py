@@ -176,3 +176,29 @@ def test_a_centre_is_a_mean_of_what_it_is_taken_from(whole):
     assert named_first(report) == (("KD313", "error") if whole else None)
     told = next(f for f in report.findings if f.id == "KD313")
     assert told.status == ("fail" if whole else "pass"), told.message
+
+
+def accumulated(every_backward):
+    """Two backwards to a step; the average is taken after each of them, or after the step."""
+    student = trained(mlp(20), rows).train()
+    average = Ema(student, 0.98, "")
+    optimizer = torch.optim.SGD(student.parameters(), 0.02)
+    optimizer.zero_grad()
+    for n in range(5 * STEPS):
+        x, y = rows()
+        said = average(x)
+        logits = student(x)
+        (F.cross_entropy(logits, y) + F.mse_loss(logits.softmax(1), said.softmax(1))).div(2).backward()
+        if n % 2:
+            optimizer.step()
+            optimizer.zero_grad()
+        if n % 2 or every_backward:
+            average.update(student)
+    return student, average
+
+
+@pytest.mark.parametrize("every_backward", [True, False])
+def test_an_average_is_taken_once_a_step(every_backward):
+    report, trace = observed(accumulated, every_backward)
+    assert named_first(report) == (("KD302", "warn") if every_backward else None)
+    assert bool(trace.teacher.change.unstepped) is every_backward

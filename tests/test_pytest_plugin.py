@@ -128,6 +128,18 @@ def test_the_fixture_fails_a_watch_that_saw_nothing(pytester):
     result.stdout.fnmatch_lines(["nothing was decided: no step of the declared optimizer was seen"])
 
 
+def test_the_fixture_fails_a_watch_without_its_block(pytester):
+    body = """
+def test_loop(kd_audit):
+    student, teacher, optimizer = make()
+    kd_audit(student=student, teacher=teacher, optimizer=optimizer)
+    train(student, teacher, optimizer)
+"""
+    result = run(pytester, body)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*kd_audit(...) watches a block of its own, and had none: write `with kd_audit*"])
+
+
 def test_a_test_that_fails_by_itself_is_left_to_that(pytester):
     result = run(pytester, FIXTURE.format(before="", change=", steps=0") + "        assert False, 'mine'\n")
     result.assert_outcomes(failed=1)

@@ -146,6 +146,12 @@ def test_github_escapes_what_it_would_misread():
     assert line.endswith("%0Afix: mend it")
 
 
+def test_github_points_at_the_line_at_which_a_script_broke():
+    told = 'Traceback (most recent call last):\n  File "run.py", line 3, in <module>\n    x = 1 +\nSyntaxError: odd'
+    broken = replace(CRASH, script_error=told)
+    assert to_github(broken).startswith("::error file=run.py,line=3,title=kdbench audit%3A")
+
+
 def test_github_says_one_line_a_failure_at_its_level():
     lines = to_github(ALL).splitlines()
     assert [line.split(" ")[0] for line in lines] == ["::error", "::notice", "::error", "::error", "::notice"]

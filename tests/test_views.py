@@ -1,5 +1,7 @@
 """Answers that were stored of other views of the samples; masks that leave nothing out."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -174,3 +176,86 @@ def test_margins_keep_their_sign(absolute):
 
     report, _ = observed(loop)
     assert named_first(report) == (("KD313", "error") if absolute else None)
+
+
+# -- two views of one batch
+
+
+def without_labels(way):
+    """A student learns an averaged teacher's answer to another view of the batch; or, wrongly, to the same view."""
+    student = mlp(16)
+    average = copy.deepcopy(student).requires_grad_(False)
+    predictor = nn.Linear(CLASSES, CLASSES)
+    optimizer = torch.optim.Adam([*student.parameters(), *predictor.parameters()], 1e-3)
+    for _ in range(10):
+        x = torch.randn(32, WIDTH)
+        one, two = x + 0.3 * torch.randn_like(x), x + 0.3 * torch.randn_like(x)
+        p1, p2 = predictor(student(one)), predictor(student(two))
+        with torch.no_grad():
+            z1, z2 = average(one), average(two)
+        pairs = {"crossed": ((p1, z2), (p2, z1)), "same": ((p1, z1), (p2, z2)), "all": ((p1, z1), (p1, z2))}[way]
+        step(optimizer, sum(2 - 2 * F.cosine_similarity(p, z, dim=1).mean() for p, z in pairs))
+        with torch.no_grad():
+            for mine, its in zip(average.parameters(), student.parameters(), strict=True):
+                mine.lerp_(its, 0.02)
+    return student, average, predictor
+
+
+@pytest.mark.parametrize("way", ["crossed", "same", "all"])
+def test_a_view_is_taught_by_another_view(way):
+    report, _ = observed(without_labels, way)
+    assert named_first(report) == (("KD304", "warn") if way == "same" else None)
+
+
+def test_a_frozen_teacher_teaches_each_view_by_itself():
+    def loop():
+        teacher, student = trained(), mlp(8)
+        optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+        for _ in range(10):
+            x = torch.randn(32, WIDTH)
+            views = [x + 0.1 * torch.randn_like(x) for _ in range(2)]
+            step(optimizer, sum(soft(student(view), teacher(view)) for view in views))
+
+    report, _ = observed(loop)
+    assert named_first(report) is None
+
+
+# -- what is told of a text beside its words
+
+
+class Pairs(nn.Module):
+    """Classes of two texts in a row; which is which may be told by segments."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.words, self.segments = nn.Embedding(20, width), nn.Embedding(2, width)
+        self.head = nn.Linear(width, CLASSES)
+
+    def forward(self, ids, segments=None, labels=None):
+        told = torch.zeros_like(ids) if segments is None else segments
+        logits = self.head((self.words(ids) * self.segments(told)).mean(1))
+        return logits if labels is None else F.cross_entropy(logits, labels)
+
+
+TEXTS = torch.randint(0, 20, (48, 8), generator=torch.Generator().manual_seed(5))
+SEGMENTS = (torch.arange(8) > 3).long().expand(48, 8).contiguous()
+
+
+@pytest.mark.parametrize("way", ["segments", "none", "none to either", "own loss", "other texts"])
+def test_a_teacher_is_told_what_it_was_told_when_it_learned(way):
+    def loop():
+        teacher, student = Pairs(16), Pairs(6)
+        optimizer = torch.optim.Adam(teacher.parameters(), 1e-2)
+        y = TEXTS[:, 0] % CLASSES
+        told = None if way == "none to either" else SEGMENTS
+        for _ in range(12):
+            loss = teacher(TEXTS, told, y) if way == "own loss" else F.cross_entropy(teacher(TEXTS, told), y)
+            step(optimizer, loss)
+        teacher.eval().requires_grad_(False)
+        optimizer = torch.optim.Adam(student.parameters(), 1e-2)
+        texts = (TEXTS + 1) % 20 if way == "other texts" else TEXTS
+        for _ in range(10):
+            step(optimizer, soft(student(texts), teacher(texts, SEGMENTS if way == "segments" else None)))
+
+    report, _ = observed(loop)
+    assert named_first(report) == (("KD304", "warn") if way == "none" else None)

@@ -130,7 +130,7 @@ def twins(way):
 def test_an_average_that_is_never_taken_is_told(way):
     report, _ = observed(twins, way)
     assert named_first(report) == ("KD302", "error")
-    assert "call the update of the average" in verdict_of(report, "KD302").message
+    assert "call the update of the average" in verdict_of(report, "KD302").mend
 
 
 def test_one_that_is_taken_is_not():
@@ -265,3 +265,70 @@ def test_a_batch_that_a_network_hands_on_stays_data(traced):
     report, trace = observed(loop)
     assert trace.roles["teacher"] == ["Sequential (teacher)"], trace.roles
     assert named_first(report) is None and verdict_of(report, "KD313").status == "pass"
+
+
+# -- a teacher that is trained along
+
+
+def pair(way):
+    """A narrow network learns a wide one's embeddings, without labels; the optimizer may hold both."""
+    wide, narrow = mlp(24) if way == "both new" else trained(mlp(24)), mlp(6)
+    wide.requires_grad_(way != "frozen")
+    adam = learner(narrow) if way == "frozen" else learner(wide, narrow)
+    for _ in range(STEPS):
+        x, y = rows()
+        mine, its = narrow(x), wide(rows()[0] if way == "own inputs" else x)
+        if way == "towards data":
+            step(adam, (mine + its - F.one_hot(y, CLASSES)).pow(2).mean())
+        else:
+            step(adam, (F.normalize(mine, dim=1) - F.normalize(its, dim=1)).pow(2).sum(1).mean())
+    return wide, narrow
+
+
+def test_a_trained_network_that_is_moved_towards_a_new_one_is_a_teacher_in_the_optimizer():
+    report, trace = observed(pair, "in the optimizer")
+    assert (trace.roles["student"], trace.roles["teacher"]) == (["Sequential (narrow)"], ["Sequential (wide)"])
+    assert named_first(report) == ("KD102", "error")
+
+
+def test_it_is_a_teacher_all_the_same_where_nothing_moves_it():
+    report, trace = observed(pair, "frozen")
+    assert trace.roles["teacher"] == ["Sequential (wide)"] and named_first(report) is None
+
+
+@pytest.mark.parametrize("way", ["both new", "towards data", "own inputs"])
+def test_two_networks_that_learn_together_are_no_student_and_teacher(way):
+    """As boosting does, towards data, and as two towers with inputs of their own do."""
+    report, trace = observed(pair, way)
+    assert not trace.roles.get("teacher") and named_first(report) is None
+
+
+# -- scores of pairs
+
+
+def preferences(outside):
+    """A small judge learns how sure a large one is that the first of two is better."""
+    large, small = (nn.Sequential(nn.Linear(WIDTH, w), nn.ReLU(), nn.Linear(w, 1), nn.Flatten(0)) for w in (24, 6))
+    adam = learner(large)
+    for _ in range(STEPS):
+        (x, y), (other, z) = rows(), rows()
+        step(adam, F.binary_cross_entropy_with_logits(large(x) - large(other), (y > z).float()))
+    large.requires_grad_(False)
+    adam = learner(small)
+    for _ in range(STEPS):
+        x, other = rows()[0], rows()[0]
+        margin = large(x) - large(other)
+        step(adam, F.binary_cross_entropy_with_logits(small(x) - small(other), margin if outside else margin.sigmoid()))
+    return large, small
+
+
+def test_a_judge_learns_from_scores_of_pairs():
+    report, trace = observed(preferences, False)
+    assert trace.roles["teacher"] == ["Sequential (large)"] and named_first(report) is None
+    assert "scores are compared" in verdict_of(report, "KD313").message
+
+
+def test_margins_are_no_scores():
+    report, _ = observed(preferences, True)
+    assert named_first(report) == ("KD313", "error")
+    assert "take the sigmoid" in verdict_of(report, "KD313").mend

@@ -73,7 +73,7 @@ def run(trace: Trace) -> Report:
                 phase=entry.phase,
                 message=verdict.message,
                 observed=verdict.observed,
-                mend=entry.mend,
+                mend=verdict.mend or entry.mend,
                 where=verdict.where,
                 consequence_of=next((id for id in entry.follows if id in causes), None)
                 if verdict.status == "fail" and not verdict.by_itself

@@ -28,6 +28,8 @@ class Verdict:
     "Whether what was seen is wrong whatever else failed, so that it follows from no other failure."
     explains: bool = True
     "Whether other failures may follow from it: from what is in no loss none does."
+    mend: str | None = None
+    "Where the audit's own would not mend what was seen."
 
 
 def passed(message: str, observed: Mapping[str, Any] | None = None) -> Verdict:
@@ -42,9 +44,19 @@ def failed(
     severity: Severity | None = None,
     by_itself: bool = False,
     explains: bool = True,
+    mend: str | None = None,
 ) -> Verdict:
-    """Say that the property does not hold, and where in the user's code."""
-    return Verdict("fail", message, dict(observed), where, severity=severity, by_itself=by_itself, explains=explains)
+    """Say that the property does not hold, where in the user's code, and what mends it if the audit's own does not."""
+    return Verdict(
+        "fail",
+        message,
+        dict(observed),
+        where,
+        severity=severity,
+        by_itself=by_itself,
+        explains=explains,
+        mend=mend,
+    )
 
 
 def undecided(
@@ -97,11 +109,19 @@ def audit(
 _NO_DISTILLATION = "no distillation was seen: no second network's answer, live or stored, reached a loss"
 
 
+def backwards_seen(trace: Trace) -> str:
+    """Return how many backwards there were, and of how many of them the loss was looked at."""
+    losses = trace.losses
+    if losses.backwards <= losses.windows_seen:
+        return f"{losses.windows_seen} backwards"
+    return f"the {losses.windows_seen} backwards that were looked at, of {losses.backwards}"
+
+
 def no_distillation(trace: Trace) -> Verdict:
     """Say that nothing of a distillation was seen, and what was."""
     return undecided(
         "no-teacher-seen",
-        f"{_NO_DISTILLATION} in {trace.losses.windows_seen} backwards",
+        f"{_NO_DISTILLATION} in {backwards_seen(trace)}",
         "student and teacher, or steps" if trace.script else "teacher=, and a backward within the watch",
     )
 

@@ -202,6 +202,8 @@ def clip_coverage(trace: Trace) -> Verdict:
             {"step": first.number, "missed": names, "stepped": len(names), "clip_calls": [], "bound": bound},
             first.where,
         )
+    if not judged and trace.script and _surely_none(steps):
+        return undecided("no-clip-call", f"nothing clips a gradient in the {len(steps)} steps that were watched")
     if not judged:
         return undecided(
             "no-clip-call",
@@ -394,7 +396,10 @@ def _bound(trace: Trace, step: Step) -> float | Verdict:
             return undecided("no-clip-call", "groups clipped by hand cannot be counted")
         return float(trace.declared.clip.max_norm * len(calls) ** 0.5)
     if not calls:
-        return undecided("no-clip-call", f"no clip was declared, and step {step.number} made no clip call", option)
+        none = trace.script and _surely_none(_steps(trace))
+        return undecided(
+            "no-clip-call", f"no clip was declared, and step {step.number} made no clip call", None if none else option
+        )
     if len(calls) > 1 or _shared_with_hand(step):
         return undecided("intent-unknown", "several clips a step: one bound, or one each?", option)
     norms = calls[0].norms

@@ -1,7 +1,7 @@
 """What the networks are shown, and whether answers belong to the samples that they are held against."""
 
 from kdbench.audits.checks.catalogue import Verdict, audit, failed, no_distillation, passed, undecided
-from kdbench.audits.checks.reading import DIRECT
+from kdbench.audits.checks.reading import DIRECT, term_place
 from kdbench.audits.checks.tokens import copies_its_input, cut_wrongly, foretell
 from kdbench.audits.finding import Severity
 from kdbench.audits.infer.explain import Explanation
@@ -101,10 +101,11 @@ def same_input(trace: Trace) -> Verdict:
 
     Warns when, in the first distillation steps, inputs of one shape hold other values: another normalisation, another
     crop or flip; when the teacher is shown the student's words though it knows others, or with another attention mask,
-    so that it looks at padding or at other texts; and when answers were stored once of a data set that gives its
-    samples in other views each time. A teacher may have preprocessing of its own; then waive it. An error where one
-    batch for both is declared, and where of several inputs
-    the student is never shown one, but another in its place.
+    so that it looks at padding or at other texts; when it is shown the words of a text alone, and learned on that text
+    with more, as segments; when both are shown several views, the teacher is an average, no label teaches, and no
+    view's answer is held against another's; and when answers were stored once of a data set that gives its samples in
+    other views each time. A teacher may have preprocessing of its own; then waive it. An error where one batch for both
+    is declared, and where of several inputs the student is never shown one, but another in its place.
     """
     if not trace.losses.sights:
         return no_distillation(trace)
@@ -116,12 +117,21 @@ def same_input(trace: Trace) -> Verdict:
             "data set gives its samples in new views each time, and the answers were stored once",
             {"relation": "views", "rows": rows, "of": of},
             views.where,
+            mend="store answers to samples that stay as they are, or ask the teacher about each view as it comes",
         )
     seen = [s for s in trace.losses.sights if s.inputs is not None]
     seen = [s for s in seen if s.inputs is not None and s.inputs.traced] or seen
     if not seen or _are_stored(trace.losses.sights):
         return undecided("no-teacher-seen", "no live teacher answered beside the student: nothing to compare")
     follows = trace.teacher.change is not None and trace.teacher.change.follows
+    if follows and all(s.uncrossed for s in seen):
+        return failed(
+            f"both networks are shown {seen[0].uncrossed} views of the batch, and the student's answer to each is held "
+            "against the averaged teacher's answer to the same view: no view is taught by another",
+            {"relation": "uncrossed", "views": seen[0].uncrossed},
+            term_place(trace, seen[0]),
+            mend="hold the student's answer to view 1 against the teacher's answer to view 2, and the other way round",
+        )
     for sight in seen:
         assert sight.inputs is not None
         if follows and sight.inputs.relation in ("flipped", "differ"):
@@ -135,11 +145,19 @@ def same_input(trace: Trace) -> Verdict:
                 sight.where,
                 "error",
             )
+        if sight.inputs.relation == "lacking":
+            return failed(
+                f"the teacher is not told what it was trained with: {sight.inputs.detail}",
+                {"relation": "lacking", "detail": sight.inputs.detail},
+                sight.teacher_where or sight.where,
+                mend="hand the teacher all that it was trained with, not what the student's forward takes",
+            )
         if sight.inputs.relation == "context":
             return failed(
                 f"the teacher is shown the student's words with another attention mask: {sight.inputs.detail}",
                 {"relation": "context", "detail": sight.inputs.detail},
                 sight.teacher_where or sight.where,
+                mend="hand both networks the attention_mask that the tokenizer made for these words",
             )
         if sight.inputs.relation in ("flipped", "affine", "differ", "untrained", "vocabulary"):
             words = {

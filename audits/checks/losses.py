@@ -160,6 +160,7 @@ def _unhooked(trace: Trace) -> Verdict | None:
                 f"no module of {missed.network} has a name by which hooks look for one: none of its features is taken",
                 observed,
                 missed.where,
+                mend="look for names that named_modules() lists: DataParallel and torch.compile put a prefix first",
             )
         return failed(
             f"the hook on {missed.module} of {missed.network} is never called: that module answers nothing",
@@ -352,6 +353,7 @@ def _arguments(trace: Trace) -> Verdict | None:
                 {"whose": sight.probabilities},
                 term_place(trace, sight),
                 by_itself=True,
+                mend=f"hand on the logits: the network ends before its own {again}",
             )
     return None
 
@@ -364,9 +366,10 @@ def _collapsed(trace: Trace) -> Verdict | None:
     return failed(
         f"the target names one class for every sample in {found.windows} of the backwards seen (class {found.named} "
         f"for all of {found.rows} rows), and the teacher's own answers tell them apart: what is taken from the answers "
-        "outweighs them; a centre is the mean of earlier answers, their sum divided by their number",
+        "outweighs them",
         {"windows": found.windows, "class": found.named, "rows": found.rows},
         found.where,
+        mend="a centre is the mean of earlier answers, their sum divided by their number",
     )
 
 
@@ -384,6 +387,7 @@ def _unscaled(trace: Trace) -> Verdict | None:
             {"name": name, "value": value, "largest": largest},
             term_place(trace, sight),
             "warn" if slight else None,
+            mend="take the logits that the model returns, or do to the head's what its forward does",
         )
     return None
 
@@ -397,6 +401,7 @@ def _vanished(trace: Trace) -> Verdict | None:
         "weigh the student's log-probabilities are detached",
         {"backwards": len(explained(trace))},
         term_place(trace),
+        mend="leave the student's probabilities in the graph",
     )
 
 
@@ -415,10 +420,11 @@ def _gradient(trace: Trace, sight: Sight, e: Explanation) -> Verdict | None:
     if e.form == "topk-sum" and not sight.cached and e.mass is not None and e.mass < _WHOLE:
         return failed(
             f"the term is summed over the teacher's {e.kept} likeliest classes and leaves out the rest, which holds "
-            f"{1 - e.mass:.1%} of its probability: renormalise both sides, or add the rest as one class",
+            f"{1 - e.mass:.1%} of its probability",
             {**observed, "kept": e.kept, "mass": e.mass},
             place,
             "warn",
+            mend="renormalise both sides over these classes, or add the rest as one class",
         )
     if e.form in WRONG and not _is_choice(trace, sight, e):
         # Written out by hand it may be meant: language models are distilled so.
@@ -441,13 +447,15 @@ def _gradient(trace: Trace, sight: Sight, e: Explanation) -> Verdict | None:
             f"({e.temperature[0]:g}): self-distillation sharpens it, or both collapse",
             observed,
             place,
+            mend="a temperature for the averaged teacher that is below the student's, as .04 and .1",
         )
     if e.centre is not None and _follows(trace) and e.centre[0] > _OUTSIDE * e.centre[1]:
         return failed(
             f"the centre that is taken from the teacher's answers is no mean of them: it has numbers up to "
-            f"{e.centre[0]:.3g}, and they up to {e.centre[1]:.3g}; divide the sum of a batch by its size",
+            f"{e.centre[0]:.3g}, and they up to {e.centre[1]:.3g}",
             observed,
             place,
+            mend="divide the sum of a batch by its size",
         )
     seen = e.temperature[0] if e.form == "forward" and e.temperature is not None else None
     if declared is not None and seen is not None and abs(seen - declared) > _TEMPERATURE * declared:

@@ -80,6 +80,8 @@ to which the shares are one, unlike those of a decay that is warmed up, and the 
 _WARM, _WEAK = 16, 0.3
 """Updates after which a decay that is warmed up has left its beginning, and the share of the student from which an
 average is hardly one: published decays keep nine tenths or more."""
+_BETWEEN = 0.4
+"Part of the updates that follow no step from which they are a rule: two backwards to a step make it a half."
 
 
 def _average(trace: Trace, change: Change) -> Verdict | None:
@@ -89,9 +91,10 @@ def _average(trace: Trace, change: Change) -> Verdict | None:
     if change.forgotten:
         return failed(
             "the teacher is a twin of the student, begun from the student's own start, and nothing was loaded into it, "
-            "trained it or averages it: it stands still; call the update of the average after each step",
+            "trained it or averages it: it stands still",
             observed,
             place,
+            mend="call the update of the average after each optimizer.step()",
         )
     if change.copy_beside:
         return failed(
@@ -100,15 +103,17 @@ def _average(trace: Trace, change: Change) -> Verdict | None:
             observed,
             place,
             "warn",
+            mend="update every averaged copy after each optimizer.step(), this one too",
         )
     if change.updates < 2 or change.by_optimizer:
         return None
     if change.moved_share is not None and change.moved_share < _STILL and change.dtype in ("bfloat16", "float16"):
         return failed(
             f"the average does not follow the student: in {change.updates} updates {1 - change.moved_share:.0%} of its "
-            f"numbers stood still, since one update is less than {change.dtype} resolves; keep the average in float32",
+            f"numbers stood still, since one update is less than {change.dtype} resolves",
             observed,
             place,
+            mend="keep the average in float32, and cast a copy of it where it answers",
         )
     if change.still and change.average_rate is not None:
         return failed(
@@ -116,15 +121,17 @@ def _average(trace: Trace, change: Change) -> Verdict | None:
             f"{some(change.still, 3)}",
             {**observed, "still": change.still[:20]},
             place,
+            mend="average every parameter: for t, s in zip(teacher.parameters(), student.parameters())",
         )
     q = change.average_rate
     even = len(change.rates) >= _SEVERAL and max(change.rates) - min(change.rates) < _EVEN
     if q is not None and even and _INVERTED < q < _COPIED:
         return failed(
             f"the average takes {q:.3g} of the student at each update and keeps {1 - q:.3g} of itself: the decay is "
-            "inverted; teacher = decay * teacher + (1 - decay) * student",
+            "inverted",
             observed,
             place,
+            mend="teacher = decay * teacher + (1 - decay) * student",
         )
     late = change.rates[-_SEVERAL:]
     if (
@@ -135,10 +142,20 @@ def _average(trace: Trace, change: Change) -> Verdict | None:
     ):
         return failed(
             f"the average takes {late[-1]:.3g} of the student at each update, and no less as it goes on: it forgets "
-            "within a few updates, and is nearly the student; a decay is mostly .99 or more",
+            "within a few updates, and is nearly the student",
             {**observed, "rates": change.rates[:20]},
             place,
             "warn",
+            mend="a decay of .99 or more, as published averages have",
+        )
+    if change.updates >= _WARM and change.unstepped >= _BETWEEN * change.updates:
+        return failed(
+            f"the average was taken {change.updates} times, and {change.unstepped} times the student had not moved "
+            "since the last",
+            {**observed, "unstepped": change.unstepped},
+            place,
+            "warn",
+            mend="update the average once after each optimizer.step(), not after each backward",
         )
     if q is None and change.astray >= change.updates - 1 and change.params:
         return failed(
@@ -146,6 +163,7 @@ def _average(trace: Trace, change: Change) -> Verdict | None:
             "the average is taken of another network, or of none",
             observed,
             place,
+            mend="average the network that the optimizer steps",
         )
     return None
 
@@ -163,8 +181,9 @@ def teacher_frozen(trace: Trace) -> Verdict:
     Fails when its parameters or buffers differ and neither such an average nor a loss of its own explains it.
     An average obeys teacher' = d teacher + (1 - d) student: fails when it stands still in half precision, leaves
     parameters or the running statistics that it answers with out, has d inverted, leads elsewhere, or is never taken.
-    Warns where it is hardly an average, where it is a copy of the student's start that is asked about what another such
-    copy makes, and where the target is made by a layer that the student's side trains.
+    Warns where it is hardly an average, where it is taken between the backwards of one step, where it is a copy of the
+    student's start that is asked about what another such copy makes, and where the target is made by a layer that the
+    student's side trains.
     """
     change = trace.teacher.change
     if change is None:
@@ -180,10 +199,11 @@ def teacher_frozen(trace: Trace) -> Verdict:
     if through is not None and not trace.peers and not change.follows:
         return failed(
             f"the teacher's answer goes through {through.teacher_through} on its way to the target, which the "
-            "student's side trains: the target moves as the student learns; give the teacher a layer of its own",
+            "student's side trains: the target moves as the student learns",
             {"module": through.teacher_through},
             through.where,
             "warn",
+            mend="hold the student's projected answer against the teacher's own, or give the teacher a frozen layer",
         )
     if not changed:
         verdict = _average(trace, change)
@@ -198,9 +218,10 @@ def teacher_frozen(trace: Trace) -> Verdict:
         if change.silent and not any(s.teacher_training for s in trace.losses.sights):
             return failed(
                 f"the teacher's parameters follow the student's, and {len(change.silent)} of its running statistics, "
-                f"with which it answers, stand still: {some(change.silent, 3)}; average or copy the buffers too",
+                f"with which it answers, stand still: {some(change.silent, 3)}",
                 {"buffers": change.silent[:20], "rate": change.average_rate},
                 trace.losses.sights[0].where if trace.losses.sights else None,
+                mend="average or copy the buffers too: for t, s in zip(teacher.buffers(), student.buffers())",
             )
         return undecided(
             "out-of-scope", f"the teacher is a moving average of the student (rate {change.average_rate:.3g} a step)"

@@ -45,19 +45,21 @@ def features(trace: Trace) -> Verdict | None:
         t = lowered[0]
         return failed(
             "the difference of log-probabilities carries a gradient that lowers each of the student's by one number, "
-            "whatever the teacher says: where it weighs what the student sampled, detach it",
+            "whatever the teacher says",
             {"term": t.name, "shapes": [list(s) for s in t.shapes]},
             t.where,
             "warn",  # over words that the student sampled it is nothing in the mean, and noise
+            mend="where the difference weighs what the student sampled, detach it",
         )
     uneven = [t for s in trace.losses.sights for t in s.terms if t.contrast is not None and t.contrast != 1]
     if len(uneven) >= TWICE:
         t, ratio = uneven[0], uneven[0].contrast
         return failed(
             "the scores of the contrastive term are not of one temperature: what drives the student from the others "
-            f"is {ratio:.3g} times what draws it to its positive; divide all scores by one temperature",
+            f"is {ratio:.3g} times what draws it to its positive",
             {"term": t.name, "ratio": ratio},
             t.where,
+            mend="divide all scores, the positives too, by one temperature",
         )
     for t in terms:
         if t.apart:
@@ -71,6 +73,7 @@ def features(trace: Trace) -> Verdict | None:
             f"the cosine runs over the {along} (dimension {t.across} of {t.shapes[0]}), not over the features",
             {"dimension": t.across, "shape": list(t.shapes[0])},
             t.where,
+            mend="F.cosine_similarity(student, teacher, dim=-1)",
         )
     return None
 
@@ -79,11 +82,11 @@ def operands(t: Term, trace: Trace) -> Verdict | None:
     least, most = t.target_least, t.target_most
     if t.name in OF_SCORES and least is not None and most is not None and (least < -_SUM or most > 1 + _SUM):
         return failed(
-            f"{t.name} is given as target what are no scores from 0 to 1, but numbers from {least:.3g} to {most:.3g}: "
-            "take the sigmoid of the teacher's logits",
+            f"{t.name} is given as target what are no scores from 0 to 1, but numbers from {least:.3g} to {most:.3g}",
             {"target_least": least, "target_most": most},
             t.where,
             by_itself=True,
+            mend="take the sigmoid of the teacher's logits",
         )
     if t.unsigned:
         said = f"{t.name} holds absolute margins against absolute margins: which of two is the better one is lost"

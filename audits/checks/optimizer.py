@@ -77,18 +77,19 @@ def teacher_not_optimised(trace: Trace) -> Verdict:
     if trace.teacher.shared is not None:
         teacher, names = trace.teacher.shared
         return failed(
-            f"{len(names)} parameters of the teacher ({teacher}) are the student's own, and trained: {some(names)}; "
-            "copy what is taken over (copy.deepcopy)",
+            f"{len(names)} parameters of the teacher ({teacher}) are the student's own, and trained: {some(names)}",
             {"shared": names},
             _first_where(trace),
+            mend="copy what is taken over: copy.deepcopy(module)",
         )
     if trace.teacher.moving_base is not None:
         teacher, names = trace.teacher.moving_base
         return failed(
             f"the teacher is {teacher} with its adapters off, and {len(names)} of the parameters that answer then are "
-            f"trained along: {some(names)}; freeze what lies below the adapters before the optimizer is built",
+            f"trained along: {some(names)}",
             {"moved": names},
             _first_where(trace),
+            mend="freeze what lies below the adapters before the optimizer is built",
         )
     moved = trace.teacher.stepped
     if moved:
@@ -208,17 +209,18 @@ def gradients_used(trace: Trace) -> Verdict:
     if behind := trace.updates.cut_off:
         return failed(
             f"the backward ends at an answer that was cut off (detach), and its gradient is not handed on: "
-            f"{len(behind)} parameters behind it, which the optimizer holds, get none: {some(behind, 3)}; "
-            "hidden.backward(leaf.grad) takes it through the body",
+            f"{len(behind)} parameters behind it, which the optimizer holds, get none: {some(behind, 3)}",
             {"parameters": behind[:20]},
             _first_where(trace),
+            mend="hidden.backward(leaf.grad) takes the gradient through the body",
         )
     if past := trace.updates.passed_by:
         return failed(
             f"{len(past)} parameters that the optimizer holds get no gradient: the module that they are part of is not "
-            f"called for the loss, and another weight of its is used past it: {some(past, 3)}; call the module",
+            f"called for the loss, and another weight of its is used past it: {some(past, 3)}",
             {"parameters": past[:20]},
             _first_where(trace),
+            mend="call the module, which adds what its wrapper trains",
         )
     for empty in trace.updates.empty.values():
         if empty.steps >= _EMPTY and (empty.names or empty.thrown == empty.steps):
@@ -261,6 +263,7 @@ def _never_stepped(trace: Trace) -> Verdict | None:
         f"an optimizer holds them: {some(names, 3)}; the optimizer that steps ({steps} times) is another",
         {"parameters": names[:20], "zeroed": often, "steps": steps},
         zeroed_at,
+        mend="step the optimizer that holds them, once for each of their backwards",
     )
 
 

@@ -105,7 +105,11 @@ def _by_route(trace: Trace, found: Loaded) -> Verdict:
     if found.same_as_student:
         severity: Severity | None = "warn" if _knows_something(trace) else None
         return failed(
-            "the teacher was loaded from the student's own start, which nothing had trained", observed, place, severity
+            "the teacher was loaded from the student's own start, which nothing had trained",
+            observed,
+            place,
+            severity,
+            mend="load the trained teacher's own checkpoint",
         )
     if found.same_start and _nothing_to_learn(trace):
         return failed(
@@ -113,6 +117,7 @@ def _by_route(trace: Trace, found: Loaded) -> Verdict:
             "learned beside them, so there is nothing to learn",
             observed,
             place,
+            mend="a student of its own start, or a teacher that is trained further",
         )
     if share == 1:
         return passed(f"all of the teacher was {found.route}", observed)
@@ -125,6 +130,7 @@ def _by_route(trace: Trace, found: Loaded) -> Verdict:
             observed,
             place,
             milder,
+            mend="load last: after every init, reset_parameters() and conversion",
         )
     if found.aliases:
         return failed(
@@ -132,6 +138,7 @@ def _by_route(trace: Trace, found: Loaded) -> Verdict:
             f"into the state dict first ({some(found.aliases, 3)})",
             observed,
             place,
+            mend="do not fill what a checkpoint lacks from the network itself: load with strict=True",
         )
     if found.covered == 0 or found.route == "not seen":
         verdict = _knows_something(trace)

@@ -351,10 +351,11 @@ def _doubtful(trace: Trace, s: Sight, c: Coverage) -> Verdict | None:
         return failed(
             "the word that ends a text is also the one that pads, and is left out with the padding: in all "
             f"{c.endless} texts that end with it (number {c.end}) it is neither labelled nor distilled, so the student "
-            "does not learn where to end; take the padding from the attention mask",
+            "does not learn where to end",
             {"texts": c.endless, "word": c.end},
             place,
             "warn",
+            mend="take the padding from the attention mask, not from the word's number",
         )
     # A word before the first label is that with which texts begin, not a prompt.
     if c.prompt >= max(_FEWEST, _PROMPT * (c.ended + c.full)) and c.prompt_distilled > _MOST * c.prompt:
@@ -364,6 +365,7 @@ def _doubtful(trace: Trace, s: Sight, c: Coverage) -> Verdict | None:
             {"prompt": c.prompt, "prompt_distilled": c.prompt_distilled, "labelled": c.labelled},
             place,
             "warn",
+            mend="mask = labels[:, 1:] != -100, for the distillation as for the labels' loss",
         )
     # A mask of all words teaches the last one of every text; one that is not shifted, of padded texts alone.
     if c.full and not c.full_distilled and c.ended and c.ended_distilled == c.ended and c.labelled is not None:
@@ -416,18 +418,20 @@ def cut_wrongly(trace: Trace) -> Verdict | None:
         if e.cut == "filled" and e.mass is not None:
             return failed(
                 f"the student's logits over {e.classes} words are filled up with zeros to the teacher's {e.wider}: "
-                f"words that it does not have take {e.mass:.3g} of its probability; cut the teacher's at their end",
+                f"words that it does not have take {e.mass:.3g} of its probability",
                 {**observed, "lost": e.mass},
                 term_place(trace, s),
                 None if e.mass > _SUM else "warn",
+                mend="cut the teacher's logits at their end instead: teacher[..., :student.shape[-1]]",
             )
         if e.cut == "after" and e.mass is not None:
             return failed(
                 f"the teacher's probabilities over {e.wider} words are cut to {e.classes} after the softmax: they sum "
-                f"to {e.mass:.6g}; cut the logits, then take the softmax",
+                f"to {e.mass:.6g}",
                 {**observed, "sum": e.mass},
                 term_place(trace, s),
                 None if abs(e.mass - 1) > _SUM else "warn",
+                mend="cut the logits, then take the softmax",
             )
     return None
 

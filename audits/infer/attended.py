@@ -1,7 +1,7 @@
 """From where on each place of a text may look back, as the masks say that a network is handed."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdbench.audits.infer.layers import descendants
 from kdbench.audits.infer.words import are_words
@@ -29,7 +29,7 @@ def other_context(raw: RawWindow, students: list[ModuleCall], teachers: list[Mod
             mine, its = (_first_seen(raw, call, ids) for call in (s, t))
             if mine is None or its is None:
                 continue
-            real = _told_padding(s, ids) & _told_padding(t, ids)
+            real = _told_padding(raw, s, ids) & _told_padding(raw, t, ids)
             more, fewer = (its < mine) & real, (its > mine) & real
             if int((more | fewer).sum()) < _FEWEST or not (_are_beginnings(mine, real) and _are_beginnings(its, real)):
                 continue
@@ -52,7 +52,7 @@ def _first_seen(raw: RawWindow, call: ModuleCall, ids: Tensor) -> Tensor | None:
         seen = first if seen is None else torch.minimum(seen, first)
     if seen is not None:
         return seen
-    told = _told_padding(call, ids)
+    told = _told_padding(raw, call, ids)
     if not all(_tells_no_more(value, ids, told) for value in call.given):
         return None
     return told.int().argmax(1, keepdim=True).expand(ids.shape)
@@ -84,9 +84,13 @@ def _is_mask(value: Tensor) -> bool:
     return bool(((value == 0) | (value == 1)).all())
 
 
-def _told_padding(call: ModuleCall, ids: Tensor) -> Tensor:
+def _told_padding(raw: RawWindow, call: ModuleCall, ids: Tensor) -> Tensor:
     """Return which places (B, L) a network is told are words: all where it is told nothing."""
+    # What an embedding is asked for is no mask: segments are 0 and 1 too.
+    tables = [c for c in descendants(raw, [call]) if isinstance(c.module, nn.Embedding)]
     for value in call.given:
+        if any(given is value for c in tables for given in c.given):
+            continue
         if value.shape == ids.shape and is_readable(value) and _is_mask(value) and not bool((value == 0).all(1).any()):
             return value.detach().cpu().bool()
     return torch.ones(ids.shape, dtype=torch.bool)

@@ -51,6 +51,8 @@ class Averages:
         "Updates that moved the teacher elsewhere than towards the student."
         self.updates = 0
         "Between two backwards in a row, those in which somebody wrote to the teacher."
+        self.unstepped = 0
+        "Of these, those between which the student did not move, as between the micro-batches of one step."
         self._still: Counter[str] = Counter()
         self._numbers = [0, 0]
         "Of the numbers of the teacher whose twin in the student moved: those that moved, and all."
@@ -73,6 +75,7 @@ class Averages:
         if not written and all(torch.equal(_some(pair.teacher), was.teacher) for pair, was in known):
             return  # a write to .data changes no version
         self.updates += 1
+        self.unstepped += all(torch.equal(_some(pair.student), was.student) for pair, was in known)
         if self.updates == _SETTLED:
             self._numbers = [0, 0]
         moved, way, old_way, rounding = [], [], [], 0.0

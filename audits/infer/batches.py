@@ -11,6 +11,8 @@ from kdbench.audits.infer.attended import other_context
 from kdbench.audits.infer.layers import descendants, describe, shown_to
 from kdbench.audits.infer.observer import EXPLAINED, Observer
 from kdbench.audits.infer.roles import Cast
+from kdbench.audits.infer.told import Told
+from kdbench.audits.infer.views import uncrossed
 from kdbench.audits.observe import torch_internals
 from kdbench.audits.observe.lineage import Lineage
 from kdbench.audits.observe.readable import is_readable
@@ -44,6 +46,7 @@ class Batches(Observer):
 
     def __init__(self, trace: Trace, taint: Taint, lineage: Lineage) -> None:
         self._trace, self._taint, self._lineage = trace, taint, lineage
+        self._told = Told()
         self._trained_on: Any = WeakKeyDictionary()
         "By network, mean and deviation of the first batches that it was shown when it learned for itself."
         self._of_kind: dict[Any, list[tuple[int, list[tuple[float, float]]]]] = {}
@@ -51,6 +54,8 @@ class Batches(Observer):
 
     def answered(self, raw: RawWindow, call: ModuleCall) -> None:
         """Note what a network is shown that learns for itself."""
+        if call.grad and call.training:
+            self._told.note(call)
         if call.grad and call.training and call.given and call.given[0].is_floating_point() and _is_data(call.given[0]):
             learned = self._trained_on.get(call.module)
             if learned is None:
@@ -63,6 +68,7 @@ class Batches(Observer):
         """Compare the batches."""
         if len(self._trace.losses.sights) < EXPLAINED:
             sight.inputs = self._compare(raw, cast)
+            sight.uncrossed = 0 if cast.labels else uncrossed(raw, cast)
             if sight.inputs is not None:
                 given = [t for g in (*cast.students, *cast.teachers) for c in g.calls for t in c.given]
                 sight.inputs.traced = any(self._lineage.is_known(t) for t in given)
@@ -91,7 +97,7 @@ class Batches(Observer):
         if best is not None and not of_teacher[0].is_floating_point():
             best = _of_words(raw, students, teachers, best)
             if best.relation == "same":
-                best = other_context(raw, students, teachers) or best
+                best = self._told_less(teachers) or other_context(raw, students, teachers) or best
         if best is not None and best.relation in ("same", "shapes"):
             best = self._untrained_on(cast) or _unknown_to_its_norms(raw, cast) or best
         return best
@@ -155,6 +161,16 @@ class Batches(Observer):
         students = {id(g.module) for g in cast.students}
         found = [learned for key, learned in self._of_kind.get(_kind(module), []) if key not in students]
         return found[0] if len(found) == 1 else None
+
+    def _told_less(self, teachers: list[ModuleCall]) -> Inputs | None:
+        """Say what a teacher was told of these very texts when it learned on them, and is not told now."""
+        for call in teachers:
+            if (found := self._told.lacking(call)) is not None:
+                names = ", ".join(found.names)
+                return Inputs(
+                    "lacking", f"of {found.rows} texts that it learned on with {names}, it is shown the words alone"
+                )
+        return None
 
     def _has_its_own(self, cast: Cast, of_student: list[Tensor]) -> bool:
         """Say whether each teacher is shown what is like its training, where what the student is shown is not."""

@@ -4,9 +4,9 @@ However it is written, such a term is a cross-entropy over scores, which are pro
 gradient at the scores of one sample sums to zero: what draws the positive nearer is what drives the others away.
 """
 
-import torch
 from torch import Tensor
 
+from kdbench.audits.infer.backwards import gradients_of
 from kdbench.audits.infer.roles import Cast
 from kdbench.audits.infer.targets import MATRIX_PRODUCTS, are_scores, is_a_place
 from kdbench.audits.observe.custom import holds_custom
@@ -104,5 +104,5 @@ def _is_between(f: FunctionCall, cast: Cast) -> bool:
 
 
 def _gradient(raw: RawWindow, f: FunctionCall) -> Tensor | None:
-    (w,) = torch.autograd.grad(raw.roots[0], f.out, retain_graph=True, allow_unused=True)
+    (w,) = gradients_of(raw.roots[0], f.out)
     return None if w is None or not bool((w != 0).any()) else w.detach().double()

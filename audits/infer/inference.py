@@ -48,6 +48,7 @@ class Inference:
         names = Names(trace, taint, known)
         self.stored = stored = Stored(trace, taint)
         self.players = Players(trace, taint, known, names, declared, stored)
+        self.players.learned = loads.learned
         self.modes = Modes(trace)
         self.features = Features(trace, taint, self.known, names)
         self._divergences = Divergences(trace)

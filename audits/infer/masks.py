@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdbench.audits.infer.backwards import gradients_of
 from kdbench.audits.infer.labels import Label
 from kdbench.audits.infer.observer import EXPLAINED, Observer
 from kdbench.audits.infer.roles import Cast
@@ -62,7 +63,7 @@ def _beyond(label: Label, raw: RawWindow, cast: Cast) -> tuple[int, int] | None:
     for answer in answers if bool(beyond.any()) else ():
         if not answer.requires_grad or tuple(answer.shape) not in ((size, frames, classes), (frames, size, classes)):
             continue
-        (g,) = torch.autograd.grad(raw.roots[0], answer, retain_graph=True, allow_unused=True)
+        (g,) = gradients_of(raw.roots[0], answer)
         if g is None:
             continue
         by_frame = g.detach().abs().amax(2).cpu()
@@ -92,7 +93,7 @@ def _empty(raw: RawWindow, cast: Cast) -> EmptyPlaces | None:
         empty = (x.detach() == 0).all(-1).cpu()
         if not bool(empty.any()) or bool(empty.all()):
             continue
-        (whole,) = torch.autograd.grad(raw.roots[0], answer, retain_graph=True, allow_unused=True)
+        (whole,) = gradients_of(raw.roots[0], answer)
         own = _through(raw, terms, answer)
         if whole is None or own is None:
             continue
@@ -108,10 +109,10 @@ def _through(raw: RawWindow, terms: list[FunctionCall], answer: Tensor) -> Tenso
     """Return the part of the gradient at an answer that comes through these terms."""
     found: Tensor | None = None
     for f in terms:
-        (w,) = torch.autograd.grad(raw.roots[0], f.out, retain_graph=True, allow_unused=True)
+        (w,) = gradients_of(raw.roots[0], f.out)
         if w is None:
             continue
-        (own,) = torch.autograd.grad(f.out, answer, w, retain_graph=True, allow_unused=True)
+        (own,) = gradients_of(f.out, answer, w)
         if own is not None:
             found = own if found is None else found + own
     return found

@@ -4,13 +4,13 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
+from kdbench.audits.infer.backwards import gradients_of
 from kdbench.audits.infer.roles import Cast
 from kdbench.audits.observe.custom import holds_custom
 from kdbench.audits.observe.rows import row_keys
-from kdbench.audits.observe.windows import SMALL, FunctionCall, RawWindow
+from kdbench.audits.observe.windows import DIFFERENCES, SMALL, FunctionCall, RawWindow
 
 _FEWEST = 8
 "Rows below which an order of rows may be chance."
@@ -86,7 +86,7 @@ def drives_apart(raw: RawWindow, f: FunctionCall) -> bool:
     out = f.out
     if not isinstance(out, Tensor) or not out.requires_grad or len(raw.roots) != 1:
         return False
-    (w,) = torch.autograd.grad(raw.roots[0], out, retain_graph=True, allow_unused=True)
+    (w,) = gradients_of(raw.roots[0], out)
     if w is None or not bool((w != 0).any()):
         return False
     if f.name == "cosine_similarity":
@@ -97,7 +97,7 @@ def drives_apart(raw: RawWindow, f: FunctionCall) -> bool:
 def lowers_all_alike(raw: RawWindow, cast: Cast, f: FunctionCall) -> bool:
     """Say whether a difference of log-probabilities, one a word, has a gradient that lowers each of the student's by
     one number, whatever the teacher's is: so it says nothing of where they differ."""
-    if f.name not in _DIFFERENCES or not isinstance(f.out, Tensor) or not f.out.requires_grad or len(raw.roots) != 1:
+    if f.name not in DIFFERENCES or not isinstance(f.out, Tensor) or not f.out.requires_grad or len(raw.roots) != 1:
         return False
     sides = [t for t, *_ in f.operands[:2]]
     mine = [t for t, made, _ in f.operands[:2] if made.params & cast.student_mask]
@@ -105,17 +105,16 @@ def lowers_all_alike(raw: RawWindow, cast: Cast, f: FunctionCall) -> bool:
         return False
     if holds_custom(raw.roots[0].grad_fn) or not mine[0].requires_grad or any(bool((t > 0).any()) for t in sides):
         return False
-    (w,) = torch.autograd.grad(raw.roots[0], f.out, retain_graph=True, allow_unused=True)
+    (w,) = gradients_of(raw.roots[0], f.out)
     if w is None or not bool((w != 0).any()):
         return False
-    (own,) = torch.autograd.grad(f.out, mine[0], w, retain_graph=True, allow_unused=True)
+    (own,) = gradients_of(f.out, mine[0], w)
     heard = None if own is None else own[own != 0]
     if heard is None or heard.numel() < own.numel() // 2 or heard.numel() < _FEWEST:
         return False
     return bool((heard > 0).all()) and float(heard.max() - heard.min()) <= _ALIKE * float(heard.max())
 
 
-_DIFFERENCES = ("sub", "__sub__", "rsub", "__rsub__")
 _ALIKE = 1e-3
 "Share by which gradients that are one number may differ: ratios of probabilities are 1 but for rounding."
 _GROWS = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "pairwise_distance")

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdbench.audits.infer.living import living
 from kdbench.audits.infer.observer import Known, Observer
 from kdbench.audits.infer.roles import Group
 from kdbench.audits.observe import torch_internals
 from kdbench.audits.observe.frames import locals_of
+from kdbench.audits.observe.living import living
 from kdbench.audits.observe.taint import Taint
 from kdbench.audits.trace import Trace
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from kdbench.audits.infer.living import live_parameters, living
 from kdbench.audits.infer.names import Names
 from kdbench.audits.infer.observer import Known, Observer
 from kdbench.audits.infer.roles import Cast, Group
 from kdbench.audits.observe import torch_internals
+from kdbench.audits.observe.living import live_parameters, living
 from kdbench.audits.observe.readable import copy_of, is_still, numbers
 from kdbench.audits.observe.taint import Taint
 from kdbench.audits.observe.windows import RawWindow

@@ -37,6 +37,8 @@ class Players(Observer):
         self._declared, self._stored = declared, stored
         self._answered: list[nn.Module] = []
         self.optimizers: Callable[[], list[torch.optim.Optimizer]] = list
+        self.learned: Callable[[], list[nn.Parameter]] = list
+        "Parameters that were trained or read before the distillation."
         self._stepped: WeakKeyDictionary[torch.optim.Optimizer, bool] = WeakKeyDictionary()
         self._is_new = True
         "Whether a network answered for the first time since the declared names were looked for."
@@ -82,7 +84,7 @@ class Players(Observer):
         losses.windows_seen += 1
         if self._trace.not_found:
             return None
-        found = cast(raw, self._taint, self._declared, self._answered, self._trainee())
+        found = cast(raw, self._taint, self._declared, self._answered, self._trainee(), self._learned)
         self._stored.recognise(raw, found)
         others = not found.student_mask & known.student_mask
         if found.doubtful and found.stored_rows is None and (others or not known.settled):
@@ -133,6 +135,9 @@ class Players(Observer):
             return self._known.student_mask
         new = [o for o in self.optimizers() if o not in self._stepped]
         return self._taint.mask(p for o in new for group in o.param_groups for p in group["params"])
+
+    def _learned(self) -> int:
+        return self._taint.mask(self.learned())
 
     def stepped(self, optimizer: torch.optim.Optimizer) -> None:
         """Note an optimizer that steps, in whatever training."""

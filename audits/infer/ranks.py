@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
 from kdbench.audits.infer.layers import plain_name, shown_to
-from kdbench.audits.infer.living import living
 from kdbench.audits.infer.observer import Known, Observer
 from kdbench.audits.infer.roles import Cast, Group
 from kdbench.audits.observe import hooks
+from kdbench.audits.observe.living import living
 from kdbench.audits.observe.readable import is_readable, numbers
 from kdbench.audits.observe.rows import row_keys
 from kdbench.audits.observe.taint import Taint, tensors_in

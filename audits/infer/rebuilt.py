@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from kdbench.audits.infer.living import living
+from kdbench.audits.observe.living import living
 from kdbench.audits.observe.taint import Made, Taint
 from kdbench.audits.observe.windows import DISTANCES, ModuleCall, RawWindow
 

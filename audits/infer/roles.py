@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from kdbench.audits.infer.adapters import trained_base
+from kdbench.audits.infer.by_parts import driven
 from kdbench.audits.infer.labels import Label, labels_in
 from kdbench.audits.infer.rebuilt import parts_of_one, rebuilt
 from kdbench.audits.infer.targets import (
@@ -22,6 +23,7 @@ from kdbench.audits.infer.targets import (
     one_answer,
     stored_probabilities,
 )
+from kdbench.audits.infer.trained_along import trained_along
 from kdbench.audits.observe.taint import Made, Taint
 from kdbench.audits.observe.windows import DISTANCES, LABEL_LOSSES, FunctionCall, ModuleCall, RawWindow
 
@@ -123,10 +125,18 @@ def _union(masks: Iterable[int]) -> int:
     return whole
 
 
-def cast(raw: RawWindow, taint: Taint, declared: Declared, known: list[nn.Module], trainee: int = 0) -> Cast:
+def cast(
+    raw: RawWindow,
+    taint: Taint,
+    declared: Declared,
+    known: list[nn.Module],
+    trainee: int = 0,
+    learned: Callable[[], int] = int,
+) -> Cast:
     """Assign the roles in a window; `known` are modules that answered data on their own before.
 
     `trainee` are the parameters that are about to be trained, as far as that is known: those of new optimizers.
+    `learned` tells those that had learned before the distillation.
     """
     trained = taint.moved_by(raw.leaves)
     result = Cast(labels=labels_in(raw, taint), trained=trained)
@@ -145,7 +155,18 @@ def cast(raw: RawWindow, taint: Taint, declared: Declared, known: list[nn.Module
     peer = params_of(declared.teacher) if declared.teacher is not None else 0
     if declared.student is not None and peer & trained and not params_of(declared.student) & trained:
         return result  # the backward of a peer's own loss
-    masks = _student_masks(raw, reached, fed_data, params_of, trained, declared, result.labels, trainee)
+    own_way = trained
+    if not result.labels and declared.student is None and declared.teacher is None:
+        own_way &= ~trained_along(raw, reached, fed_data, params_of, trained, learned)
+    masks = _student_masks(raw, reached, fed_data, params_of, own_way, declared, result.labels, trainee & own_way)
+    whole = None
+    if not result.labels and declared.student is None and declared.teacher is None and len(masks) == 1:
+        mine = [c for c in reached if c.index in fed_data and params_of(c.module) & masks[0] & trained]
+        whole = driven(mine, {id(p) for p in taint.parameters(own_way)})
+        if whole is not None and params_of(whole) & raw.root.params & ~own_way:
+            whole = None  # it holds a teacher too
+        if whole is not None:
+            masks = [params_of(whole) & (raw.root.params | trained)]
     if not masks and declared.student is None and declared.teacher is None:
         masks = rebuilt(raw, reached, params_of, trained) or parts_of_one(raw, reached, params_of, trained, taint)
     base = _base(reached, fed_data, params_of, _union(masks), trained)
@@ -182,6 +203,9 @@ def cast(raw: RawWindow, taint: Taint, declared: Declared, known: list[nn.Module
         result.cached = True
     apart = _union(g.mask for g in result.teachers if not g.is_base)
     result.students = [Group(mask, *_holder(mask, reached, params_of, apart)) for mask in masks]
+    if whole is not None:
+        parts = [c for c in reached if c.parent is None and params_of(c.module) & masks[0]]
+        result.students = [Group(masks[0], whole, parts)]
     heard = [f for f in raw.functions if raw.root.calls >> f.index & 1 and f.made.params & student]
     heard = [f for f in heard if all(f is not label.call for label in result.labels)]
     losses = {"kl_div", *DISTANCES, *LABEL_LOSSES}

@@ -4,9 +4,9 @@ import math
 from collections import deque
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from kdbench.audits.infer.backwards import gradients_of
 from kdbench.audits.infer.roles import Cast
 from kdbench.audits.observe import torch_internals
 from kdbench.audits.observe.custom import holds_custom
@@ -40,14 +40,14 @@ def is_still(raw: RawWindow, cast: Cast, taint: Taint, f: FunctionCall) -> bool:
         return False
     if holds_custom(raw.roots[0].grad_fn):
         return False  # a backward of the user's own runs once, in the training
-    (w,) = torch.autograd.grad(raw.roots[0], out, retain_graph=True, allow_unused=True)
+    (w,) = gradients_of(raw.roots[0], out)
     if w is None or not bool((w != 0).any()):
         return False
     nearest = _nearest(f, taint, cast.student_mask)
-    own = _norm(torch.autograd.grad(out, nearest, w, retain_graph=True, allow_unused=True)) if nearest else math.inf
+    own = _norm(gradients_of(out, nearest, w)) if nearest else math.inf
     if own > _STILL * float(w.float().norm()):
         return False
-    gradient = torch.autograd.grad(raw.roots[0], nearest, retain_graph=True, allow_unused=True)
+    gradient = gradients_of(raw.roots[0], nearest)
     whole = _norm(gradient)
     if own >= _NO_SHARE * whole:
         return False
@@ -76,9 +76,9 @@ def _without_labels(
             continue
         if not raw.root.calls >> f.index & 1:
             continue
-        (w,) = torch.autograd.grad(raw.roots[0], f.out, retain_graph=True, allow_unused=True)
+        (w,) = gradients_of(raw.roots[0], f.out)
         if w is not None:
-            own = torch.autograd.grad(f.out, nearest, w, retain_graph=True, allow_unused=True)
+            own = gradients_of(f.out, nearest, w)
             left = tuple(a if a is None or b is None else a - b for a, b in zip(left, own, strict=True))
     return left
 

@@ -133,6 +133,7 @@ class TeacherState(Observer):
             self._silent(buffers),
             rates=seen.rates,
             updates=0 if by_optimizer else seen.updates,
+            unstepped=seen.unstepped,
             astray=seen.astray,
             still=still,
             moved_share=seen.moved_share,

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdbench.audits.infer.backwards import gradients_of
 from kdbench.audits.infer.contrast import contrast_of
 from kdbench.audits.infer.depths import depths_of
 from kdbench.audits.infer.layers import describe
@@ -154,7 +155,7 @@ class Terms(Observer):
                 term.across = _across(probabilities, {label.classes for label in cast.labels if label.classes})
         out = f.out
         if isinstance(out, Tensor) and out.ndim == 0 and out.requires_grad and len(raw.roots) == 1:
-            (w,) = torch.autograd.grad(raw.roots[0], out, retain_graph=True, allow_unused=True)
+            (w,) = gradients_of(raw.roots[0], out)
             term.weight = None if w is None else float(w)
 
 
@@ -182,7 +183,7 @@ def _is_entropy(raw: RawWindow, cast: Cast, f: FunctionCall) -> bool:
         return False
     if not isinstance(f.out, Tensor) or not f.out.requires_grad or len(raw.roots) != 1:
         return False
-    (w,) = torch.autograd.grad(raw.roots[0], f.out, retain_graph=True, allow_unused=True)
+    (w,) = gradients_of(raw.roots[0], f.out)
     return w is not None and bool((w <= 0).all()) and bool((w < 0).any())
 
 
@@ -196,7 +197,7 @@ def _is_ratio(raw: RawWindow, cast: Cast, f: FunctionCall) -> bool:
     even = any(all(bool(((x.sum(d) - 1).abs() < _SUM).all()) for x in (a, b)) for d in range(a.ndim))
     if not even or not bool((a > 0).all()) or not bool((b > 0).all()) or len(raw.roots) != 1:
         return False
-    (w,) = torch.autograd.grad(raw.roots[0], f.out, retain_graph=True, allow_unused=True)
+    (w,) = gradients_of(raw.roots[0], f.out)
     if w is None:
         return False
     pull = w.double() / b  # of p log(p / q) that is one number
@@ -303,8 +304,8 @@ def _are_of_classes(f: FunctionCall, cast: Cast) -> bool:
 
 
 def _are_of_samples(f: FunctionCall, cast: Cast) -> bool:
-    """Say whether a distance holds numbers of the student's against a network's, one a sample: margins, values."""
-    if f.name not in DISTANCES or len(f.operands) < 2:
+    """Say whether a loss holds numbers of the student's against a network's, one a sample: margins, values, scores."""
+    if f.name not in (*DISTANCES, *_OF_SCORES) or len(f.operands) < 2:
         return False
     (_, one, a), (_, other, b) = f.operands[:2]
     mine = [bool(made.params & cast.student_mask) for made in (one, other)]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from kdbench.audits.infer.backwards import gradients_of
 from kdbench.audits.infer.coverage import Coverage, coverage_of, distilled_rows, placed
 from kdbench.audits.infer.explain import Explanation
 from kdbench.audits.infer.observer import Observer
@@ -291,7 +292,7 @@ def _places(raw: RawWindow, f: FunctionCall, shown: Shown) -> Tensor | None:
     out = f.out
     if not isinstance(out, Tensor) or not out.requires_grad or len(raw.roots) != 1:
         return None
-    (w,) = torch.autograd.grad(raw.roots[0], out, retain_graph=True, allow_unused=True)
+    (w,) = gradients_of(raw.roots[0], out)
     if w is None or not bool((w != 0).any()):
         return None
     if out.ndim == 0:  # a sum or a mean over all that it was given; where both were masked to one, nothing is compared

@@ -98,8 +98,8 @@ def holds_custom(node: Any, most: int = 10_000) -> bool:
     return False
 
 
-def passes_custom(root: Tensor, z: Tensor) -> bool:
-    """Say whether a backward from a loss to a tensor runs a function of the user's."""
+def passes_custom(root: Tensor, z: Tensor, name: str | None = None) -> bool:
+    """Say whether a backward from a loss to a tensor runs a function of the user's; or one of this name."""
     leads: dict[Any, bool] = {z.grad_fn: True}
     todo: list[Any] = [root.grad_fn] if z.grad_fn is not None else []
     while todo:  # from the leaves upwards, without recursion: a graph may be thousands of nodes deep
@@ -111,4 +111,8 @@ def passes_custom(root: Tensor, z: Tensor) -> bool:
             todo += missing
         else:
             leads[todo.pop()] = any(leads[parent] for parent in below)
-    return any(leads[node] and isinstance(node, BackwardCFunction) for node in leads if node is not z.grad_fn)
+    return any(
+        leads[node] and isinstance(node, BackwardCFunction) and name in (None, type(node).__name__)
+        for node in leads
+        if node is not z.grad_fn
+    )

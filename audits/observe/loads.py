@@ -211,6 +211,10 @@ class Loads:
                 if not self._is_redrawn(p, now := sample(p)):
                     self._trained_values.add(now)
 
+    def learned(self) -> list[nn.Parameter]:
+        """Return the parameters that were trained, or loaded with what was read or trained."""
+        return [p for p in (*self.trained.keys(), *self._loaded.keys()) if isinstance(p, nn.Parameter)]
+
     def _is_redrawn(self, p: Tensor, now: tuple[tuple[int, ...], bytes]) -> bool:
         """Say whether trained weights were filled with others since their last step: not averaged, not cut.
 

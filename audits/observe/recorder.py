@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from kdbench.audits.observe import custom, hooks, moods, torch_internals
+from kdbench.audits.observe import by_hand, custom, hooks, moods, torch_internals
+from kdbench.audits.observe.arguments import named_arguments
 from kdbench.audits.observe.decoding import Decoding
 from kdbench.audits.observe.flow import (
     INPLACE,
@@ -249,6 +250,12 @@ class Recorder:
                 self.raw.compared.append(Compared(given[0], float(number), params, hooks.call_site()))
         if name in LOOKUPS and len(given) > 1 and mades[0].params and params & ~mades[0].params:
             self._picked[outs[0]] = mades[0].params
+        top = self._stack[-1] if self._stack else None
+        if (head := by_hand.head_of(name, given, out, top)) is not None:
+            call = by_hand.call_of(head, self._number(), top, given[0], mades[0], out)
+            params, calls = params | taint.bit(head), calls | 1 << call.index
+            call.out = Made(params, calls, taint.base)
+            self.raw.calls.append(call)
         if params or calls:
             made = Made(params, calls, taint.base)
             inplace = outs[0] is given[0]
@@ -329,6 +336,8 @@ class Recorder:
         if call is None or not self.armed:
             return
         try:
+            if call.parent is None:
+                call.named = named_arguments(module, args, kwargs)
             if kwargs and call.given != (more := [*call.given, *tensors_in(kwargs, 2)]):
                 call.given = more[:6]
                 call.fed = self.taint.of(more)

@@ -39,6 +39,7 @@ DISTANCES = frozenset(
         "pairwise_distance",
     }
 )
+DIFFERENCES = frozenset({"sub", "__sub__", "rsub", "__rsub__"})
 SOFTMAXES = frozenset({"softmax", "log_softmax", "_softmax", "_log_softmax", "sigmoid", "logsigmoid"})
 LOOKUPS = frozenset({"gather", "take_along_dim", "__getitem__", "index_select"})
 COMPARISONS = frozenset({"eq", "__eq__", "ne", "__ne__"})
@@ -67,6 +68,8 @@ class ModuleCall:
     "Whether a gradient could be recorded."
     given: list[Tensor]
     "The floating or integer tensors among its arguments, kept while the window lasts."
+    named: dict[str, Tensor] = field(default_factory=dict)
+    "Tensors among its arguments by their names, where no other module made the call; kept while the window lasts."
     where: Where | None = None
     "File and line of the call, where no other module made it."
     out: Made = field(default_factory=Made)
@@ -90,7 +93,7 @@ class ModuleCall:
 
     def release(self) -> None:
         """Let go of what it was given and answered: whoever still knows of the call keeps nothing large alive."""
-        self.given, self.answer, self.value, self.large = [], None, None, None
+        self.given, self.named, self.answer, self.value, self.large = [], {}, None, None, None
 
     @property
     def output(self) -> tuple[Tensor, Tensor] | None:

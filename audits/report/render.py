@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 import kdbench
 from kdbench.audits.checks.all import CATALOGUE
 from kdbench.audits.finding import Finding, Report, Severity, Status, body, finite, is_ours
+from kdbench.audits.places import shown
 from kdbench.audits.report.policy import Verdict, fingerprint, is_not_understood
 from kdbench.audits.report.verdict import sentence
 
@@ -261,11 +262,17 @@ def to_github(audited: Audited) -> str:
     ]
     if audited.trouble or audited.script_error:
         text = audited.script_error or audited.trouble or ""
-        lines.append(_command("error", {"title": f"kdbench audit: {audited.verdict}"}, text))
+        lines.append(_command("error", {**_last_place(text), "title": f"kdbench audit: {audited.verdict}"}, text))
     lines.append(
         _command("notice", {"title": f"kdbench audit: {audited.verdict}"}, f"{audited.target}: {audited.summary}")
     )
     return "\n".join(lines)
+
+
+def _last_place(text: str) -> dict[str, Any]:
+    """Return file and line that a traceback, or a syntax error, names last; nothing where it names none."""
+    places = re.findall(r'^ *File "(.+)", line (\d+)', text, re.MULTILINE)
+    return {"file": shown(places[-1][0]), "line": int(places[-1][1])} if places else {}
 
 
 def _command(name: str, properties: dict[str, Any], message: str) -> str:

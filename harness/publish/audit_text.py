@@ -70,7 +70,7 @@ def _show_seen(console: Console, audited: Audited, seen: Observation) -> None:
     roles += [f"projectors {', '.join(audited.projectors)}"] if audited.projectors else []
     roles += [f"temperature {said}"] if (said := _temperature(seen)) else []
     crashed = f", exit code {seen.exit_code}" if seen.exit_code else ""
-    steps = f"{seen.steps} steps of distillation" if losses.sights else f"{losses.windows_seen} backwards"
+    steps = f"{seen.steps} steps of distillation" if losses.sights else f"{losses.backwards} backwards"
     # That the steps asked for were seen is an end of its own, and says how many.
     stopped = seen.stopped + (" (--max-seconds)" if seen.stopped.endswith("seconds were over") else "")
     end = stopped if stopped.endswith("were seen") else f"{steps} were seen: {stopped}"

@@ -169,6 +169,10 @@ CASES["KD204"] = {
         trace(steps=[step(1, BY_TWO, norm=9.0), step(2, distils=True)], script=True),
         undecided("no-clip-call", "step 2 made no clip call", OPTIONS),
     ),
+    "undeclared, surely no clip in a script": (
+        trace(steps=[step(i + 1, written=frozenset(), touched=False, distils=True) for i in range(3)], script=True),
+        undecided("no-clip-call", "step 1 made no clip call"),
+    ),
     "undeclared, several calls": (
         trace(steps=[step(1, BY_TWO, BY_TWO, norm=9.0), step(2, norm=9.0)]),
         undecided("intent-unknown", "several clips a step", NO_CLIP),

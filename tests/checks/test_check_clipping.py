@@ -62,6 +62,10 @@ CASES["KD201"] = {
         trace(steps=steps(3), script=True),
         undecided("no-clip-call", "no clip was seen in the 3 steps", OPTIONS),
     ),
+    "surely no clip in a script": (
+        trace(steps=[step(i + 1, written=frozenset(), touched=False, distils=True) for i in range(3)], script=True),
+        undecided("no-clip-call", "nothing clips a gradient in the 3 steps"),
+    ),
     "before the distillation of a loop": (
         trace(steps=[*steps(1, HALF), *steps(2, BOTH, distils=True)]),
         fails(

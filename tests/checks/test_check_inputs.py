@@ -9,6 +9,7 @@ from specimens import (
     TERM,
     TURN,
     Cases,
+    change,
     explained,
     fails,
     feature,
@@ -111,6 +112,30 @@ CASES["KD304"] = {
             relation="context",
             detail="by 2 pixels",
         ),
+    ),
+    "told less than it was trained with": (
+        shown("lacking"),
+        fails(
+            "the teacher is not told what it was trained with: by 2 pixels",
+            BACKWARD,
+            relation="lacking",
+            detail="by 2 pixels",
+        ),
+    ),
+    "views that are not crossed": (
+        trace(sights=[sight(inputs=Inputs("same"), uncrossed=2)] * 2, change=change(1, rate=0.02)),
+        fails("both networks are shown 2 views", BACKWARD, relation="uncrossed", views=2),
+    ),
+    "views that are crossed now and then": (
+        trace(
+            sights=[sight(inputs=Inputs("same"), uncrossed=2), sight(inputs=Inputs("same"))],
+            change=change(1, rate=0.02),
+        ),
+        passes("shown the same values"),
+    ),
+    "views that a frozen teacher is shown": (
+        trace(sights=[sight(inputs=Inputs("same"), uncrossed=2)], change=change()),
+        passes("shown the same values"),
     ),
     "no live teacher": (shown(None), undecided("no-teacher-seen", "nothing to compare")),
     "stored answers": (

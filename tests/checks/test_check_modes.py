@@ -119,6 +119,22 @@ CASES["KD302"] = {
         trace(change=averaged(*[0.25] * 16), sights=[sight()]),
         undecided("out-of-scope", "the teacher is a moving average of the student"),
     ),
+    "an average that is taken between the backwards of a step": (
+        trace(change=replace(averaged(*[0.02] * 16), unstepped=8), sights=[sight()]),
+        fails(
+            "taken 16 times, and 8 times the student had not moved",
+            BACKWARD,
+            "warn",
+            updates=16,
+            rate=0.5,
+            moved_share=None,
+            unstepped=8,
+        ),
+    ),
+    "an average that is now and then taken without a step, as a scaler leaves it": (
+        trace(change=replace(averaged(*[0.02] * 16), unstepped=6), sights=[sight()]),
+        undecided("out-of-scope", "the teacher is a moving average of the student"),
+    ),
     "a layer of the student's in the way": (
         trace(change=change(), sights=[sight(), sight(teacher_through="norm", where=OTHER)]),
         fails("goes through norm on its way to the target", OTHER, "warn", module="norm"),

@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from kdbench.audits.infer.backwards import gradients_of
 from kdbench.audits.infer.explain.across import across_fit
 from kdbench.audits.infer.explain.decoupled import decoupled_fit, leaves_nothing_out
 from kdbench.audits.infer.explain.fit import Explanation, beside_each_other, fits, seen_fit
@@ -14,6 +15,7 @@ from kdbench.audits.infer.explain.heads import Answer, Head, heads, softmax_head
 from kdbench.audits.infer.explain.narrow import narrow_fit
 from kdbench.audits.infer.explain.parts import Gradients, gradients_at
 from kdbench.audits.infer.explain.permutation import halves_fit, order_searched, ordered_fit, permutation_of
+from kdbench.audits.infer.explain.pieces import answers_to, piece_of
 from kdbench.audits.infer.explain.rest import Rest, rest_of
 from kdbench.audits.infer.explain.rows import Layout
 from kdbench.audits.infer.explain.search import forward_searched, searched_fit
@@ -40,7 +42,10 @@ def explain(raw: RawWindow, cast: Cast, hints: tuple[Try, ...] = ()) -> list[Exp
         for head in heads(raw, cast, group.mask, answers):
             if told and head.upstream:
                 continue  # what was said of the logits made of it holds for it too
-            explanation = _explain_head(raw, cast, group.mask, head, answers, hints)
+            own = answers
+            if (piece := piece_of(raw, group.mask, head)) is not None:
+                head, own = head._replace(of=piece.of), answers_to(piece, head, answers)
+            explanation = _explain_head(raw, cast, group.mask, head, own, hints)
             if explanation is not None:
                 if cast.self_taught:
                     explanation.teacher_logits = None  # its own answer is no teacher's, to be held against the labels
@@ -132,7 +137,7 @@ def _explained_with(
     found = _explained(raw, cast, student, head, gradients, rest, answers, softened, blank)
     if found.classes == layout.classes and any(_is_of_some(label, layout.classes) for label in head.labels):
         found.labels = None  # the labels of one task's classes say nothing of an answer over those of all
-    found.factors = _factors(raw, cast, student, layout.classes)
+    found.factors = _factors(raw, cast, student, layout.classes, found.call if head.of else None)
     found.factors_known = bool(cast.teacher_mask) or any(f.name == "kl_div" for f in cast.soft)
     if found.labels is not None and found.teacher_logits is not None and len(found.teacher_logits) != n:
         found.labels = found.labels.reshape(-1)[rest.index.to(found.labels.device)]
@@ -230,11 +235,11 @@ def _vanishes(raw: RawWindow, cast: Cast, head: Head, classes: int) -> bool:
         first = sides[0].exp() if f.name == "kl_div" and not f.arg(5, "log_target", False) else sides[0]
         if first.shape != sides[1].shape or are_one(first, sides[1]):
             continue  # where the answers are one, there is no gradient to hand on
-        (w,) = torch.autograd.grad(raw.roots[0], out, retain_graph=True, allow_unused=True)
+        (w,) = gradients_of(raw.roots[0], out)
         if w is None or not bool((w != 0).any()):
             continue
-        (own,) = torch.autograd.grad(out, head.z, grad_outputs=w, retain_graph=True, allow_unused=True)
-        (whole,) = torch.autograd.grad(raw.roots[0], head.z, retain_graph=True, allow_unused=True)
+        (own,) = gradients_of(out, head.z, w)
+        (whole,) = gradients_of(raw.roots[0], head.z)
         size = float(w.float().norm())
         if whole is None or size < _WEIGHED * float(whole.float().norm()):
             continue  # it has next to no weight, which is another matter
@@ -257,8 +262,11 @@ def _is_of_words(cast: Cast) -> bool:
     return bool(given) and all(t.ndim == 2 and t.dtype in (torch.long, torch.int) for t in given)
 
 
-def _factors(raw: RawWindow, cast: Cast, student: int, classes: int) -> list[float]:
-    """Return the numbers that a distillation term was multiplied by before it was added to the label term."""
+def _factors(raw: RawWindow, cast: Cast, student: int, classes: int, piece: int | None) -> list[float]:
+    """Return the numbers that a distillation term was multiplied by before it was added to the label term.
+
+    Of a sequence in pieces, those on the way of the piece that this call answered: each is multiplied anew.
+    """
     labels = 0
     for label in cast.labels:
         labels |= 1 << label.call.index
@@ -275,5 +283,6 @@ def _factors(raw: RawWindow, cast: Cast, student: int, classes: int) -> list[flo
         if not made.calls & labels
         and made.params & student
         and made.calls & soft
+        and (piece is None or made.calls >> piece & 1)
         and raw.root.calls | made.calls == raw.root.calls
     ]

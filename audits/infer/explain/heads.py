@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from kdbench.audits.infer.backwards import gradients_of
 from kdbench.audits.infer.explain.rows import Layout, spread
 from kdbench.audits.infer.labels import Label
 from kdbench.audits.infer.roles import Cast
@@ -67,6 +68,8 @@ class Head(NamedTuple):
     "Whether the labels were held against something made of it, as where it is scaled afterwards."
     source: int = 0
     "The id of the module that answered it; 0 where none did."
+    of: int = 0
+    "Rows of the whole answer where it is a piece of one; else 0."
 
     @property
     def layout(self) -> Layout:
@@ -320,7 +323,7 @@ def _flows(label: Label, z: Tensor) -> bool:
     if isinstance(label.logits, Outline) and label.logits.source is z:
         return True  # a backward through as many numbers would tell no more
     seed = torch.ones_like(out)
-    return torch.autograd.grad(out, z, seed, retain_graph=True, allow_unused=True)[0] is not None
+    return gradients_of(out, z, seed)[0] is not None
 
 
 def _is_of(label: Label, value: Tensor) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 from torch.nn import functional as F
 
+from kdbench.audits.infer.backwards import CHECKPOINT, gradients_of
 from kdbench.audits.infer.explain.heads import Head
 from kdbench.audits.infer.explain.rows import Layout, peaks_of, spread
 from kdbench.audits.infer.labels import Label
@@ -57,13 +58,13 @@ class Gradients:
 
 def gradients_at(raw: RawWindow, head: Head, by_hand: bool = False) -> Gradients | None:
     """Return the gradient at a head and the label losses' part; None where a hook may change it, or where a fused loss
-    lies between, whose backward may run but once.
+    or an older checkpoint lies between, whose backward may run but once.
 
     That part is known where all label losses are torch's; with `by_hand`, also where log-probabilities were picked by
     labels. To these more may be added, as label smoothing by hand does; then it is none of the labels' part.
     """
     root, z, scale = raw.roots[0], head.z, raw.root_scale
-    if torch_internals.hooks_of(z) or (_is_fused(raw) and passes_custom(root, z)):
+    if torch_internals.hooks_of(z) or (_is_fused(raw) and passes_custom(root, z)) or passes_custom(root, z, CHECKPOINT):
         return None
     weighed: list[tuple[Label, Tensor, Tensor]] = []
     known = True
@@ -73,7 +74,7 @@ def gradients_at(raw: RawWindow, head: Head, by_hand: bool = False) -> Gradients
         if not isinstance(out, Tensor) or not out.requires_grad or not (own or by_hand):
             known = False
             break
-        (w,) = torch.autograd.grad(root, out, retain_graph=True, allow_unused=True)
+        (w,) = gradients_of(root, out)
         if not own and not _is_even(w):
             known = False  # what weighs the labels row by row may be the teacher
             break
@@ -84,13 +85,13 @@ def gradients_at(raw: RawWindow, head: Head, by_hand: bool = False) -> Gradients
     def kd() -> Tensor | None:
         beside = _branches_beside(root, outs)
         if beside:
-            into = torch.autograd.grad(root, beside, retain_graph=True, allow_unused=True)
+            into = gradients_of(root, beside)
             heard = [(edge, seed) for edge, seed in zip(beside, into, strict=True) if seed is not None]
             edges, seeds = [edge for edge, _ in heard], [seed for _, seed in heard]
-            (g,) = torch.autograd.grad(edges, z, seeds, retain_graph=True, allow_unused=True)
+            (g,) = gradients_of(edges, z, seeds)
             return torch.zeros_like(z) if g is None and weights else g
         seeds = [torch.ones_like(root), *weights]
-        (g,) = torch.autograd.grad([root, *outs], z, seeds, retain_graph=True, allow_unused=True)
+        (g,) = gradients_of([root, *outs], z, seeds)
         return g
 
     return Gradients(kd, lambda: _of_labels(head, weighed, scale), known, scale)
@@ -140,7 +141,7 @@ def _of_labels(head: Head, weighed: list[tuple[Label, Tensor, Tensor]], scale: f
     part: Tensor | None = None
     weight: float | None = 0.0
     for label, out, w in weighed:
-        (own,) = torch.autograd.grad(out, z, grad_outputs=w, retain_graph=True, allow_unused=True)
+        (own,) = gradients_of(out, z, w)
         if own is None:
             continue
         if label.call.name not in ENTROPIES and (label.call.name in LABEL_LOSSES or bool((w > 0).any())):

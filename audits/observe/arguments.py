@@ -1,0 +1,22 @@
+"""By which names a network was handed its tensors."""
+
+import inspect
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+from torch import Tensor, nn
+
+
+def named_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
+    """Return the tensors among the arguments of a call, by the names that the module's forward has for them."""
+    positional = dict(zip(_names(type(module).forward), args, strict=False))
+    return {name: value for name, value in {**positional, **kwargs}.items() if isinstance(value, Tensor)}
+
+
+@lru_cache(256)
+def _names(forward: Callable[..., Any]) -> tuple[str, ...]:
+    try:
+        return tuple(inspect.signature(forward).parameters)[1:]
+    except (TypeError, ValueError):
+        return ()
