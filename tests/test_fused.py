@@ -129,6 +129,54 @@ def test_a_wrong_form_is_named(wrong, words):
     assert found.status == "fail" and words in found.message
 
 
+class Labelled(torch.autograd.Function):
+    """A divergence in pieces that is handed labels: places without one are left out, by the labels of each piece."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, their_hidden, their_weight, labels, first_for_all):
+        kept = torch.zeros(len(labels), dtype=torch.bool)
+        size = len(labels) // 3
+        for start in range(0, len(labels), size):
+            at = 0 if first_for_all else start
+            kept[start : start + size] = labels[at : at + size] >= 0
+        with torch.enable_grad():
+            h = hidden.detach().requires_grad_()
+            z, t = h @ weight.T, their_hidden @ their_weight.T
+            loss = forward(z, t)[kept].sum() / kept.sum()
+            (ctx.kept,) = torch.autograd.grad(loss, h)
+        return loss.detach()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * ctx.kept, None, None, None, None, None
+
+
+@pytest.mark.parametrize("first_for_all", [False, True])
+def test_a_loss_that_is_handed_labels_teaches_where_they_are(first_for_all):
+    torch.manual_seed(0)
+    student, teacher = Body(12, False), Body(20, False)
+    teacher.eval().requires_grad_(False)
+    for network in (student, teacher):
+        network.head.weight.data.mul_(8)
+    optimizer = torch.optim.SGD(student.words.parameters(), lr=0.05)
+    with audits.watch(student=student, teacher=teacher, optimizer=optimizer) as watch:
+        for _ in range(4):
+            ids = torch.randint(0, WORDS, (TEXTS, LENGTH))
+            labels = ids.masked_fill(torch.rand(TEXTS, LENGTH) < 0.4, -100).flatten()
+            with torch.no_grad():
+                said = teacher(ids)
+            own = student(ids)
+            loss = Labelled.apply(
+                own.flatten(0, 1), student.head.weight, said.flatten(0, 1), teacher.head.weight, labels, first_for_all
+            )
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    found = next(f for f in watch.report.findings if f.id == "KD352")
+    assert (found.status, found.severity) == ("fail" if first_for_all else "pass", "error")
+    assert "labelled places get no gradient" in found.message or not first_for_all
+
+
 def test_a_loss_that_is_a_form_of_its_own_stays_undecided():
     watch = trained(lambda z, t: ((z.softmax(1) - t.softmax(1)) ** 4).sum(1))
     assert status(watch, "KD313") == "not_triggered" and not watch.report.failed("error")

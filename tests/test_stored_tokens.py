@@ -75,6 +75,21 @@ def renormalised(s, t):
     return F.kl_div(s.log_softmax(-1), t.softmax(-1), reduction="batchmean")
 
 
+def ragged(fill):
+    """Answers that hold as many words a row as it takes; the rest of a row names word 0, with a number to fill it."""
+
+    def soft(logp, t):
+        values, at = t.topk(K, -1)
+        there = torch.arange(K) < 2 + torch.arange(len(t))[:, None] % (K - 2)
+        values, at = values.masked_fill(~there, fill), at.masked_fill(~there, 0)
+        told = values - values.logsumexp(-1, keepdim=True)
+        finite = torch.isfinite(told)
+        apart = torch.where(finite, told, 0.0) - logp.gather(-1, at)
+        return (told.exp() * apart * finite).sum(-1).mean()
+
+    return soft
+
+
 def by_hand(logp, t):
     return (t.exp() * (t - logp)).sum(-1).mean()
 
@@ -99,7 +114,9 @@ RIGHT = {
         likeliest(lambda s, t: F.kl_div(s, t, log_target=True, reduction="batchmean"))
     ),
     "the likeliest, scattered": stored(scattered),
+    "as many as it takes": stored(ragged(float("-inf"))),
     "all, by hand": stored(by_hand),
+    "all, in half precision": stored(lambda s, t: by_hand(s, t.half().float())),
     "all": stored(lambda s, t: F.kl_div(s, t, log_target=True, reduction="batchmean")),
     "labels that are picked": stored(by_hand, label=picked),
     "labels multiplied": stored(by_hand, label=one_hot_by_hand),
@@ -110,6 +127,7 @@ WRONG = {
         "KD313",
         "log_target is not set",
     ),
+    "filled with what is a probability": (stored(ragged(0.0)), "KD313", "rows of the stored answers name class 0"),
     "one place ahead": (stored(likeliest(renormalised), ahead=1), "KD305", "taught by the stored answer to i + 1"),
     "all of one place ahead": (stored(by_hand, ahead=1), "KD305", "taught by the stored answer to i + 1"),
     "other texts": (stored(likeliest(renormalised), take=1), "KD305", "the stored answers are those to other texts"),

@@ -259,3 +259,24 @@ def test_a_teacher_is_told_what_it_was_told_when_it_learned(way):
 
     report, _ = observed(loop)
     assert named_first(report) == (("KD304", "warn") if way == "none" else None)
+
+
+@pytest.mark.parametrize("learned", [20, 40, None])
+def test_words_that_a_teacher_never_learned_are_padding_of_its_table(learned):
+    """Its table is twice as long as the student's: padded, of another vocabulary, or nobody saw which."""
+
+    def loop():
+        teacher, student = Pairs(16), Pairs(6)
+        teacher.words = nn.Embedding(40, 16)
+        texts = torch.randint(0, learned or 40, (64, 8), generator=torch.Generator().manual_seed(6))
+        optimizer = torch.optim.Adam(teacher.parameters(), 1e-2)
+        for _ in range(12 if learned else 0):
+            step(optimizer, F.cross_entropy(teacher(texts), texts[:, 0] % CLASSES))
+        teacher.eval().requires_grad_(False)
+        optimizer = torch.optim.Adam(student.parameters(), 1e-2)
+        for _ in range(6):
+            step(optimizer, soft(student(TEXTS), teacher(TEXTS)))
+
+    report, _ = observed(loop)
+    warned = next(f for f in report.findings if f.id == "KD304").status == "fail"
+    assert warned is (learned != 20)

@@ -2,7 +2,7 @@
 
 from kdbench.audits.checks.catalogue import Verdict, audit, failed, no_distillation, passed, undecided
 from kdbench.audits.checks.reading import DIRECT, term_place
-from kdbench.audits.checks.tokens import copies_its_input, cut_wrongly, foretell
+from kdbench.audits.checks.words import copies_its_input, cut_wrongly, foretell
 from kdbench.audits.finding import Severity
 from kdbench.audits.infer.explain import Explanation
 from kdbench.audits.trace import Sight, Trace

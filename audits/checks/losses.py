@@ -1,5 +1,6 @@
 """What the distillation term is, as its gradient tells: whom it reaches, its form, its temperature."""
 
+from kdbench.audits.checks.answers import collapsed, padded_answers, unscaled
 from kdbench.audits.checks.catalogue import Verdict, audit, failed, no_distillation, passed, some, undecided
 from kdbench.audits.checks.forms import RIGHT, WRONG
 from kdbench.audits.checks.operands import TWICE, features, operands, stands_still
@@ -28,16 +29,12 @@ _NO_SHARE, _GROWTH = 1e-5, 2.0
 that leaves its teacher's place is about to make it something."""
 _WINDOWS, _FIRST, _APART = 5, 3, 10
 "Backwards that must agree, those of the beginning among them, and how far the last must lie behind the first."
-_CAPPED = 0.5
-"Part of a cap from which it changes a logit by a twelfth or more."
 _TEMPERATURE = 1e-2
 "Share by which the temperature read off a gradient may be off the declared one: it is read in half precision too."
 
 _SHARPENED = "reads of an averaged teacher that is sharpened, as self-distillation without labels does it"
 _OUTSIDE = 2.0
 "How much larger than all answers a centre must be to be no mean of them: earlier answers may have been larger."
-_COLLAPSED = 3
-"Backwards in which one target must stand for all samples: a centre may lag behind at first."
 _WHOLE = 0.99
 "Part of the teacher's probability from which its k largest are as good as all."
 
@@ -318,7 +315,7 @@ def target_form(trace: Trace) -> Verdict:
     for sight, e in read:
         if (verdict := _gradient(trace, sight, e)) is not None:
             return verdict
-    if (verdict := _collapsed(trace) or _unscaled(trace)) is not None:
+    if (verdict := collapsed(trace) or unscaled(trace) or padded_answers(trace)) is not None:
         return verdict
     for _, e in read:
         if (said := _right(trace, e)) is not None:
@@ -355,40 +352,6 @@ def _arguments(trace: Trace) -> Verdict | None:
                 by_itself=True,
                 mend=f"hand on the logits: the network ends before its own {again}",
             )
-    return None
-
-
-def _collapsed(trace: Trace) -> Verdict | None:
-    """Judge targets that name one class for every sample, though the teacher names others."""
-    found = trace.losses.collapsed
-    if found is None or found.windows < _COLLAPSED:
-        return None
-    return failed(
-        f"the target names one class for every sample in {found.windows} of the backwards seen (class {found.named} "
-        f"for all of {found.rows} rows), and the teacher's own answers tell them apart: what is taken from the answers "
-        "outweighs them",
-        {"windows": found.windows, "class": found.named, "rows": found.rows},
-        found.where,
-        mend="a centre is the mean of earlier answers, their sum divided by their number",
-    )
-
-
-def _unscaled(trace: Trace) -> Verdict | None:
-    """Judge logits that skip the cap or the factor that the student's own configuration sets for them."""
-    for sight, e in explained(trace):
-        if e.skipped is None:
-            continue
-        name, value, largest = e.skipped
-        what = f"the cap of {value:g}" if "cap" in name else f"the factor of {value:g}"
-        slight = "cap" in name and largest < _CAPPED * value
-        return failed(
-            f"the student's logits skip {what} that its own configuration sets ({name}): they are the answer of its "
-            f"head alone, up to {largest:.3g}, and the model that is used answers otherwise",
-            {"name": name, "value": value, "largest": largest},
-            term_place(trace, sight),
-            "warn" if slight else None,
-            mend="take the logits that the model returns, or do to the head's what its forward does",
-        )
     return None
 
 

@@ -3,9 +3,10 @@
 from collections import defaultdict
 
 from kdbench.audits.checks.catalogue import Verdict, audit, failed, no_distillation, passed, undecided
-from kdbench.audits.checks.reading import explained, term_place
+from kdbench.audits.checks.reading import term_place
+from kdbench.audits.checks.words import FEWEST, Seen, by_labels_handed, tokens_seen
 from kdbench.audits.infer.coverage import Coverage
-from kdbench.audits.infer.tokens import Features, Tokens
+from kdbench.audits.infer.tokens import Features
 from kdbench.audits.trace import Sight, Trace
 
 _EQUAL = 3e-3
@@ -16,8 +17,6 @@ _AGREE = 2
 "Backwards that must show a slip of a term whose form is not read."
 _TEXTS = 3
 "Texts whose weights must go with their lengths: two might by chance."
-_FEWEST = 4
-"Places from which a slip is told: one or two may be a matter of where a text begins."
 _PROMPT = 2
 "Words of a prompt, in the mean, from which it is one."
 _MOST = 0.5
@@ -26,28 +25,10 @@ _WRITTEN = 2e-5
 "Share by which a weight may be off a number of two digits, as people write them: one in 400 is by chance."
 _PIECES = 6
 "Heads of one window from which more may have been left out than were looked at."
-_LIKELIER = 0.5
-"By how much likelier, in the mean logarithm, the teacher must find the next word than the word in its own place."
-_SUM = 2e-2
-"Distance from one up to which what probabilities sum to is a small matter: half precision over a thousand classes."
-_TOLD = 16
-"Words that tell so."
-_FORETOLD = 32
-"Words that tell whether stored answers are those to these texts."
-_RIGHT, _WRONG, _BY_FAR = 0.5, 0.25, 2.0
-"""Of the likelihood that stored answers give to a word drawn as they say (the mean sum of their squares, which is what
-calibrated answers give the right word, whatever the texts), the part from which a word is meant: a teacher may be twice
-as sure as right. Below the other part it is not: none is four times as sure. And by how much one word must be likelier
-than another."""
-_ELSEWHERE = 4.0
-"By how much the right answers find a text's own words likelier than those of others; neighbours in a list are alike."
-
 _NO_TOKENS = (
     "no term over rows of tokens was read: the student is shown no texts, its answers by token are not taught, or the "
     "labels' part of what they get is not known"
 )
-
-Seen = list[tuple[Sight, Tokens]]
 
 
 @audit(
@@ -67,7 +48,7 @@ def token_weights(trace: Trace) -> Verdict:
     """
     if not trace.losses.sights:
         return no_distillation(trace)
-    seen = _seen(trace)
+    seen = tokens_seen(trace)
     if not seen:
         return undecided("out-of-scope", _NO_TOKENS)
     read = [(s, t) for s, t in seen if t.is_read]
@@ -84,10 +65,6 @@ def token_weights(trace: Trace) -> Verdict:
     if (verdict := _diluted(trace, read)) is not None:
         return verdict
     return _rest(read, alike)
-
-
-def _seen(trace: Trace) -> Seen:
-    return [(s, t) for s in trace.losses.sights for t in s.tokens]
 
 
 def _steps(read: Seen) -> list[Seen]:
@@ -250,7 +227,7 @@ def token_mask(trace: Trace) -> Verdict:
             blind.where,
         )
     for s, (beyond, heard) in ((s, s.frames) for s in trace.losses.sights if s.frames is not None):
-        if beyond >= _FEWEST and heard > _MOST * beyond:
+        if beyond >= FEWEST and heard > _MOST * beyond:
             return failed(
                 f"padding is distilled: {heard} of {beyond} frames beyond the lengths that ctc_loss is given get a "
                 "gradient, which they do not have from it",
@@ -258,7 +235,7 @@ def token_mask(trace: Trace) -> Verdict:
                 term_place(trace, s),
             )
     for e in (s.empty_places for s in trace.losses.sights if s.empty_places is not None):
-        if e.places >= _FEWEST and e.distilled > _MOST * e.places:
+        if e.places >= FEWEST and e.distilled > _MOST * e.places:
             return failed(
                 f"padding is distilled: {e.distilled} of {e.places} places that hold nothing but zeros get a gradient "
                 "of the distillation term, and none of the other losses, which leave them out",
@@ -266,14 +243,18 @@ def token_mask(trace: Trace) -> Verdict:
                 e.where,
                 "warn",  # zeros may be values
             )
-    read = [(s, t.coverage) for s, t in _seen(trace) if t.coverage is not None and t.is_known]
+    if (verdict := by_labels_handed(trace)) is not None:
+        return verdict
+    read = [(s, t.coverage) for s, t in tokens_seen(trace) if t.coverage is not None and t.is_known]
     features = [(s, f) for s in trace.losses.sights for f in s.token_features]
     # Whatever the form: what is left without the labels' part begins and ends one place late in each text.
-    late = [(s, t.coverage) for s, t in _seen(trace) if t.coverage is not None and t.coverage.late and not t.is_known]
+    late = [
+        (s, t.coverage) for s, t in tokens_seen(trace) if t.coverage is not None and t.coverage.late and not t.is_known
+    ]
     if len(late) >= _AGREE and (verdict := _wrong(trace, *late[0])) is not None:
         return verdict
     if not read and not features:
-        if not _seen(trace):
+        if not tokens_seen(trace):
             return undecided("out-of-scope", _NO_TOKENS)
         said = "which tokens the logits belong to, or which the term gives a gradient, was not seen"
         return undecided("form-not-recognised", said)
@@ -286,7 +267,7 @@ def token_mask(trace: Trace) -> Verdict:
         if (verdict := _doubtful(trace, s, c)) is not None:
             return verdict
     for s, f in features:
-        if f.padding >= _FEWEST and f.padding_compared > _MOST * f.padding:
+        if f.padding >= FEWEST and f.padding_compared > _MOST * f.padding:
             return _of_features(s, f)
     return _what_is_distilled([c for _, c in read], [f for _, f in features])
 
@@ -294,7 +275,7 @@ def token_mask(trace: Trace) -> Verdict:
 def _wrong(trace: Trace, s: Sight, c: Coverage) -> Verdict | None:
     """Judge what cannot be meant."""
     place = term_place(trace, s)
-    if c.padding >= _FEWEST and c.padding_distilled > _MOST * c.padding:
+    if c.padding >= FEWEST and c.padding_distilled > _MOST * c.padding:
         says = "the attention mask is 0 there" if c.how == "attention mask" else "no label is there"
         return failed(
             f"padding is distilled: {c.padding_distilled} of {c.padding} places of padding ({says}) take part, among "
@@ -317,7 +298,7 @@ def _dropped(trace: Trace) -> Verdict | None:
     groups: dict[tuple[int, int], list[tuple[Sight, Coverage]]] = defaultdict(list)
     last = max(s.step for s in trace.losses.sights)
     unread = {s.step for s in trace.losses.sights if not s.tokens or any(t.coverage is None for t in s.tokens)}
-    for s, t in _seen(trace):
+    for s, t in tokens_seen(trace):
         if t.coverage is not None and s.step < last and s.step not in unread:
             groups[s.step, t.source].append((s, t.coverage))
     for (step, _), pieces in groups.items():
@@ -325,7 +306,7 @@ def _dropped(trace: Trace) -> Verdict | None:
         end, windows = ends.start + ends.width, {s.number for s, _ in pieces}
         if len(pieces) < 2 or len(pieces) >= _PIECES * len(windows) or len({c.start for _, c in pieces}) != len(pieces):
             continue
-        if not 0 < ends.length - 1 - end < ends.width or ends.beyond < _FEWEST:
+        if not 0 < ends.length - 1 - end < ends.width or ends.beyond < FEWEST:
             continue
         return failed(
             f"the last piece of the sequence is dropped: the {len(pieces)} pieces of a step end at place {end} of "
@@ -339,7 +320,7 @@ def _dropped(trace: Trace) -> Verdict | None:
 def _doubtful(trace: Trace, s: Sight, c: Coverage) -> Verdict | None:
     """Judge what is mostly a slip and may be meant."""
     place = term_place(trace, s)
-    if c.tail is not None and c.undistilled >= _FEWEST:
+    if c.tail is not None and c.undistilled >= FEWEST:
         return failed(
             f"{c.undistilled} of {c.labelled} labelled places are not distilled: none from place {c.tail} of "
             f"{c.length} on, where before it all are",
@@ -347,7 +328,7 @@ def _doubtful(trace: Trace, s: Sight, c: Coverage) -> Verdict | None:
             place,
             "warn",
         )
-    if c.endless >= _FEWEST:
+    if c.endless >= FEWEST:
         return failed(
             "the word that ends a text is also the one that pads, and is left out with the padding: in all "
             f"{c.endless} texts that end with it (number {c.end}) it is neither labelled nor distilled, so the student "
@@ -358,7 +339,7 @@ def _doubtful(trace: Trace, s: Sight, c: Coverage) -> Verdict | None:
             mend="take the padding from the attention mask, not from the word's number",
         )
     # A word before the first label is that with which texts begin, not a prompt.
-    if c.prompt >= max(_FEWEST, _PROMPT * (c.ended + c.full)) and c.prompt_distilled > _MOST * c.prompt:
+    if c.prompt >= max(FEWEST, _PROMPT * (c.ended + c.full)) and c.prompt_distilled > _MOST * c.prompt:
         return failed(
             f"prompts are distilled although the labels leave them out: {c.prompt_distilled} of {c.prompt} places "
             f"before the first label. That can be a choice: then waive it",
@@ -401,87 +382,3 @@ def _what_is_distilled(read: list[Coverage], features: list[Features]) -> Verdic
     if beside and not any(c.undistilled for c in beside):
         return passed("all tokens that are labelled are distilled, and no padding was seen")
     return undecided("not-in-these-steps", "no padding was seen, and labels do not tell the tokens apart", "steps")
-
-
-def cut_wrongly(trace: Trace) -> Verdict | None:
-    """Judge answers over more words than the student's, which were cut at the wrong end, or after the softmax; and a
-    student's that were filled up with zeros."""
-    for s, e in explained(trace):
-        observed = {"words": e.classes, "teacher_words": e.wider}
-        if e.cut == "front":
-            return failed(
-                f"the teacher's answer over {e.wider} words is cut at its front: each of the student's {e.classes} "
-                f"words is taught by the word {e.wider - e.classes} further on",
-                observed,
-                term_place(trace, s),
-            )
-        if e.cut == "filled" and e.mass is not None:
-            return failed(
-                f"the student's logits over {e.classes} words are filled up with zeros to the teacher's {e.wider}: "
-                f"words that it does not have take {e.mass:.3g} of its probability",
-                {**observed, "lost": e.mass},
-                term_place(trace, s),
-                None if e.mass > _SUM else "warn",
-                mend="cut the teacher's logits at their end instead: teacher[..., :student.shape[-1]]",
-            )
-        if e.cut == "after" and e.mass is not None:
-            return failed(
-                f"the teacher's probabilities over {e.wider} words are cut to {e.classes} after the softmax: they sum "
-                f"to {e.mass:.6g}",
-                {**observed, "sum": e.mass},
-                term_place(trace, s),
-                None if abs(e.mass - 1) > _SUM else "warn",
-                mend="cut the logits, then take the softmax",
-            )
-    return None
-
-
-def copies_its_input(trace: Trace) -> Verdict | None:
-    """Judge labels that are the words in their own place, where the teacher tells the word that follows."""
-    for s, t in _seen(trace):
-        c = t.copied
-        if c is None or c.tokens < _TOLD or c.following - c.own < _LIKELIER:
-            continue
-        return failed(
-            "the labels' loss is not shifted: each place is asked for the word that it is shown, so the student learns "
-            f"to copy its input, and the teacher tells the next word (log-probability {c.following:.2g} in the mean, "
-            f"against {c.own:.2g} of the word itself): labels[:, 1:] belong to logits[:, :-1]",
-            {"own": c.own, "following": c.following, "tokens": c.tokens},
-            c.where or s.where,
-        )
-    return None
-
-
-def foretell(trace: Trace) -> Verdict | None:
-    """Judge stored answers by what they say of the texts that they are used for; None where that decides nothing."""
-    seen = [(s, t.foretold) for s, t in _seen(trace) if t.foretold is not None]
-    tokens = sum(f.tokens for _, f in seen)
-    if tokens < _FORETOLD:
-        return None
-
-    def mean(name: str) -> float:
-        return float(sum(getattr(f, name) * f.tokens for _, f in seen)) / tokens
-
-    following, sure = mean("following"), mean("sure")
-    said = {name: mean(name) for name in ("own", "following", "beyond", "elsewhere", "sure")}
-    where, by_labels = term_place(trace, seen[0][0]), all(f.by_labels for _, f in seen)
-    for name, sign, word in (("beyond", "+", "the word after the next one"), ("own", "-", "the word in its own place")):
-        told = said[name]
-        if told >= _RIGHT * sure and told > _BY_FAR * following and (by_labels or name == "beyond"):
-            return failed(
-                f"the student's token i is taught by the stored answer to i {sign} 1: the answers find {word} likely "
-                f"({told:.2g} in the mean) and not the next one ({following:.2g})",
-                {**said, "tokens": tokens},
-                where,
-            )
-    if following >= _RIGHT * sure and following > _BY_FAR * max(said["elsewhere"], said["beyond"]):
-        return passed(f"the stored answers foretell the next words of these texts ({following:.2g} in the mean)")
-    if by_labels and following < _WRONG * sure and following < _ELSEWHERE * said["elsewhere"]:
-        return failed(
-            f"the stored answers are those to other texts: they find the next words of these hardly likelier than "
-            f"those of others ({following:.2g} and {said['elsewhere']:.2g} in the mean); answers as sure as these are "
-            f"find the right ones likely ({sure:.2g})",
-            {**said, "tokens": tokens},
-            where,
-        )
-    return None

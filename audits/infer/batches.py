@@ -95,7 +95,9 @@ class Batches(Observer):
         if best is not None and best.relation == "affine" and self._has_its_own(cast, of_student):
             best = Inputs("view", "the teacher is shown what it was trained on, the student the same scaled otherwise")
         if best is not None and not of_teacher[0].is_floating_point():
-            best = _of_words(raw, students, teachers, best)
+            best = _of_words(
+                raw, students, teachers, best, max((self._told.knows(c) or 0 for c in teachers), default=0)
+            )
             if best.relation == "same":
                 best = self._told_less(teachers) or other_context(raw, students, teachers) or best
         if best is not None and best.relation in ("same", "shapes"):
@@ -216,16 +218,21 @@ def _is_data(value: Tensor) -> bool:
     return is_readable(value) and (value.is_floating_point() or value.dtype in (torch.long, torch.int))
 
 
-def _of_words(raw: RawWindow, students: list[ModuleCall], teachers: list[ModuleCall], found: Inputs) -> Inputs:
-    """Hold what both are shown as words against how many words each knows."""
+def _of_words(
+    raw: RawWindow, students: list[ModuleCall], teachers: list[ModuleCall], found: Inputs, learned: int
+) -> Inputs:
+    """Hold what both are shown as words against how many words each knows.
+
+    `learned` is up to which word the teacher was seen to learn; 0 where that was not seen.
+    """
     sizes = []
     for calls in (students, teachers):
         below = sorted(descendants(raw, calls), key=lambda c: c.index)
         words = next((c.module for c in below if isinstance(c.module, nn.Embedding)), None)
         sizes.append(words.num_embeddings if isinstance(words, nn.Embedding) else 0)
     mine, its = sizes
-    # The same tokenizer's tables are padded to different sizes.
-    if not mine or not its or abs(mine - its) <= _PADDED * max(mine, its):
+    # The same tokenizer's tables are padded to different sizes; what is beyond the words that it learned is padding.
+    if not mine or not its or abs(mine - its) <= _PADDED * max(mine, its) or 0 < learned <= mine < its:
         return found
     if found.relation == "same":
         return Inputs(

@@ -29,6 +29,8 @@ class Told:
 
     def __init__(self) -> None:
         self._learned: Any = WeakKeyDictionary()
+        self._largest: Any = WeakKeyDictionary()
+        "By network, the largest number of a word that it learned on."
         self._ndim: Any = WeakKeyDictionary()
         "Dimensions of a network's first answer: one that computes its own loss answers with a number."
 
@@ -36,6 +38,8 @@ class Told:
         """Take in a call in which a network learns for itself."""
         words = _words(call)
         known = self._learned.setdefault(call.module, {})
+        if words is not None and words.numel():
+            self._largest[call.module] = max(int(words.max()), self._largest.get(call.module, 0))
         if words is None or call.shape is None or len(known) >= _MOST:
             return
         self._ndim[call.module] = len(call.shape)
@@ -43,6 +47,11 @@ class Told:
         varies = {name: (value != value[:, :1]).any(1).tolist() for name, value in told.items()}
         for i, key in enumerate(row_keys(words)):
             known[key] = frozenset(name for name, rows in varies.items() if rows[i])
+
+    def knows(self, call: ModuleCall) -> int | None:
+        """Return how many words a network was seen to learn on, counted from the first; None where it was not seen."""
+        largest = self._largest.get(call.module)
+        return None if largest is None else int(largest) + 1
 
     def lacking(self, call: ModuleCall) -> Lacking | None:
         """Return what a network was told of these very texts when it learned on them, and is not told now."""

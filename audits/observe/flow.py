@@ -53,7 +53,8 @@ def is_a_label(given: list[Tensor], mades: list[Made], index: Tensor, made: Made
 
 
 def meet_numbers(name: str, given: list[Tensor], mades: list[Made]) -> bool:
-    """Say whether log-probabilities that learn meet numbers of their own shape that no network gave.
+    """Say whether log-probabilities that learn meet numbers of their own shape that no network gave; or whatever learns
+    is weighed by probabilities that none gave.
 
     So it is in a loss written by hand, against labels or against answers that were stored.
     """
@@ -65,16 +66,33 @@ def meet_numbers(name: str, given: list[Tensor], mades: list[Made]) -> bool:
     mine, its = (a, b) if made[0] else (b, a)
     if not (mine.is_floating_point() and its.is_floating_point() and mine.requires_grad) or its.requires_grad:
         return False
-    return is_readable(mine) and are_parts_of_log_probabilities(mine)
+    if not is_readable(mine) or not is_readable(its):
+        return False
+    return are_parts_of_log_probabilities(mine) or ("mul" in name and _are_probabilities(its))
+
+
+def _are_probabilities(value: Tensor) -> bool:
+    """Say whether the rows (..., K) are probabilities, and not all of one class, as rows of labels are."""
+    rows = _some(value)
+    even = bool(rows.numel()) and bool((rows >= 0).all()) and bool(((rows.sum(-1) - 1).abs() < LOG_SUM).all())
+    return even and float(rows.max(-1).values.mean()) < _OF_ONE
+
+
+_OF_ONE = 0.999
+"Largest probability in the mean from which rows name one class each."
 
 
 def are_parts_of_log_probabilities(value: Tensor) -> bool:
     """Say whether the rows (..., K) may be logarithms of probabilities, of all classes or of some."""
+    rows = _some(value)
+    return bool(rows.numel()) and bool((rows <= 0).all()) and bool((rows.logsumexp(-1) < LOG_SUM).all())
+
+
+def _some(value: Tensor) -> Tensor:
     rows = value.detach()
     while rows.ndim > 2:  # a few of them tell; flattened, a part of an answer would be copied whole
         rows = rows[0]
-    rows = rows[:_LOOKED_AT].float()
-    return bool(rows.numel()) and bool((rows <= 0).all()) and bool((rows.logsumexp(-1) < LOG_SUM).all())
+    return rows[:_LOOKED_AT].float()
 
 
 def two_meet(given: list[Tensor], mades: list[Made]) -> bool:

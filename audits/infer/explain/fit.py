@@ -38,6 +38,18 @@ _OF_ONE_SIGN = 0.99
 "Part of the rows whose own coefficients must agree in sign."
 
 
+class Handed(NamedTuple):
+    """Rows of a loss that was handed labels, in numbers."""
+
+    labelled: int
+    untaught: int
+    "Labelled ones without a gradient."
+    left_out: int
+    "Those whose label says that there is none."
+    taught: int
+    "Of these, those with a gradient."
+
+
 @dataclass
 class Explanation:
     """What the gradient at one set of logits says of the distillation term."""
@@ -121,6 +133,10 @@ class Explanation:
     "The largest logit of the rows that were looked at."
     tolerance: float = 0.0
     "The residual up to which a form is the right one."
+    repeated: tuple[int, float] | None = None
+    "Of stored answers of some classes: one that a row names several times, and its part of the probability."
+    handed: Handed | None = None
+    "Of a loss with a backward of its own, how what it teaches goes with the labels that it was handed."
     skipped: tuple[str, float, float] | None = None
     "A scale of the logits that the student's configuration sets and that was not applied: name, value, largest logit."
 
@@ -198,6 +214,7 @@ def described(
 ) -> Explanation:
     """Return what a fit says, in the words of an explanation."""
     fields.setdefault("members", 1 if said is None else said.members)
+    fields.setdefault("repeated", None if said is None else said.repeated)
     negative = found.weight < 0 and name not in ("permuted", "sum")
     return replace(
         blank,

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kdbench.audits.infer.explain.fit import Explanation, fits, seen_fit
+from kdbench.audits.infer.explain.fit import Explanation, Handed, fits, seen_fit
 from kdbench.audits.infer.explain.forms import Try
 from kdbench.audits.infer.explain.rest import SILENT, Rest
 from kdbench.audits.infer.explain.rows import Layout, Sizes, norms, spread
@@ -76,9 +76,8 @@ def listen(raw: RawWindow, cast: Cast, hints: tuple[Try, ...], tell: Callable[[E
         blank = Explanation("nothing", 0.0, 0.0, 0, sides[0].classes, 0, sequence=True)
         blank.label_weight = None if cast.labels else 0.0
         met = _met(raw, cast, *sides)
-        _hear(
-            f.grad_fn, partial(_explained, *sides, met, texts, raw.root_scale, hints, blank), sides[0].place, tell, err
-        )
+        known = partial(_explained, *sides, met, texts, raw.root_scale, hints, blank, _labels(f, sides[0]))
+        _hear(f.grad_fn, known, sides[0].place, tell, err)
 
 
 def _met(raw: RawWindow, cast: Cast, mine: Side, its: Side) -> list[tuple[int, int]]:
@@ -90,6 +89,22 @@ def _met(raw: RawWindow, cast: Cast, mine: Side, its: Side) -> list[tuple[int, i
     met = [] if pair is None else list(zip(pair[0].rows, pair[1].rows, strict=False))
     known = [(i, j) for i, j in met if i >= 0 and j >= 0]
     return known if len(known) >= _FEWEST else []
+
+
+def _labels(f: FunctionCall, mine: Side) -> Tensor | None:
+    """Return the labels (N,) that a loss was handed, one a row, some of which say that there is none."""
+    rows = mine.hidden.numel() // mine.hidden.shape[-1]
+    for t in f.args:
+        if isinstance(t, Tensor) and t.dtype == torch.long and t.numel() == rows and bool((t < 0).any()):
+            return t.detach().reshape(-1).cpu()
+    return None
+
+
+def _handed(labels: Tensor, rest: Rest) -> Handed:
+    taught = torch.zeros(len(labels), dtype=torch.bool)
+    taught[rest.live] = True
+    has = labels >= 0
+    return Handed(int(has.sum()), int((has & ~taught).sum()), int((~has).sum()), int((~has & taught).sum()))
 
 
 def _in_places(found: Explanation, met: list[tuple[int, int]]) -> Explanation:
@@ -165,6 +180,7 @@ def _explained(
     scale: float,
     hints: tuple[Try, ...],
     blank: Explanation,
+    labels: Tensor | None,
     gradient: Tensor,
 ) -> Explanation | None:
     """Return what explains the gradient that a loss leaves at what the student handed it; None where nothing does."""
@@ -174,6 +190,8 @@ def _explained(
     blank.fused, blank.largest, blank.tolerance = mine.weight is not None, float(rest.z.abs().max()), rest.tolerance
     if rest.is_nothing:
         return blank
+    if labels is not None:
+        blank.handed = _handed(labels, rest)
     said = Said("logits", its.logits(rest.index), its.logits)
     softened = Softening([], [], [said], hints)
     for attempt in (seen_fit, forward_searched, searched_fit):

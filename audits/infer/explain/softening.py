@@ -54,6 +54,8 @@ class Said:
     "Which classes (n, C) of the rows it tells of, where it tells of some alone."
     members: int = 1
     "Of how many networks' answers it is the mean."
+    repeated: tuple[int, float] | None = None
+    "A class that rows of some classes name several times with a probability, and its part of it."
 
 
 class Softening(NamedTuple):
@@ -119,6 +121,8 @@ def said_by(rest: Rest, answer: Answer) -> list[Said]:
     """Return an answer by the rows of the head: as it stands in the head's shape, or as rows in order."""
     layout, values = rest.layout, answer.values
     if answer.among is not None:
+        if answer.classes and answer.classes != layout.classes:
+            return []  # a head of another width, as a layer within is
         return _said_of_some(rest, values, answer.among)
     if tuple(values.shape) == layout.shape:
         own, place = layout, torch.arange(layout.rows)
@@ -153,16 +157,31 @@ def _said_of_some(rest: Rest, values: Tensor, among: Tensor) -> list[Said]:
             return []
         place = found[0]
 
-    def at(index: Tensor, said: bool = True) -> Tensor:
-        rows, which = own.take(values, place[index.cpu()]), classes.take(among, place[index.cpu()]).long()
-        return torch.zeros(len(rows), layout.classes, dtype=rows.dtype, device=rows.device).scatter_(
-            1, which, rows if said else torch.ones_like(rows)
-        )
-
     if own.lead != classes.lead or own.classes != classes.classes:
         return []
-    kept = at(rest.index, False).bool().to(rest.z.device)
-    return [Said("probabilities", at(rest.index).to(rest.z.device), at, kept=kept)]
+
+    def found(index: Tensor) -> tuple[Tensor, Tensor]:
+        return own.take(values, place[index.cpu()]), classes.take(among, place[index.cpu()]).long()
+
+    def at(index: Tensor) -> Tensor:
+        rows, which = found(index)
+        return torch.zeros(len(rows), layout.classes, dtype=rows.dtype, device=rows.device).scatter_add_(1, which, rows)
+
+    said = at(rest.index).to(rest.z.device)
+    return [Said("probabilities", said, at, kept=said > 0, repeated=_repeated(*found(rest.index)))]
+
+
+def _repeated(rows: Tensor, which: Tensor) -> tuple[int, float] | None:
+    """Return the class that rows name again and again, and its part of the probability in the mean of these rows."""
+    order = which.sort(dim=1, stable=True)
+    again = torch.zeros_like(which, dtype=torch.bool)
+    again.scatter_(1, order.indices[:, 1:], order.values[:, 1:] == order.values[:, :-1])
+    again &= rows > 0
+    if not bool(again.any()):
+        return None
+    name = int(which[again].mode().values)
+    mine = (again & (which == name)).any(1)
+    return name, float((rows * (which == name)).sum(1)[mine].mean())
 
 
 def members_of(layout: Layout, answer: Answer) -> list[Answer]:
@@ -193,10 +212,10 @@ def _are_equal(one: Answer, other: Answer) -> bool:
     return one.kind == other.kind and a.shape == b.shape and torch.equal(a, b)
 
 
-def is_wider(values: Tensor, layout: Layout) -> bool:
-    """Say whether an answer has the head's shape but for a few classes more."""
+def is_wider(values: Tensor, layout: Layout, most: float = _PADDED) -> bool:
+    """Say whether an answer has the head's shape but for a few classes more, up to `most` times as many."""
     shape = tuple(values.shape)
-    if len(shape) != len(layout.shape) or not layout.classes < shape[layout.dim] <= _PADDED * layout.classes:
+    if len(shape) != len(layout.shape) or not layout.classes < shape[layout.dim] <= most * layout.classes:
         return False
     return (*shape[: layout.dim], *shape[layout.dim + 1 :]) == layout.lead
 
@@ -228,6 +247,8 @@ def softening(
             of_teacher.append(hit)
         if all(one is not m for m in matched):
             matched.append(one)
+            if _was_rounded(said, one, hit):
+                matched.insert(0, _times(said, hit))
     rest_of_logits = [one for one in logits if all(one is not m for m in matched)]
     if not logits:  # stored answers: divided by the student's temperature, most likely
         t = max(of_student, default=1.0)
@@ -240,6 +261,17 @@ def softening(
     probabilities = [said for answer, said in sized if answer.kind == "probabilities"]
     told = [*matched, *rest_of_logits[:_MOST_UNMATCHED]]
     return Softening(of_student, of_teacher, told or probabilities, hints)
+
+
+def _was_rounded(said: Said, one: Said, t: float) -> bool:
+    """Say whether what a softmax was taken of is these logits after a visit to half precision, as to be stored."""
+    x, z = said.rows - said.rows.mean(1, keepdim=True), one.rows - one.rows.mean(1, keepdim=True)
+    off = float((x * t - z).abs().max()) if x.shape == z.shape else 0.0
+    return _EXACT * float(z.abs().max()) < off <= _HALF * float(z.abs().max())
+
+
+_EXACT, _HALF = 1e-5, 1e-3
+"Part of the largest logit by which logits are off after single precision, and after a visit to half precision."
 
 
 def _centred(said: Said, logits: list[Said], dtype: torch.dtype) -> tuple[Said | None, float | None]:

@@ -37,7 +37,7 @@ def topk_fit(rest: Rest, softening: Softening, blank: Explanation) -> Explanatio
     for said in softening.answers:
         if said.kept is not None:
             for ts in dict.fromkeys([*softening.student, *_USUAL]):
-                if (e := _with_support(rest, said, said.kept, ts, blank)) is not None:
+                if (e := _among(rest, said, said.kept, ts, blank)) is not None:
                     return e
     small = screened(rest)
     for ts in dict.fromkeys([*softening.student, *softening.teacher]) or _USUAL:
@@ -69,6 +69,17 @@ def _support(rest: Rest, ts: float) -> Tensor | None:
         return None
     top = (ratio - usual).abs().masked_fill(~likely, 0).topk(k, 1).indices
     return torch.zeros_like(support).scatter_(1, top, True)
+
+
+def _among(rest: Rest, said: Said, kept: Tensor, ts: float, blank: Explanation) -> Explanation | None:
+    """Return which form it is over the classes that stored answers name, as many in a row as there are."""
+    s = Sides(rest.z, said.rows, said.kind, ts, 1.0)
+    fitted = [(name, fit(rest, basis)) for name, basis in _forms(s, kept, s.pt * kept)]
+    for name, found in sorted(fitted, key=lambda f: f[1] is not None and f[1].uneven):
+        if found is not None and found.residual <= rest.tolerance:
+            mass, k = float((s.pt * kept).sum(1).mean()), int(kept.sum(1).max())
+            return described(rest, found, blank, said, name, temperature=(ts, 1.0), kept=k, mass=mass)
+    return None
 
 
 def _with_support(rest: Rest, said: Said, support: Tensor, ts: float, blank: Explanation) -> Explanation | None:

@@ -11,10 +11,12 @@ from kdbench.audits.infer.explain.heads import Answer
 from kdbench.audits.infer.explain.rest import Rest
 from kdbench.audits.infer.explain.rows import Layout
 from kdbench.audits.infer.explain.search import forward_searched
-from kdbench.audits.infer.explain.softening import Softening, is_wider, softening
+from kdbench.audits.infer.explain.softening import GRID, Softening, is_wider, softening
 from kdbench.audits.infer.roles import Cast
 from kdbench.audits.observe.windows import RawWindow
 
+_WIDER = 2.0
+"How many times as wide an answer may be: small vocabularies that are padded to round numbers grow by half."
 _BETTER = 0.5
 "By what probabilities that are cut must fit better than those renormalised: rounding leaves as much of both."
 
@@ -30,7 +32,7 @@ def cut_fit(
     blank: Explanation,
 ) -> Explanation | None:
     """Return what explains the gradient by a wider answer that was cut wrongly; None where none was."""
-    wide = [a for a in answers if a.kind == "logits" and is_wider(a.values, rest.layout)]
+    wide = [a for a in answers if a.kind == "logits" and is_wider(a.values, rest.layout, _WIDER)]
     if not wide or not rest.known or not blank.sequence or blank.pictures:
         return None  # classes of pictures may begin with one for none of them, which is rightly cut
     after = _after(rest, softened, wide, best, blank)
@@ -53,7 +55,9 @@ def _filled(rest: Rest, softened: Softening, wide: list[Answer], blank: Explanat
     for answer in wide:
         rows = Layout.of(answer.values, rest.layout.dim).take(answer.values, rest.index).to(rest.z.device)
         filled = torch.nn.functional.pad(rest.z, (0, rows.shape[1] - classes))
-        for ts, tt in [pair for said in softened.answers[:1] for pair in softened.pairs(said)]:
+        # No softmax of these logits shows a temperature: it is taken of what they were filled up to.
+        pairs = [pair for said in softened.answers[:1] for pair in softened.pairs(said)] or [(t, t) for t in GRID]
+        for ts, tt in pairs:
             q = (filled / ts).softmax(1)
             found = fit(rest, ts * (q - (rows / tt).softmax(1))[:, :classes])
             if found is not None and not found.uneven and found.residual <= rest.tolerance and found.weight > 0:
@@ -64,7 +68,7 @@ def _filled(rest: Rest, softened: Softening, wide: list[Answer], blank: Explanat
 
 
 def _last(values: Tensor, layout: Layout) -> Tensor:
-    if not is_wider(values, layout):
+    if not is_wider(values, layout, _WIDER):
         return values
     return values.narrow(layout.dim, values.shape[layout.dim] - layout.classes, layout.classes)
 

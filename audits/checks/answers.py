@@ -1,0 +1,61 @@
+"""What is wrong with the answers that are held against each other, before any form is asked for."""
+
+from kdbench.audits.checks.catalogue import Verdict, failed
+from kdbench.audits.checks.reading import explained, term_place
+from kdbench.audits.trace import Trace
+
+_CAPPED = 0.5
+"Part of a cap from which it changes a logit by a twelfth or more."
+_PADDING = 0.01
+"Part of the probability from which a class that is named several times is no rounding."
+_COLLAPSED = 3
+"Backwards in which one target must stand for all samples: a centre may lag behind at first."
+
+
+def collapsed(trace: Trace) -> Verdict | None:
+    """Judge targets that name one class for every sample, though the teacher names others."""
+    found = trace.losses.collapsed
+    if found is None or found.windows < _COLLAPSED:
+        return None
+    return failed(
+        f"the target names one class for every sample in {found.windows} of the backwards seen (class {found.named} "
+        f"for all of {found.rows} rows), and the teacher's own answers tell them apart: what is taken from the answers "
+        "outweighs them",
+        {"windows": found.windows, "class": found.named, "rows": found.rows},
+        found.where,
+        mend="a centre is the mean of earlier answers, their sum divided by their number",
+    )
+
+
+def padded_answers(trace: Trace) -> Verdict | None:
+    """Judge stored answers of some classes a row that name one class several times, each time with a probability."""
+    for sight, e in explained(trace):
+        if e.repeated is not None and e.repeated[1] > _PADDING:
+            name, part = e.repeated
+            return failed(
+                f"rows of the stored answers name class {name} several times, and give it {part:.0%} of the "
+                "probability: what a row lacks was filled with a log-probability that is one of a class",
+                {"class": name, "probability": part},
+                term_place(trace, sight),
+                mend="fill what a row lacks with -inf, whose probability is 0",
+            )
+    return None
+
+
+def unscaled(trace: Trace) -> Verdict | None:
+    """Judge logits that skip the cap or the factor that the student's own configuration sets for them."""
+    for sight, e in explained(trace):
+        if e.skipped is None:
+            continue
+        name, value, largest = e.skipped
+        what = f"the cap of {value:g}" if "cap" in name else f"the factor of {value:g}"
+        slight = "cap" in name and largest < _CAPPED * value
+        return failed(
+            f"the student's logits skip {what} that its own configuration sets ({name}): they are the answer of its "
+            f"head alone, up to {largest:.3g}, and the model that is used answers otherwise",
+            {"name": name, "value": value, "largest": largest},
+            term_place(trace, sight),
+            "warn" if slight else None,
+            mend="take the logits that the model returns, or do to the head's what its forward does",
+        )
+    return None
