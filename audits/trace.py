@@ -121,6 +121,11 @@ class Term:
     "Whether its operands hold the rows of the batch as they are, so that their order is that of the batch."
     anew: bool = False
     "Whether it is a number that was cut from its graph and asks for a gradient anew."
+    weighs_words: bool = False
+    "Whether it is a difference of log-probabilities of words, cut from the graph, by which words are weighed."
+    policy: float | None = None
+    """Of a difference of log-probabilities that weighs sampled words: the cosine of the step with what it should be, 1
+    where each word is made likelier by how much likelier the teacher finds it."""
     unsigned: bool = False
     "Whether it holds absolute values of margins, of the student's scores and of the teacher's, against each other."
     beyond: bool = False

@@ -84,7 +84,8 @@ def test_a_right_loss_in_pieces_is_read_over_all_of_them(form, head, kept):
     assert [verdict_of(report, id).status for id in ("KD305", "KD313")] == ["pass", "pass"]
     assert (trace.roles["student"], trace.roles["projectors"]) == (["Words (student)"], [])
     read = [e for s in trace.losses.sights for e in s.explanations]
-    assert {round(e.weight, 3) for e in read} == {1.0 if form == "forward" else 0.25}, "of the mean over all pieces"
+    weight = 0.25 if form == "forward" else 0.0625
+    assert all(e.weight == pytest.approx(weight, rel=1e-2) for e in read), "a quarter of the mean is this piece's"
 
 
 @pytest.mark.parametrize(("form", "head", "kept"), WAYS)

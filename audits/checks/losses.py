@@ -32,6 +32,8 @@ _WINDOWS, _FIRST, _APART = 5, 3, 10
 _TEMPERATURE = 1e-2
 "Share by which the temperature read off a gradient may be off the declared one: it is read in half precision too."
 
+_ALONG = 0.9
+"Cosine from which a step goes with the weights of its words: they may be cut at a bound, or taken less their mean."
 _SHARPENED = "reads of an averaged teacher that is sharpened, as self-distillation without labels does it"
 _OUTSIDE = 2.0
 "How much larger than all answers a centre must be to be no mean of them: earlier answers may have been larger."
@@ -267,7 +269,8 @@ def _cut(terms: list[Term], acts: bool, backward: Where | None) -> Verdict | Non
             soft[0].where or backward,
         )
     for kind in ("soft", "feature"):
-        mine = [t for t in terms if t.kind == kind and not t.against_itself]
+        # What weighs sampled words is cut from the graph by intention.
+        mine = [t for t in terms if t.kind == kind and not t.against_itself and not (t.weighs_words and acts)]
         # A similarity of the detached answers may weigh the samples of a term that acts.
         direct = [t for t in mine if t.anew or (t.name in DIRECT and not (acts and t.name == "cosine_similarity"))]
         cut = [t for t in direct if not t.reaches_student]
@@ -322,6 +325,8 @@ def target_form(trace: Trace) -> Verdict:
             return passed(f"the term is {said}", {"form": e.form, "residual": e.residual})
         if e.form == "permuted":
             return undecided("form-not-recognised", "the rows do not belong together, so the form was not read")
+    if (verdict := _policy(trace)) is not None:
+        return verdict
     if (own := checked_by_properties(trace)) is not None:
         return passed(f"the term is {own}, a form of its own that check_soft_loss found right")
     if distances := known_distances(trace):
@@ -330,6 +335,23 @@ def target_form(trace: Trace) -> Verdict:
     if read and read[0][1].form == "nothing":
         return undecided("not-in-these-steps", "the soft term has no gradient in the steps seen", "steps")
     return undecided("form-not-recognised", f"{NOT_UNDERSTOOD}: {what_was_seen(trace)}", "form")
+
+
+def _policy(trace: Trace) -> Verdict | None:
+    """Judge a term that weighs the words that the student sampled by how much likelier the teacher finds them."""
+    weighed = [(t, t.policy) for s in trace.losses.sights for t in s.terms if t.policy is not None]
+    if weighed and all(cosine > _ALONG for _, cosine in weighed):
+        return passed(
+            "each word that was sampled is weighed by how much likelier the teacher finds it", {"words": True}
+        )
+    if len(weighed) >= TWICE and all(cosine < -_ALONG for _, cosine in weighed):
+        return failed(
+            "a word that was sampled is made the less likely the likelier the teacher finds it: the sign is wrong",
+            {"cosine": weighed[0][1]},
+            weighed[0][0].where,
+            mend="loss = -((teacher_logp - student_logp).detach() * student_logp).mean()",
+        )
+    return None
 
 
 def _arguments(trace: Trace) -> Verdict | None:

@@ -13,6 +13,7 @@ from kdbench.audits.infer.layers import describe
 from kdbench.audits.infer.meeting import cosine_over, drives_apart, lowers_all_alike, order_of
 from kdbench.audits.infer.names import Names
 from kdbench.audits.infer.observer import EXPLAINED, Observer
+from kdbench.audits.infer.policy import policy_of, weighs_words
 from kdbench.audits.infer.reindexed import reindexed
 from kdbench.audits.infer.roles import Cast
 from kdbench.audits.infer.still import is_still
@@ -105,6 +106,8 @@ class Terms(Observer):
             term.lowers_all = lowers_all_alike(raw, cast, f)
             term.contrast = contrast_of(raw, cast, self._taint, f)
             term.unsigned = _loses_signs(f, cast)
+            term.weighs_words = weighs_words(cast, f)
+            term.policy = policy_of(raw, cast, f) if term.weighs_words else None
             term.beyond = soft and f.name in _SQUARES and _is_beyond(f, student)
             if not soft:
                 self._read_feature(term, raw, cast, f)

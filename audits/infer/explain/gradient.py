@@ -44,7 +44,7 @@ def explain(raw: RawWindow, cast: Cast, hints: tuple[Try, ...] = ()) -> list[Exp
                 continue  # what was said of the logits made of it holds for it too
             own = answers
             if (piece := piece_of(raw, group.mask, head)) is not None:
-                head, own = head._replace(of=piece.of), answers_to(piece, head, answers)
+                head, own = head._replace(is_piece=True), answers_to(piece, head, answers)
             explanation = _explain_head(raw, cast, group.mask, head, own, hints)
             if explanation is not None:
                 if cast.self_taught:
@@ -137,7 +137,7 @@ def _explained_with(
     found = _explained(raw, cast, student, head, gradients, rest, answers, softened, blank)
     if found.classes == layout.classes and any(_is_of_some(label, layout.classes) for label in head.labels):
         found.labels = None  # the labels of one task's classes say nothing of an answer over those of all
-    found.factors = _factors(raw, cast, student, layout.classes, found.call if head.of else None)
+    found.factors = _factors(raw, cast, student, layout.classes, found.call if head.is_piece else None)
     found.factors_known = bool(cast.teacher_mask) or any(f.name == "kl_div" for f in cast.soft)
     if found.labels is not None and found.teacher_logits is not None and len(found.teacher_logits) != n:
         found.labels = found.labels.reshape(-1)[rest.index.to(found.labels.device)]

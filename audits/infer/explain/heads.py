@@ -68,8 +68,8 @@ class Head(NamedTuple):
     "Whether the labels were held against something made of it, as where it is scaled afterwards."
     source: int = 0
     "The id of the module that answered it; 0 where none did."
-    of: int = 0
-    "Rows of the whole answer where it is a piece of one; else 0."
+    is_piece: bool = False
+    "Whether it is a piece of a longer answer."
 
     @property
     def layout(self) -> Layout:

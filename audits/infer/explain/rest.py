@@ -54,8 +54,6 @@ class Rest:
     "Whether the rows that are not distilled have no label either, so that the terms' weights compare."
     labels: LabelPart | None = None
     "What the labels leave there, where that is known."
-    of: int = 0
-    "Rows of the whole answer where these logits are a piece of one; else 0."
     through: Tensor | None = None
     """Some columns of the student's head (C, k), where the gradient (n, k) is that of the numbers of the hidden states
     below it."""
@@ -99,9 +97,7 @@ class Rest:
 
     @property
     def rows(self) -> int:
-        """The number of rows that the term is a mean over: of a piece, those of all pieces."""
-        if self.of and not self.partial:
-            return self.of
+        """The number of rows that the term is a mean over."""
         return len(self.live) if self.partial else self.layout.rows
 
     @property
@@ -139,10 +135,8 @@ def rest_of(head: Head, gradients: Gradients) -> Rest | None:
         taught = torch.arange(layout.rows)
         bases = [b for x in head.labels if (b := label_gradient(layout, head.value, x, index, taught)) is not None]
         columns = [bases[0], (z.softmax(1) - 1 / layout.classes) / layout.rows] if bases else []
-        return Rest(z, kd, columns, layout, index, live, size, head.z.dtype, known=False, of=head.of) if bases else None
+        return Rest(z, kd, columns, layout, index, live, size, head.z.dtype, known=False) if bases else None
     labels = gradients.labels()
     # A last token that has no next one is neither labelled nor distilled.
     together = 0 < len(live) < layout.rows and torch.equal(live, labels.rows)
-    return Rest(
-        z, kd, [], layout, index, live, size, head.z.dtype, labels.norm, labels.weight, True, together, labels, head.of
-    )
+    return Rest(z, kd, [], layout, index, live, size, head.z.dtype, labels.norm, labels.weight, True, together, labels)
