@@ -110,7 +110,7 @@ def lowers_all_alike(raw: RawWindow, cast: Cast, f: FunctionCall) -> bool:
         return False
     (own,) = gradients_of(f.out, mine[0], w)
     heard = None if own is None else own[own != 0]
-    if heard is None or heard.numel() < own.numel() // 2 or heard.numel() < _FEWEST:
+    if own is None or heard is None or heard.numel() < own.numel() // 2 or heard.numel() < _FEWEST:
         return False
     return bool((heard > 0).all()) and float(heard.max() - heard.min()) <= _ALIKE * float(heard.max())
 

@@ -159,14 +159,14 @@ def cast(
     if not result.labels and declared.student is None and declared.teacher is None:
         own_way &= ~trained_along(raw, reached, fed_data, params_of, trained, learned)
     masks = _student_masks(raw, reached, fed_data, params_of, own_way, declared, result.labels, trainee & own_way)
-    whole = None
+    network = None
     if not result.labels and declared.student is None and declared.teacher is None and len(masks) == 1:
         mine = [c for c in reached if c.index in fed_data and params_of(c.module) & masks[0] & trained]
-        whole = driven(mine, {id(p) for p in taint.parameters(own_way)})
-        if whole is not None and params_of(whole) & raw.root.params & ~own_way:
-            whole = None  # it holds a teacher too
-        if whole is not None:
-            masks = [params_of(whole) & (raw.root.params | trained)]
+        network = driven(mine, {id(p) for p in taint.parameters(own_way)})
+        if network is not None and params_of(network) & raw.root.params & ~own_way:
+            network = None  # it holds a teacher too
+        if network is not None:
+            masks = [params_of(network) & (raw.root.params | trained)]
     if not masks and declared.student is None and declared.teacher is None:
         masks = rebuilt(raw, reached, params_of, trained) or parts_of_one(raw, reached, params_of, trained, taint)
     base = _base(reached, fed_data, params_of, _union(masks), trained)
@@ -203,9 +203,9 @@ def cast(
         result.cached = True
     apart = _union(g.mask for g in result.teachers if not g.is_base)
     result.students = [Group(mask, *_holder(mask, reached, params_of, apart)) for mask in masks]
-    if whole is not None:
+    if network is not None:
         parts = [c for c in reached if c.parent is None and params_of(c.module) & masks[0]]
-        result.students = [Group(masks[0], whole, parts)]
+        result.students = [Group(masks[0], network, parts)]
     heard = [f for f in raw.functions if raw.root.calls >> f.index & 1 and f.made.params & student]
     heard = [f for f in heard if all(f is not label.call for label in result.labels)]
     losses = {"kl_div", *DISTANCES, *LABEL_LOSSES}

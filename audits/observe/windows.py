@@ -68,10 +68,10 @@ class ModuleCall:
     "Whether a gradient could be recorded."
     given: list[Tensor]
     "The floating or integer tensors among its arguments, kept while the window lasts."
-    named: dict[str, Tensor] = field(default_factory=dict)
-    "Tensors among its arguments by their names, where no other module made the call; kept while the window lasts."
     where: Where | None = None
     "File and line of the call, where no other module made it."
+    named: dict[str, Tensor] = field(default_factory=dict)
+    "Tensors among its arguments by their names, where no other module made the call; kept while the window lasts."
     out: Made = field(default_factory=Made)
     answer: Tensor | None = None
     "A small output that could be logits; its values may be edited in place later."

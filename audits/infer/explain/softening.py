@@ -160,15 +160,15 @@ def _said_of_some(rest: Rest, values: Tensor, among: Tensor) -> list[Said]:
     if own.lead != classes.lead or own.classes != classes.classes:
         return []
 
-    def found(index: Tensor) -> tuple[Tensor, Tensor]:
+    def picked(index: Tensor) -> tuple[Tensor, Tensor]:
         return own.take(values, place[index.cpu()]), classes.take(among, place[index.cpu()]).long()
 
     def at(index: Tensor) -> Tensor:
-        rows, which = found(index)
+        rows, which = picked(index)
         return torch.zeros(len(rows), layout.classes, dtype=rows.dtype, device=rows.device).scatter_add_(1, which, rows)
 
     said = at(rest.index).to(rest.z.device)
-    return [Said("probabilities", said, at, kept=said > 0, repeated=_repeated(*found(rest.index)))]
+    return [Said("probabilities", said, at, kept=said > 0, repeated=_repeated(*picked(rest.index)))]
 
 
 def _repeated(rows: Tensor, which: Tensor) -> tuple[int, float] | None:
