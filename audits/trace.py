@@ -132,6 +132,8 @@ class Term:
     "Whether probabilities of the student's are held against numbers of which some are negative."
     across: int | None = None
     "The dimension over which probabilities sum to one where it is not the classes'."
+    over_others: tuple[int, int] | None = None
+    "Those over which a divergence's input and its target sum to one, where each has another one."
     entropy: bool = False
     "Whether it is the teacher's probabilities times the student's log-probabilities, over what is no class."
     lowers_all: bool = False
@@ -289,6 +291,11 @@ class Loaded:
     "Whether it was loaded from the student's own start, which nothing had trained."
     same_start: bool = False
     "Whether it held, number by number, what the student did."
+    began_as_one: bool = False
+    """Whether it held the same, and gave the same answer to the batch, in the backward before the first that could be
+    read, where that one met a function of the user's for the first time."""
+    student_remade: bool = False
+    "Whether the student was changed since by more than its optimizer, as where it is pruned step by step."
     made_from: str = ""
     "The name that a library such as Transformers made the teacher from, by routes of its own."
     where: Where | None = None

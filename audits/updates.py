@@ -127,6 +127,9 @@ class Updates:
     "Parameters in it without a gradient whose module is never called, while its other parameters are in the loss."
     cut_off: list[str] = field(default_factory=list)
     "Parameters in it without a gradient that made an answer which was cut off, and which has one."
+    hidden: list[tuple[str, str]] = field(default_factory=list)
+    """Parameters of the student in an optimizer that answer for the loss within a function with a backward of its own,
+    and never had a gradient; and that function's name."""
     ineffective: list[str] | None = None
     "Parameters that got gradients over the whole burn-in and never changed."
     lr_rows: list[tuple[float, ...]] = field(default_factory=list)

@@ -107,7 +107,8 @@ def seen(*parts: Term | Explanation, kd: KD | None = None, **fields: Any) -> Tra
 def loaded(covered: int, total: int = 4, route: str = "loaded", **fields: Any) -> Trace:
     """A script whose teacher came by `route` to `covered` of its numbers."""
     lists: dict[str, list[str]] = {key: fields.pop(key, []) for key in ("missing", "aliases", "changed")}
-    own = {key: fields.pop(key) for key in ("same_as_student", "where", "made_from") if key in fields}
+    keys = ("same_as_student", "same_start", "began_as_one", "student_remade", "where", "made_from")
+    own = {key: fields.pop(key) for key in keys if key in fields}
     return trace(
         script=True,
         sights=[sight()],

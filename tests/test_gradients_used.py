@@ -1,14 +1,16 @@
 """Gradients that no step uses, steps that have no gradient, and terms without a share; beside what looks like them."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from test_which_training import STEPS, named_first, observed
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from kdbench.harness.zoo.clean.material import CLASSES, loaded, mlp, rows
+from kdbench.harness.zoo.clean.material import CLASSES, WIDTH, loaded, mlp, rows
 
 
 def kd(logits, said, t=2.0):
@@ -121,6 +123,104 @@ def test_a_student_that_is_cut_off_does_not_become_the_teacher():
     report, seen = observed(turned, True)
     assert seen.roles["student"] == ["Sequential (student)"] and seen.roles["teacher"] == ["Sequential (teacher)"]
     assert named_first(report)[0] == "KD311", [f.message for f in report.failed("warn")]
+
+
+# -- layers that answer within a function, which hands them no gradient
+
+
+class Kept(torch.autograd.Function):
+    """Runs a layer without a graph; its backward leaves the layer out."""
+
+    @staticmethod
+    def forward(ctx, x, layer):
+        ctx.layer, ctx.x = layer, x.detach()
+        return layer(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x = ctx.x.requires_grad_(True)
+        with torch.enable_grad():
+            return torch.autograd.grad(ctx.layer(x), x, grad)[0], None
+
+
+class Stack(nn.Module):
+    def __init__(self, run, frozen, wanted):
+        super().__init__()
+        self.embed, self.body, self.head = nn.Linear(WIDTH, 8), mlp_body(), nn.Linear(8, CLASSES)
+        self.embed.requires_grad_(not frozen)
+        self.run, self.wanted = run, wanted
+
+    def forward(self, x):
+        x = self.embed(x)
+        return self.head(self.run(self.body, x.requires_grad_() if self.wanted else x))
+
+
+def mlp_body():
+    return nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+
+
+def older(layer, x):
+    return checkpoint(layer, x, use_reentrant=True)
+
+
+def newer(layer, x):
+    return checkpoint(layer, x, use_reentrant=False)
+
+
+def kept(layer, x):
+    return Kept.apply(x, layer)
+
+
+def deep(run, frozen=True, wanted=False, trained="all", labels=0.0):
+    """A student whose body is computed in some way, over an embedding that may be frozen."""
+    teacher, student = loaded("mlp"), Stack(run, frozen, wanted)
+    if trained == "no body":
+        student.body.requires_grad_(False)
+    held = student.head if trained == "the head" else student
+    optimizer = torch.optim.Adam(held.parameters(), 1e-2)
+    for _ in range(STEPS):
+        x, y = rows()
+        with torch.no_grad():
+            said = teacher(x)
+        logits = student(x)
+        loss = kd(logits, said) + labels * F.cross_entropy(logits, y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return teacher, student
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("labels", [0.0, 0.5])
+def test_layers_that_a_checkpoint_hands_no_gradient_are_named(labels):
+    report, _ = observed(partial(deep, older, labels=labels))
+    assert named_first(report) == ("KD215", "error"), str(report)
+    found = next(f for f in report.findings if f.id == "KD215")
+    assert found.message.startswith("4 parameters of the student are in the loss and in the optimizer")
+    assert "use_reentrant=False" in found.mend and "body.0.weight" in found.message
+
+
+def test_layers_that_a_function_of_ones_own_leaves_out_are_named():
+    report, _ = observed(partial(deep, kept, frozen=False))
+    found = next(f for f in report.findings if f.id == "KD215")
+    assert found.status == "fail" and "the function around them (Kept) hands them none" in found.message
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize(
+    "loop",
+    [
+        partial(deep, newer),
+        partial(deep, older, frozen=False),
+        partial(deep, older, wanted=True),
+        partial(deep, older, trained="no body"),
+        partial(deep, older, trained="the head"),
+    ],
+    ids=["newer", "an input with a gradient", "a gradient asked for", "a frozen body", "a head alone"],
+)
+def test_a_checkpoint_that_hands_on_gradients_or_need_not_is_right(loop):
+    report, _ = observed(loop)
+    assert "KD215" not in [f.id for f in report.failed("info")], str(report)
 
 
 # -- terms without a share

@@ -299,14 +299,14 @@ def _cut(terms: list[Term], acts: bool, backward: Where | None) -> Verdict | Non
 def target_form(trace: Trace) -> Verdict:
     """The term holds the student's log-probabilities against the teacher's probabilities, at one temperature.
 
-    Fails when what stands in kl_div's places are not log-probabilities and probabilities over the classes, when the
-    student's probabilities are held number by number against negative ones, when margins lose their sign, when a
-    softmax is taken of what are probabilities already, when the target carries a gradient of the teacher's, when only
-    one side is softened, when the target names one class for every sample and the teacher does not, when the
-    student's logits skip the cap or the factor that its own configuration sets for them, or when the gradient is that
-    of a wrong form: a softmax over another dimension, a mixture of logits, the student's likeliest classes, a detached
-    weight, a wrong sign. The reversed KL fails over images; it only warns where it is written on purpose (by hand, or
-    with log_target) and nothing was declared, and is a choice over tokens.
+    Fails when what stands in kl_div's places are not log-probabilities and probabilities over the classes, or over one
+    dimension, when the student's probabilities are held number by number against negative ones, when margins lose their
+    sign, when a softmax is taken of what are probabilities already, when the target carries a gradient of the
+    teacher's, when only one side is softened, when the target names one class for every sample and the teacher does
+    not, when the student's logits skip the cap or the factor that its own configuration sets for them, or when the
+    gradient is that of a wrong form: a softmax over another dimension, a mixture of logits, the student's likeliest
+    classes, a detached weight, a wrong sign. The reversed KL fails over images; it only warns where it is written on
+    purpose (by hand, or with log_target) and nothing was declared, and is a choice over tokens.
     """
     if not trace.losses.sights:
         return no_distillation(trace)

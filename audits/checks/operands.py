@@ -115,6 +115,16 @@ def operands(t: Term, trace: Trace) -> Verdict | None:
             t.where,
             by_itself=True,
         )
+    if t.over_others is not None:
+        shape, (mine, its) = t.shapes[0], t.over_others
+        return failed(
+            f"the two sides of kl_div are probabilities over different dimensions of {shape}: exp of its input sums to "
+            f"one over dimension {mine}, its target over dimension {its}",
+            {**observed, "dimensions": [mine, its], "shape": list(shape)},
+            t.where,
+            by_itself=True,
+            mend="take the softmax of both networks' logits over the classes, with the same dim",
+        )
     if t.input_sum is not None and abs(t.input_sum - 1) > _SUM:
         return failed(
             f"kl_div is given as input what are no log-probabilities: exp of a row sums to {t.input_sum:.3g}",

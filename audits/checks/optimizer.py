@@ -1,6 +1,7 @@
 """What is optimised: every parameter that should be, nothing that should not, once for each backward."""
 
 from kdbench.audits.checks.catalogue import Verdict, audit, failed, no_distillation, passed, some, undecided
+from kdbench.audits.checks.reading import CHECKPOINT
 from kdbench.audits.trace import Trace
 from kdbench.audits.updates import Step
 
@@ -201,8 +202,10 @@ def gradients_used(trace: Trace) -> Verdict:
     done with them: accumulation that is undone, so that only the last part of each batch trains. And when an optimizer
     of the student or a projector steps, and none of its parameters ever has a gradient; when the student's gradients
     are zeroed again and again, while another optimizer steps and the student's own never does; when the backward of a
-    loss ends at an answer that was cut off, as in pieces, and that answer's gradient is never handed on; and when a
-    weight is used past its module, whose other parameters are optimised and get nothing.
+    loss ends at an answer that was cut off, as in pieces, and that answer's gradient is never handed on; when a weight
+    is used past its module, whose other parameters are optimised and get nothing; and when layers of the student that
+    are optimised answer within a function whose backward hands them nothing, as a checkpoint with use_reentrant=True
+    around layers whose input requires no gradient.
     """
     if (verdict := _never_stepped(trace)) is not None:
         return verdict
@@ -222,6 +225,8 @@ def gradients_used(trace: Trace) -> Verdict:
             _first_where(trace),
             mend="call the module, which adds what its wrapper trains",
         )
+    if hidden := trace.updates.hidden:
+        return _hidden(trace, hidden)
     for empty in trace.updates.empty.values():
         if empty.steps >= _EMPTY and (empty.names or empty.thrown == empty.steps):
             why = (
@@ -247,6 +252,26 @@ def gradients_used(trace: Trace) -> Verdict:
             thrown[0].zeroed_at,
         )
     return passed(f"the gradients of every backward reached one of {len(steps)} steps", {"steps": len(steps)})
+
+
+def _hidden(trace: Trace, hidden: list[tuple[str, str]]) -> Verdict:
+    """Say of parameters that answer within a function with a backward of its own that it hands them no gradient."""
+    names, function = [name for name, _ in hidden], hidden[0][1]
+    is_checkpoint = function == CHECKPOINT
+    why = (
+        "the checkpoint around them (use_reentrant=True) is given nothing that requires one, and so hands on none"
+        if is_checkpoint
+        else f"the function around them ({function}) hands them none"
+    )
+    return failed(
+        f"{len(names)} parameters of the student are in the loss and in the optimizer, and never get a gradient: "
+        f"{why}: {some(names, 3)}",
+        {"parameters": names[:20], "function": function},
+        _first_where(trace),
+        mend="checkpoint(..., use_reentrant=False), or input.requires_grad_() (enable_input_require_grads() of a model)"
+        if is_checkpoint
+        else "return a gradient for each input from backward, the parameters among them",
+    )
 
 
 def _never_stepped(trace: Trace) -> Verdict | None:

@@ -73,7 +73,7 @@ def known_distances(trace: Trace) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-_CHECKPOINT = "CheckpointFunction"
+CHECKPOINT = "CheckpointFunction"
 "What torch calls a checkpoint of the older kind."
 _PADDED = 1.1
 "How much wider than the classes a divergence may be and be one over them: vocabularies are padded to round numbers."
@@ -109,7 +109,7 @@ def what_was_seen(trace: Trace) -> str:
         for _, e in explained(trace)[:1]
         if e.form == "one-sided" and e.temperature is not None
     ]
-    if any(t.name == _CHECKPOINT for s in trace.losses.sights for t in s.terms):
+    if any(t.name == CHECKPOINT for s in trace.losses.sights for t in s.terms):
         parts.append("within a checkpoint that hides its gradient; use_reentrant=False shows it")
     return ", ".join(
         [*parts, *([f"no known form fits its gradient (residual {min(read):.2g}{of_rows})"] if read else [])]

@@ -1,15 +1,19 @@
 """Whether the teacher is the trained network that it is taken for."""
 
 import math
+from itertools import takewhile
 
 from kdbench.audits.checks.catalogue import Verdict, audit, failed, no_distillation, passed, some, undecided
 from kdbench.audits.finding import Severity
 from kdbench.audits.trace import Hits, Loaded, Trace
+from kdbench.audits.updates import Step
 
 DOUBT = 1e-3
 "Probability under which the observed number of right answers is taken to contradict a rate."
 _FINE = 1e-4
 "Step at which the search for the least share of a label ends: a hundredth of what is told apart."
+_NO_GRADIENT = 1e-4
+"Part of the norm of later steps that rounding leaves where there is no gradient: 1e-5 in single precision."
 _ELSEWHERE = 0.1
 "Share of a teacher's answers that may name labelled classes where it is said to know others."
 _ONE_CLASS = 0.5
@@ -27,7 +31,10 @@ def teacher_provenance(trace: Trace) -> Verdict:
 
     Fails when not every parameter and buffer of the teacher is bitwise the declared checkpoint's at the moment the
     watch begins, or the checkpoint holds tensors that the teacher has no place for. No route of loading matters, only
-    what is there.
+    what is there. Where nothing is declared, fails when the teacher's weights came from no file and no training, or
+    were overwritten since; and when teacher and student begin as one, so that the first step has no gradient, and
+    nothing but the teacher teaches. A copy of the student's start may teach beside labels, beside other losses, as an
+    average, or while the student is pruned or rounded step by step.
     """
     if trace.script:
         return _as_seen(trace)
@@ -111,7 +118,8 @@ def _by_route(trace: Trace, found: Loaded) -> Verdict:
             severity,
             mend="load the trained teacher's own checkpoint",
         )
-    if found.same_start and _nothing_to_learn(trace):
+    as_one = (found.same_start and _nothing_to_learn(trace)) or (found.began_as_one and _began_with_nothing(trace))
+    if as_one and not found.student_remade:
         return failed(
             "teacher and student begin as one: they hold the same weights and give the same answers, and no labels are "
             "learned beside them, so there is nothing to learn",
@@ -167,6 +175,21 @@ def _nothing_to_learn(trace: Trace) -> bool:
     """
     read = [e for s in trace.losses.sights if s.step == 0 for e in s.explanations]
     return bool(read) and all(e.form == "nothing" and e.label_weight == 0.0 and not e.vanishes for e in read)
+
+
+def _began_with_nothing(trace: Trace) -> bool:
+    """Say the same of a first step that was taken before the first backward that could be read: no gradient was in it,
+    and there was one in later ones."""
+    later = [s for s in trace.updates.steps if s.distils]
+    before = [s for s in takewhile(lambda s: not s.distils, trace.updates.steps) if later and _is_of(s, later[0])]
+    labels = [e.label_weight for s in trace.losses.sights for e in s.explanations]
+    if not before or not labels or any(w != 0.0 for w in labels):
+        return False
+    return float(before[-1].norm) < _NO_GRADIENT * max(float(s.norm) for s in later)
+
+
+def _is_of(one: Step, other: Step) -> bool:
+    return {id(p) for p in one.stepped} == {id(p) for p in other.stepped}
 
 
 def over_chance(commonest: float) -> float:

@@ -52,10 +52,11 @@ class Inference:
         self.modes = Modes(trace)
         self.features = Features(trace, taint, self.known, names)
         self._divergences = Divergences(trace)
+        self._teacher = TeacherState(trace, taint, known, names, loads)
         self._observers: list[Observer] = [
             stored,
             self.players,
-            TeacherState(trace, taint, known, names, loads),
+            self._teacher,
             Parameters(trace, taint, known, names),
             self.modes,
             Stems(trace, taint),
@@ -85,6 +86,9 @@ class Inference:
 
     def window(self, raw: RawWindow) -> None:
         """Judge the window that this backward closes."""
+        if raw.unheard:
+            self._teacher.begins(raw)
+            return
         before = self.known.restarts
         cast = self.players.cast(raw)
         if cast is None:

@@ -49,6 +49,8 @@ class Parameters(Observer):
         self._called: dict[int, tuple[nn.Module, bool]] = {}
         "By id, the modules that were called, and whether what they call was seen."
         self._plain_leaves: Any = WeakTensorKeyDictionary()
+        self._within: Any = WeakTensorKeyDictionary()
+        "By parameter of a module that answers for the loss within a function with its own backward, that function."
         self._optimizer: torch.optim.Optimizer | None = None
         "The first that stepped what the distillation gives a gradient to."
         self._steps = 0
@@ -66,6 +68,7 @@ class Parameters(Observer):
             self._leaves |= self._taint.mask(self._lasting(raw))
             self._behind |= self._cut_from(raw) & cast.student_mask
             self._reached |= raw.root.params
+            self._within.update(_within(raw))
             mine = [c for c in raw.calls if raw.root.calls >> c.index & 1]  # a validation may have called more
             self._called.update((id(c.module), (c.module, c.has_children)) for c in mine)
         student = cast.student_mask
@@ -167,6 +170,7 @@ class Parameters(Observer):
         )
         updates.unstepped = [leaf for leaf in held_still if self._taint.bit(leaf.param) & self._known.student_mask]
         updates.ineffective = self._ineffective()
+        updates.hidden = self._hidden(optimised) if self._steps >= _JUDGED and not self._trace.compiled else []
         own = self._known.student_mask | _union(self._known.projectors)
         for empty in updates.empty.values():
             empty.names = self._names.params(self._taint.mask(empty.params) & own)
@@ -176,6 +180,14 @@ class Parameters(Observer):
         backwards = Counter(s.backwards for s in updates.steps if s.distils and s.number > 1)
         for sight in self._trace.losses.sights:
             sight.micro = backwards.most_common(1)[0][0] if backwards else 1
+
+    def _hidden(self, optimised: int) -> list[tuple[str, str]]:
+        """Return the parameters of the student that an optimizer holds, whose module answers for the loss within a
+        function with a backward of its own, and that never had a gradient when they were stepped; and that function."""
+        own = {id(p) for g in self._known.students if g.module is not None for p in g.module.parameters()}
+        held = optimised & ~self._known.teacher_mask & ~self._leaves
+        never = [(p, name) for p, name in self._within.items() if p not in self._known.moved and p.grad is None]
+        return [(self._names.param(p), name) for p, name in never if id(p) in own and self._taint.bit(p) & held]
 
     def _ineffective(self) -> list[str] | None:
         """Return the parameters that got gradients at non-zero rates and hold their first value still."""
@@ -198,6 +210,20 @@ class Parameters(Observer):
             if numbers(p) is not None and is_still(p, first[1]):
                 found.append(self._names.param(p))
         return found
+
+
+def _within(raw: RawWindow) -> list[tuple[nn.Parameter, str]]:
+    """Return the parameters that require a gradient, of modules called within a function with a backward of its own for
+    what is in the loss, and that function's name."""
+    calls = {c.index: c for c in raw.calls}
+    found: list[tuple[nn.Parameter, str]] = []
+    for call in raw.calls:
+        above = calls.get(call.parent) if call.parent is not None else None
+        if not call.within or above is None or above.within or not above.grad:
+            continue
+        if raw.root.calls >> above.index & 1:
+            found += [(p, call.within) for p in call.module.parameters() if p.requires_grad]
+    return found
 
 
 def _union(groups: list[Group]) -> int:

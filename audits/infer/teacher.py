@@ -1,5 +1,7 @@
 """Where do the teacher's weights come from, and does the teacher stay what it was?"""
 
+from weakref import ref
+
 import torch
 from torch import Tensor, nn
 
@@ -8,6 +10,7 @@ from kdbench.audits.infer.layers import plain_name
 from kdbench.audits.infer.names import Names
 from kdbench.audits.infer.observer import EXPLAINED, Known, Observer
 from kdbench.audits.infer.roles import Cast, Group
+from kdbench.audits.infer.twins import hold_the_same, is_remade, twins_in
 from kdbench.audits.observe.loads import Loads, Network
 from kdbench.audits.observe.readable import copy_of, is_still, numbers
 from kdbench.audits.observe.taint import Taint
@@ -25,6 +28,8 @@ class TeacherState(Observer):
 
     def __init__(self, trace: Trace, taint: Taint, known: Known, names: Names, loads: Loads) -> None:
         self._trace, self._taint, self._known, self._names, self._loads = trace, taint, known, names, loads
+        self._twins: list[tuple[ref[nn.Module], ref[nn.Module]]] = []
+        "Networks that were one in a backward that could not be read."
         self.restart()
 
     def restart(self) -> None:
@@ -34,6 +39,18 @@ class TeacherState(Observer):
         self._first_student: dict[str, Tensor] = {}
         self._averages = Averages()
         self._copy = ""
+
+    def _are_twins(self) -> bool:
+        """Say whether the only teacher and the only student were one in the backward before the first that is read."""
+        students, teachers = _modules(self._known.students), _modules(self._known.teachers)
+        found = [(learner(), asked()) for learner, asked in self._twins]
+        one_each = len(students) == len(teachers) == 1 and not self._known.projectors
+        return one_each and any(a is students[0] and b is teachers[0] for a, b in found)
+
+    def begins(self, raw: RawWindow) -> None:
+        """Note the networks that are one, in a backward of which no more is known yet."""
+        if self._first is None:
+            self._twins = [(ref(learner), ref(asked)) for learner, asked in twins_in(raw)]
 
     def window(self, raw: RawWindow, cast: Cast, sight: Sight) -> None:
         """Remember the teacher, the first time; see whether it follows the student and gets a gradient."""
@@ -46,6 +63,8 @@ class TeacherState(Observer):
                 _modules(self._known.students),
                 self._names.param,
             )
+            if (loaded := self._trace.teacher.loaded) is not None:
+                loaded.began_as_one = self._are_twins()
             self._copy = self._copy_beside(cast)
         if len(self._trace.losses.sights) < _FOLLOWED:
             self._averages.window(self._pairs(), self._taint.window)
@@ -109,6 +128,8 @@ class TeacherState(Observer):
             name = self._names.group(self._known.teachers[0])
             self._trace.teacher.shared = name, [self._names.param(p) for p in self._averages.shared]
         self._trace.teacher.change = self._change(bool(stepped), bool(teacher & self._known.labelled))
+        if (loaded := self._trace.teacher.loaded) is not None and (loaded.same_start or loaded.began_as_one):
+            loaded.student_remade = any(is_remade(m, self._first_student) for m in _modules(self._known.students))
 
     def _change(self, by_optimizer: bool, has_own_label_loss: bool) -> Change | None:
         if not self._first:
@@ -151,7 +172,7 @@ class TeacherState(Observer):
                 if group is other or not shown or group.module is None or other.module is None:
                     continue
                 own = [*group.module.parameters()]
-                if all(_hold_the_same(own, [*m.parameters()]) for m in (other.module, *_modules(cast.students))):
+                if all(hold_the_same(own, [*m.parameters()]) for m in (other.module, *_modules(cast.students))):
                     return self._names.group(group)
         return ""
 
@@ -236,13 +257,6 @@ def _beside(module: nn.Module, taint: Taint, teacher: int, student: int) -> list
 
 def _modules(groups: list[Group]) -> list[nn.Module]:
     return [g.module for g in groups if g.module is not None]
-
-
-def _hold_the_same(some: list[nn.Parameter], others: list[nn.Parameter]) -> bool:
-    pairs = [(numbers(a), numbers(b)) for a, b in zip(some, others, strict=False)]
-    return len(some) == len(others) > 0 and all(
-        a is not None and b is not None and a.shape == b.shape and torch.equal(a, b) for a, b in pairs
-    )
 
 
 def _has_nan(value: Tensor) -> bool:

@@ -156,6 +156,8 @@ class Terms(Observer):
                 probabilities = x.detach().double().exp()
                 term.input_sum = None if some else _least_even_sum(probabilities)
                 term.across = _across(probabilities, {label.classes for label in cast.labels if label.classes})
+                if target is not None and target.shape == x.shape and not some:
+                    term.over_others = _over_others(probabilities, rows)
         out = f.out
         if isinstance(out, Tensor) and out.ndim == 0 and out.requires_grad and len(raw.roots) == 1:
             (w,) = gradients_of(raw.roots[0], out)
@@ -456,12 +458,26 @@ def _across(probabilities: Tensor, classes: set[int]) -> int | None:
     shape = probabilities.shape
     if probabilities.ndim not in (2, 3) or len(set(shape)) < probabilities.ndim or min(shape) < 2:
         return None
-    even = [d for d in range(probabilities.ndim) if bool(((probabilities.sum(d) - 1).abs() < _SUM).all())]
+    even = _even(probabilities)
     if len(even) != 1 or even[0] == probabilities.ndim - 1:
         return None
     if not classes:
         return even[0] if probabilities.ndim == 2 else None
     return even[0] if shape[-1] in classes and shape[even[0]] not in classes else None
+
+
+def _even(probabilities: Tensor) -> list[int]:
+    """Return the dimensions of two and more over which numbers sum to one, wherever one looks."""
+    sizes = enumerate(probabilities.shape)
+    return [d for d, size in sizes if size > 1 and bool(((probabilities.sum(d) - 1).abs() < _SUM).all())]
+
+
+def _over_others(mine: Tensor, its: Tensor) -> tuple[int, int] | None:
+    """Return the dimensions over which the two sides of a divergence sum to one, where each has another one."""
+    (of_input, of_target) = _even(mine), _even(its)
+    if len(of_input) != 1 or len(of_target) != 1 or of_input == of_target:
+        return None  # what sums to one both ways, as a plan of transport does, says nothing
+    return of_input[0], of_target[0]
 
 
 def _least_even_sum(values: Tensor) -> float | None:

@@ -67,8 +67,8 @@ class Recorder:
         self._lifted = 0
         self._pushed = self._paused = False
         self._decoding, self._passing = Decoding(), custom.Passing()
-        self._custom = 0
-        "How deep in functions with a backward of their own."
+        self._custom: list[str] = []
+        "The functions with a backward of their own that are being computed."
         self._in_backward = 0
         self._next = 0
         self._exit = ExitStack()
@@ -314,6 +314,7 @@ class Recorder:
                 given if _is_a_graph(module) else given[:4],
                 hooks.call_site() if parent is None else None,
             )
+            call.within = self._custom[-1] if self._custom else ""
             self.raw.calls.append(call)
             self._stack.append(call)
             # With a mode up, torch's fused attention steps aside for another kernel, whose last bits differ.
@@ -393,11 +394,11 @@ class Recorder:
 
     def _on_custom(self, name: str, compute: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Take in a call of a function with a backward of its own, as one call, whatever it computes within."""
-        self._custom += 1
+        self._custom.append(name)
         try:
             out = compute()
         finally:
-            self._custom -= 1
+            self._custom.pop()
         if self._seeing():
             try:
                 self._function(name, args, kwargs, out, is_custom=True)
@@ -436,12 +437,11 @@ class Recorder:
         raw.where = hooks.call_site()
         if len(raw.roots) == 1:
             raw.root_scale = self._scaled.get(raw.roots[0], 1.0)
-        if self._passing.unheard:  # who gets a gradient is known once this backward has run
-            self._passing.listen()
-        else:
-            self._on_window(raw)
-            if not raw.waits:
-                raw.release()  # what the backward frees as it goes is not held over it
+        raw.unheard = bool(self._passing.unheard)
+        self._passing.listen()  # who gets a gradient is known once this backward has run
+        self._on_window(raw)
+        if not raw.waits and not raw.unheard:
+            raw.release()  # what the backward frees as it goes is not held over it
 
     def _begin(self) -> None:
         """Begin a window; with what the last ones computed for losses that have not been called backward yet."""

@@ -90,6 +90,8 @@ class ModuleCall:
     version: int = 0
     "Of the first output as it was returned: a write in place raises it."
     has_children: bool = False
+    within: str = ""
+    "The function with a backward of its own in whose forward it was called."
 
     def release(self) -> None:
         """Let go of what it was given and answered: whoever still knows of the call keeps nothing large alive."""
@@ -178,6 +180,9 @@ class RawWindow:
     leaves: list[nn.Parameter] = field(default_factory=list)
     root_scale: float = 1.0
     where: Where | None = None
+    unheard: bool = False
+    """Whether a function of the user's lies on the way whose backward was never heard: who gets a gradient is not known
+    yet."""
 
     @property
     def waits(self) -> bool:

@@ -356,6 +356,19 @@ CASES["KD313"] = {
         )
         for over, word in ((0, "batch"), (1, "sequence"))
     },
+    "over another dimension than the other side": (
+        seen(term(over_others=(2, 1), shapes=[(5, 7, 3)] * 2), explained("unknown")),
+        fails(
+            "the two sides of kl_div are probabilities over different dimensions of (5, 7, 3): exp of its input sums "
+            "to one over dimension 2, its target over dimension 1",
+            TERM,
+            target_sum=None,
+            target_least=None,
+            input_sum=None,
+            dimensions=[2, 1],
+            shape=[5, 7, 3],
+        ),
+    ),
     "a softmax of probabilities": (
         seen(term(), explained(), probabilities="teacher's"),
         fails("probabilities already, and a softmax is taken of them again", TERM, whose="teacher's"),

@@ -196,6 +196,27 @@ CASES["KD215"] = {
             parameters=["body.weight", "body.bias"],
         ),
     ),
+    "layers in a checkpoint that hands on nothing": (
+        trace(steps=steps(2), hidden=[("body.weight", "CheckpointFunction"), ("body.bias", "CheckpointFunction")]),
+        fails(
+            "2 parameters of the student are in the loss and in the optimizer, and never get a gradient: the "
+            "checkpoint around them (use_reentrant=True) is given nothing that requires one, and so hands on none: "
+            "body.weight",
+            {**STEP, "step": 1},
+            parameters=["body.weight", "body.bias"],
+            function="CheckpointFunction",
+        ),
+    ),
+    "layers in a function that leaves them out": (
+        trace(steps=steps(2), hidden=[("body.weight", "Kept")]),
+        fails(
+            "1 parameters of the student are in the loss and in the optimizer, and never get a gradient: the function "
+            "around them (Kept) hands them none: body.weight",
+            {**STEP, "step": 1},
+            parameters=["body.weight"],
+            function="Kept",
+        ),
+    ),
     "accumulation undone": (
         trace(steps=[step(1), *(step(i, **UNDONE) for i in range(2, 15))]),
         fails(

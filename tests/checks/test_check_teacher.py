@@ -11,8 +11,10 @@ from specimens import (
     MANY,
     OTHER,
     TEACHER,
+    A,
     Cases,
     change,
+    explained,
     fails,
     finding,
     hits,
@@ -22,6 +24,7 @@ from specimens import (
     passes,
     put,
     sight,
+    step,
     tenths,
     trace,
     undecided,
@@ -65,6 +68,16 @@ KNOWS, COIN = tenths(80), tenths(20)
 OWN_TENSORS = "the weights declared are the teacher's own tensors"
 ITSELF = "loaded from the teacher itself"
 SELF_TAUGHT = trace(script=True, sights=[sight(), sight(self_taught=True)])
+
+TAKEN = [step(1, norm=1e-8, distils=False), *(step(n, norm=0.2, distils=True) for n in (2, 3))]
+AS_ONE = fails("teacher and student begin as one: they hold the same weights", BACKWARD, **came(1.0))
+TRAINED = passes("all of the teacher was loaded", **came(1.0))
+
+
+def begun(label_weight: float | None = 0.0, student_remade: bool = False) -> Trace:
+    made = loaded(4, began_as_one=True, student_remade=student_remade)
+    return put(made, sights=[sight(explained(label_weight=label_weight))])
+
 
 CASES["KD104"] = {
     "no teacher": (trace(), undecided("no-teacher-seen", "no teacher was declared", "teacher=")),
@@ -121,6 +134,25 @@ CASES["KD104"] = {
     "seen: the student's, once trained as a teacher": (
         loaded(4, same_as_student=True, hits=KNOWS, where=OTHER),
         fails("from the student's own start, which nothing had trained", OTHER, "warn", **came(1.0)),
+    ),
+    **{
+        f"seen: begun as one, {said}": (put(begun(**fields), steps=taken), verdict)
+        for said, fields, taken, verdict in (
+            ("and no gradient at first", {}, TAKEN, AS_ONE),
+            ("and a gradient at first", {}, [step(1, norm=0.3), *TAKEN[1:]], TRAINED),
+            ("and the first step is of others", {}, [step(1, norm=1e-8, stepped=[A]), *TAKEN[1:]], TRAINED),
+            ("and labels beside", {"label_weight": 0.3}, TAKEN, TRAINED),
+            ("and labels that were not read", {"label_weight": None}, TAKEN, TRAINED),
+            ("and pruned since", {"student_remade": True}, TAKEN, TRAINED),
+        )
+    },
+    "seen: one start, and no gradient at it": (
+        put(loaded(4, same_start=True), sights=[sight(explained("nothing", label_weight=0.0))]),
+        AS_ONE,
+    ),
+    "seen: one start, no gradient at it, and pruned since": (
+        put(loaded(4, same_start=True, student_remade=True), sights=[sight(explained("nothing", label_weight=0.0))]),
+        passes("all of the teacher was loaded", **came(1.0)),
     ),
     "seen: overwritten": (
         loaded(1, changed=MANY, aliases=["b"], missing=["c"], where=OTHER),
