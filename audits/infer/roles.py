@@ -155,10 +155,11 @@ def cast(
     peer = params_of(declared.teacher) if declared.teacher is not None else 0
     if declared.student is not None and peer & trained and not params_of(declared.student) & trained:
         return result  # the backward of a peer's own loss
-    own_way = trained
+    along = 0
     if not result.labels and declared.student is None and declared.teacher is None:
-        own_way &= ~trained_along(raw, reached, fed_data, params_of, trained, learned)
-    masks = _student_masks(raw, reached, fed_data, params_of, own_way, declared, result.labels, trainee & own_way)
+        along = trained_along(raw, reached, fed_data, params_of, trained, learned)
+    own_way = trained & ~along
+    masks = _student_masks(raw, reached, fed_data, params_of, own_way, declared, result.labels, trainee & ~along)
     network = None
     if not result.labels and declared.student is None and declared.teacher is None and len(masks) == 1:
         mine = [c for c in reached if c.index in fed_data and params_of(c.module) & masks[0] & trained]

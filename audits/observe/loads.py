@@ -272,7 +272,17 @@ class Loads:
         names = [getattr(module, "name_or_path", "") for module in unseen]
         made_from = next((n for n in names if isinstance(n, str) and n), "")
         return Loaded(
-            covered, total, missing, aliases, changed, any_trained, route, same, is_start, made_from, self.where
+            covered,
+            total,
+            missing,
+            aliases,
+            changed,
+            any_trained,
+            route,
+            same,
+            is_start,
+            made_from=made_from,
+            where=self.where,
         )
 
     def _is_trivial(self, t: Tensor) -> bool:
