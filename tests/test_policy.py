@@ -1,76 +1,142 @@
-"""On-policy distillation by a policy gradient: words that the student sampled, weighed by what the teacher finds."""
+"""What the user chose to do with findings: each choice changes what it should, and nothing else."""
+
+import json
+from dataclasses import replace
 
 import pytest
-import torch
-import torch.nn.functional as F
-from test_forms_by_hand import verdict_of
-from test_which_training import named_first, observed, step
-from torch import nn
 
-WORDS, LENGTH = 12, 6
+from kdbench.audits.finding import Finding, sorted_report
+from kdbench.audits.report.policy import EXIT_CODES, Baseline, Policy, PolicyError, audit_id, fingerprint
 
-
-class Words(nn.Module):
-    def __init__(self, width):
-        super().__init__()
-        self.embed, self.rnn = nn.Embedding(WORDS, width), nn.GRU(width, width, batch_first=True)
-        self.head = nn.Linear(width, WORDS)
-
-    def forward(self, ids):
-        return self.head(self.rnn(self.embed(ids))[0])
-
-
-@torch.no_grad()
-def sampled(net, n=16):
-    ids = torch.zeros(n, 1, dtype=torch.long)
-    for _ in range(LENGTH):
-        ids = torch.cat([ids, torch.multinomial(net(ids)[:, -1].softmax(-1), 1)], 1)
-    return ids
+SCALE = Finding(
+    "KD312",
+    "kd-scale",
+    "error",
+    "fail",
+    "first",
+    "the term acts with weight 0.04",
+    {"kd_weight": 0.04, "form": "off by 16", "layers": ["b", "a"]},
+    "mend it",
+    {"file": "train.py", "line": 7},
+)
+BOUND = Finding("KD204", "norm-bound", "error", "fail", "burn-in", "too long", consequence_of="KD201")
+INPUT = Finding("KD304", "same-input", "warn", "fail", "first", "other crops")
+ACTIVE = Finding("KD205", "clip-active", "info", "fail", "burn-in", "binds always")
+MODE = Finding("KD301", "teacher-mode", "error", "pass", "burn-in", "in evaluation mode")
+SILENT = Finding("KD203", "clip-after-unscale", "error", "not_triggered", "first", "no scaler", reason="out-of-scope")
+BROKEN = Finding("KD101", "optimizer-coverage", "error", "error", "first", "the audit itself broke")
 
 
-def of_words(net, ids):
-    return net(ids)[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
+def report(*findings):
+    return sorted_report(findings)
 
 
-def on_policy(way):
-    """Distil by samples; each way is a weight of the words, or the lack of one."""
-    teacher, student = Words(20), Words(10)
-    adam = torch.optim.Adam(teacher.parameters(), 1e-2)
-    following = torch.randint(0, WORDS, (WORDS,))
-    for _ in range(30):
-        ids = torch.randint(0, WORDS, (16, LENGTH))
-        step(adam, F.cross_entropy(teacher(ids).flatten(0, 1), following[ids].flatten()))
-    teacher.requires_grad_(False)
-    adam = torch.optim.Adam(student.parameters(), 1e-2)
-    for _ in range(6):
-        ids = sampled(student)
-        mine, its = of_words(student, ids), of_words(teacher, ids)
-        weight = its - mine.detach()
-        weight = weight - weight.mean() if way == "less the mean" else weight
-        kept = (ids[:, 1:] != 3).float()
-        loss = -(weight * mine * kept).sum() / kept.sum()
-        if way == "wrong way":
-            loss = -loss
-        elif way == "unused":
-            loss = F.cross_entropy(student(ids)[:, :-1].flatten(0, 1), torch.randint(WORDS, (96,))) + weight.mean()
-        step(adam, loss)
-    return teacher, student
+def verdict(*findings, ran=True, distilled=True, **choices):
+    policy = Policy.parse(**choices)
+    return policy.verdict(policy.apply(report(*findings)), ran=ran, distilled=distilled)
 
 
-@pytest.mark.parametrize("way", ["plain", "less the mean"])
-def test_words_are_made_likelier_by_how_much_likelier_the_teacher_finds_them(way):
-    report, trace = observed(on_policy, way)
-    assert named_first(report) is None
-    assert (trace.roles["student"], trace.roles["teacher"]) == (["Words (student)"], ["Words (teacher)"])
-    form = verdict_of(report, "KD313")
-    assert form.status == "pass" and "is weighed by how much likelier the teacher finds it" in form.message
+@pytest.mark.parametrize(
+    ("expected", "findings", "options"),
+    [
+        ("clean", (MODE, SILENT), {}),
+        ("clean", (MODE, INPUT, ACTIVE), {}),
+        ("failed", (MODE, SCALE), {}),
+        ("failed", (MODE, INPUT), {"strict": True}),
+        ("clean", (MODE, ACTIVE), {"strict": True}),
+        ("undecided", (MODE, SILENT), {"distilled": False}),
+        ("undecided", (SILENT,), {}),
+        ("undecided", (), {}),
+        ("failed", (SCALE,), {"distilled": False}),
+        ("could-not-run", (MODE,), {"ran": False}),
+        ("failed", (SCALE,), {"ran": False}),
+        ("could-not-run", (MODE, BROKEN), {}),
+        ("clean", (MODE, SCALE), {"waive": ["KD312=a mean is meant"]}),
+        ("clean", (MODE, SCALE), {"waive": ["kd-scale=a mean is meant"]}),
+        ("failed", (MODE, SCALE, BOUND), {"waive": ["KD312=a mean is meant"]}),
+        ("clean", (MODE, SCALE), {"ignore": ["KD312"]}),
+        ("clean", (MODE, SCALE), {"select": ["KD301, KD304"]}),
+        ("failed", (MODE, SCALE), {"select": ["kd-scale"]}),
+    ],
+)
+def test_verdict(expected, findings, options):
+    assert verdict(*findings, **options) == expected
 
 
-def test_a_weight_of_the_wrong_sign_is_named():
-    report, _ = observed(on_policy, "wrong way")
-    assert named_first(report) == ("KD313", "error") and "the sign is wrong" in verdict_of(report, "KD313").message
+def test_each_verdict_has_the_exit_code_that_is_promised():
+    assert EXIT_CODES == {"clean": 0, "failed": 1, "could-not-run": 3, "undecided": 4}
 
 
-def test_a_weight_that_weighs_nothing_is_a_term_that_teaches_nothing():
-    report, _ = observed(on_policy, "unused")
-    assert named_first(report) == ("KD311", "error")
+def test_a_waived_finding_keeps_its_message_and_gains_the_reason():
+    (waived,) = Policy.parse(["KD312=a mean = all numbers"]).apply(report(SCALE)).findings
+    assert waived == replace(SCALE, status="waived", reason="a mean = all numbers")
+
+
+def test_only_failures_are_waived():
+    policy = Policy.parse(["KD301=never mind", "KD203=never mind"])
+    assert policy.apply(report(MODE, SILENT)) == report(MODE, SILENT)
+    assert policy.needless(report(MODE, SILENT)) == ["KD301"]
+
+
+@pytest.mark.parametrize("text", ["KD312", "KD312=", "KD312=  "])
+def test_a_waiver_needs_a_reason(text):
+    with pytest.raises(PolicyError, match="gives no reason; write it as KD312=REASON"):
+        Policy.parse([text])
+
+
+@pytest.mark.parametrize(
+    ("word", "near"),
+    [("kd-scal", "kd-scale"), ("KD999", "KD"), ("KD", "KD"), ("selection-ignores-tests", "selection-ignores-test")],
+)
+def test_an_unknown_audit_is_refused_with_the_nearest(word, near):
+    with pytest.raises(PolicyError, match=f"unknown audit '{word}'.*{near}"):
+        Policy.parse(ignore=[word])
+    with pytest.raises(PolicyError, match="unknown audit 'KD31'"):
+        Policy.parse(["KD31=a waiver is of one audit"])
+    assert audit_id("KD312") == audit_id("kd312") == audit_id("kd-scale") == "KD312"
+
+
+def test_the_beginning_of_ids_selects_and_ignores_them_all():
+    assert Policy.parse(select=["KD31, clip-order"]).select == {"KD202", "KD311", "KD312", "KD313", "KD314"}
+    assert Policy.parse(ignore=["kd30"]).apply(report(MODE, SCALE)) == report(SCALE)
+    assert "KD343" in Policy.parse(select=["KD3"]).select, "property checks are audits too"
+
+
+def test_a_fingerprint_leaves_out_what_changes_from_run_to_run():
+    moved = replace(SCALE, where={"file": "/elsewhere/train.py", "line": 70}, message="other words")
+    measured = replace(moved, observed={"kd_weight": 0.05, "form": "off by 15.9", "layers": ["a", "b"]})
+    assert fingerprint(SCALE) == fingerprint(measured)
+    others = [
+        replace(SCALE, id="KD313"),
+        replace(SCALE, where={"file": "other.py", "line": 7}),
+        replace(SCALE, observed={**SCALE.observed, "layers": ["a", "b", "c"]}),
+        replace(SCALE, observed={**SCALE.observed, "form": "reversed"}),
+    ]
+    assert len({fingerprint(f) for f in (SCALE, *others)}) == 5
+
+
+def test_baseline_accepts_what_is_old_and_tells_what_is_gone(tmp_path):
+    path = tmp_path / "baseline.json"
+    old = report(SCALE, INPUT, ACTIVE, MODE)
+    Baseline().updated(old, "train.py").updated(report(BOUND), "other.py").write(path)
+    baseline = Baseline.read(path)
+    assert [e["id"] for e in json.loads(path.read_text())["findings"]] == ["KD204", "KD304", "KD312"]
+
+    assert not baseline.apply(old, "train.py").failed("warn")
+    new = report(SCALE, BOUND)
+    assert [f.id for f in baseline.apply(new, "train.py").failed()] == ["KD204"], "known of another script only"
+    assert baseline.gone(new, "train.py") == ["KD304 same-input"]
+    # A script's entries are replaced, another's stay.
+    again = baseline.updated(report(SCALE), "train.py")
+    assert {(e["target"], e["id"]) for e in again.entries} == {("train.py", "KD312"), ("other.py", "KD204")}
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"schema": "kdbench.baseline/9", "findings": []}', '{"findings": 1}'])
+def test_a_file_that_is_no_baseline_is_refused(tmp_path, text):
+    path = tmp_path / "baseline.json"
+    path.write_text(text)
+    with pytest.raises(PolicyError, match=r"baseline\.json cannot be read"):
+        Baseline.read(path)
+    with pytest.raises(PolicyError, match=r"none\.json does not exist$") as raised:
+        Baseline.read(tmp_path / "none.json")
+    assert raised.value.remedy == "write-baseline"
