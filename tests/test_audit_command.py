@@ -755,7 +755,7 @@ def test_a_report_is_written_to_files_as_well(folder):
         ("sarf=x", "unknown format 'sarf'; did you mean 'sarif'"),
         ("json=no/found.json", "the folder no does not exist"),
         ("json=.", ". is a folder"),
-        ("json=-", "--also json=-: it writes files; what stdout is given is said with --format json"),
+        ("json=-", "--also json=-: it writes to files alone; --format json writes to stdout"),
         ("json=wrong.py", "wrong.py is a script, which the report would overwrite"),
     ],
 )

@@ -1,5 +1,7 @@
 """Losses over a sequence in pieces: a head is asked about some hidden states at a time, by call or by its weights."""
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -47,14 +49,27 @@ def divergence(form, mine, its, t=T):
     return sum(F.kl_div(mixed, side, log_target=True, reduction="sum") for side in (p, q)) / 2
 
 
-def in_pieces(form="forward", head="call", slip="", kept=True, reentrant=None):
-    """Distil four pieces of each text at a time, with one backward; each piece may be a checkpoint."""
-    teacher, student = Words(24), Words(12)
+@functools.cache
+def learned():
+    """Return the weights of a teacher; one training serves all cases."""
+    torch.manual_seed(7)
+    teacher = Words(24)
     adam = torch.optim.Adam(teacher.parameters(), 1e-2)
     for _ in range(25):
         ids = texts()
         step(adam, F.cross_entropy(teacher(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()))
-    teacher.requires_grad_(False)
+    return teacher.state_dict()
+
+
+@pytest.fixture(autouse=True)
+def _learned_before():
+    learned()
+
+
+def in_pieces(form="forward", head="call", slip="", kept=True, reentrant=None):
+    """Distil four pieces of each text at a time, with one backward; each piece may be a checkpoint."""
+    teacher, student = Words(24).requires_grad_(False), Words(12)
+    teacher.load_state_dict(learned())
     adam = torch.optim.Adam(student.parameters(), 1e-2)
     for _ in range(6):
         ids = texts()[:, :-1]

@@ -63,7 +63,10 @@ def test_words_are_made_likelier_by_how_much_likelier_the_teacher_finds_them(way
     assert named_first(report) is None
     assert (trace.roles["student"], trace.roles["teacher"]) == (["Words (student)"], ["Words (teacher)"])
     form = verdict_of(report, "KD313")
-    assert form.status == "pass" and "is weighed by how much likelier the teacher finds it" in form.message
+    assert (
+        form.status == "pass"
+        and "is weighed by how much likelier the teacher finds it than the student" in form.message
+    )
 
 
 def test_a_weight_of_the_wrong_sign_is_named():

@@ -34,10 +34,10 @@ def padded_answers(trace: Trace) -> Verdict | None:
             name, part = e.repeated
             return failed(
                 f"rows of the stored answers name class {name} several times, and give it {part:.0%} of the "
-                "probability: what a row lacks was filled with a log-probability that is one of a class",
+                "probability: places of a row that hold no answer were filled with a number that counts as one",
                 {"class": name, "probability": part},
                 term_place(trace, sight),
-                mend="fill what a row lacks with -inf, whose probability is 0",
+                mend="fill the places that hold no answer with -inf, whose probability is 0",
             )
     return None
 

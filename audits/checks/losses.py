@@ -342,11 +342,11 @@ def _policy(trace: Trace) -> Verdict | None:
     weighed = [(t, t.policy) for s in trace.losses.sights for t in s.terms if t.policy is not None]
     if weighed and all(cosine > _ALONG for _, cosine in weighed):
         return passed(
-            "each word that was sampled is weighed by how much likelier the teacher finds it", {"words": True}
+            "each sampled word is weighed by how much likelier the teacher finds it than the student", {"words": True}
         )
     if len(weighed) >= TWICE and all(cosine < -_ALONG for _, cosine in weighed):
         return failed(
-            "a word that was sampled is made the less likely the likelier the teacher finds it: the sign is wrong",
+            "the likelier the teacher finds a sampled word, the less likely the loss makes it: the sign is wrong",
             {"cosine": weighed[0][1]},
             weighed[0][0].where,
             mend="loss = -((teacher_logp - student_logp).detach() * student_logp).mean()",

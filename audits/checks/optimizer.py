@@ -1,7 +1,7 @@
 """What is optimised: every parameter that should be, nothing that should not, once for each backward."""
 
 from kdbench.audits.checks.catalogue import Verdict, audit, failed, no_distillation, passed, some, undecided
-from kdbench.audits.checks.reading import CHECKPOINT
+from kdbench.audits.observe.custom import CHECKPOINT
 from kdbench.audits.trace import Trace
 from kdbench.audits.updates import Step
 

@@ -2,6 +2,7 @@
 
 from kdbench.audits.checks.catalogue import Verdict, undecided
 from kdbench.audits.infer.explain import Explanation
+from kdbench.audits.observe.custom import CHECKPOINT
 from kdbench.audits.places import shown
 from kdbench.audits.trace import Sight, Term, Trace
 from kdbench.audits.updates import Where
@@ -73,8 +74,6 @@ def known_distances(trace: Trace) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-CHECKPOINT = "CheckpointFunction"
-"What torch calls a checkpoint of the older kind."
 _PADDED = 1.1
 "How much wider than the classes a divergence may be and be one over them: vocabularies are padded to round numbers."
 

@@ -7,9 +7,7 @@ import torch
 from torch import Tensor
 
 _REENTRANT = "use_reentrant"
-"What torch's message names where a checkpoint of the older kind lies on the way: it runs in a whole backward alone."
-CHECKPOINT = "CheckpointFunctionBackward"
-"The graph's node of such a checkpoint."
+"What torch's message names where a checkpoint of the older kind lies on the way."
 
 
 def gradients_of(

@@ -98,6 +98,10 @@ def holds_custom(node: Any, most: int = 10_000) -> bool:
     return False
 
 
+CHECKPOINT = "CheckpointFunction"
+"What torch calls a checkpoint of the older kind (use_reentrant=True): it runs in a whole backward alone."
+
+
 def passes_custom(root: Tensor, z: Tensor, name: str | None = None) -> bool:
     """Say whether a backward from a loss to a tensor runs a function of the user's; or one of this name."""
     leads: dict[Any, bool] = {z.grad_fn: True}

@@ -86,7 +86,7 @@ def files_beside(texts: Iterable[str]) -> dict[Path, str]:
         if not equals or not file:
             raise InputError(f"--also {text}: write it as FORMAT=FILE, such as sarif=kd.sarif")
         if file == "-":
-            raise InputError(f"--also {text}: it writes files; what stdout is given is said with --format {name}")
+            raise InputError(f"--also {text}: it writes to files alone; --format {name} writes to stdout")
         if name not in FORMATS:
             raise unknown("format", name, FORMATS, "--also")
         path = Path(file)

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 from torch.nn import functional as F
 
-from kdbench.audits.infer.backwards import CHECKPOINT, gradients_of
+from kdbench.audits.infer.backwards import gradients_of
 from kdbench.audits.infer.explain.heads import Head
 from kdbench.audits.infer.explain.rows import Layout, peaks_of, spread
 from kdbench.audits.infer.labels import Label
 from kdbench.audits.observe import torch_internals
-from kdbench.audits.observe.custom import passes_custom
+from kdbench.audits.observe.custom import CHECKPOINT, passes_custom
 from kdbench.audits.observe.windows import LABEL_LOSSES, RawWindow
 
 ENTROPIES = frozenset({"cross_entropy", "nll_loss"})
@@ -64,7 +64,11 @@ def gradients_at(raw: RawWindow, head: Head, by_hand: bool = False) -> Gradients
     labels. To these more may be added, as label smoothing by hand does; then it is none of the labels' part.
     """
     root, z, scale = raw.roots[0], head.z, raw.root_scale
-    if torch_internals.hooks_of(z) or (_is_fused(raw) and passes_custom(root, z)) or passes_custom(root, z, CHECKPOINT):
+    if (
+        torch_internals.hooks_of(z)
+        or (_is_fused(raw) and passes_custom(root, z))
+        or passes_custom(root, z, f"{CHECKPOINT}Backward")
+    ):
         return None
     weighed: list[tuple[Label, Tensor, Tensor]] = []
     known = True
