@@ -46,6 +46,8 @@ class Known:
     "Mask of networks that answered the student's batch and reached no loss, and of that student."
     labelled: int = 0
     "Mask of what a label loss, or another loss of its own, was computed from since the distillation began."
+    along: int = 0
+    "Mask of teachers that had learned before, and that a backward without labels trains along."
     moved: Any = field(default_factory=WeakTensorKeyDictionary)
     "Parameters that an optimizer stepped since the distillation began."
     started: bool = False
@@ -63,7 +65,8 @@ class Known:
     def restart(self) -> None:
         """Forget who played which part."""
         self.students, self.teachers, self.projectors = [], [], []
-        self.labelled, self.moved, self.started, self.strength = 0, WeakTensorKeyDictionary(), False, 0
+        self.labelled, self.along, self.moved = 0, 0, WeakTensorKeyDictionary()
+        self.started, self.strength = False, 0
 
     @property
     def student_mask(self) -> int:

@@ -69,7 +69,8 @@ class Parameters(Observer):
             self._behind |= self._cut_from(raw) & cast.student_mask
             self._reached |= raw.root.params
             self._within.update(_within(raw))
-            mine = [c for c in raw.calls if raw.root.calls >> c.index & 1]  # a validation may have called more
+            # A validation may have called more, and a product with a head's weights is no call of the head.
+            mine = [c for c in raw.calls if raw.root.calls >> c.index & 1 and not c.by_hand]
             self._called.update((id(c.module), (c.module, c.has_children)) for c in mine)
         student = cast.student_mask
         sight.student_frozen = bool(student) and not self._taint.moved_by(raw.leaves) & student

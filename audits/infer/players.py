@@ -181,6 +181,7 @@ class Players(Observer):
         if cast.moving_base is not None and self._trace.teacher.moving_base is None:
             module, mask = cast.moving_base
             self._trace.teacher.moving_base = names.group(Group(mask, module)), names.params(mask)
+        known.along |= cast.along & cast.teacher_mask
         sight.student = names.groups(cast.students)
         sight.teacher = names.groups([*cast.teachers, *cast.idle])
         sight.cached = cast.cached
@@ -192,7 +193,10 @@ class Players(Observer):
         known, names = self._known, self._names
         teacher = known.teacher_mask
         several = len({g.mask for g in known.students}) > 1
-        self._trace.peers = bool(teacher & known.labelled) or (several and bool(teacher & known.student_mask))
+        # A loss of its own makes no peer of a teacher that the student's loss moves too, if no label moves the student.
+        along = teacher & known.along and not known.labelled & known.student_mask
+        both = bool(teacher & known.labelled) or (several and bool(teacher & known.student_mask))
+        self._trace.peers = both and not along
         self._trace.roles = {
             "student": sorted({names.group(g) for g in known.students}),
             "teacher": sorted({names.group(g) for g in known.teachers}),

@@ -82,6 +82,8 @@ class Cast:
     "A network that answers without a gradient, and those of its parameters that are the student's and trained."
     moving_base: tuple[nn.Module, int] | None = None
     "A network that teaches with its adapters off, and those of its parameters below them that are trained."
+    along: int = 0
+    "Parameters of networks that had learned before, and that a backward without labels draws towards a new one."
 
     @property
     def is_distillation(self) -> bool:
@@ -155,11 +157,10 @@ def cast(
     peer = params_of(declared.teacher) if declared.teacher is not None else 0
     if declared.student is not None and peer & trained and not params_of(declared.student) & trained:
         return result  # the backward of a peer's own loss
-    along = 0
     if not result.labels and declared.student is None and declared.teacher is None:
-        along = trained_along(raw, reached, fed_data, params_of, trained, learned)
-    own_way = trained & ~along
-    masks = _student_masks(raw, reached, fed_data, params_of, own_way, declared, result.labels, trainee & ~along)
+        result.along = trained_along(raw, reached, fed_data, params_of, trained, learned)
+    own_way, due = trained & ~result.along, trainee & ~result.along
+    masks = _student_masks(raw, reached, fed_data, params_of, own_way, declared, result.labels, due)
     network = None
     if not result.labels and declared.student is None and declared.teacher is None and len(masks) == 1:
         mine = [c for c in reached if c.index in fed_data and params_of(c.module) & masks[0] & trained]

@@ -44,6 +44,7 @@ def call_of(
     """Return the call that the head would have been."""
     parent = None if around is None else around.index
     call = ModuleCall(_holder(weight), index, parent, fed, True, torch.is_grad_enabled(), [hidden])
+    call.by_hand = True
     call.shape, call.outputs = tuple(out.shape), torch.utils.weak.TensorWeakRef(out)
     call.version = call.large_version = 0 if out.is_inference() else torch_internals.version_of(out)
     if out.ndim in (2, 3) and out.numel() <= SMALL:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from kdbench.audits.observe.flow import is_a_label, meet_numbers
 from kdbench.audits.observe.taint import Made, Taint
-from kdbench.audits.observe.windows import DISTANCES, LABEL_LOSSES, LOOKUPS, SMALL, SOFTMAXES
+from kdbench.audits.observe.windows import DISTANCES, LABEL_LOSSES, LOOKUPS, SMALL, SOFTMAXES, RawWindow
 
 SCALES = frozenset({"mul", "__mul__", "__rmul__", "div", "__truediv__", "true_divide", "multiply", "__imul__", "mul_"})
 "Functions by which a term of a loss gets its weight."
@@ -59,6 +59,26 @@ def matters(
         return True
     # Two answers meet that each hold parameters which the other does not; scalars are only summed.
     return bool(first & ~second) and bool(second & ~first) and max(given[0].ndim, given[1].ndim) > 0
+
+
+def note_lookup(raw: RawWindow, name: str, args: tuple[Any, ...], given: list[Tensor], made: Made, out: Tensor) -> None:
+    """Note in the window several classes a row that were looked up in an answer, and classes in another order."""
+    if name in ("gather", "take_along_dim"):
+        if len(given) > 1 and given[1].shape[-1:] > (1,):
+            raw.picks.append((given[0], given[1], out))
+    elif _takes_columns(name, args, given[0], out):
+        raw.columns.append((made, out.detach()))
+
+
+def _takes_columns(name: str, args: tuple[Any, ...], source: Tensor, out: Tensor) -> bool:
+    """Say whether a lookup takes the same places of the last dimension in every row, by their numbers."""
+    if out.ndim != source.ndim or out.ndim < 2 or out.shape[:-1] != source.shape[:-1] or not 1 < out.numel() <= SMALL:
+        return False
+    if name == "index_select":
+        return out.is_floating_point() and len(args) > 1 and args[1] in (-1, source.ndim - 1)
+    index = args[1] if len(args) > 1 else None
+    last = index[-1] if isinstance(index, tuple) and len(index) > 1 else None
+    return out.is_floating_point() and isinstance(last, Tensor | list)
 
 
 def factor_of(name: str, args: tuple[Any, ...], taint: Taint) -> float | None:

@@ -23,10 +23,10 @@ from kdbench.audits.observe.flow import (
     two_meet,
 )
 from kdbench.audits.observe.lineage import Lineage
-from kdbench.audits.observe.noted import LEAVES, POOLS, SCALES, factor_of, matters, passed_over, pool_of
+from kdbench.audits.observe.noted import LEAVES, POOLS, SCALES, factor_of, matters, note_lookup, passed_over, pool_of
 from kdbench.audits.observe.outline import kept
 from kdbench.audits.observe.readable import is_readable
-from kdbench.audits.observe.taint import NOTHING, Made, Mode, Taint, is_getter_to_skip, pop_if_on_top, push, tensors_in
+from kdbench.audits.observe.taint import NOTHING, Made, Mode, Taint, gets_no_numbers, pop_if_on_top, push, tensors_in
 from kdbench.audits.observe.windows import (
     COMPARISONS,
     LOOKUPS,
@@ -184,7 +184,7 @@ class Recorder:
             return
         try:
             name = getattr(func, "__name__", "")
-            if name not in SHAPE_ONLY and not (name == "__get__" and is_getter_to_skip(func)):
+            if name not in SHAPE_ONLY and not (name == "__get__" and gets_no_numbers(func, out)):
                 self._function(name, args, kwargs, out)
         except Exception as error:
             self._on_error(error)
@@ -195,7 +195,7 @@ class Recorder:
         given = [*tensors_in(args, 2), *tensors_in(list(kwargs.values()), 2)] if args or kwargs else []
         if given and self._on_read is not None and name != "__get__":
             self._on_read(name, given)
-        outs = [given[0]] if name == "__setitem__" else list(tensors_in(out, 2))
+        outs = [given[0]] if name == "__setitem__" else tensors_in(out, 2)
         if given and name in LEAVES:
             self.raw.left |= self.taint.of(given[:1], ids=True).params
         if not outs or not given:
@@ -242,8 +242,8 @@ class Recorder:
             self.raw.scales.append((Made(params, calls, taint.base), factor))
         if name in POOLS and self._stack:
             self._note_pool(args, kwargs, given[0], outs[0])
-        if name in ("gather", "take_along_dim") and len(given) > 1 and mades[0].params and given[1].shape[-1:] > (1,):
-            self.raw.picks.append((given[0], given[1], outs[0]))
+        if name in LOOKUPS and mades[0].params:
+            note_lookup(self.raw, name, args, given, mades[0], outs[0])
         if name in COMPARISONS and len(given) == 1 and params and given[0].is_floating_point():
             number = next((a for a in (*args, *kwargs.values()) if isinstance(a, int | float)), None)
             if number is not None and given[0].ndim > 1 and is_readable(given[0]):
@@ -303,7 +303,7 @@ class Recorder:
                 parent.has_children = True
             if parent is None and torch.distributed.is_available() and torch.distributed.is_initialized():
                 self.taint.note_sharded(module)
-            given = list(tensors_in(args, 2))
+            given = tensors_in(args, 2)
             call = ModuleCall(
                 module,
                 self._number(),
@@ -349,7 +349,7 @@ class Recorder:
     def _answered(self, call: ModuleCall, out: Any, dark: bool) -> None:
         """Note what a module answered and what that is made of; `dark` says that the mode was off meanwhile."""
         taint = self.taint
-        outs = list(tensors_in(out))
+        outs = tensors_in(out)
         made = taint.of(outs)
         if dark or not made.params:  # compiled code, threads, custom functions: seen from outside only
             own = taint.mask(call.module.parameters())
@@ -431,7 +431,7 @@ class Recorder:
         if self._in_backward > 1 or not self._at_home() or not self.armed:
             return
         raw = self.raw
-        raw.roots = list(tensors_in(roots, 2))
+        raw.roots = tensors_in(roots, 2)
         raw.root = self.taint.of(raw.roots)
         raw.leaves = leaves_of((t.grad_fn for t in raw.roots), edges=self._passing.edges)
         raw.where = hooks.call_site()

@@ -33,24 +33,42 @@ NOTHING = Made()
 _GETTERS_TO_SKIP = frozenset(map(id, torch_internals.GRAD_GETTERS))
 
 
-def tensors_in(value: Any, depth: int = 3) -> Iterable[Tensor]:
-    """Yield the tensors in a nest of sequences, mappings and plain objects, e.g. what a network returned."""
+_BARE = frozenset(
+    {str, bytes, int, float, bool, complex, slice, type(None), type(...), torch.Size, torch.dtype, torch.device}
+)
+"Types of which nothing is a tensor: most arguments have one of them."
+
+
+def tensors_in(value: Any, depth: int = 3) -> list[Tensor]:
+    """Return the tensors in a nest of sequences, mappings and plain objects, e.g. what a network returned."""
+    found: list[Tensor] = []
+    _collect(value, depth, found)
+    return found
+
+
+def _collect(value: Any, depth: int, found: list[Tensor]) -> None:
     if isinstance(value, Tensor):
-        yield value
-    elif depth == 0 or isinstance(value, str | bytes | int | float | nn.Module | None):
+        found.append(value)
+    elif depth == 0 or type(value) in _BARE or isinstance(value, str | bytes | int | float | nn.Module):
         return
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from tensors_in(part, depth - 1)
     elif isinstance(value, list | tuple | set | frozenset):
         for part in value:
-            yield from tensors_in(part, depth - 1)
+            if type(part) not in _BARE:
+                _collect(part, depth - 1, found)
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            _collect(part, depth - 1, found)
     elif is_dataclass(value) and not isinstance(value, type):
         for f in fields(value):
-            yield from tensors_in(getattr(value, f.name, None), depth - 1)
+            _collect(getattr(value, f.name, None), depth - 1, found)
     elif type(value).__module__ not in ("builtins", "numpy") and len(inside := getattr(value, "__dict__", {})) < 20:
         for part in inside.values():
-            yield from tensors_in(part, depth - 1)
+            _collect(part, depth - 1, found)
+
+
+def is_parameter(value: Tensor) -> bool:
+    """Say whether a tensor is a parameter; of a plain one, its type says so at once."""
+    return type(value) is not Tensor and isinstance(value, nn.Parameter)
 
 
 class Taint:
@@ -134,7 +152,7 @@ class Taint:
         """
         params = calls = 0
         for tensor in (value,) if isinstance(value, Tensor) else tensors_in(value):
-            if isinstance(tensor, nn.Parameter):
+            if is_parameter(tensor):
                 params |= self.bit(tensor)
                 continue
             if not ids and not (tensor.is_floating_point() or tensor.is_complex()):
@@ -148,7 +166,7 @@ class Taint:
     def add(self, value: Any, made: Made) -> None:
         """Say that the tensors in `value` are made of this too."""
         for tensor in (value,) if isinstance(value, Tensor) else tensors_in(value):
-            if isinstance(tensor, nn.Parameter):
+            if is_parameter(tensor):
                 continue
             old = self._made.get(tensor, NOTHING)
             calls = made.calls | old.calls >> (made.base - old.base)
@@ -157,7 +175,7 @@ class Taint:
     def put(self, value: Any, made: Made) -> None:
         """Say that the tensors in `value` are made of exactly this."""
         for tensor in (value,) if isinstance(value, Tensor) else tensors_in(value):
-            if not isinstance(tensor, nn.Parameter):
+            if not is_parameter(tensor):
                 self._made[tensor] = made
 
 
@@ -178,9 +196,9 @@ class Mode(TorchFunctionMode):
         return out
 
 
-def is_getter_to_skip(func: Any) -> bool:
-    """Say whether the call reads a gradient, which is no part of what reaches a loss."""
-    return id(getattr(func, "__self__", None)) in _GETTERS_TO_SKIP
+def gets_no_numbers(func: Any, out: Any) -> bool:
+    """Say whether an attribute's value is no tensor, or a gradient, which is no part of what reaches a loss."""
+    return not isinstance(out, Tensor) or id(getattr(func, "__self__", None)) in _GETTERS_TO_SKIP
 
 
 def push(mode: Mode) -> None:

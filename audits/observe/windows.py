@@ -90,6 +90,8 @@ class ModuleCall:
     version: int = 0
     "Of the first output as it was returned: a write in place raises it."
     has_children: bool = False
+    by_hand: bool = False
+    "Whether a product with the weights of this module stands for a call of it."
     within: str = ""
     "The function with a backward of its own in whose forward it was called."
 
@@ -168,6 +170,8 @@ class RawWindow:
     "Numbers that scalars were multiplied with, and what those scalars were made of."
     picks: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
     "Of answers (..., C) from which several classes a row were looked up: the answer, the classes (..., K), the result."
+    columns: list[tuple[Made, Tensor]] = field(default_factory=list)
+    "Answers of which classes were chosen or put in another order: what made them, and the result."
     compared: list[Compared] = field(default_factory=list)
     left: int = 0
     "Parameters of answers of which something was made that is not followed: a choice, a look-up, a number of Python's."
@@ -195,7 +199,7 @@ class RawWindow:
             call.release()
         for function in self.functions:
             function.release()
-        self.one_hot, self.picks = [], []
+        self.one_hot, self.picks, self.columns = [], [], []
 
 
 def leaves_of(

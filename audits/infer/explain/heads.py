@@ -96,6 +96,9 @@ def teacher_answers(raw: RawWindow, cast: Cast, student: int) -> list[Answer]:
         value = None if (said := call.output) is None else said[1]
         if value is not None and value.shape[-1] > 1 and not any(_are_one(value, a.values) for a in found):
             found.append(Answer("logits", value))
+    for made, value in raw.columns:  # classes that the teacher numbers in its own way
+        if made.params & cast.teacher_mask and not made.params & student:
+            found.append(Answer("logits", value))
     for f in raw.functions:
         if _reaches(raw, f.index):
             found += _answers_to(f, student, cast.cached)
