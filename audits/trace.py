@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
+from kdbench.audits.hits import Hits
 from kdbench.audits.lost import Asked, Blank, Collapsed, Unheard
 from kdbench.audits.updates import Updates, Where
 
@@ -48,16 +49,6 @@ class Provenance:
     "Names of the checkpoint's tensors that the teacher has no place for."
     aliases: list[str]
     "Names of the declared tensors that are the teacher's own, in one memory: they prove nothing."
-
-
-@dataclass
-class Hits:
-    """The teacher's answers against the labels, counted on the device."""
-
-    right: Tensor
-    by_class: Tensor
-    said: Tensor | None = None
-    "How often each class was the teacher's answer."
 
 
 @dataclass(frozen=True)
@@ -397,6 +388,8 @@ class Teacher:
     moving_base: tuple[str, list[str]] | None = None
     "A network that teaches with its adapters off, and those of its parameters below them that are trained."
     hits: Hits | None = None
+    by_place: Hits | None = None
+    "The same over the places of sequences, each with a label of its own; none of them is a word."
     labels_shown: bool = False
     student_width: int | None = None
     "Columns of the student's logits, beside which the teacher's classes are held."

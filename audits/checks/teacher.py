@@ -5,8 +5,9 @@ from itertools import takewhile
 
 from kdbench.audits.checks.catalogue import Verdict, audit, failed, no_distillation, passed, some, undecided
 from kdbench.audits.finding import Severity
-from kdbench.audits.trace import Hits, Loaded, Trace
-from kdbench.audits.updates import Step
+from kdbench.audits.hits import Hits, Renumbered, renumbered
+from kdbench.audits.trace import Loaded, Trace
+from kdbench.audits.updates import Step, Where
 
 DOUBT = 1e-3
 "Probability under which the observed number of right answers is taken to contradict a rate."
@@ -263,7 +264,8 @@ def teacher_above_chance(trace: Trace) -> Verdict:
 
     With c the share of the commonest label seen and the threshold c + min(c, (1 - c) / 10): fails when the observed
     accuracy would have a probability below 0.001 at the threshold of the least c that the labels allow, passes when it
-    is as surely above.
+    is as surely above. Fails too where it numbers its classes otherwise than the labels do: most of what is labelled
+    one class has another's number with it, and no number stands for two.
     """
     if trace.declared.teacher is None and not trace.script:
         return undecided("no-teacher-seen", "no teacher was declared", "teacher=")
@@ -271,6 +273,9 @@ def teacher_above_chance(trace: Trace) -> Verdict:
         return no_distillation(trace)
     if trace.peers or (trace.teacher.change is not None and trace.teacher.change.follows):
         return undecided("out-of-scope", "the teacher is trained along, or follows the student")
+    for hits in (trace.teacher.hits, trace.teacher.by_place):
+        if hits is not None and (found := renumbered(hits.crossed)) is not None and _is_surely(found):
+            return _numbered_otherwise(trace, found)
     if not trace.teacher.labels_shown:
         if trace.script:
             return undecided("form-not-recognised", "no labels to go with the teacher's logits were seen")
@@ -305,7 +310,7 @@ def teacher_above_chance(trace: Trace) -> Verdict:
         return failed(
             f"the teacher is right on {right / n:.1%} of {n} labels, and the commonest label alone on {chance:.1%}",
             observed,
-            next((s.teacher_where for s in trace.losses.sights if s.teacher_where), trace.declared.at),
+            _asked_where(trace),
         )
     if at_least(right, n, threshold) < DOUBT:
         return passed(f"the teacher is right on {right / n:.1%} of {n} labels, chance {chance:.1%}", observed)
@@ -316,6 +321,27 @@ def teacher_above_chance(trace: Trace) -> Verdict:
         "steps" if trace.script else "burn_in= (more steps)",
         observed,
     )
+
+
+def _is_surely(found: Renumbered) -> bool:
+    """Say whether the teacher's own numbers are right so much more often that chance does not explain it."""
+    return at_least(found.right, found.right + found.wrong, 0.5) < DOUBT
+
+
+def _numbered_otherwise(trace: Trace, found: Renumbered) -> Verdict:
+    pairs = [f"{label} is {name}" for label, name in found.names.items()]
+    return failed(
+        f"the teacher numbers {len(pairs)} classes otherwise than the labels: {some(pairs, 4)}; by its own numbers it "
+        f"is right on {found.right / found.n:.1%} of their {found.n} labels, by theirs on {found.wrong / found.n:.1%}",
+        {"renumbered": {str(label): name for label, name in found.names.items()}, "labels": found.n},
+        _asked_where(trace),
+        mend="put the teacher's classes in the student's order before they meet: teacher_logits[:, order], where order "
+        "has the teacher's number of each of the student's classes",
+    )
+
+
+def _asked_where(trace: Trace) -> Where | None:
+    return next((s.teacher_where for s in trace.losses.sights if s.teacher_where), trace.declared.at)
 
 
 def _names_other_classes(hits: Hits) -> bool:

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdbench.audits.hits import Hits
 from kdbench.audits.infer.observer import Observer
 from kdbench.audits.infer.stems import FIRST, spatial_call
 from kdbench.audits.observe import hooks
-from kdbench.audits.trace import Hits, Trace
+from kdbench.audits.trace import Trace
 
 
 class Answers(Observer):
@@ -52,17 +53,8 @@ class Answers(Observer):
         if logits is None or labels.ndim != 1 or len(labels) != len(logits):
             return
         with torch.inference_mode(False), torch.no_grad():
-            logits = logits.clone()
-            labels = labels.to(logits.device).long()
-            counts = (labels >= 0) & (labels < logits.shape[1])  # an index to ignore is no label
-            right = ((logits.argmax(1) == labels) & counts).sum()
-            by_class = torch.zeros(logits.shape[1], dtype=torch.long, device=logits.device)
-            by_class.index_add_(0, labels.clamp(0, logits.shape[1] - 1), counts.long())
-            said = torch.bincount(logits.argmax(1)[counts], minlength=logits.shape[1])
-            if teacher.hits is not None:
-                right, by_class = right + teacher.hits.right, by_class + teacher.hits.by_class
-                said = said if teacher.hits.said is None else said + teacher.hits.said
-            teacher.hits = Hits(right, by_class, said)
+            hits = Hits.of(logits.clone(), labels)
+            teacher.hits = hits if teacher.hits is None else teacher.hits + hits
 
     def forget(self) -> None:
         """Forget the last answer: labels shown after a step are another batch's, or come too late."""

@@ -5,14 +5,16 @@ from functools import partial
 import torch
 from torch import nn
 
+from kdbench.audits.hits import Hits
 from kdbench.audits.infer.explain import Explanation, Try, explain
 from kdbench.audits.infer.explain.fused import listen
 from kdbench.audits.infer.observer import EXPLAINED, Observer
 from kdbench.audits.infer.own_scale import own_scale, rescale, skipped
 from kdbench.audits.infer.roles import Cast
+from kdbench.audits.infer.words import are_words
 from kdbench.audits.observe.freed import give_back
 from kdbench.audits.observe.windows import SMALL, RawWindow
-from kdbench.audits.trace import Hits, Sight, Trace
+from kdbench.audits.trace import Sight, Trace
 
 _AGAIN = 5
 "Windows from one look at a term without a gradient to the next."
@@ -60,8 +62,10 @@ class Gradients(Observer):
                     e.skipped = skipped(e, scale, raw.calls)
                     rescale(e, *scale)
             listen(raw, cast, self._hints, partial(self._heard, sight, scale), self._break)
+        shown = [t for g in cast.students for c in g.calls for t in c.given if are_words(t)]
         for e in sight.explanations:
-            self._count_hits(e)
+            # Words that go in are what comes out, unless there are more of them.
+            self._count_hits(e, all(int(t.max()) >= e.classes for t in shown))
 
     def _learn(self, e: Explanation) -> None:
         """Remember a form that explained a window."""
@@ -101,20 +105,18 @@ class Gradients(Observer):
         counted = 0 if hits is None else int(hits.by_class.sum())
         return read and 0 < counted < _LABELS
 
-    def _count_hits(self, e: Explanation) -> None:
+    def _count_hits(self, e: Explanation, names_no_words: bool) -> None:
         """Hold the teacher's answers against the labels of the label loss."""
-        if not self._trace.script or e.teacher_logits is None or e.labels is None or e.sequence:
+        if not self._trace.script or e.teacher_logits is None or e.labels is None:
             return
-        labels, logits = e.labels.reshape(-1).cpu(), e.teacher_logits
+        labels, logits, teacher = e.labels.reshape(-1).cpu(), e.teacher_logits, self._trace.teacher
         if e.form == "permuted" or len(labels) != len(logits) or labels.dtype.is_floating_point:
             return
-        counts = (labels >= 0) & (labels < logits.shape[1])
-        right = ((logits.argmax(1) == labels) & counts).sum()
-        by_class = torch.bincount(labels[counts].long(), minlength=logits.shape[1])
-        said = torch.bincount(logits.argmax(1)[counts], minlength=logits.shape[1])
-        old = self._trace.teacher.hits
-        if old is not None and len(old.by_class) == len(by_class):
-            right, by_class = right + old.right, by_class + old.by_class
-            said = said if old.said is None else said + old.said
-        self._trace.teacher.hits = Hits(right, by_class, said)
-        self._trace.teacher.labels_shown = True
+        hits = Hits.of(logits, labels)
+        old = teacher.by_place if e.sequence else teacher.hits
+        if old is not None and len(old.by_class) == logits.shape[1]:
+            hits = old + hits
+        if not e.sequence:
+            teacher.hits, teacher.labels_shown = hits, True
+        elif names_no_words:
+            teacher.by_place = hits
