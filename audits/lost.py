@@ -1,6 +1,7 @@
-"""Answers that teach nothing: in no loss, of no class, one for all samples, asked for in vain."""
+"""Answers that teach nothing: in no loss, of no class, one for all samples, asked for in vain, or taken for several."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from kdbench.audits.updates import Where
 
@@ -45,4 +46,21 @@ class Collapsed:
     "The class that they name, in the last of them."
     rows: int
     "Rows of that one."
+    where: Where | None
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """Two answers of a teacher's to one input that are taken for several."""
+
+    how: Literal["difference", "mixture"]
+    where: Where | None
+
+
+@dataclass(frozen=True)
+class Remade:
+    """A number that is made into a tensor of its own and added to a loss."""
+
+    windows: int
+    "How often."
     where: Where | None

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch import nn
 
 from kdbench.audits.hits import Hits
-from kdbench.audits.lost import Asked, Blank, Collapsed, Unheard
+from kdbench.audits.lost import Asked, Blank, Collapsed, Remade, Repeated, Unheard
 from kdbench.audits.updates import Updates, Where
 
 _UPDATES = 3
@@ -222,6 +222,8 @@ class Sight:
     "Whether the student has modules that answer otherwise in training mode."
     student_frozen: bool = False
     inputs: Inputs | None = None
+    repeated: Repeated | None = None
+    "Answers of the teacher to one input that were taken for several."
     uncrossed: int = 0
     "Views of the batch that both are shown, where no label teaches and answers meet within each view alone."
     reindexed: bool = False
@@ -364,6 +366,7 @@ class Losses:
     "Names of torch's losses that reached a backward."
     missed_hooks: list[MissedHook] = field(default_factory=list)
     unheard: list[Unheard] = field(default_factory=list)
+    remade: Remade | None = None
     blanks: list[Blank] = field(default_factory=list)
     collapsed: Collapsed | None = None
     asked: Asked | None = None

@@ -123,6 +123,8 @@ class Updates:
     "Parameters in an optimizer of the distillation that no living module holds."
     frozen: list[str] = field(default_factory=list)
     "Parameters of the student that its optimizer holds and that are set to get no gradient."
+    unheard_heads: list[str] = field(default_factory=list)
+    "Optimised layers without a gradient that answer beside a head that has one, with an answer of the same shape."
     passed_by: list[str] = field(default_factory=list)
     "Parameters in it without a gradient whose module is never called, while its other parameters are in the loss."
     cut_off: list[str] = field(default_factory=list)

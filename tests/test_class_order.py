@@ -1,4 +1,4 @@
-"""Classes that a teacher numbers in its own way: told where nothing puts them in order, and followed where it is done."""
+"""Classes that a teacher numbers in its own way: told where nothing puts them in order, followed where it is done."""
 
 import pytest
 import torch

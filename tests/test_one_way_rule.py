@@ -16,7 +16,8 @@ FORBIDDEN = {
 FLOORS = {
     "kd": ("models", "methods", ""),
     "audits": (
-        "finding", "places", "updates", "lost", "hits", "trace", "observe", "infer", "checks", "laws", "report", "watch", "",
+        "finding", "places", "updates", "lost", "hits", "trace", "observe", "infer", "checks", "laws", "report",
+        "watch", "",
     ),
     "harness": (
         "options", "declarations", "records", "loading", "injection", "faults", "plan", "run", "analysis", "publish",

@@ -8,6 +8,8 @@ _CAPPED = 0.5
 "Part of a cap from which it changes a logit by a twelfth or more."
 _PADDING = 0.01
 "Part of the probability from which a class that is named several times is no rounding."
+_TOLD, _BLANK = 2, 3
+"Backwards that must show a target with classes, or stored answers without, or a term made anew; and blank ones after."
 _COLLAPSED = 3
 "Backwards in which one target must stand for all samples: a centre may lag behind at first."
 
@@ -59,3 +61,41 @@ def unscaled(trace: Trace) -> Verdict | None:
             mend="take the logits that the model returns, or do to the head's what its forward does",
         )
     return None
+
+
+def emptied(trace: Trace) -> Verdict | None:
+    """Judge targets that tell no class from another: a store that ended, or that was never filled for some samples."""
+    for blank in trace.losses.blanks:
+        if blank.told >= _TOLD and blank.windows >= _BLANK:
+            return failed(
+                f"the target of the distillation term is one number for every class in the last {blank.windows} "
+                f"backwards, after {blank.told} in which it told them apart: no answer of the teacher is in it",
+                {"told": blank.told, "windows": blank.windows},
+                blank.where,
+            )
+    lost = [(s, s.blank_rows) for s in trace.losses.sights if s.blank_rows is not None]
+    if len(lost) < _TOLD:
+        return None
+    sight, (empty, rows) = lost[0]
+    return failed(
+        f"{empty} of {rows} stored answers are one number for every class, and the teacher said otherwise of these "
+        "samples: they were not stored",
+        {"blank": empty, "rows": rows},
+        term_place(trace, sight),
+    )
+
+
+def made_anew(trace: Trace) -> Verdict | None:
+    """Judge a term that is no more than a number when it is added: torch.tensor(value, requires_grad=True)."""
+    remade = trace.losses.remade
+    if remade is None or remade.windows < _TOLD:
+        return None
+    return failed(
+        f"a term of the loss is a number that was made into a new tensor before each of {remade.windows} backwards: no "
+        "gradient goes from it to a network",
+        {"windows": remade.windows},
+        remade.where,
+        mend="return the term as it was computed, with its graph: no .item(), float(), .data, torch.tensor(...) or "
+        "Variable(...) around it",
+        explains=False,
+    )

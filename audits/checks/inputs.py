@@ -5,6 +5,7 @@ from kdbench.audits.checks.reading import DIRECT, term_place
 from kdbench.audits.checks.words import copies_its_input, cut_wrongly, foretell
 from kdbench.audits.finding import Severity
 from kdbench.audits.infer.explain import Explanation
+from kdbench.audits.lost import Repeated
 from kdbench.audits.trace import Sight, Trace
 
 _STALE = 0.1
@@ -78,6 +79,23 @@ def _one_block_early(sight: Sight) -> Verdict | None:
     )
 
 
+def _asked_again(again: Repeated) -> Verdict:
+    if again.how == "difference":
+        return failed(
+            "the teacher is asked twice with the same input, and one answer is taken from the other: nothing is left",
+            {"relation": "repeated", "how": again.how},
+            again.where,
+            "error",
+            mend="give the second call the input that it is meant to have, such as no condition",
+        )
+    return failed(
+        "one teacher is asked several times with the same input, and its answers are mixed as if they were several",
+        {"relation": "repeated", "how": again.how},
+        again.where,
+        mend="ask each teacher: a lambda made in a loop calls what the loop's variable names last (net=net binds it)",
+    )
+
+
 _SEVERAL = 2
 "Pairs of blocks that show how they are paired."
 _ITS_OWN = ("untrained", "vocabulary")
@@ -123,6 +141,8 @@ def same_input(trace: Trace) -> Verdict:
     seen = [s for s in seen if s.inputs is not None and s.inputs.traced] or seen
     if not seen or _are_stored(trace.losses.sights):
         return undecided("no-teacher-seen", "no live teacher answered beside the student: nothing to compare")
+    if (again := next((s.repeated for s in seen if s.repeated is not None), None)) is not None:
+        return _asked_again(again)
     follows = trace.teacher.change is not None and trace.teacher.change.follows
     if follows and all(s.uncrossed for s in seen):
         return failed(

@@ -1,6 +1,6 @@
 """What the distillation term is, as its gradient tells: whom it reaches, its form, its temperature."""
 
-from kdbench.audits.checks.answers import collapsed, padded_answers, unscaled
+from kdbench.audits.checks.answers import collapsed, emptied, made_anew, padded_answers, unscaled
 from kdbench.audits.checks.catalogue import Verdict, audit, failed, no_distillation, passed, some, undecided
 from kdbench.audits.checks.forms import RIGHT, WRONG
 from kdbench.audits.checks.operands import TWICE, features, operands, stands_still
@@ -22,8 +22,6 @@ from kdbench.audits.updates import Where
 _IDLE_SCRIPT, _IDLE_DECLARED, _LOST_DECLARED = 5, 3, 2
 """Backwards in which a network answers and is not heard until that is said. Declared, the teacher is known for one;
 without that, and at the beginning, it takes longer to be sure."""
-_TOLD = 2
-"Backwards that must show a target with classes, or stored answers without."
 _NO_SHARE, _GROWTH = 1e-5, 2.0
 """Share of the labels' gradient below which a term does nothing, and by how much it grows where a schedule or a student
 that leaves its teacher's place is about to make it something."""
@@ -57,12 +55,13 @@ def term_provenance(trace: Trace) -> Verdict:
     when the target holds one number for every class where it told them apart before, or the teacher did,
     when a feature term leaves its projector or the student without a gradient, when no module has the name by which
     one is looked for to be hooked, when the student as a whole is frozen, or when the term's gradient is there and
-    less than 1e-5 of the labels', and stays so. Warns of a kl_div between the two, or with stored answers, that is
+    less than 1e-5 of the labels', and stays so; and when a number is made into a new tensor and added to the loss,
+    backward after backward. Warns of a kl_div between the two, or with stored answers, that is
     computed with its graph and is in no loss, and of a network that is asked before each step and of whose answers
     nothing is made.
     """
     losses = trace.losses
-    if (verdict := _heard(trace)) is not None:
+    if (verdict := made_anew(trace) or _heard(trace)) is not None:
         return verdict
     sight = losses.sights[0]
     if all(s.student_frozen for s in losses.sights):
@@ -71,7 +70,7 @@ def term_provenance(trace: Trace) -> Verdict:
     terms = [t for s in losses.sights for t in s.terms]
     if (verdict := _against_itself(trace) or _cut(terms, acts, sight.where) or _unhooked(trace)) is not None:
         return verdict
-    if (verdict := _emptied(trace)) is not None:
+    if (verdict := emptied(trace)) is not None:
         return verdict
     if (verdict := stands_still(trace)) is not None:
         return verdict
@@ -107,28 +106,6 @@ def _left_out(trace: Trace) -> Verdict | None:
                 explains=False,
             )
     return None
-
-
-def _emptied(trace: Trace) -> Verdict | None:
-    """Judge targets that tell no class from another: a store that ended, or that was never filled for some samples."""
-    for blank in trace.losses.blanks:
-        if blank.told >= _TOLD and blank.windows >= _IDLE_DECLARED:
-            return failed(
-                f"the target of the distillation term is one number for every class in the last {blank.windows} "
-                f"backwards, after {blank.told} in which it told them apart: no answer of the teacher is in it",
-                {"told": blank.told, "windows": blank.windows},
-                blank.where,
-            )
-    lost = [(s, s.blank_rows) for s in trace.losses.sights if s.blank_rows is not None]
-    if len(lost) < _TOLD:
-        return None
-    sight, (empty, rows) = lost[0]
-    return failed(
-        f"{empty} of {rows} stored answers are one number for every class, and the teacher said otherwise of these "
-        "samples: they were not stored",
-        {"blank": empty, "rows": rows},
-        term_place(trace, sight),
-    )
 
 
 def _silent(trace: Trace, terms: list[Term]) -> Verdict:

@@ -205,7 +205,8 @@ def gradients_used(trace: Trace) -> Verdict:
     loss ends at an answer that was cut off, as in pieces, and that answer's gradient is never handed on; when a weight
     is used past its module, whose other parameters are optimised and get nothing; and when layers of the student that
     are optimised answer within a function whose backward hands them nothing, as a checkpoint with use_reentrant=True
-    around layers whose input requires no gradient.
+    around layers whose input requires no gradient. Warns of a head that answers beside another one of its kind in each
+    step, is optimised, and is in no loss.
     """
     if (verdict := _never_stepped(trace)) is not None:
         return verdict
@@ -224,6 +225,15 @@ def gradients_used(trace: Trace) -> Verdict:
             {"parameters": past[:20]},
             _first_where(trace),
             mend="call the module, which adds what its wrapper trains",
+        )
+    if heads := trace.updates.unheard_heads:
+        return failed(
+            f"{some(heads, 3)} answers beside a head of its kind in each step, and no loss hears it: its parameters, "
+            "which the optimizer holds, get no gradient",
+            {"layers": heads},
+            _first_where(trace),
+            "warn",  # it may be meant for later
+            mend="hold each term against the head that it is meant for, or leave this one out of what is scored",
         )
     if hidden := trace.updates.hidden:
         return _hidden(trace, hidden)

@@ -48,7 +48,7 @@ class Inference:
         names = Names(trace, taint, known)
         self.stored = stored = Stored(trace, taint)
         self.players = Players(trace, taint, known, names, declared, stored)
-        self.players.learned = loads.learned
+        self.players.learned, self.players.learns = loads.learned, loads.learns
         self.modes = Modes(trace)
         self.features = Features(trace, taint, self.known, names)
         self._divergences = Divergences(trace)
@@ -89,6 +89,7 @@ class Inference:
         if raw.unheard:
             self._teacher.begins(raw)
             return
+        self._divergences.closed(raw)
         before = self.known.restarts
         cast = self.players.cast(raw)
         if cast is None:

@@ -15,7 +15,7 @@ from kdbench.audits.observe import torch_internals
 from kdbench.audits.observe.living import live_parameters, living
 from kdbench.audits.observe.readable import copy_of, is_still, numbers
 from kdbench.audits.observe.taint import Taint
-from kdbench.audits.observe.windows import RawWindow
+from kdbench.audits.observe.windows import ModuleCall, RawWindow
 from kdbench.audits.trace import Sight, Trace
 from kdbench.audits.updates import Leaf
 
@@ -25,6 +25,8 @@ _JUDGED = 3
 "Steps after which it is judged what stands still: one may be skipped by a scaler, and one taken at rate zero."
 _RATES = 5000
 "Steps whose learning rates are kept: long enough for any schedule's shape, and small."
+_WRAPPER = 16
+"Modules in one that wraps a layer, at most: an adapter's two layers, their dropout, and the dictionaries they are in."
 _LEAST_GRADIENT = 1e-3
 "Of the median size of a gradient: less is rounding, as a bias before a batch norm gets."
 
@@ -49,6 +51,8 @@ class Parameters(Observer):
         self._called: dict[int, tuple[nn.Module, bool]] = {}
         "By id, the modules that were called, and whether what they call was seen."
         self._plain_leaves: Any = WeakTensorKeyDictionary()
+        self._unheard: dict[int, nn.Module] = {}
+        "By id, layers of the student whose answers no loss heard so far, though it heard one of the same kind beside."
         self._within: Any = WeakTensorKeyDictionary()
         "By parameter of a module that answers for the loss within a function with its own backward, that function."
         self._optimizer: torch.optim.Optimizer | None = None
@@ -72,8 +76,15 @@ class Parameters(Observer):
             # A validation may have called more, and a product with a head's weights is no call of the head.
             mine = [c for c in raw.calls if raw.root.calls >> c.index & 1 and not c.by_hand]
             self._called.update((id(c.module), (c.module, c.has_children)) for c in mine)
+            self._heads(raw)
         student = cast.student_mask
         sight.student_frozen = bool(student) and not self._taint.moved_by(raw.leaves) & student
+
+    def _heads(self, raw: RawWindow) -> None:
+        """Note the heads that this backward leaves out, and those that one before left out and this one does not."""
+        learn = {id(p) for p in raw.leaves}
+        self._unheard.update((id(m), m) for m in _beside_heads(raw.calls, raw.leaves))
+        self._unheard = {k: m for k, m in self._unheard.items() if not learn & {id(p) for p in m.parameters()}}
 
     def _cut_from(self, raw: RawWindow) -> int:
         """Return the parameters that made what a backward ends at, where that is no parameter itself."""
@@ -127,6 +138,12 @@ class Parameters(Observer):
         updates.cut_off = [
             self._names.param(p) for p in silent if p.requires_grad and self._taint.bit(p) & self._behind
         ]
+        updates.unheard_heads = [
+            self._names.param(p).rpartition(".")[0]
+            for head in self._unheard.values()
+            if (p := next(head.parameters())).requires_grad
+            if {id(p) for p in head.parameters()} <= {id(p) for p in silent}
+        ]
         updates.passed_by = self._passed_by([p for p in silent if p.requires_grad])
         alive = live_parameters()
         updates.stale = [f"shape {tuple(p.shape)}" for p in silent if id(p) not in alive]
@@ -145,7 +162,7 @@ class Parameters(Observer):
         dark = {id(part) for m, seen in self._called.values() if not seen for part in m.modules() if part is not m}
         found: list[str] = []
         for module in living(nn.Module) if wanted and not self._trace.compiled else ():
-            own = [p for p in torch_internals.parameters_of(module).values() if p is not None]
+            own = _own_and_beside(module)
             if id(module) in self._called or id(module) in dark or not wanted & {id(p) for p in own}:
                 continue
             if any(self._taint.bit(p) & self._reached and id(p) not in used for p in own):
@@ -211,6 +228,27 @@ class Parameters(Observer):
             if numbers(p) is not None and is_still(p, first[1]):
                 found.append(self._names.param(p))
         return found
+
+
+def _beside_heads(calls: list[ModuleCall], leaves: Iterable[Tensor]) -> list[nn.Module]:
+    """Return layers that get no gradient, where a layer of their kind does that the same module called and whose answer
+    has the same shape: a head beside another head."""
+    learn = {id(p) for p in leaves}
+    heads = [c for c in calls if c.grad and c.parent is not None and not c.has_children and c.shape is not None]
+    own = [({id(p) for p in c.module.parameters() if p.requires_grad}, c) for c in heads]
+    heard = {(c.parent, c.shape, type(c.module)) for ids, c in own if ids & learn}
+    return [c.module for ids, c in own if ids and not ids & learn and (c.parent, c.shape, type(c.module)) in heard]
+
+
+def _own_and_beside(module: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of a module; of one that wraps a layer, those of the layer and of what is learned beside.
+
+    So adapters are built: the wrapper has none of its own, a layer as a child, and small ones in a list or dictionary.
+    """
+    own = [p for p in torch_internals.parameters_of(module).values() if p is not None]
+    if own or sum(1 for _ in module.modules()) > _WRAPPER:
+        return own
+    return list(module.parameters())
 
 
 def _within(raw: RawWindow) -> list[tuple[nn.Parameter, str]]:

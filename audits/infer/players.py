@@ -39,6 +39,8 @@ class Players(Observer):
         self.optimizers: Callable[[], list[torch.optim.Optimizer]] = list
         self.learned: Callable[[], list[nn.Parameter]] = list
         "Parameters that were trained or read before the distillation."
+        self.learns: Callable[[nn.Module], None] = lambda _: None
+        "Is told of a network that answers with a gradient for the first time."
         self._stepped: WeakKeyDictionary[torch.optim.Optimizer, bool] = WeakKeyDictionary()
         self._is_new = True
         "Whether a network answered for the first time since the declared names were looked for."
@@ -74,7 +76,10 @@ class Players(Observer):
         if len(networks) < _NAMED:
             name = type(call.module).__name__  # its variable may be another's by the time it matters
             networks.setdefault(name, "learning" if call.grad else "asked without a gradient")
-        self._is_new = self._is_new or all(call.module is not m for m in self._answered)
+        is_new = all(call.module is not m for m in self._answered)
+        self._is_new = self._is_new or is_new
+        if is_new and call.grad:
+            self.learns(call.module)
         if all(call.module is not m for m in self._answered[-_RECENT:]):
             self._answered = [*self._answered[-_REMEMBERED:], call.module]
 
@@ -84,7 +89,7 @@ class Players(Observer):
         losses.windows_seen += 1
         if self._trace.not_found:
             return None
-        found = cast(raw, self._taint, self._declared, self._answered, self._trainee(), self._learned)
+        found = cast(raw, self._taint, self._declared, self._answered, self._trainee(raw), self._learned)
         self._stored.recognise(raw, found)
         others = not found.student_mask & known.student_mask
         if found.doubtful and found.stored_rows is None and (others or not known.settled):
@@ -129,12 +134,16 @@ class Players(Observer):
                 losses.asked = Asked(1 + (losses.asked.windows if losses.asked else 0), name, call.where)
                 return
 
-    def _trainee(self) -> int:
-        """Return the parameters that are trained now: of the students known, else of optimizers yet to step."""
-        if self._known.started:
-            return self._known.student_mask
+    def _trainee(self, raw: RawWindow) -> int:
+        """Return the parameters that are trained now: of the students known, else of optimizers yet to step.
+
+        A student that may be none is one no longer where a backward leaves it out.
+        """
+        known, own = self._known, self._known.student_mask
+        if known.started and (known.settled or own & self._taint.moved_by(raw.leaves)):
+            return own
         new = [o for o in self.optimizers() if o not in self._stepped]
-        return self._taint.mask(p for o in new for group in o.param_groups for p in group["params"])
+        return self._taint.mask(p for o in new for group in o.param_groups for p in group["params"]) or own
 
     def _learned(self) -> int:
         return self._taint.mask(self.learned())

@@ -1,17 +1,26 @@
-"""Is a divergence between student and teacher computed with a gradient, and in no loss?"""
+"""Is a divergence between student and teacher computed with a gradient, and in no loss? Or is a loss added to as a mere
+number, made into a tensor anew?"""
 
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
 from kdbench.audits.infer.observer import Observer
 from kdbench.audits.infer.roles import Cast
 from kdbench.audits.infer.targets import looks_like_labels
-from kdbench.audits.lost import Unheard
+from kdbench.audits.lost import Remade, Unheard
+from kdbench.audits.observe import torch_internals
 from kdbench.audits.observe.windows import FunctionCall, RawWindow
 from kdbench.audits.trace import Sight, Trace
 
 _MOST = 50
 "Places that are kept: a script writes few divergences."
+_SUMS = ("Add", "Mul", "Sub", "Div", "Neg", "Sum", "Mean", "Stack", "Squeeze", "View", "ToCopy")
+"What torch's nodes are called by which terms are weighed and added up."
+_DEEP = 12
+"Of them one after another, at most."
 
 
 @dataclass
@@ -27,7 +36,8 @@ class Divergences(Observer):
 
     def __init__(self, trace: Trace) -> None:
         self._trace = trace
-        self._places: dict[Any, _Place] = {}
+        self._remade = 0
+        self.restart()
 
     def window(self, raw: RawWindow, cast: Cast, sight: Sight) -> None:
         """Note the divergences of this window that reach its backward, and those that do not."""
@@ -35,6 +45,14 @@ class Divergences(Observer):
             sides = [made.params for _, made, _ in f.operands[:2]]
             if any(s & cast.student_mask for s in sides) and any(s & cast.teacher_mask for s in sides):
                 self._note(raw, f)
+
+    def closed(self, raw: RawWindow) -> None:
+        """Note a number that was made into a tensor and added to the loss, whatever training it is."""
+        for root in raw.roots:
+            for leaf in _added(root):
+                if leaf.numel() == 1 and leaf not in self._leaves and not isinstance(leaf, nn.Parameter):
+                    self._leaves[leaf] = True
+                    self._remade, self._remade_at = self._remade + 1, raw.where
 
     def alone(self, raw: RawWindow) -> None:
         """Note those of a window that is none of a distillation: it would be one if they reached its backward."""
@@ -55,11 +73,15 @@ class Divergences(Observer):
 
     def restart(self) -> None:
         """Forget what was seen of another training."""
-        self._places = {}
+        self._places: dict[Any, _Place] = {}
+        self._leaves: Any = WeakTensorKeyDictionary()
+        "Numbers in a loss that nothing made: one that is learned comes back."
+        self._remade, self._remade_at = 0, None
 
     def finish(self, optimizers: list[Any]) -> None:
         """Say which were never heard."""
         silent = [p for p in self._places.values() if not p.heard]
+        self._trace.losses.remade = Remade(self._remade, self._remade_at) if self._remade else None
         self._trace.losses.unheard = [Unheard(p.windows, p.where) for p in silent]
 
 
@@ -71,3 +93,15 @@ def _is_taught(f: FunctionCall, trained: int) -> bool:
     if x is None or target is None or not x.requires_grad or target.requires_grad or not own & trained:
         return False
     return bool(made_t.params) or not looks_like_labels(target.exp() if f.arg(5, "log_target", False) else target)
+
+
+def _added(root: Tensor) -> list[Tensor]:
+    """Return the leaves that a loss is a weighed sum of."""
+    if root.grad_fn is None:
+        return [root] if root.requires_grad else []
+    found, level = [], [root.grad_fn]
+    for _ in range(_DEEP):
+        below = [n for node in level for n, _ in node.next_functions if n is not None]
+        found += [leaf for n in below if (leaf := getattr(n, torch_internals.LEAF, None)) is not None]
+        level = [n for n in below if n.name().startswith(_SUMS)]
+    return found

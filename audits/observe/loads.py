@@ -27,6 +27,10 @@ _ALIKE = 0.5
 _ROUNDED = 2e-2
 "Share by which values may differ after a visit to half precision; the coarser bfloat16 leaves less than 1e-2."
 
+_FIXED = 0.1
+"""Part of a trained network's numbers that may be fixed, as frequencies and places are: a whole layer that nobody
+trained or loaded is more."""
+
 
 class Network(NamedTuple):
     """A network as far as it is known: the module, if one was seen to hold it, and its parameters in a loss."""
@@ -61,6 +65,8 @@ class Loads:
         self._trained_values: set[tuple[tuple[int, ...], bytes]] = set()
         self.trained: Any = WeakTensorKeyDictionary()
         "Parameters that an optimizer stepped before the distillation began."
+        self._constants: Any = WeakTensorKeyDictionary()
+        "Parameters that required no gradient in a network that learned, and what was in them."
         self._after: Any = WeakTensorKeyDictionary()
         "Of these: how often, the version after the last step, and what was in them after a step not long before."
         self.calls = 0
@@ -202,6 +208,13 @@ class Loads:
                 values = sample(p)
             self._after[p] = steps, torch_internals.version_of(p), values
 
+    def learns(self, module: nn.Module) -> None:
+        """Note what a network that is called with a gradient holds beside what it learns, as fixed frequencies."""
+        params = list(module.parameters())
+        frozen = [p for p in params if not p.requires_grad and p not in self._constants and numbers(p) is not None]
+        if len(frozen) < len(params):
+            self._constants.update((p, sample(p)) for p in frozen)
+
     def remember_trained(self) -> None:
         """Take the values of what was trained: a copy of it is trained too."""
         for p in list(self.trained.keys()):
@@ -235,8 +248,8 @@ class Loads:
         tensors = _teacher_tensors(teachers, name_of)
         if not tensors:
             return None
-        covered = total = 0
-        missing, aliases, changed = [], [], []
+        covered = total = constant = 0
+        missing, aliases, changed, constants = [], [], [], []
         any_trained = any_loaded = False
         for name, t in tensors:
             size = t.numel()
@@ -262,8 +275,15 @@ class Loads:
                 any_loaded = True
             elif t in self._aliased:
                 aliases.append(name)
+            elif self._constants.get(t) == now:
+                constants.append(name)
+                constant += size
             else:
                 missing.append(name)
+        if any_trained and constant <= _FIXED * total:
+            covered += constant
+        else:
+            missing += constants
         same, is_start = self._same_as_student([t.module for t in teachers if t.module is not None], students)
         route = "trained in this process" if any_trained else "loaded" if any_loaded else "not seen"
         if route == "loaded" and all(self._copies.get(t) for _, t in tensors if isinstance(t, nn.Parameter)):

@@ -5,13 +5,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdbench.audits.observe import hooks
 from kdbench.audits.observe.flow import is_a_label, meet_numbers
+from kdbench.audits.observe.readable import is_readable
 from kdbench.audits.observe.taint import Made, Taint
-from kdbench.audits.observe.windows import DISTANCES, LABEL_LOSSES, LOOKUPS, SMALL, SOFTMAXES, RawWindow
+from kdbench.audits.observe.windows import (
+    COMPARISONS,
+    DIFFERENCES,
+    DISTANCES,
+    LABEL_LOSSES,
+    LOOKUPS,
+    SMALL,
+    SOFTMAXES,
+    Compared,
+    Joined,
+    RawWindow,
+)
 
 SCALES = frozenset({"mul", "__mul__", "__rmul__", "div", "__truediv__", "true_divide", "multiply", "__imul__", "mul_"})
 "Functions by which a term of a loss gets its weight."
 POOLS = frozenset({"max_pool2d", "boolean_dispatch", "max_pool2d_with_indices"})
+_JOINS = DIFFERENCES | {"add", "__add__", "__radd__", "stack", "lerp"}
+"Functions in which two answers are taken from each other, or mixed."
+_JOINED = 32
+"Such calls that a window keeps: an ensemble has fewer."
 LEAVES = frozenset(
     {"item", "tolist", "numpy", "__array__", "__float__", "__int__", "__bool__", "__index__", "__format__", "__repr__"}
 )
@@ -61,13 +78,31 @@ def matters(
     return bool(first & ~second) and bool(second & ~first) and max(given[0].ndim, given[1].ndim) > 0
 
 
-def note_lookup(raw: RawWindow, name: str, args: tuple[Any, ...], given: list[Tensor], made: Made, out: Tensor) -> None:
-    """Note in the window several classes a row that were looked up in an answer, and classes in another order."""
+def note_beside(
+    raw: RawWindow, name: str, args: tuple[Any, ...], given: list[Tensor], mades: list[Made], out: Tensor, outside: bool
+) -> None:
+    """Note in the window what calls say that are no part of a loss themselves.
+
+    Several classes a row that were looked up in an answer, classes put in another order, numbers that an answer is
+    compared with; and, `outside` of all modules, answers of one network that are taken from each other or mixed.
+    """
+    first = given[0]
     if name in ("gather", "take_along_dim"):
         if len(given) > 1 and given[1].shape[-1:] > (1,):
-            raw.picks.append((given[0], given[1], out))
-    elif _takes_columns(name, args, given[0], out):
-        raw.columns.append((made, out.detach()))
+            raw.picks.append((first, given[1], out))
+    elif name in LOOKUPS:
+        if _takes_columns(name, args, first, out):
+            raw.columns.append((mades[0], out.detach()))
+    elif name in COMPARISONS and len(given) == 1 and first.is_floating_point():
+        number = next((a for a in args if isinstance(a, int | float)), None)
+        if number is not None and first.ndim > 1 and is_readable(first):
+            raw.compared.append(Compared(first, float(number), mades[0].params, hooks.call_site()))
+    elif name in _JOINS and outside and len(given) > 1 and len(raw.joined) < _JOINED:
+        one, other = mades[:2]
+        alike = one.params == other.params and one.calls != other.calls and first.shape == given[1].shape
+        if alike and first.is_floating_point() and not any(t.requires_grad for t in given):
+            is_zero = name in DIFFERENCES and out.numel() > 1 and is_readable(out) and not bool(out.any())
+            raw.joined.append(Joined(name, one, other, is_zero, hooks.call_site()))
 
 
 def _takes_columns(name: str, args: tuple[Any, ...], source: Tensor, out: Tensor) -> bool:

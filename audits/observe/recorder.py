@@ -23,16 +23,14 @@ from kdbench.audits.observe.flow import (
     two_meet,
 )
 from kdbench.audits.observe.lineage import Lineage
-from kdbench.audits.observe.noted import LEAVES, POOLS, SCALES, factor_of, matters, note_lookup, passed_over, pool_of
+from kdbench.audits.observe.noted import LEAVES, POOLS, SCALES, factor_of, matters, note_beside, passed_over, pool_of
 from kdbench.audits.observe.outline import kept
 from kdbench.audits.observe.readable import is_readable
 from kdbench.audits.observe.taint import NOTHING, Made, Mode, Taint, gets_no_numbers, pop_if_on_top, push, tensors_in
 from kdbench.audits.observe.windows import (
-    COMPARISONS,
     LOOKUPS,
     MOODY,
     SMALL,
-    Compared,
     FunctionCall,
     ModuleCall,
     RawWindow,
@@ -242,12 +240,8 @@ class Recorder:
             self.raw.scales.append((Made(params, calls, taint.base), factor))
         if name in POOLS and self._stack:
             self._note_pool(args, kwargs, given[0], outs[0])
-        if name in LOOKUPS and mades[0].params:
-            note_lookup(self.raw, name, args, given, mades[0], outs[0])
-        if name in COMPARISONS and len(given) == 1 and params and given[0].is_floating_point():
-            number = next((a for a in (*args, *kwargs.values()) if isinstance(a, int | float)), None)
-            if number is not None and given[0].ndim > 1 and is_readable(given[0]):
-                self.raw.compared.append(Compared(given[0], float(number), params, hooks.call_site()))
+        if params and mades[0].params:
+            note_beside(self.raw, name, (*args, *kwargs.values()), given, mades, outs[0], not self._stack)
         if name in LOOKUPS and len(given) > 1 and mades[0].params and params & ~mades[0].params:
             self._picked[outs[0]] = mades[0].params
         top = self._stack[-1] if self._stack else None

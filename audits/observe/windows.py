@@ -158,6 +158,17 @@ class Compared(NamedTuple):
     where: Where | None
 
 
+class Joined(NamedTuple):
+    """Two answers of one network that nobody learns from through them, and that were taken from each other or mixed."""
+
+    name: str
+    one: Made
+    other: Made
+    is_zero: bool
+    "Whether they were taken from each other and nothing was left."
+    where: Where | None
+
+
 @dataclass(eq=False)
 class RawWindow:
     """All of one window, before its backward runs."""
@@ -170,6 +181,7 @@ class RawWindow:
     "Numbers that scalars were multiplied with, and what those scalars were made of."
     picks: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
     "Of answers (..., C) from which several classes a row were looked up: the answer, the classes (..., K), the result."
+    joined: list[Joined] = field(default_factory=list)
     columns: list[tuple[Made, Tensor]] = field(default_factory=list)
     "Answers of which classes were chosen or put in another order: what made them, and the result."
     compared: list[Compared] = field(default_factory=list)

@@ -323,6 +323,24 @@ CASES["KD303"] = {
         told(Hits(torch.tensor(0), torch.tensor([0] * 5 + [32] * 3), torch.tensor([20] * 4 + [1, 5, 5, 5]))),
         fails("right on 0.0% of 96 labels", DECLARED, **rate(0, 96, 1 / 3, 1 / 3 + (1 - 1 / 3) / 10)),
     ),
+    "two classes exchanged, and right for most": (
+        told(
+            Hits(torch.tensor(62), torch.tensor([60, 20, 20]), None, torch.tensor([[58, 1, 1], [0, 2, 18], [1, 17, 2]]))
+        ),
+        fails(
+            "numbers 2 classes otherwise than the labels: 1 is 2, 2 is 1; by its own numbers it is right on 87.5% of "
+            "their 40 labels, by theirs on 10.0%",
+            DECLARED,
+            renumbered={"1": 2, "2": 1},
+            labels=40,
+        ),
+    ),
+    "two classes mistaken for one": (
+        told(
+            Hits(torch.tensor(80), torch.tensor([60, 20, 20]), None, torch.tensor([[58, 1, 1], [0, 2, 18], [0, 0, 20]]))
+        ),
+        passes("right on 80.0% of 100 labels", **rate(80, 100, 0.6, 0.64)),
+    ),
     "most of one class, in a loop": (
         told(hits(30, 60, 40)),
         fails("right on 30.0% of 100 labels", DECLARED, **rate(30, 100, 0.6, 0.64)),
