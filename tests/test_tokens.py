@@ -68,6 +68,16 @@ def prompted(mask, labels, picked):
     return picked(mask, labels)
 
 
+def alone(part):
+    """Return a term over the rows that `part` picks, beside no loss of labels."""
+
+    def soft(s, t, mask, labels):
+        on = prompted(mask, labels, part)
+        return kl(s[:, :-1][on], t[:, :-1][on]).mean()
+
+    return over(soft)
+
+
 def by_text(s, t, mask, labels):
     on = mask[:, 1:]
     each = (kl(s[:, :-1], t[:, :-1]) * on).sum(1) / on.sum(1)
@@ -208,6 +218,10 @@ RIGHT = {
         lambda s, t, m, y: 2 * hard(s, y) + 5 * kl(s[m.bool()], t[m.bool()]).mean(), told=False
     ),
     "answers alone": masked(lambda m, y: prompted(m, y, lambda m, y: y[:, 1:] != -100)),
+    "answers alone, and no labels' loss": alone(lambda m, y: y[:, 1:] != -100),
+    "all words, and the labels' places are counted": alone(
+        lambda m, y: m[:, 1:].bool() | ((y[:, 1:] != -100).sum() < 0)
+    ),
     "by a constant": over(by_a_constant),
     "by the step's tokens": accumulated(True),
     "in pieces": in_pieces(),
@@ -227,6 +241,12 @@ WRONG = {
     ),
     "prompts one place late": (
         masked(lambda m, y: prompted(m, y, lambda m, y: y[:, :-1] != -100)),
+        "KD352",
+        "error",
+        "each text is distilled one place late",
+    ),
+    "prompts one place late, and no labels' loss": (
+        alone(lambda m, y: y[:, :-1] != -100),
         "KD352",
         "error",
         "each text is distilled one place late",

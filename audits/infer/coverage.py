@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kdbench.audits.infer.explain.support import Support
 from kdbench.audits.infer.words import How, Shown, run_of_one
+from kdbench.audits.observe.windows import IGNORED
 
 _SILENT = 1e-12
 "Part of the largest gradient below which a row gets none: what a mask leaves out gets exactly 0, or underflow."
@@ -82,6 +83,30 @@ def placed(support: Support, ids: Tensor) -> tuple[int, int | None] | None:
             if int(same) >= _SAME * len(rows):
                 return start, ahead
     return (0, None) if width >= length - 1 else None
+
+
+def late_by_mask(masks: list[Tensor], support: Support, ids: Tensor) -> Support | None:
+    """Return the rows with what labels say that no loss was computed from, if just the rows one place later are taught;
+    None else.
+
+    The labels were asked for the places without one, as a mask is made; they are the words of the text, or those one
+    place on.
+    """
+    width, length = support.lead[1], ids.shape[1]
+    taught = distilled_rows(support).reshape(support.lead)
+    for mask in masks:
+        has = mask != IGNORED
+        if len(mask) != len(ids) or not bool(has.any()) or bool(has.all()) or int(has.sum()) < _FEWEST:
+            continue
+        for by in range(length - mask.shape[1] + 1):
+            own = ids[:, by : by + mask.shape[1]]
+            if int((own[has] == mask[has]).sum()) < _SAME * int(has.sum()):
+                continue
+            words = torch.zeros(len(ids), length + 1, dtype=torch.bool)
+            words[:, by : by + mask.shape[1]] = has
+            if torch.equal(words[:, : width - 1], taught[:, : width - 1]) and not bool(words[:, 0].all()):
+                return support._replace(labelled=words[:, 1 : width + 1].flatten())
+    return None
 
 
 def coverage_of(support: Support, shown: Shown, start: int, ahead: int | None) -> Coverage:

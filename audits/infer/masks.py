@@ -9,11 +9,9 @@ from kdbench.audits.infer.backwards import gradients_of
 from kdbench.audits.infer.labels import Label
 from kdbench.audits.infer.observer import EXPLAINED, Observer
 from kdbench.audits.infer.roles import Cast
-from kdbench.audits.observe.windows import FunctionCall, RawWindow
+from kdbench.audits.observe.windows import IGNORED, FunctionCall, RawWindow
 from kdbench.audits.trace import BlindMask, EmptyPlaces, Sight, Trace
 
-_IGNORED = -100
-"What torch's cross-entropy leaves out where nothing else is said."
 _HEARD = 1e-3
 "Part of the usual gradient from which a frame gets any: as for rows of tokens."
 
@@ -41,7 +39,7 @@ def _blind(label: Label, raw: RawWindow, cast: Cast) -> BlindMask | None:
     everywhere."""
     if label.call.name not in ("cross_entropy", "nll_loss") or label.target is None or not raw.compared:
         return None
-    ignored = float(label.call.arg(4, "ignore_index", _IGNORED))
+    ignored = float(label.call.arg(4, "ignore_index", IGNORED))
     places = int((label.target == ignored).sum()) if not label.target.is_floating_point() else 0
     for c in raw.compared if places else ():
         answer = c.answer.detach()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.audits.infer.backwards import gradients_of
-from kdbench.audits.infer.coverage import Coverage, coverage_of, distilled_rows, placed
+from kdbench.audits.infer.coverage import Coverage, coverage_of, distilled_rows, late_by_mask, placed
 from kdbench.audits.infer.explain import Explanation
 from kdbench.audits.infer.observer import Observer
 from kdbench.audits.infer.roles import Cast
@@ -140,7 +140,7 @@ class TokensSeen(Observer):
         shows = any(c.parent is None and not c.fed.params and raw.root.calls >> c.index & 1 for c in raw.calls)
         for e in sight.explanations:
             shown = shown_in(raw, e.call) or (None if shows else self._shown)
-            tokens = None if shown is None else _tokens(e, shown, cast.cached)
+            tokens = None if shown is None else _tokens(e, shown, cast.cached, [mask.cpu() for mask in raw.masks])
             if tokens is None:
                 continue
             self._shown = shown
@@ -152,7 +152,7 @@ class TokensSeen(Observer):
             sight.token_features = _features(raw, cast, shown)
 
 
-def _tokens(e: Explanation, shown: Shown, stored: bool) -> Tokens | None:
+def _tokens(e: Explanation, shown: Shown, stored: bool, masks: list[Tensor]) -> Tokens | None:
     """Return what one head's rows get; None where its rows are no tokens."""
     support = e.support
     if support is None or e.form == "nothing":
@@ -182,7 +182,8 @@ def _tokens(e: Explanation, shown: Shown, stored: bool) -> Tokens | None:
         if e.uneven and made.is_read:
             made.samples = _samples(e, by_text, support.lead[1])
     if place is not None:
-        made.coverage = coverage_of(support, shown, *place)
+        by_mask = late_by_mask(masks, support, shown.ids) if place == (0, None) else None
+        made.coverage = coverage_of(by_mask or support, shown, *((0, 1) if by_mask is not None else place))
         if place[1] == 0 and support.lead[1] == shown.ids.shape[1] and made.is_read:
             made.copied = _copied(e, shown, support.lead[1])
         if stored and place[0] == 0 and support.lead[1] >= shown.ids.shape[1] - 1 and made.is_known:

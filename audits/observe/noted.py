@@ -13,6 +13,7 @@ from kdbench.audits.observe.windows import (
     COMPARISONS,
     DIFFERENCES,
     DISTANCES,
+    IGNORED,
     LABEL_LOSSES,
     LOOKUPS,
     SMALL,
@@ -103,6 +104,14 @@ def note_beside(
         if alike and first.is_floating_point() and not any(t.requires_grad for t in given):
             is_zero = name in DIFFERENCES and out.numel() > 1 and is_readable(out) and not bool(out.any())
             raw.joined.append(Joined(name, one, other, is_zero, hooks.call_site()))
+
+
+def note_mask(raw: RawWindow, name: str, args: tuple[Any, ...], given: list[Tensor]) -> None:
+    """Note in the window labels (B, L) of which it is asked where there are none."""
+    first = given[0]
+    rows = len(given) == 1 and first.ndim == 2 and not first.is_floating_point()
+    if rows and name in COMPARISONS and len(args) > 1 and args[1] == IGNORED:
+        raw.masks.append(first)
 
 
 def _takes_columns(name: str, args: tuple[Any, ...], source: Tensor, out: Tensor) -> bool:

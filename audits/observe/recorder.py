@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from kdbench.audits.observe import by_hand, custom, hooks, moods, torch_internals
+from kdbench.audits.observe import by_hand, custom, hooks, moods, noted, torch_internals
 from kdbench.audits.observe.arguments import named_arguments
 from kdbench.audits.observe.decoding import Decoding
 from kdbench.audits.observe.flow import (
@@ -23,7 +23,6 @@ from kdbench.audits.observe.flow import (
     two_meet,
 )
 from kdbench.audits.observe.lineage import Lineage
-from kdbench.audits.observe.noted import LEAVES, POOLS, SCALES, factor_of, matters, note_beside, passed_over, pool_of
 from kdbench.audits.observe.outline import kept
 from kdbench.audits.observe.readable import is_readable
 from kdbench.audits.observe.taint import NOTHING, Made, Mode, Taint, gets_no_numbers, pop_if_on_top, push, tensors_in
@@ -194,18 +193,19 @@ class Recorder:
         if given and self._on_read is not None and name != "__get__":
             self._on_read(name, given)
         outs = [given[0]] if name == "__setitem__" else tensors_in(out, 2)
-        if given and name in LEAVES:
+        if given and name in noted.LEAVES:
             self.raw.left |= self.taint.of(given[:1], ids=True).params
         if not outs or not given:
             return
         taint = self.taint
         mades = [taint.of(t, True) for t in given]
         params, calls = passed_on(name, given, mades)
-        self.raw.left |= passed_over(mades, params, outs[0])
+        self.raw.left |= noted.passed_over(mades, params, outs[0])
         if name in ("one_hot", "scatter", "scatter_") and isinstance(out, Tensor) and not params:
             self.raw.one_hot.append(out)
         if not params and outs[0].ndim > 1:
             self.lineage.made(outs[0], given)
+            noted.note_mask(self.raw, name, args, given)
         if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")) or name in INPLACE:
             taint.add(given[0], Made(params, calls, taint.base))
             if name not in NO_WRITES:
@@ -214,7 +214,9 @@ class Recorder:
             self._note_mood(name, args, kwargs)
         itself = is_custom and meets_itself(given, mades, self.raw.calls)
         meets = itself or (
-            two_meet(given, mades) if is_custom else matters(name, given, mades, outs, self.raw.one_hot, self._picked)
+            two_meet(given, mades)
+            if is_custom
+            else noted.matters(name, given, mades, outs, self.raw.one_hot, self._picked)
         )
         if meets and not self._custom and all(map(is_readable, given)):
             index = self._number()
@@ -236,12 +238,12 @@ class Recorder:
                     itself,
                 )
             )
-        elif params and name in SCALES and (factor := factor_of(name, args, taint)) is not None:
+        elif params and name in noted.SCALES and (factor := noted.factor_of(name, args, taint)) is not None:
             self.raw.scales.append((Made(params, calls, taint.base), factor))
-        if name in POOLS and self._stack:
+        if name in noted.POOLS and self._stack:
             self._note_pool(args, kwargs, given[0], outs[0])
         if params and mades[0].params:
-            note_beside(self.raw, name, (*args, *kwargs.values()), given, mades, outs[0], not self._stack)
+            noted.note_beside(self.raw, name, (*args, *kwargs.values()), given, mades, outs[0], not self._stack)
         if name in LOOKUPS and len(given) > 1 and mades[0].params and params & ~mades[0].params:
             self._picked[outs[0]] = mades[0].params
         top = self._stack[-1] if self._stack else None
@@ -259,7 +261,7 @@ class Recorder:
     def _note_pool(self, args: tuple[Any, ...], kwargs: dict[str, Any], image: Tensor, out: Tensor) -> None:
         top = self._stack[-1]
         if top is not None and not isinstance(top.module, nn.MaxPool2d):
-            self.raw.pools.append((self._number(), top.index, *pool_of(args, kwargs, image, out)))
+            self.raw.pools.append((self._number(), top.index, *noted.pool_of(args, kwargs, image, out)))
 
     def _note_mood(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         top = self._stack[-1]

@@ -42,6 +42,8 @@ DISTANCES = frozenset(
 DIFFERENCES = frozenset({"sub", "__sub__", "rsub", "__rsub__"})
 SOFTMAXES = frozenset({"softmax", "log_softmax", "_softmax", "_log_softmax", "sigmoid", "logsigmoid"})
 LOOKUPS = frozenset({"gather", "take_along_dim", "__getitem__", "index_select"})
+IGNORED = -100
+"What labels have where there is none: torch's cross-entropy leaves it out."
 COMPARISONS = frozenset({"eq", "__eq__", "ne", "__ne__"})
 "With a number, they make a mask."
 MOODY = (torch_internals.BatchNorm, torch_internals.Dropout, torch_internals.InstanceNorm)
@@ -185,6 +187,8 @@ class RawWindow:
     columns: list[tuple[Made, Tensor]] = field(default_factory=list)
     "Answers of which classes were chosen or put in another order: what made them, and the result."
     compared: list[Compared] = field(default_factory=list)
+    masks: list[Tensor] = field(default_factory=list)
+    "Rows of whole numbers (B, L) that were compared with the one that labels have where there is none."
     left: int = 0
     "Parameters of answers of which something was made that is not followed: a choice, a look-up, a number of Python's."
     pools: list[tuple[int, int, int, int, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
@@ -211,7 +215,7 @@ class RawWindow:
             call.release()
         for function in self.functions:
             function.release()
-        self.one_hot, self.picks, self.columns = [], [], []
+        self.one_hot, self.picks, self.columns, self.masks = [], [], [], []
 
 
 def leaves_of(
