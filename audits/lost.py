@@ -64,3 +64,13 @@ class Remade:
     windows: int
     "How often."
     where: Where | None
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Frames of padding, and how many of them get a gradient."""
+
+    beyond: int
+    heard: int
+    told: str
+    "Who is given the lengths beyond which they lie."

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch import nn
 
 from kdbench.audits.hits import Hits
-from kdbench.audits.lost import Asked, Blank, Collapsed, Remade, Repeated, Unheard
+from kdbench.audits.lost import Asked, Blank, Collapsed, Frames, Remade, Repeated, Unheard
 from kdbench.audits.updates import Updates, Where
 
 _UPDATES = 3
@@ -253,8 +253,8 @@ class Sight:
     teacher's; and where."""
     blind_mask: BlindMask | None = None
     empty_places: EmptyPlaces | None = None
-    frames: tuple[int, int] | None = None
-    "Frames beyond the lengths that CTC is given, and those of them that get a gradient of the student's answer."
+    frames: Frames | None = None
+    "Frames beyond the lengths that CTC or the student is given, and those that get a gradient of the student's answer."
     asked_twice: bool = False
     "Whether the student was asked the same batch again without a gradient, for a target."
     micro: int = 1

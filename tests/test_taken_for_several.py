@@ -328,3 +328,86 @@ def test_a_network_of_parts_that_learned_from_soft_labels_before_is_the_teacher(
     report, trace = observed(loop)
     assert [f.message for f in report.failed("warn")] == []
     assert trace.roles["student"] == ["Towers (student)"]
+
+
+# -- a world that the student acts in
+
+
+@pytest.mark.parametrize("acts", [True, False])
+def test_a_teacher_that_is_shown_what_the_student_led_to_is_shown_no_unfamiliar_batch(acts):
+    def loop():
+        teacher, student = trained(), mlp(8)
+        turn = torch.randn(CLASSES, WIDTH) * 0.05
+
+        def term(x, y, student):
+            total = 0.0
+            state = 0.3 * x
+            for _ in range(3):
+                with torch.no_grad():
+                    its = teacher(state)
+                said = student(state)
+                total = total + F.mse_loss(said, its)
+                state = (state + said.detach() @ turn) if acts else 0.3 * torch.randn_like(x)
+            return total
+
+        return distil([teacher], student, term)
+
+    report, _ = observed(loop)
+    assert (found(report, "KD304").status == "fail") != acts
+
+
+# -- maps of another size
+
+
+class Maps(nn.Module):
+    """Answers (B, C, H, W) at a half or a quarter of the picture's size."""
+
+    def __init__(self, width, stride):
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(1, width, 3, stride, 1), nn.ReLU(), nn.Conv2d(width, CLASSES, 3, 1, 1))
+
+    def forward(self, x):
+        return self.net(x)
+
+
+class PixelKL(nn.Module):
+    def __init__(self, moved):
+        super().__init__()
+        self.moved = moved
+
+    def rows(self, z):
+        return z.permute(0, 2, 3, 1).reshape(-1, CLASSES) if self.moved else z.reshape(-1, CLASSES)
+
+    def forward(self, mine, its):
+        its = F.interpolate(its, size=mine.shape[-2:], mode="bilinear", align_corners=False)
+        return soft(self.rows(mine), self.rows(its))
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_a_teachers_map_is_followed_to_the_students_size(moved):
+    def pictures(n=8):
+        x = torch.randn(n, 1, 16, 16)
+        return x, (x[:, 0] * 2).long().clamp(0, CLASSES - 1)
+
+    def up(z):
+        return F.interpolate(z, size=(16, 16), mode="bilinear", align_corners=False)
+
+    def loop():
+        teacher, student, term = Maps(16, 2), Maps(8, 4), PixelKL(moved)
+        learn = torch.optim.Adam(teacher.parameters(), 1e-2)
+        for _ in range(20):
+            x, y = pictures()
+            step(learn, F.cross_entropy(up(teacher(x)), y))
+        teacher.eval().requires_grad_(False)
+        optimizer = torch.optim.Adam(student.parameters(), 1e-2)
+        for _ in range(10):
+            x, y = pictures()
+            with torch.no_grad():
+                its = teacher(x)
+            mine = student(x)
+            step(optimizer, F.cross_entropy(up(mine), y) + term(mine, its))
+        return teacher, student
+
+    report, _ = observed(loop)
+    assert named_first(report) == (None if moved else ("KD313", "error"))
+    assert {f.id: f.status for f in report.findings}["KD313"] == ("pass" if moved else "fail")

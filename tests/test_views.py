@@ -117,6 +117,39 @@ def test_frames_beyond_their_length_are_not_distilled(masked):
     assert masked or "beyond the lengths that ctc_loss is given" in verdict.message
 
 
+class Strided(nn.Module):
+    """Answers one frame for four, and is told how many frames there are."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.front, self.out = nn.Conv1d(4, width, 4, 4), nn.Linear(width, 6)
+
+    def forward(self, x, lengths):
+        return self.out(self.front(x.transpose(1, 2)).tanh().transpose(1, 2)), lengths // 4
+
+
+@pytest.mark.parametrize("of", ["answers", "frames"])
+def test_frames_are_masked_by_the_lengths_of_what_is_answered(of):
+    def loop():
+        teacher, student = Strided(16).eval().requires_grad_(False), Strided(8)
+        optimizer = torch.optim.Adam(student.parameters(), lr=1e-2)
+        for _ in range(6):
+            x, lengths = torch.randn(8, 40, 4), torch.randint(8, 41, (8,))
+            x = x * (torch.arange(40)[None] < lengths[:, None])[..., None]
+            with torch.no_grad():
+                said = teacher(x, lengths)[0].softmax(-1)
+            answer, own = student(x, lengths)
+            kl = F.kl_div(answer.log_softmax(-1), said, reduction="none").sum(-1)
+            inside = torch.arange(10)[None] < (own if of == "answers" else lengths)[:, None]
+            step(optimizer, kl[inside].mean())
+        return teacher, student
+
+    report, _ = observed(loop)
+    verdict = next(f for f in report.findings if f.id == "KD352")
+    assert (verdict.status == "fail") == (of == "frames")
+    assert of == "answers" or "beyond the lengths that the student is given" in verdict.message
+
+
 class Reads(nn.Module):
     """A classifier of texts that tells its layers, and nobody else, which words are padding."""
 

@@ -226,12 +226,12 @@ def token_mask(trace: Trace) -> Verdict:
             {"number": blind.number, "places": blind.places},
             blind.where,
         )
-    for s, (beyond, heard) in ((s, s.frames) for s in trace.losses.sights if s.frames is not None):
-        if beyond >= FEWEST and heard > _MOST * beyond:
+    for s, f in ((s, s.frames) for s in trace.losses.sights if s.frames is not None):
+        if f.beyond >= FEWEST and f.heard > _MOST * f.beyond:
             return failed(
-                f"padding is distilled: {heard} of {beyond} frames beyond the lengths that ctc_loss is given get a "
-                "gradient, which they do not have from it",
-                {"padding": beyond, "padding_distilled": heard},
+                f"padding is distilled: {f.heard} of {f.beyond} frames beyond the lengths that {f.told} is given get a "
+                "gradient of it",
+                {"padding": f.beyond, "padding_distilled": f.heard},
                 term_place(trace, s),
             )
     for e in (s.empty_places for s in trace.losses.sights if s.empty_places is not None):

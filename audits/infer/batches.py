@@ -94,7 +94,7 @@ class Batches(Observer):
             return crossed
         if best is not None and best.relation == "differ" and self._are_prepared(students, teachers):
             best = Inputs("view", "each is made of one batch, within a wrapper of both")
-        if best is not None and best.relation == "affine" and self._has_its_own(cast, of_student):
+        if best is not None and best.relation == "affine" and self._has_its_own(raw, cast, of_student):
             best = Inputs("view", "the teacher is shown what it was trained on, the student the same scaled otherwise")
         if best is not None and not of_teacher[0].is_floating_point():
             best = _of_words(
@@ -103,7 +103,7 @@ class Batches(Observer):
             if best.relation == "same":
                 best = self._told_less(teachers) or other_context(raw, students, teachers) or best
         if best is not None and best.relation in ("same", "shapes"):
-            best = self._untrained_on(cast) or _unknown_to_its_norms(raw, cast) or best
+            best = self._untrained_on(raw, cast) or _unknown_to_its_norms(raw, cast) or best
         return best
 
     def _relation(self, s: Tensor, t: Tensor) -> Inputs:
@@ -145,11 +145,14 @@ class Batches(Observer):
     def _is_of(self, mine: Tensor, its: Tensor) -> bool:
         return self._lineage.is_made_of(mine, its) or (mine.dtype == its.dtype and torch.equal(mine, its))
 
-    def _learned_on(self, cast: Cast) -> list[tuple[Tensor, list[tuple[float, float]]]]:
+    def _learned_on(self, raw: RawWindow, cast: Cast) -> list[tuple[Tensor, list[tuple[float, float]]]]:
         """Return, of teachers that were seen to learn, what each is shown, and mean and deviation of what it learned
-        on."""
+        on; not of those that are shown what the student's answers led to, as in a world that it acts in."""
         found = []
+        led = {id(c.module) for c in raw.calls if c.fed.params & cast.student_mask}
         for group in cast.teachers:
+            if id(group.module) in led:
+                continue
             learned = self._trained_on.get(group.module) or self._by_kind(group.module, cast)
             given = [c.given[0] for c in group.calls if c.module is group.module and c.given and not c.fed.params]
             if learned and given and given[0].is_floating_point() and _is_data(given[0]):
@@ -176,16 +179,16 @@ class Batches(Observer):
                 )
         return None
 
-    def _has_its_own(self, cast: Cast, of_student: list[Tensor]) -> bool:
+    def _has_its_own(self, raw: RawWindow, cast: Cast, of_student: list[Tensor]) -> bool:
         """Say whether each teacher is shown what is like its training, where what the student is shown is not."""
-        learned = self._learned_on(cast)
+        learned = self._learned_on(raw, cast)
         return len(learned) == len(cast.teachers) and all(
             not _is_new(given, batches) and all(_is_new(s, batches) for s in of_student) for given, batches in learned
         )
 
-    def _untrained_on(self, cast: Cast) -> Inputs | None:
+    def _untrained_on(self, raw: RawWindow, cast: Cast) -> Inputs | None:
         """Say how what the teacher is shown differs in mean or deviation from every batch that it learned on."""
-        for given, learned in self._learned_on(cast):
+        for given, learned in self._learned_on(raw, cast):
             if _is_new(given, learned):
                 (now, spread), (mean, deviation) = _spread(given), learned[0]
                 trained = f"{mean:.3g} and {deviation:.3g}"

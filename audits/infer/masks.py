@@ -9,6 +9,7 @@ from kdbench.audits.infer.backwards import gradients_of
 from kdbench.audits.infer.labels import Label
 from kdbench.audits.infer.observer import EXPLAINED, Observer
 from kdbench.audits.infer.roles import Cast
+from kdbench.audits.lost import Frames
 from kdbench.audits.observe.windows import IGNORED, FunctionCall, RawWindow
 from kdbench.audits.trace import BlindMask, EmptyPlaces, Sight, Trace
 
@@ -32,6 +33,8 @@ class Masks(Observer):
             sight.blind_mask = sight.blind_mask or _blind(label, raw, cast)
             if label.call.name == "ctc_loss" and len(raw.roots) == 1:
                 sight.frames = sight.frames or _beyond(label, raw, cast)
+        if sight.frames is None and len(raw.roots) == 1:
+            sight.frames = _past_lengths(raw, cast)
 
 
 def _blind(label: Label, raw: RawWindow, cast: Cast) -> BlindMask | None:
@@ -49,7 +52,32 @@ def _blind(label: Label, raw: RawWindow, cast: Cast) -> BlindMask | None:
     return None
 
 
-def _beyond(label: Label, raw: RawWindow, cast: Cast) -> tuple[int, int] | None:
+def _past_lengths(raw: RawWindow, cast: Cast) -> Frames | None:
+    """Return the same of frames beyond the lengths that the student is told of, where it answers fewer frames than it
+    is shown, as behind a convolution with a stride."""
+    for call in (c for g in cast.students for c in g.calls if c.output is not None and len(c.given) > 1):
+        x, answer = call.given[0], call.output[0]  # type: ignore[index]
+        if x.ndim != 3 or not x.is_floating_point() or answer.ndim != 3 or not answer.requires_grad:
+            continue
+        size, shown, frames = *x.shape[:2], answer.shape[1]
+        if len(answer) != size or not 1 < frames <= shown // 2:
+            continue
+        ends = shown - (x.detach() == 0).all(-1).flip(1).int().cumprod(1).sum(1)
+        told = [t for t in call.given[1:] if t.shape == ends.shape and not t.is_floating_point()]
+        if not any(torch.equal(t.to(ends.dtype), ends) for t in told):
+            continue
+        # A frame is made of several, and what it is made of may reach over the edge: one more is none to speak of.
+        beyond = torch.arange(frames)[None] >= (ends.cpu()[:, None] * frames / shown).ceil() + 1
+        (g,) = gradients_of(raw.roots[0], answer)
+        if g is None or not bool(beyond.any()) or bool(beyond.all()):
+            continue
+        by_frame = g.detach().abs().amax(2).cpu()
+        usual = float(by_frame[~beyond].median())
+        return Frames(int(beyond.sum()), int((by_frame[beyond] > _HEARD * usual).sum()), "the student")
+    return None
+
+
+def _beyond(label: Label, raw: RawWindow, cast: Cast) -> Frames | None:
     """Return how many frames lie beyond the lengths that CTC is given, which get nothing of it, and how many of these
     get a gradient all the same; None where the student's answer by frame was not seen."""
     scores, lengths = label.call.arg(0, "log_probs"), _lengths(label.call.arg(2, "input_lengths"))
@@ -67,7 +95,7 @@ def _beyond(label: Label, raw: RawWindow, cast: Cast) -> tuple[int, int] | None:
         by_frame = g.detach().abs().amax(2).cpu()
         by_frame = by_frame if tuple(answer.shape[:2]) == (size, frames) else by_frame.T
         usual = float(by_frame[~beyond].median())
-        return int(beyond.sum()), int((by_frame[beyond] > _HEARD * usual).sum())
+        return Frames(int(beyond.sum()), int((by_frame[beyond] > _HEARD * usual).sum()), "ctc_loss")
     return None
 
 

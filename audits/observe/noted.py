@@ -20,6 +20,7 @@ from kdbench.audits.observe.windows import (
     SOFTMAXES,
     Compared,
     Joined,
+    ModuleCall,
     RawWindow,
 )
 
@@ -28,6 +29,8 @@ SCALES = frozenset({"mul", "__mul__", "__rmul__", "div", "__truediv__", "true_di
 POOLS = frozenset({"max_pool2d", "boolean_dispatch", "max_pool2d_with_indices"})
 _JOINS = DIFFERENCES | {"add", "__add__", "__radd__", "stack", "lerp"}
 "Functions in which two answers are taken from each other, or mixed."
+_SIZES = frozenset({"interpolate", "upsample", "avg_pool2d", "adaptive_avg_pool2d"})
+"Functions that give an answer by pixels another size."
 _JOINED = 32
 "Such calls that a window keeps: an ensemble has fewer."
 LEAVES = frozenset(
@@ -80,12 +83,19 @@ def matters(
 
 
 def note_beside(
-    raw: RawWindow, name: str, args: tuple[Any, ...], given: list[Tensor], mades: list[Made], out: Tensor, outside: bool
+    raw: RawWindow,
+    name: str,
+    args: tuple[Any, ...],
+    given: list[Tensor],
+    mades: list[Made],
+    out: Tensor,
+    around: ModuleCall | None,
 ) -> None:
     """Note in the window what calls say that are no part of a loss themselves.
 
     Several classes a row that were looked up in an answer, classes put in another order, numbers that an answer is
-    compared with; and, `outside` of all modules, answers of one network that are taken from each other or mixed.
+    compared with; and, where no module that learns is `around`, answers of one network that are taken from each other
+    or mixed, and pictures of another size that were made of an answer.
     """
     first = given[0]
     if name in ("gather", "take_along_dim"):
@@ -98,7 +108,9 @@ def note_beside(
         number = next((a for a in args if isinstance(a, int | float)), None)
         if number is not None and first.ndim > 1 and is_readable(first):
             raw.compared.append(Compared(first, float(number), mades[0].params, hooks.call_site()))
-    elif name in _JOINS and outside and len(given) > 1 and len(raw.joined) < _JOINED:
+    elif name in _SIZES and out.ndim == 4 and out.numel() <= SMALL and _is_outside(around):
+        raw.columns.append((mades[0], out.detach()))
+    elif name in _JOINS and len(given) > 1 and len(raw.joined) < _JOINED and _is_outside(around):
         one, other = mades[:2]
         alike = one.params == other.params and one.calls != other.calls and first.shape == given[1].shape
         if alike and first.is_floating_point() and not any(t.requires_grad for t in given):
@@ -112,6 +124,11 @@ def note_mask(raw: RawWindow, name: str, args: tuple[Any, ...], given: list[Tens
     rows = len(given) == 1 and first.ndim == 2 and not first.is_floating_point()
     if rows and name in COMPARISONS and len(args) > 1 and args[1] == IGNORED:
         raw.masks.append(first)
+
+
+def _is_outside(around: ModuleCall | None) -> bool:
+    """Say whether a function is called by no module, or by one that holds no weights, as a loss."""
+    return around is None or next(around.module.parameters(), None) is None
 
 
 def _takes_columns(name: str, args: tuple[Any, ...], source: Tensor, out: Tensor) -> bool:

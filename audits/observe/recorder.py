@@ -243,7 +243,8 @@ class Recorder:
         if name in noted.POOLS and self._stack:
             self._note_pool(args, kwargs, given[0], outs[0])
         if params and mades[0].params:
-            noted.note_beside(self.raw, name, (*args, *kwargs.values()), given, mades, outs[0], not self._stack)
+            around = self._stack[-1] if self._stack else None
+            noted.note_beside(self.raw, name, (*args, *kwargs.values()), given, mades, outs[0], around)
         if name in LOOKUPS and len(given) > 1 and mades[0].params and params & ~mades[0].params:
             self._picked[outs[0]] = mades[0].params
         top = self._stack[-1] if self._stack else None

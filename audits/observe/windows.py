@@ -185,7 +185,7 @@ class RawWindow:
     "Of answers (..., C) from which several classes a row were looked up: the answer, the classes (..., K), the result."
     joined: list[Joined] = field(default_factory=list)
     columns: list[tuple[Made, Tensor]] = field(default_factory=list)
-    "Answers of which classes were chosen or put in another order: what made them, and the result."
+    "Answers of which classes were chosen or put in another order, or of another size: what made them, and the result."
     compared: list[Compared] = field(default_factory=list)
     masks: list[Tensor] = field(default_factory=list)
     "Rows of whole numbers (B, L) that were compared with the one that labels have where there is none."

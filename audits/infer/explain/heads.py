@@ -96,7 +96,7 @@ def teacher_answers(raw: RawWindow, cast: Cast, student: int) -> list[Answer]:
         value = None if (said := call.output) is None else said[1]
         if value is not None and value.shape[-1] > 1 and not any(_are_one(value, a.values) for a in found):
             found.append(Answer("logits", value))
-    for made, value in raw.columns:  # classes that the teacher numbers in its own way
+    for made, value in raw.columns:  # classes that it numbers in its own way, a map of another size
         if made.params & cast.teacher_mask and not made.params & student:
             found.append(Answer("logits", value))
     for f in raw.functions:
