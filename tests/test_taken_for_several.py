@@ -142,6 +142,24 @@ def test_a_term_that_is_made_anew_is_told(made, named):
     assert named_first(report) == named
 
 
+@pytest.mark.parametrize("start", [0.0, 0.5], ids=["zero", "a constant"])
+def test_a_number_that_a_sum_begins_with_is_no_term(start):
+    def loop():
+        teacher = trained()
+
+        def term(x, y, student):
+            total = torch.tensor(start, requires_grad=True)
+            with torch.no_grad():
+                its = teacher(x)
+            total = total + F.cross_entropy(student(x), y)
+            return total + soft(student(x), its)
+
+        return distil([teacher], mlp(8), term)
+
+    report, _ = observed(loop)
+    assert named_first(report) is None
+
+
 @pytest.mark.parametrize("anew", [True, False])
 def test_a_number_that_scales_the_logits_or_is_learned_is_no_such_term(anew):
     def loop():

@@ -88,7 +88,7 @@ def emptied(trace: Trace) -> Verdict | None:
 def made_anew(trace: Trace) -> Verdict | None:
     """Judge a term that is no more than a number when it is added: torch.tensor(value, requires_grad=True)."""
     remade = trace.losses.remade
-    if remade is None or remade.windows < _TOLD:
+    if remade is None or remade.windows <= _TOLD:  # a constant counts once
         return None
     return failed(
         f"a term of the loss is a number that was made into a new tensor before each of {remade.windows} backwards: no "

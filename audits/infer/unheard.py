@@ -12,6 +12,7 @@ from kdbench.audits.infer.roles import Cast
 from kdbench.audits.infer.targets import looks_like_labels
 from kdbench.audits.lost import Remade, Unheard
 from kdbench.audits.observe import torch_internals
+from kdbench.audits.observe.readable import is_readable
 from kdbench.audits.observe.windows import FunctionCall, RawWindow
 from kdbench.audits.trace import Sight, Trace
 
@@ -36,7 +37,7 @@ class Divergences(Observer):
 
     def __init__(self, trace: Trace) -> None:
         self._trace = trace
-        self._remade = 0
+        self._remade, self._value = 0, 0.0
         self.restart()
 
     def window(self, raw: RawWindow, cast: Cast, sight: Sight) -> None:
@@ -50,9 +51,11 @@ class Divergences(Observer):
         """Note a number that was made into a tensor and added to the loss, whatever training it is."""
         for root in raw.roots:
             for leaf in _added(root):
-                if leaf.numel() == 1 and leaf not in self._leaves and not isinstance(leaf, nn.Parameter):
-                    self._leaves[leaf] = True
-                    self._remade, self._remade_at = self._remade + 1, raw.where
+                if leaf.numel() != 1 or leaf in self._leaves or isinstance(leaf, nn.Parameter) or not is_readable(leaf):
+                    continue
+                self._leaves[leaf], value = True, float(leaf.detach())
+                if value not in (0.0, self._value):  # sums begin at 0, and a constant is no loss
+                    self._remade, self._remade_at, self._value = self._remade + 1, raw.where, value
 
     def alone(self, raw: RawWindow) -> None:
         """Note those of a window that is none of a distillation: it would be one if they reached its backward."""
@@ -76,7 +79,7 @@ class Divergences(Observer):
         self._places: dict[Any, _Place] = {}
         self._leaves: Any = WeakTensorKeyDictionary()
         "Numbers in a loss that nothing made: one that is learned comes back."
-        self._remade, self._remade_at = 0, None
+        self._remade, self._remade_at, self._value = 0, None, 0.0
 
     def finish(self, optimizers: list[Any]) -> None:
         """Say which were never heard."""
