@@ -33,6 +33,7 @@ def as_before(monkeypatch):
         yield
 
 
+@pytest.mark.long
 def test_the_pages_own_test_passes(own):
     ran = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_own_faults.py"],
@@ -43,6 +44,7 @@ def test_the_pages_own_test_passes(own):
     assert ran.returncode == 0 and "4 passed" in ran.stdout, ran.stdout + ran.stderr
 
 
+@pytest.mark.long
 def test_the_pages_own_test_can_fail(own):
     text = FILES["own_faults.py"].replace("if step >= steps_per_epoch else 0.0", "")
     (own / "own_faults.py").write_text(text)
