@@ -62,7 +62,8 @@ class Gradients(Observer):
                     e.skipped = skipped(e, scale, raw.calls)
                     rescale(e, *scale)
             listen(raw, cast, self._hints, partial(self._heard, sight, scale), self._break)
-        shown = [t for g in cast.students for c in g.calls for t in c.given if are_words(t)]
+        by_place = any(e.sequence for e in sight.explanations)
+        shown = [t for g in cast.students if by_place for c in g.calls for t in c.given if are_words(t)]
         for e in sight.explanations:
             # Words that go in are what comes out, unless there are more of them.
             self._count_hits(e, all(int(t.max()) >= e.classes for t in shown))

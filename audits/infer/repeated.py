@@ -1,9 +1,9 @@
 """A teacher that is asked one question several times, and whose answers are taken for several."""
 
 import torch
-from torch import Tensor
 
 from kdbench.audits.infer.roles import Cast
+from kdbench.audits.infer.twins import are_equal
 from kdbench.audits.lost import Repeated
 from kdbench.audits.observe.windows import DIFFERENCES, Joined, ModuleCall, RawWindow
 
@@ -29,10 +29,6 @@ def _meet(joined: Joined, a: ModuleCall, b: ModuleCall) -> bool:
 
 def _are_one(a: ModuleCall, b: ModuleCall) -> bool:
     """Say whether two calls were given the same and answered the same, neither with a gradient."""
-    if a.grad or b.grad or not a.given or len(a.given) != len(b.given) or not all(map(_same, a.given, b.given)):
+    if a.grad or b.grad or not a.given or len(a.given) != len(b.given) or not all(map(are_equal, a.given, b.given)):
         return False
     return a.value is not None and b.value is not None and torch.equal(a.value, b.value)
-
-
-def _same(x: Tensor, y: Tensor) -> bool:
-    return x is y or (x.shape == y.shape and x.dtype == y.dtype and torch.equal(x, y))

@@ -26,12 +26,13 @@ def twins_in(raw: RawWindow) -> list[tuple[nn.Module, nn.Module]]:
 def _are_twins(a: ModuleCall, b: ModuleCall) -> bool:
     if a.module is b.module or type(a.module) is not type(b.module) or a.output is None or b.output is None:
         return False
-    if not a.given or len(a.given) != len(b.given) or not all(map(_are_one, a.given, b.given)):
+    if not a.given or len(a.given) != len(b.given) or not all(map(are_equal, a.given, b.given)):
         return False
     return _are_near(a.output[1], b.output[1]) and hold_the_same([*a.module.parameters()], [*b.module.parameters()])
 
 
-def _are_one(a: Tensor, b: Tensor) -> bool:
+def are_equal(a: Tensor, b: Tensor) -> bool:
+    """Say whether two tensors are one, or hold the same numbers in one shape and type."""
     return a is b or (a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b))
 
 

@@ -106,5 +106,5 @@ def _added(root: Tensor) -> list[Tensor]:
     for _ in range(_DEEP):
         below = [n for node in level for n, _ in node.next_functions if n is not None]
         found += [leaf for n in below if (leaf := getattr(n, torch_internals.LEAF, None)) is not None]
-        level = [n for n in below if n.name().startswith(_SUMS)]
+        level = [n for n in dict.fromkeys(below) if n.name().startswith(_SUMS)]  # each once, however often it is added
     return found
