@@ -52,7 +52,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("numbers", nargs="*")
     parser.add_argument(
-        "--set", choices=("sixth", "seventh", "eighth", "ninth"), default="", help="a later set, in tests/reported/SET"
+        "--set",
+        choices=("sixth", "seventh", "eighth", "ninth", "tenth"),
+        default="",
+        help="a later set, in tests/reported/SET",
     )
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()

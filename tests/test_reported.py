@@ -9,7 +9,7 @@ from kdbench.audits.checks.all import CATALOGUE
 
 SETS = {
     folder: tomllib.loads((folder / "expected.toml").read_text())
-    for folder in (FOLDER, *(FOLDER / name for name in ("sixth", "seventh", "eighth", "ninth")))
+    for folder in (FOLDER, *(FOLDER / name for name in ("sixth", "seventh", "eighth", "ninth", "tenth")))
 }
 
 
