@@ -17,6 +17,7 @@ import torch
 
 from kdbench.harness.analysis import arms, compare
 from kdbench.harness.analysis.because import Because, because
+from kdbench.harness.analysis.best import BestOfPair, best_of_pairs
 from kdbench.harness.analysis.controls import controls
 from kdbench.harness.analysis.over_pairs import OverPairs, over_pairs
 from kdbench.harness.analysis.rows import ArmRow, ComparisonRow, ControlsRow, GridRow, TeacherRow
@@ -425,6 +426,8 @@ class StudySummary:
     "Each method against its baseline."
     over_pairs: list[OverPairs]
     "Each method over all pairs, where there are several."
+    best: list[BestOfPair]
+    "Of each pair, the method of the highest mean, and those that the seeds do not tell from it."
     families: Families
     controls: ControlsRow | None
     teachers: list[TeacherRow]
@@ -449,7 +452,7 @@ def summary(ready: Ready, outcome: Outcome, allowed: Sequence[str] = ()) -> Stud
     results = [ready.folder.trial(key).result() for key in plan.trials]
     taught = sorted(plan.teachers.items(), key=lambda item: (item[0][0], item[0][1] or ""))
     teachers = [(arch, ready.folder.trial(key)) for (arch, _), key in taught]
-    seen = controls(trials) if plan.controls is not None else None
+    seen = controls(trials, allowed) if plan.controls is not None else None
     # Of all seeds that the study has, however few of its arms and seeds this call was about.
     comparisons, bugs = compare.compare_within_family(whole, compare.bug_pairs(plan.arms), allowed, refuse=False)
     gains, methods = compare.compare_within_family(whole, compare.gain_pairs(plan.arms), allowed, refuse=False)
@@ -471,6 +474,7 @@ def summary(ready: Ready, outcome: Outcome, allowed: Sequence[str] = ()) -> Stud
         comparisons=comparisons,
         gains=gains,
         over_pairs=over_pairs(gains),
+        best=best_of_pairs(gains),
         families=Families(bugs, methods),
         controls=seen,
         teachers=[arms.teacher_row(arch, folder) for arch, folder in teachers],

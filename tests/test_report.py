@@ -429,3 +429,31 @@ def test_the_page_names_the_command_that_makes_it_with_files_of_ones_own(tmp_pat
     monkeypatch.setattr(loading, "LOADED", [loading.Loaded("methods", tmp_path / "mine.py")])
     page = report.html(report.read(study), {})
     assert f"kdbench report {study.folder.path.name} --method-file mine.py<" in page and str(tmp_path) not in page
+
+
+def test_arms_of_another_code_are_compared_where_that_is_allowed_and_the_page_says_so(tmp_path):
+    study = write(tmp_path, faults=[None])
+    logit = next(arm for arm in study.arms if arm.method == "logit")
+    for seed, (spec, result) in study.arms[logit].items():
+        study.arms[logit][seed] = (spec, dataclasses.replace(result, environment={**ENVIRONMENT, "code_digest": "d"}))
+    refused, allowed = report.read(study), report.read(study, ["code_digest"])
+    verdicts = [{g.method: g.verdict for g in told["gains"]}["logit"] for told in (refused, allowed)]
+    assert verdicts[0] == "undefined" != verdicts[1]
+    assert "allowed to differ: code_digest" in report.markdown(allowed)
+    assert "--allow-difference code_digest" in report.html(allowed, {})
+    assert "allowed to differ" not in report.markdown(refused)
+    with pytest.raises(InputError, match=r"code_digset.*code_digest"):
+        report.read(study, ["code_digset"])
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("narrow", [False, True])
+def test_the_names_of_many_methods_leave_their_curves_room(narrow):
+    figure, (axes,) = figures._panels(1, narrow)
+    for method in METHODS.values():
+        axes.plot([1, 2, 3], [40, 50, 55], label=method.title)
+    before = figure.get_figheight()
+    figures._name_lines(figure, axes, narrow)
+    assert figures._svg(figure).startswith("data:image/svg+xml")
+    panel = axes.get_position()
+    assert panel.width > 0.5 and panel.height * figure.get_figheight() > 0.5 * before

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from kdbench.harness.analysis.best import BestOfPair, best_of_pairs
 from kdbench.harness.analysis.over_pairs import OverPairs, over_pairs
 from kdbench.harness.analysis.rows import ComparisonRow
 
@@ -20,8 +21,11 @@ class Compared:
     comparisons: list[ComparisonRow]
     over_pairs: list[OverPairs] = field(default_factory=list)
     "Made of the comparisons."
+    best: list[BestOfPair] = field(default_factory=list)
+    "Made of the comparisons."
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "best", best_of_pairs(self.comparisons))
         object.__setattr__(self, "over_pairs", over_pairs(self.comparisons))
 
     def as_json(self) -> dict[str, Any]:

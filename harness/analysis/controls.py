@@ -1,5 +1,7 @@
 """The controls of a study: what it must see before it may say anything."""
 
+from collections.abc import Sequence
+
 from kdbench.harness.analysis.arms import arm_row
 from kdbench.harness.analysis.compare import bug_pairs, compare_arms
 from kdbench.harness.analysis.rows import Again, ControlsRow, Positive, Repeated
@@ -7,12 +9,12 @@ from kdbench.harness.analysis.study_table import Trials
 from kdbench.harness.records.record import FINAL, Folder, same_machine
 
 
-def controls(study: Trials) -> ControlsRow | None:
-    """Return what the controls showed; None where none were run."""
+def controls(study: Trials, allowed: Sequence[str] = ()) -> ControlsRow | None:
+    """Return what the controls showed; None where none were run. Arms may differ in what is `allowed`."""
     if study.again is None and not study.controls:
         return None
     again = _again(*study.again) if study.again else None
-    positive = _positive(study)
+    positive = _positive(study, allowed)
     verdict = again.verdict if again else "missing"
     return ControlsRow(
         again,
@@ -25,14 +27,14 @@ def controls(study: Trials) -> ControlsRow | None:
     )
 
 
-def _positive(study: Trials) -> Positive | None:
+def _positive(study: Trials, allowed: Sequence[str]) -> Positive | None:
     """Return whether the positive control was seen, by its audit and in accuracy."""
     bugged = next((arm for arm in study.controls if arm.fault), None)
     if bugged is None:
         return None
     row = arm_row(bugged, study.controls[bugged])
     trials = Trials(study.folder, study.decision, study.controls)
-    (entry,) = compare_arms(trials, bug_pairs(study.controls), refuse=False)
+    (entry,) = compare_arms(trials, bug_pairs(study.controls), allowed, refuse=False)
     lower = entry.difference_pp is not None and entry.difference_pp < 0
     return Positive(
         **vars(row),

@@ -124,6 +124,7 @@ def command(
     if a is None or b is None:
         raise InputError("name two arms (kdbench compare corrected bugged), or a table of runs with --csv")
     from kdbench.harness.analysis import compare
+    from kdbench.harness.analysis.best import best_of_pairs
     from kdbench.harness.analysis.compared import Compared
     from kdbench.harness.analysis.over_pairs import over_pairs
     from kdbench.harness.analysis.study_table import read_study
@@ -135,12 +136,21 @@ def command(
         found = Compared(decision.metric, decision.alpha, decision.margin_pp, family, entries)
         print_json(found.as_json())
         return
-    from kdbench.harness.cli.comparisons import conclude, show_comparisons, show_groups, show_over_pairs, shown
+    from kdbench.harness.cli.comparisons import (
+        conclude,
+        show_best,
+        show_comparisons,
+        show_groups,
+        show_over_pairs,
+        shown,
+    )
 
     console, margin, entries = stdout(), trials.decision.margin_pp, shown(entries)
     show_groups(console, entries)
     show_comparisons(console, entries, margin, f"{b} against {a}, {trials.folder.path.name}", family)
-    show_over_pairs(console, over_pairs(entries) if entries[0].b == entries[0].method else [])
+    if entries[0].b == entries[0].method:
+        show_over_pairs(console, over_pairs(entries))
+        show_best(console, best_of_pairs(entries))
     conclude(console, entries, margin, family)
 
 
@@ -161,6 +171,7 @@ def _compare_table(
     conditions: tuple[str, ...],
 ) -> None:
     from kdbench.harness.analysis import external_runs as table
+    from kdbench.harness.analysis.best import best_of_pairs
     from kdbench.harness.analysis.compared import Compared
     from kdbench.harness.analysis.over_pairs import over_pairs
 
@@ -189,7 +200,14 @@ def _compare_table(
     if as_json:
         print_json(Compared(metric, alpha, margin, len(entries), entries).as_json())
         return
-    from kdbench.harness.cli.comparisons import conclude, show_comparisons, show_groups, show_over_pairs, shown
+    from kdbench.harness.cli.comparisons import (
+        conclude,
+        show_best,
+        show_comparisons,
+        show_groups,
+        show_over_pairs,
+        shown,
+    )
 
     where, entries = csv.name if csv is not None else experiment, shown(entries)
     console, title = stdout(), f"{metric} of every {group} against {entries[0].a}, {where}"
@@ -197,4 +215,5 @@ def _compare_table(
     show_groups(console, entries, unit="", pair=pair, group=group)
     show_comparisons(console, entries, margin, title, unit="", pair=pair, group=group)
     show_over_pairs(console, over_pairs(entries), "", pair)
+    show_best(console, best_of_pairs(entries), named=False)
     conclude(console, entries, margin, unit="")

@@ -6,6 +6,7 @@ from dataclasses import replace
 from rich.console import Console
 from rich.markup import escape
 
+from kdbench.harness.analysis.best import BestOfPair
 from kdbench.harness.analysis.over_pairs import OVER_PAIRS, OverPairs
 from kdbench.harness.analysis.rows import ComparisonRow
 from kdbench.harness.analysis.sentences import adjusted, in_words, number_format
@@ -155,6 +156,15 @@ def show_over_pairs(console: Console, rows: Sequence[OverPairs], unit: str = "pp
     for said in OVER_PAIRS:
         note(console, escape(said))
     console.print()
+
+
+def show_best(console: Console, found: Sequence[BestOfPair], named: bool = True) -> None:
+    """Print the best of each pair in a sentence; `named`: methods are called by their titles."""
+    for best in found:
+        names = [best.best, *best.not_told_apart] if named else []
+        note(console, escape(best.in_words({name: _title(name) for name in names})))
+    if found:
+        console.print()
 
 
 def _show_notes(console: Console, entries: Sequence[ComparisonRow], size: str, family: int) -> None:

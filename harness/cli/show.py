@@ -11,7 +11,7 @@ from kdbench.harness.analysis.because import Because
 from kdbench.harness.analysis.headline import headline
 from kdbench.harness.analysis.rows import Again, ArmRow, ControlsRow, GridRow, Positive, TeacherRow
 from kdbench.harness.cli.common import program
-from kdbench.harness.cli.comparisons import show_comparisons, show_over_pairs
+from kdbench.harness.cli.comparisons import show_best, show_comparisons, show_over_pairs
 from kdbench.harness.cli.tables import Cell, Column, note, show_table
 from kdbench.harness.faults import audit_ids
 from kdbench.harness.plan.preset import Decision
@@ -168,6 +168,7 @@ def show_study(console: Console, found: "StudySummary", decision: Decision) -> N
     bug = "Does the bug matter here? (bugged against corrected)"
     show_comparisons(console, found.gains, size, gain, families.gains)
     show_over_pairs(console, found.over_pairs)
+    show_best(console, found.best)
     show_comparisons(console, found.comparisons, size, bug, families.comparisons)
     show_effects(console, found.arms)
     of_controls = [reason for reason in found.because if reason.whose == "control"]

@@ -250,8 +250,23 @@ def _curves(
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_ylabel("validation accuracy, %")
         axes.grid()
-    panels[0].legend()
+    _name_lines(figure, panels[0], narrow)
     return _svg(figure)
+
+
+def _name_lines(figure: Any, axes: Any, narrow: bool) -> None:
+    """Add the legend: within the panel, or of many methods below all panels, which the figure then grows by."""
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) <= _MOST_WITHIN:
+        axes.legend()
+        return
+    across = 2 if narrow else 4
+    figure.set_figheight(figure.get_figheight() + _LINE * -(-len(labels) // across))
+    figure.legend(handles, labels, loc="outside lower center", ncols=across)
+
+
+_MOST_WITHIN, _LINE = 6, 0.2
+"Methods whose names have room within a panel, and the height of a line of names in inches."
 
 
 def _panels(count: int, narrow: bool) -> tuple[Any, list[Any]]:
@@ -301,6 +316,7 @@ def _norms(study: Trials, claimed: float | None, narrow: bool) -> str:
         axes.set_xlabel("step")
         axes.set_ylabel("gradient norm")
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")  # powers of ten are TeX, which names must not be
         axes.grid()
     if claimed is not None:
         panels[0].axhline(claimed, color=_INK, lw=1, ls="--")

@@ -17,6 +17,7 @@ from kdbench.harness import faults, loading
 from kdbench.harness.analysis import compare, selection_bias, stats
 from kdbench.harness.analysis.arms import summary, teacher_row, with_effects
 from kdbench.harness.analysis.because import Because, because
+from kdbench.harness.analysis.best import best_of_pairs
 from kdbench.harness.analysis.controls import controls
 from kdbench.harness.analysis.headline import headline
 from kdbench.harness.analysis.over_pairs import OVER_PAIRS, over_pairs
@@ -47,15 +48,16 @@ _EFFECTS = {
 }
 
 
-def read(study: Trials) -> dict[str, Any]:
-    """Return everything that the page shows of a study."""
+def read(study: Trials, allowed: Sequence[str] = ()) -> dict[str, Any]:
+    """Return everything that the page shows of a study; arms may differ in what is `allowed`, which it then notes."""
+    compare.check_allowed((spec for trials in study.arms.values() for spec, _ in trials.values()), allowed)
     arms = summary(study)
     if not any(arm.mean is not None for arm in arms):
         raise InputError(f"{study.folder.path.name} has no finished trial yet; kdbench status shows how far it is")
-    bugs = compare.compare_arms(study, compare.bug_pairs(study.arms), refuse=False)
-    gains = compare.compare_arms(study, compare.gain_pairs(study.arms), refuse=False)
+    bugs = compare.compare_arms(study, compare.bug_pairs(study.arms), allowed, refuse=False)
+    gains = compare.compare_arms(study, compare.gain_pairs(study.arms), allowed, refuse=False)
     arms = with_effects(arms, bugs)
-    teachers, seen = _teachers(study), controls(study)
+    teachers, seen = _teachers(study), controls(study, allowed)
     reasons = because(study, [folder for _, folder in teacher_folders(study)], seen)
     found = {
         "study": study.folder.path.name,
@@ -66,6 +68,7 @@ def read(study: Trials) -> dict[str, Any]:
         "gains": gains,
         "over_pairs": over_pairs(gains),
         "over_pairs_notes": OVER_PAIRS,
+        "best": best_of_pairs(gains),
         "controls": seen,
         "teachers": teachers,
         "reasons": _by_row(reasons),
@@ -77,7 +80,7 @@ def read(study: Trials) -> dict[str, Any]:
         "choice": selection_bias.read(study),
         "environment": _environment(study),
         "commands": commands(study.folder),
-        "command": f"kdbench report {study.folder.path.name}{loading.as_options('faults', 'methods', whole=False)}",
+        "command": _command(study, allowed),
         "setting": _setting(study),
         "about": _about(study),
         "state": _state(arms),
@@ -89,6 +92,11 @@ def read(study: Trials) -> dict[str, Any]:
     meanings = {c.verdict: _MEANING[c.verdict] for c in [*gains, *bugs]}
     code = first_screen.code_lines(study, arms, teachers, reasons, seen)
     return {**found, "claims": claims, "meanings": meanings, "code": code}
+
+
+def _command(study: Trials, allowed: Sequence[str]) -> str:
+    words = [f"kdbench report {study.folder.path.name}{loading.as_options('faults', 'methods', whole=False)}"]
+    return " ".join([*words, *(f"--allow-difference {name}" for name in allowed)])
 
 
 def _state(arms: Sequence[ArmRow]) -> dict[str, int]:
@@ -362,6 +370,7 @@ def _context(found: Mapping[str, Any]) -> dict[str, Any]:
         "audits": audits,
         "notes": list(notes),
         "titles": titles,
+        "best_in_words": [best.in_words(titles) for best in found["best"]],
         "stories": stories,
     }
 
@@ -373,10 +382,10 @@ class Written(NamedTuple):
     headline: str
 
 
-def write(folder: StudyFolder, output: Path) -> Written:
-    """Write report.html and report.md of a study into a folder."""
+def write(folder: StudyFolder, output: Path, allowed: Sequence[str] = ()) -> Written:
+    """Write report.html and report.md of a study into a folder; `allowed` is as in :func:`read`."""
     study = read_study(folder)
-    found = read(study)
+    found = read(study, allowed)
     claimed = found["norms"]["claim"]["value"] if found["norms"] and found["norms"]["text"] else None
     pages = {"report.html": html(found, figures.draw(study, found["gains"], claimed)), "report.md": markdown(found)}
     try:
