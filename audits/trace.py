@@ -246,6 +246,8 @@ class Sight:
     "Whose answers (student's, teacher's) are probabilities already, where a softmax or sigmoid is taken of them."
     squashed_by: str = "softmax"
     "Which of the two."
+    same_again: tuple[int, Where] | None = None
+    "How often one line compares one pair of answers, and that line."
     overwritten: tuple[str, str] | None = None
     "A module with a hook, and the one that overwrites in place what the hook was handed."
     depths: dict[tuple[tuple[int, int], tuple[int, int]], Where | None] = field(default_factory=dict)

@@ -174,7 +174,7 @@ class Watch:
         """
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            if torch.compiler.is_compiling() or os.getpid() != self._home:
+            if torch_internals.is_recorded() or os.getpid() != self._home:
                 return None
             if (self.let_go and not lasting) or self._trace.broken is not None:
                 return None

@@ -96,7 +96,7 @@ def _observe_to(out: str, *args: Any) -> None:
 def observe_all(paths: list[Path], **options: Any) -> list[dict[str, Any]]:
     """Observe scripts two at a time, each in a fresh process that has torch imported already."""
     context = get_context("forkserver")
-    context.set_forkserver_preload(["torch", "kdbench.audits.script", "kdbench.audits.checks.all"])
+    context.set_forkserver_preload(["torch._dynamo", "kdbench.audits.script", "kdbench.audits.checks.all"])
     options = {"steps": 50, "max_seconds": 120, **options}
 
     def one(path: Path) -> dict[str, Any]:

@@ -23,7 +23,8 @@ def feature_pairing(trace: Trace) -> Verdict:
     """Features that are compared have one shape, and are what was taken.
 
     Broadcasting compares each with every other in silence; a module that works in place changes what a hook on the
-    one before it was handed. The embeddings of a teacher teach no block: they are what its first one is given; nor is
+    one before it was handed; a line that is run for several pairs compares each of them, and not one again and again.
+    The embeddings of a teacher teach no block: they are what its first one is given; nor is
     each block of a student, up to its last, held against the teacher's block before the one that stands in its place.
     """
     if not trace.losses.sights:
@@ -38,7 +39,7 @@ def feature_pairing(trace: Trace) -> Verdict:
                 {"student_blocks": [passed_s, of_s], "teacher_blocks": [passed_t, of_t]},
                 where,
             )
-    if (verdict := _one_block_early(trace.losses.sights[0])) is not None:
+    if (verdict := _one_block_early(trace.losses.sights[0]) or _again_and_again(trace.losses.sights)) is not None:
         return verdict
     if not terms:
         return undecided("out-of-scope", "no distance between features was seen")
@@ -59,6 +60,20 @@ def feature_pairing(trace: Trace) -> Verdict:
                 t.where,
             )
     return passed(f"features compared have one shape in {len(terms)} distances seen")
+
+
+def _again_and_again(sights: list[Sight]) -> Verdict | None:
+    """Judge a line that compares one pair of answers several times, each time that it was looked at."""
+    if len(sights) < _SEVERAL or any(s.same_again is None for s in sights[:_SEVERAL]) or sights[0].same_again is None:
+        return None
+    times, where = sights[0].same_again
+    return failed(
+        f"one pair of answers is compared {times} times, by one line, and no other in its place",
+        {"times": times},
+        where,
+        mend="compare each pair once; a lambda made in a loop takes what the loop's variable names last: bind it by "
+        "lambda i=i: ...",
+    )
 
 
 def _one_block_early(sight: Sight) -> Verdict | None:
@@ -237,10 +252,11 @@ def alignment(trace: Trace) -> Verdict:
 
     Fails when the gradient of the distillation term fits the teacher's rows in another order (the permutation is the
     proof), when an index moves the teacher's rows on every way to the student's features, when the teacher is shown the
-    batch's rows in another order, or when stored answers differ from what the teacher was seen to say of the same
-    samples. Of a language model also when the labels' loss is not shifted, so that each place is asked for the word
-    that it is shown, when an answer over more words was cut at the wrong end, and when stored answers foretell other
-    words than the next ones of the texts that they are used for.
+    batch's rows in another order, when a student that has grown by classes learns the teacher's as its others, or when
+    stored answers differ from what the teacher was seen to say of the same samples. Of a language model also when the
+    labels' loss is not shifted, so that each place is asked for the word that it is shown, when an answer over more
+    words was cut at the wrong end, and when stored answers foretell other words than the next ones of the texts that
+    they are used for.
     """
     if not trace.losses.sights:
         return no_distillation(trace)
@@ -252,6 +268,8 @@ def alignment(trace: Trace) -> Verdict:
             if turned and taught and all(turned[j] == i for i, j in enumerate(taught)):  # turned there and back again
                 proven = True
                 continue
+            if e.block is not None and e.block[0] != e.block[1]:
+                return _other_classes(sight, e.block, e.classes)
             if taught is not None or (turned is not None and e.form not in _UNREAD):
                 return _moved(sight, e, taught or turned or [])
             proven = proven or (e.form not in _UNREAD and e.placed and not sight.cached)
@@ -299,6 +317,18 @@ def alignment(trace: Trace) -> Verdict:
         return passed("teacher and student are shown the same rows, and no index moves them on the way to the loss")
     return undecided(
         "form-not-recognised", "the distillation term was not recognised, so its rows could not be told apart"
+    )
+
+
+def _other_classes(sight: Sight, block: tuple[int, int], classes: int) -> Verdict:
+    """Tell which classes of a student that has grown its teacher's are held against, and which they are."""
+    held, own = block
+    return failed(
+        f"the teacher's {classes} classes are the student's from {own} on, where both gave the very same answers; they "
+        f"are held against its classes from {held} on",
+        {"held_against": held, "own": own, "classes": classes},
+        sight.where,
+        mend=f"cut the student's answers to its classes {own} to {own + classes - 1}",
     )
 
 

@@ -256,6 +256,9 @@ def _is_twice(alpha: float, factors: list[float], t: float) -> bool:
     shares = (alpha, alpha * t, alpha * t * t)
     if not _TELLING < alpha < 1 - _TELLING:
         return False
+    square = [f for f in factors if abs(f / t - 1) < TOLERANCE]
+    if len(square) == 2:  # T * T, whatever else they may be
+        factors = [f for f in factors if f not in square]
     return sum(f != 1 and any(abs(f / share - 1) < TOLERANCE for share in shares) for f in factors) == 2
 
 

@@ -1,5 +1,7 @@
 """From where on each place of a text may look back, as the masks say that a network is handed."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -41,6 +43,59 @@ def other_context(raw: RawWindow, students: list[ModuleCall], teachers: list[Mod
                 f"its own, which the {other}'s mask leaves out",
             )
     return None
+
+
+def looks_behind(raw: RawWindow, students: list[ModuleCall], teachers: list[ModuleCall]) -> Inputs | None:
+    """Say how many texts end in padding that the teacher looks at, where a mask keeps the student from it.
+
+    Both are of one class, one text is shown to both, and only the student is handed the mask; the masks that layers of
+    the student are handed let a place look ahead. None where the masks of layers cannot be read: of a network that
+    looks back alone, padding behind a text is nothing to it.
+    """
+    for s in students:
+        for t in teachers:
+            ids = next((x for x in s.given if are_words(x)), None)
+            if ids is None or type(s.module) is not type(t.module):
+                continue
+            if not any(x.shape == ids.shape and torch.equal(x, ids.to(x.device)) for x in t.given):
+                continue
+            told = _told_padding(raw, s, ids)
+            padded = int((~told[:, -1]).sum())
+            handed = any(x.shape == ids.shape and is_readable(x) and _is_mask(x) for x in t.given)
+            if padded < _FEWEST or handed or not _looks_ahead(raw, s, told) or _hides(raw, t, told):
+                continue
+            return Inputs(
+                "context",
+                f"{padded} of {len(ids)} texts end in padding: the teacher, which is handed no mask, looks at it, and "
+                "the student's mask leaves it out",
+            )
+    return None
+
+
+def _layer_masks(raw: RawWindow, call: ModuleCall, told: Tensor) -> Iterator[Tensor]:
+    """Yield which places may be looked at (B, Q, L) by the masks that layers below a call are handed."""
+    for value in (t for c in descendants(raw, [call]) for t in c.given if t.ndim == 4):
+        if value.shape[0] not in (1, len(told)) or value.shape[3] != told.shape[1] or not is_readable(value):
+            continue
+        if value.dtype == torch.bool or (value.is_floating_point() and float(value.min()) <= _FORBIDS):
+            allowed = value if value.dtype == torch.bool else value > _FORBIDS
+            yield allowed.any(1).cpu()
+
+
+def _looks_ahead(raw: RawWindow, call: ModuleCall, told: Tensor) -> bool:
+    """Say whether layers of a network are kept from the padding, and the first place of a text may see its last."""
+    last = told.int().sum(1) - 1
+    for allowed in _layer_masks(raw, call, told):
+        if allowed.shape[0] == len(told) and not bool((allowed.any(1) & ~told).any()):
+            ahead = allowed[torch.arange(len(told)), 0, last]
+            if bool(ahead[last > 0].all()):
+                return True
+    return False
+
+
+def _hides(raw: RawWindow, call: ModuleCall, told: Tensor) -> bool:
+    """Say whether a layer of a network is kept from any of the padding."""
+    return any(bool((~allowed.any(1) & ~told).any()) for allowed in _layer_masks(raw, call, told))
 
 
 def _first_seen(raw: RawWindow, call: ModuleCall, ids: Tensor) -> Tensor | None:

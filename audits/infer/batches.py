@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from kdbench.audits.infer.attended import other_context
+from kdbench.audits.infer.attended import looks_behind, other_context
 from kdbench.audits.infer.layers import descendants, describe, shown_to
 from kdbench.audits.infer.observer import EXPLAINED, Observer
 from kdbench.audits.infer.repeated import repeated
@@ -101,8 +101,13 @@ class Batches(Observer):
                 raw, students, teachers, best, max((self._told.knows(c) or 0 for c in teachers), default=0)
             )
             if best.relation == "same":
-                best = self._told_less(teachers) or other_context(raw, students, teachers) or best
-        if best is not None and best.relation in ("same", "shapes"):
+                best = (
+                    self._told_less(teachers)
+                    or other_context(raw, students, teachers)
+                    or looks_behind(raw, students, teachers)
+                    or best
+                )
+        if best is not None and best.relation in ("same", "shapes") and not cast.shown_answers:
             best = self._untrained_on(raw, cast) or _unknown_to_its_norms(raw, cast) or best
         return best
 

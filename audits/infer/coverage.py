@@ -1,5 +1,6 @@
 """Which tokens of a text are distilled, held against which are labelled and which are padding."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -92,21 +93,28 @@ def late_by_mask(masks: list[Tensor], support: Support, ids: Tensor) -> Support 
     The labels were asked for the places without one, as a mask is made; they are the words of the text, or those one
     place on.
     """
-    width, length = support.lead[1], ids.shape[1]
+    width = support.lead[1]
     taught = distilled_rows(support).reshape(support.lead)
     for mask in masks:
-        has = mask != IGNORED
-        if len(mask) != len(ids) or not bool(has.any()) or bool(has.all()) or int(has.sum()) < _FEWEST:
-            continue
-        for by in range(length - mask.shape[1] + 1):
-            own = ids[:, by : by + mask.shape[1]]
-            if int((own[has] == mask[has]).sum()) < _SAME * int(has.sum()):
-                continue
-            words = torch.zeros(len(ids), length + 1, dtype=torch.bool)
-            words[:, by : by + mask.shape[1]] = has
-            if torch.equal(words[:, : width - 1], taught[:, : width - 1]) and not bool(words[:, 0].all()):
+        for words in _labelled_words(mask, ids):
+            is_late = torch.equal(words[:, : width - 1], taught[:, : width - 1])
+            if is_late and not bool(words[:, 0].all()):
                 return support._replace(labelled=words[:, 1 : width + 1].flatten())
     return None
+
+
+def _labelled_words(mask: Tensor, ids: Tensor) -> Iterator[Tensor]:
+    """Yield which words of the texts have a label (B, L + 1), for each place at which such labels are these words."""
+    has = mask != IGNORED
+    if len(mask) != len(ids) or int(has.sum()) < _FEWEST or bool(has.all()):
+        return
+    length, wide = ids.shape[1], mask.shape[1]
+    for by in range(length - wide + 1):
+        same = int((ids[:, by : by + wide][has] == mask[has]).sum())
+        if same >= _SAME * int(has.sum()):
+            words = torch.zeros(len(ids), length + 1, dtype=torch.bool)
+            words[:, by : by + wide] = has
+            yield words
 
 
 def coverage_of(support: Support, shown: Shown, start: int, ahead: int | None) -> Coverage:

@@ -8,11 +8,11 @@ from torch import nn
 
 from kdbench.audits.infer.names import Names, named_module, names_of_modules
 from kdbench.audits.infer.observer import Known, Observer
-from kdbench.audits.infer.roles import Cast, Declared, Group, cast, learns
+from kdbench.audits.infer.roles import Cast, Declared, Group, cast
 from kdbench.audits.infer.stored import Stored
 from kdbench.audits.lost import Asked
 from kdbench.audits.observe.taint import Taint
-from kdbench.audits.observe.windows import DISTANCES, LABEL_LOSSES, ModuleCall, RawWindow
+from kdbench.audits.observe.windows import DISTANCES, LABEL_LOSSES, ModuleCall, RawWindow, learns
 from kdbench.audits.trace import Sight, Trace
 
 _LOSSES = DISTANCES | LABEL_LOSSES | {"kl_div"}

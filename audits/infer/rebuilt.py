@@ -31,7 +31,7 @@ def rebuilt(
         if f.name not in DISTANCES or not raw.root.calls >> f.index & 1:
             continue
         sides = [(t, made) for t, made, _ in f.operands[:2] if t is not None]
-        told = [(t, made) for t, made in sides if not made.params & trained and _is_answered(raw, t, made)]
+        told = [(t, made) for t, made in sides if not made.params & trained and is_answered(raw, t, made)]
         held = [c for c in ends for _, made in sides if told and made.calls >> c.index & 1]
         for c in held:
             its |= told[0][1].params
@@ -60,7 +60,7 @@ def parts_of_one(
     return [mask] if mask and raw.root.params & ~mask else []
 
 
-def _is_answered(raw: RawWindow, t: Tensor, made: Made) -> bool:
+def is_answered(raw: RawWindow, t: Tensor, made: Made) -> bool:
     """Say whether a tensor is what a module answered, number by number, in whichever shape."""
     for call in raw.calls:
         out = call.outputs() if call.outputs is not None and made.calls >> call.index & 1 else None

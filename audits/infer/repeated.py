@@ -3,8 +3,8 @@
 import torch
 
 from kdbench.audits.infer.roles import Cast
-from kdbench.audits.infer.twins import are_equal
 from kdbench.audits.lost import Repeated
+from kdbench.audits.observe.readable import are_equal
 from kdbench.audits.observe.windows import DIFFERENCES, Joined, ModuleCall, RawWindow
 
 

@@ -7,7 +7,7 @@ teacher's answers and trained it is a projector.
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
@@ -15,6 +15,7 @@ from kdbench.audits.infer.adapters import trained_base
 from kdbench.audits.infer.by_parts import driven
 from kdbench.audits.infer.labels import Label, labels_in
 from kdbench.audits.infer.rebuilt import parts_of_one, rebuilt
+from kdbench.audits.infer.sources import sources, take_for_data
 from kdbench.audits.infer.targets import (
     holds_kept,
     is_against_itself,
@@ -25,7 +26,7 @@ from kdbench.audits.infer.targets import (
 )
 from kdbench.audits.infer.trained_along import trained_along
 from kdbench.audits.observe.taint import Made, Taint
-from kdbench.audits.observe.windows import DISTANCES, LABEL_LOSSES, FunctionCall, ModuleCall, RawWindow
+from kdbench.audits.observe.windows import DISTANCES, LABEL_LOSSES, FunctionCall, ModuleCall, RawWindow, learns
 
 ParamsOf = Callable[[nn.Module], int]
 
@@ -78,6 +79,8 @@ class Cast:
     "Whether it is only taught by its own."
     own_target: bool = False
     "Whether a part of the loss holds it against its own."
+    shown_answers: bool = False
+    "Whether what both are shown is what a third network answers."
     shared: tuple[nn.Module, int] | None = None
     "A network that answers without a gradient, and those of its parameters that are the student's and trained."
     moving_base: tuple[nn.Module, int] | None = None
@@ -141,7 +144,6 @@ def cast(
     `learned` tells those that had learned before the distillation.
     """
     trained = taint.moved_by(raw.leaves)
-    result = Cast(labels=labels_in(raw, taint), trained=trained)
     own: dict[int, int] = {}
 
     def params_of(module: nn.Module) -> int:
@@ -150,6 +152,11 @@ def cast(
         return own[id(module)]
 
     reached = [c for c in raw.calls if raw.root.calls >> c.index & 1]
+    before = sources(raw, reached, params_of, trained, taint)
+    if before:
+        take_for_data(raw, before)
+    labels = [replace(label, made=label.made & ~before) for label in labels_in(raw, taint)]
+    result = Cast(labels=labels, trained=trained, shown_answers=bool(before))
     fed_data = {c.index for c in reached if not c.fed.params}
     reaching = raw.root.params | trained
     if declared.student is not None and not params_of(declared.student) & reaching:
@@ -264,14 +271,6 @@ def _branch(raw: RawWindow, reached: list[ModuleCall], fed_data: set[int], stude
             if told and any(t is not None and t.requires_grad for t in taught) and raw.root.calls >> f.index & 1:
                 return Group(own, call.module, [call], is_base=True, is_branch=True)
     return None
-
-
-def learns(call: ModuleCall) -> bool:
-    """Say whether a gradient can go through what a call answered; where that is gone, whether one could be recorded."""
-    answer = call.answer
-    if answer is None and call.outputs is not None:
-        answer = call.outputs()
-    return call.grad if answer is None else bool(answer.requires_grad)
 
 
 def _went_through(made: Made, calls: list[ModuleCall]) -> bool:

@@ -16,6 +16,7 @@ from kdbench.audits.infer.observer import EXPLAINED, Observer
 from kdbench.audits.infer.policy import policy_of, weighs_words
 from kdbench.audits.infer.reindexed import reindexed
 from kdbench.audits.infer.roles import Cast
+from kdbench.audits.infer.same_again import same_again
 from kdbench.audits.infer.still import is_still
 from kdbench.audits.infer.targets import lookup_of, stored_probabilities
 from kdbench.audits.observe import torch_internals
@@ -59,6 +60,7 @@ class Terms(Observer):
         if len(self._trace.losses.sights) < EXPLAINED:
             sight.terms = [*self._terms(raw, cast), *_of_teacher_alone(raw, cast)]
             sight.overwritten = _overwritten(raw, cast)
+            sight.same_again = same_again(raw, cast)
             compared = [f for f in cast.soft if f.name in _COMPARE_FEATURES][:_PAIRS]
             met = [(d, f.where) for f in compared if (d := depths_of(raw, cast, f)) is not None]
             sight.depths = dict(reversed(met))

@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from kdbench.audits.infer.roles import learns
-from kdbench.audits.observe.readable import is_still, numbers
-from kdbench.audits.observe.windows import ModuleCall, RawWindow
+from kdbench.audits.observe.readable import are_equal, is_still, numbers
+from kdbench.audits.observe.windows import ModuleCall, RawWindow, learns
 
 _SAME = 1e-5
 "Part of the largest number of an answer by which two may differ and be one: another kernel answers without a gradient."
@@ -29,11 +28,6 @@ def _are_twins(a: ModuleCall, b: ModuleCall) -> bool:
     if not a.given or len(a.given) != len(b.given) or not all(map(are_equal, a.given, b.given)):
         return False
     return _are_near(a.output[1], b.output[1]) and hold_the_same([*a.module.parameters()], [*b.module.parameters()])
-
-
-def are_equal(a: Tensor, b: Tensor) -> bool:
-    """Say whether two tensors are one, or hold the same numbers in one shape and type."""
-    return a is b or (a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b))
 
 
 def _are_near(a: Tensor, b: Tensor) -> bool:

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 def named_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
     """Return the tensors among the arguments of a call, by the names that the module's forward has for them."""
-    positional = dict(zip(_names(type(module).forward), args, strict=False))
+    # Of a loaded script module the class has none.
+    positional = dict(zip(_names(getattr(type(module), "forward", None)), args, strict=False))
     return {name: value for name, value in {**positional, **kwargs}.items() if isinstance(value, Tensor)}
 
 
 @lru_cache(256)
-def _names(forward: Callable[..., Any]) -> tuple[str, ...]:
+def _names(forward: Callable[..., Any] | None) -> tuple[str, ...]:
     try:
-        return tuple(inspect.signature(forward).parameters)[1:]
+        return tuple(inspect.signature(forward).parameters)[1:] if forward is not None else ()
     except (TypeError, ValueError):
         return ()

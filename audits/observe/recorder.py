@@ -123,7 +123,7 @@ class Recorder:
         Not at once: the backward itself is called through the mode, and torch takes a mode off its stack for as long
         as it is being told of a call.
         """
-        if self._in_backward or self._stack or torch.compiler.is_compiling() or not self._at_home():
+        if self._in_backward or self._stack or torch_internals.is_recorded() or not self._at_home():
             return
         if self._wanted and not self.armed:
             self.arm()
@@ -168,7 +168,7 @@ class Recorder:
             and not self._paused
             and torch_internals.peek_interpreter_stack() is None
             and not self._in_backward
-            and not torch.compiler.is_compiling()
+            and not torch_internals.is_recorded()
             and self._at_home()
         )
 
@@ -276,7 +276,7 @@ class Recorder:
     # -- modules
 
     def _enter_module(self, module: nn.Module, args: Any) -> None:
-        if torch.compiler.is_compiling() or not self._at_home():
+        if torch_internals.is_recorded() or not self._at_home():
             return
         heeds = self.heeds_answers and not self._stack and not torch.is_grad_enabled() and not self._in_backward
         if heeds and not _is_a_graph(module):  # compiled code answers without a gradient within a network that learns
@@ -324,7 +324,7 @@ class Recorder:
     def _leave_module(self, module: nn.Module, args: Any, *rest: Any) -> None:
         # Where a forward raises, torch calls its hooks without the keyword arguments.
         kwargs, out = rest if len(rest) == 2 else ({}, rest[0])
-        if torch.compiler.is_compiling() or not self._at_home() or not self._stack:
+        if torch_internals.is_recorded() or not self._at_home() or not self._stack:
             return
         dark = self._lifted == len(self._stack)
         if dark:

@@ -191,7 +191,7 @@ class Mode(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call the function, and tell of it."""
         out = func(*args, **(kwargs or {}))
-        if not torch.compiler.is_compiling():
+        if not torch_internals.is_recorded():
             self._tell(func, args, kwargs or {}, out)
         return out
 

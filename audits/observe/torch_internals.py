@@ -23,6 +23,12 @@ from torch.nn.utils import clip_grad
 from torch.overrides import TorchFunctionMode
 
 
+def is_recorded() -> bool:
+    """Say whether torch records the code that runs, to compile or to trace it: what is asked of a tensor then would
+    stand in the record."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+
+
 @dataclass(frozen=True)
 class Internal:
     """One private name."""
@@ -104,7 +110,9 @@ def _has_hook(hooks: Callable[[Tensor], Any]) -> bool:
 
 
 def _has_step_hook(hooks: Callable[[torch.optim.Optimizer], Any]) -> bool:
-    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    # Unpickled: the first optimizer that is made of parameters imports torch's compiler, which takes a second or two.
+    optimizer = torch.optim.Optimizer.__new__(torch.optim.SGD)
+    torch.optim.Optimizer.__setstate__(optimizer, {"defaults": {}, "param_groups": [], "state": {}})
     before = bool(hooks(optimizer))
     optimizer.register_step_pre_hook(lambda *args: None)
     return not before and bool(hooks(optimizer))
@@ -382,7 +390,7 @@ SCALES_ITSELF: str = _tried(
     "Optimizer._step_supports_amp_scaling",
     "knowing the optimizers that a scaler steps even where gradients are infinite",
     lambda: "_step_supports_amp_scaling",
-    # Read off its code: the first optimizer of a process imports torch's compiler, which takes a second.
+    # Read off its code: the first optimizer of a process imports torch's compiler.
     lambda name: name in torch.optim.SGD.__init__.__code__.co_names,
     stand_in="_step_supports_amp_scaling",
     audits=frozenset(("KD214",)),

@@ -218,6 +218,14 @@ class RawWindow:
         self.one_hot, self.picks, self.columns, self.masks = [], [], [], []
 
 
+def learns(call: ModuleCall) -> bool:
+    """Say whether a gradient can go through what a call answered; where that is gone, whether one could be recorded."""
+    answer = call.answer
+    if answer is None and call.outputs is not None:
+        answer = call.outputs()
+    return call.grad if answer is None else bool(answer.requires_grad)
+
+
 def leaves_of(
     nodes: Iterable[Any], limit: int = 200_000, edges: Callable[[Any], Iterable[Any]] | None = None
 ) -> list[nn.Parameter]:

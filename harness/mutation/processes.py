@@ -130,7 +130,7 @@ def forked(workers: int) -> Start:
     """Return a start of :mod:`child` in a fork of a server that has imported it; elsewhere than on Linux, anew."""
     os.environ.setdefault("PYTHONHASHSEED", "0")  # the server's: sets iterate in one order in all runs
     threads = threads_of(workers)
-    context: Any = start_server({threads}, [_CHILD])
+    context: Any = start_server({threads}, [_CHILD, "torch._dynamo"])
 
     def start(desk: Desk) -> Started:
         process = context.Process(target=_run, args=(str(desk.folder), str(desk.output), desk.names, threads))

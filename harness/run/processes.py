@@ -10,8 +10,8 @@ import sys
 from collections.abc import Sequence, Set
 from multiprocessing.context import BaseContext
 
-# The second is imported where a network is built, which every trial does.
-_IMPORTED = ["kdbench.harness.run.trial", "torchvision.models"]
+# The others are imported where a network and an optimizer are built, which every trial does.
+_IMPORTED = ["kdbench.harness.run.trial", "torchvision.models", "torch._dynamo"]
 
 
 ENDING = (signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))

@@ -169,7 +169,10 @@ def run(tasks: Sequence[Task], workers: int, told: Callable[[str], None]) -> Ite
     context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
     if sys.platform == "linux":
         context.set_forkserver_preload(
-            [f"kdbench.harness.zoo.{name}" for name in ("selfcheck", "language", "clean.all", "clean.run")]
+            [
+                "torch._dynamo",
+                *(f"kdbench.harness.zoo.{name}" for name in ("selfcheck", "language", "clean.all", "clean.run")),
+            ]
         )
     # New workers now and then: a zoo of trainings leaves compiled code and memory behind, and a limit of tasks a worker
     # (max_tasks_per_child) was seen to hang the pool in Python 3.11.

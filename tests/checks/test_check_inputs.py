@@ -52,6 +52,18 @@ CASES["KD106"] = {
             teacher_blocks=[0, 3],
         ),
     ),
+    "one pair again and again": (
+        trace(sights=[sight(shaped((8, 4), (8, 4)), same_again=(3, TERM)) for _ in range(2)]),
+        fails("one pair of answers is compared 3 times, by one line", TERM, times=3),
+    ),
+    "one pair again, once": (
+        trace(sights=[sight(shaped((8, 4), (8, 4)), same_again=(3, TERM)), sight(shaped((8, 4), (8, 4)))]),
+        passes("one shape in 2 distances"),
+    ),
+    "one pair again, seen once": (
+        trace(sights=[sight(shaped((8, 4), (8, 4)), same_again=(3, TERM))]),
+        passes("one shape in 1 distances"),
+    ),
     "embeddings for embeddings": (
         trace(sights=[sight(shaped((8, 4), (8, 4)), depths={((0, 2), (0, 3)): TERM})]),
         passes("one shape in 1 distances"),
@@ -198,6 +210,21 @@ CASES["KD305"] = {
             BACKWARD,
             permutation=[0, 2, 1, *range(3, 32)],
             rows=40,
+        ),
+    ),
+    "grown, and held against its old classes": (
+        seen(explained(classes=4, block=(0, 0))),
+        passes("each row is taught by the teacher's answer to it"),
+    ),
+    "grown, and held against its new classes": (
+        seen(explained(classes=4, block=(6, 0))),
+        fails(
+            "the teacher's 4 classes are the student's from 0 on, where both gave the very same answers; they are held "
+            "against its classes from 6 on",
+            BACKWARD,
+            held_against=6,
+            own=0,
+            classes=4,
         ),
     ),
     "shown others": (turned(TURN, explained()), fails("3 of 3 rows are taught", BACKWARD, permutation=TURN, rows=3)),

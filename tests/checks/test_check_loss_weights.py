@@ -332,6 +332,7 @@ CASES["KD312"] |= {
         )
         for name, factors in {"and T^2": [16.0, 0.3, 0.3], "with T^2 in one": [4.8, 0.3]}.items()
     },
+    "a weight that T^2 makes T": scaled(FREE, 1.0, 0.75, factors=[4.0, 4.0], factors_known=True),
     "written with T": written(T1, 2 / 16, 0.5, 4.0),
     "written with T in one number": written(T1, 2.8 / 16, 2.8),
     "written with T in one number that is as round": written(T2, 2.2 / 16, 2.2),

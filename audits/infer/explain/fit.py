@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kdbench.audits.infer.explain.forms import FORMS, FORWARD, Form, Sides, Try
+from kdbench.audits.infer.explain.heads import are_probabilities
 from kdbench.audits.infer.explain.rest import Rest
 from kdbench.audits.infer.explain.softening import Said, Softening
 from kdbench.audits.infer.explain.support import Support
@@ -133,6 +134,9 @@ class Explanation:
     "The largest logit of the rows that were looked at."
     tolerance: float = 0.0
     "The residual up to which a form is the right one."
+    block: tuple[int, int] | None = None
+    """Of a teacher that tells fewer classes apart: the first of the student's classes that its are held against, and
+    the first of those whose answers are the teacher's very own, as those of a copy are that has grown."""
     repeated: tuple[int, float] | None = None
     "Of stored answers of some classes: one that a row names several times, and its part of the probability."
     handed: Handed | None = None
@@ -254,6 +258,8 @@ def tried(rest: Rest, said: Said, one: Try, blank: Explanation, sides: Sides | N
 def eligible(rest: Rest, said: Said) -> list[Form]:
     """Return the forms that may explain what is left, as far as the sums of its rows tell."""
     forms = [f for f in FORMS if not (f.logits and said.kind == "probabilities")]
+    if said.kind == "logits" and are_probabilities(said.rows):  # as a target they are right
+        forms = [f for f in forms if f.name != "logits-as-target"]
     return forms if rest.is_invariant is None else [f for f in forms if f.invariant == rest.is_invariant]
 
 

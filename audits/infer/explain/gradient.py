@@ -11,7 +11,7 @@ from kdbench.audits.infer.explain.across import across_fit
 from kdbench.audits.infer.explain.decoupled import decoupled_fit, leaves_nothing_out
 from kdbench.audits.infer.explain.fit import Explanation, beside_each_other, fits, seen_fit
 from kdbench.audits.infer.explain.forms import Try
-from kdbench.audits.infer.explain.heads import Answer, Head, heads, softmax_heads, teacher_answers
+from kdbench.audits.infer.explain.heads import Answer, Head, heads, mixed_label, softmax_heads, teacher_answers
 from kdbench.audits.infer.explain.narrow import narrow_fit
 from kdbench.audits.infer.explain.parts import Gradients, gradients_at
 from kdbench.audits.infer.explain.permutation import halves_fit, order_searched, ordered_fit, permutation_of
@@ -38,9 +38,9 @@ def explain(raw: RawWindow, cast: Cast, hints: tuple[Try, ...] = ()) -> list[Exp
         answers = teacher_answers(raw, cast, group.mask)
         if not answers and not cast.self_taught:
             continue
-        told = False
+        is_told = False
         for head in heads(raw, cast, group.mask, answers):
-            if told and head.upstream:
+            if is_told and head.upstream:
                 continue  # what was said of the logits made of it holds for it too
             own = answers
             if (piece := piece_of(raw, group.mask, head)) is not None:
@@ -50,9 +50,9 @@ def explain(raw: RawWindow, cast: Cast, hints: tuple[Try, ...] = ()) -> list[Exp
                 if cast.self_taught:
                     explanation.teacher_logits = None  # its own answer is no teacher's, to be held against the labels
                 found.append(explanation)
-                told = told or explanation.form != "nothing" or explanation.vanishes
-        if (cast.self_taught or cast.kept) and all(e.form in ("nothing", "unknown") for e in found):
-            found += _at_softmaxes(raw, cast, group.mask)
+                is_told = is_told or explanation.form != "nothing" or explanation.vanishes
+        if all(e.form in ("nothing", "unknown") for e in found) and (told := _at_softmaxes(raw, cast, group.mask)):
+            found = [*(e for e in found if e.form == "nothing"), *told]
     # Of several heads the one that is distilled speaks; the others have no distillation term to explain.
     telling = [e for e in found if e.form != "nothing"]
     if telling:
@@ -64,11 +64,11 @@ def explain(raw: RawWindow, cast: Cast, hints: tuple[Try, ...] = ()) -> list[Exp
 
 
 def _at_softmaxes(raw: RawWindow, cast: Cast, student: int) -> list[Explanation]:
-    """Explain the gradient where softmaxes of a student were taken that learns from its own answers, now or earlier,
-    if that at its layers says nothing.
+    """Explain the gradient where softmaxes of the student's were taken, where that at its layers says nothing.
 
-    As where other losses reach the layers too. What was softened cannot be told there, so neither temperature nor
-    weight is read.
+    As of a student that learns from its own answers, and of scores that a script makes of answers: how like each other
+    they are, or how like those in a queue. What was softened cannot be told there, so neither temperature nor weight is
+    read.
     """
     found = []
     for head, answers in softmax_heads(raw, cast, student):
@@ -86,6 +86,10 @@ _KNOWN_AT_SOFTMAXES = ("forward", "reversed", "jsd")
 def _explain_head(
     raw: RawWindow, cast: Cast, student: int, head: Head, answers: list[Answer], hints: tuple[Try, ...]
 ) -> Explanation | None:
+    if (mixed := mixed_label(raw, head)) is not None:
+        beside = _explained_with(raw, cast, student, head._replace(labels=[mixed]), answers, hints, by_hand=False)
+        if beside is not None and beside.form not in ("nothing", "unknown"):
+            return beside
     found = _explained_with(raw, cast, student, head, answers, hints, by_hand=False)
     written = any(label.call.name not in LABEL_LOSSES for label in head.labels)
     if not written or (found is not None and found.form != "unknown"):

@@ -95,6 +95,8 @@ def teacher_answers(raw: RawWindow, cast: Cast, student: int) -> list[Answer]:
     for call in [*calls, *reversed(inner)]:
         value = None if (said := call.output) is None else said[1]
         if value is not None and value.shape[-1] > 1 and not any(_are_one(value, a.values) for a in found):
+            # A network may answer with probabilities, as a committee whose mean they are.
+            found += [Answer("probabilities", value)] if are_probabilities(_some(value)) else []
             found.append(Answer("logits", value))
     for made, value in raw.columns:  # classes that it numbers in its own way, a map of another size
         if made.params & cast.teacher_mask and not made.params & student:
@@ -135,11 +137,16 @@ def softmax_heads(raw: RawWindow, cast: Cast, student: int) -> list[tuple[Head, 
         for side, made, _ in f.operands[:2]
         if side is not None and side.ndim > 1 and side.is_floating_point()
         for said in (side.exp() if f.name == "kl_div" and f.arg(5, "log_target", False) else side,)
-        if made.params and _are_probabilities(_some(said))
+        if made.params and are_probabilities(_some(said))
     ]
+    softmaxes = [f for f in raw.functions if f.name in ("softmax", "log_softmax") and f.operands]
+    for f in softmaxes:
+        if f.made.params and not f.made.params & student and isinstance(f.out, Tensor) and f.out.ndim > 1:
+            said = f.out.detach() if f.name == "softmax" else f.out.detach().exp()
+            met += [Answer("probabilities", said)] if are_probabilities(_some(said)) else []
     found: list[tuple[Head, list[Answer]]] = []
-    for f in raw.functions:
-        if f.name not in ("softmax", "log_softmax") or not f.operands or not _reaches(raw, f.index):
+    for f in softmaxes:
+        if not _reaches(raw, f.index):
             continue
         z, made, shape = f.operands[0]
         over = f.arg(1, "dim", -1)
@@ -161,7 +168,7 @@ def _own_answers(f: FunctionCall, student: int) -> list[Answer]:
     if f.name == "mse_loss":
         return [Answer("logits", target.detach())]
     said = target.detach().exp() if f.arg(5, "log_target", False) else target.detach()
-    return [Answer("probabilities", said)] if _are_probabilities(_some(said)) else []
+    return [Answer("probabilities", said)] if are_probabilities(_some(said)) else []
 
 
 def _are_one(a: Tensor, b: Tensor) -> bool:
@@ -179,7 +186,7 @@ def _answers_to(f: FunctionCall, student: int, cached: bool) -> list[Answer]:
     if f.name in ("kl_div", "mse_loss", "cross_entropy", "binary_cross_entropy_with_logits") and cached:
         for t, made, shape in f.operands[:2]:
             if t is not None and not made.params & student and t.is_floating_point() and len(shape) >= 2:
-                is_sum = f.name != "mse_loss" and _are_probabilities(_some(t))
+                is_sum = f.name != "mse_loss" and are_probabilities(_some(t))
                 found.append(Answer("probabilities" if is_sum else "logits", t.detach()))
     return found
 
@@ -200,13 +207,33 @@ def _stored_by_class(raw: RawWindow, f: FunctionCall, student: int) -> list[Answ
     return [] if among is None else [Answer("probabilities", said, among, classes)]
 
 
+def mixed_label(raw: RawWindow, head: Head) -> Label | None:
+    """Return the labels (B) that a head without a label loss may have in its target, mixed with the teacher's answer:
+    rows of ones and zeros that were made of labels beside it."""
+    if head.labels or head.value.ndim != 2:
+        return None
+    for f in raw.functions:
+        if f.name != "cross_entropy" or len(f.operands) < 2 or not _reaches(raw, f.index):
+            continue
+        of_target = f.operands[1][2]
+        hot = next((h for h in raw.one_hot if tuple(h.shape) == of_target == tuple(head.value.shape)), None)
+        if hot is not None:
+            return Label(replace(f, name=_MIXED), 0, None, hot.detach().argmax(1), 0.0, False)
+    return None
+
+
+_MIXED = "mixed"
+"The name of a loss of which the labels' part is not known by itself."
+
+
 def _some(value: Tensor, dim: int = -1) -> Tensor:
     """Return some rows (n, C) of an answer."""
     layout = Layout.of(value, dim)
     return layout.take(value, spread(torch.arange(layout.rows), layout.classes))
 
 
-def _are_probabilities(rows: Tensor) -> bool:
+def are_probabilities(rows: Tensor) -> bool:
+    """Say whether each row of numbers (n, C) is none below zero, and sums to one."""
     return bool((rows >= 0).all()) and bool(((rows.sum(1) - 1).abs() < _SUM).all())
 
 
@@ -243,7 +270,7 @@ def heads(raw: RawWindow, cast: Cast, student: int, answers: list[Answer]) -> li
         if head.value.ndim == 3 and any(w >= head.value.shape[-1] for w in widths | stored):
             place(head, _is_cut_from)
     for head in answered:  # a learner of tasks that follow each other labels the classes of one task alone
-        if widths & {head.value.shape[-1]}:
+        if any(w <= head.value.shape[-1] for w in widths):  # of a teacher that knows as many classes, or fewer
             place(head, _is_of_some_classes)
     for label in waiting:
         base = _common_source(raw, label)

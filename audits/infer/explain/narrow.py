@@ -16,6 +16,8 @@ from kdbench.audits.observe.windows import RawWindow
 
 _SILENT = 1e-6
 "Part of the largest number of a gradient up to which classes get none: rounding of single precision."
+_SAME = 1e-5
+"Part of the largest answer by which a copy's may differ: a wider layer sums in another order."
 _FEWEST = 2
 "Classes that a softmax tells apart."
 
@@ -44,8 +46,18 @@ def narrow_fit(
         mine = [Answer(kind, value) for w, kind, value in narrower if w == width]
         found = _over(raw, cast, student, rest, mine, cut, replace(blank, classes=width, labels=None))
         if found is not None:
-            return found
+            own = next((at for a in mine if (at := _grown_from(rest, a.values)) is not None), None)
+            return found if own is None else replace(found, block=(first, own))
     return None
+
+
+def _grown_from(rest: Rest, value: Tensor) -> int | None:
+    """Return from which class on the student's answers are a teacher's, number by number; None where from none."""
+    width = value.shape[-1]
+    its = value.detach().reshape(-1, width)[rest.index.to(value.device)].to(rest.z.dtype)
+    z, near = rest.z.detach(), _SAME * float(its.abs().max())
+    places = range(rest.layout.classes - width + 1)
+    return next((at for at in places if float((z[:, at : at + width] - its).abs().max()) <= near), None)
 
 
 def _of_some(
