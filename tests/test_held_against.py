@@ -93,6 +93,13 @@ def test_labels_within_the_target_are_told_from_the_teacher():
     )
 
 
+def test_a_share_of_nothing_is_said_to_be_none():
+    report, _ = observed(mixes, 0.0)
+    found = verdict_of(report, "KD313")
+    assert (found.status, found.reason) == ("not_triggered", "not-in-these-steps")
+    assert "has no gradient in the steps seen" in found.message
+
+
 # -- a teacher that answers with probabilities
 
 

@@ -88,7 +88,7 @@ def _explain_head(
 ) -> Explanation | None:
     if (mixed := mixed_label(raw, head)) is not None:
         beside = _explained_with(raw, cast, student, head._replace(labels=[mixed]), answers, hints, by_hand=False)
-        if beside is not None and beside.form not in ("nothing", "unknown"):
+        if beside is not None and beside.form != "unknown":
             return beside
     found = _explained_with(raw, cast, student, head, answers, hints, by_hand=False)
     written = any(label.call.name not in LABEL_LOSSES for label in head.labels)

@@ -310,7 +310,9 @@ def _without_labels(
     the width of stored answers."""
     known = {id(head.z) for head in found}
     values = [(head.value, head.source) for head in found]
-    widths = {head.layout.classes for head in found}  # what is narrower or wider lies below: labels teach it too
+    # What is narrower or wider lies below: labels teach it too.
+    widths = {head.layout.classes for head in found}
+    widths = widths or {head.layout.classes for head in answered if mixed_label(raw, head) is not None}
     more: list[Head] = []
     for head in answered:
         value = head.value

@@ -423,6 +423,55 @@ def loader_workers(watch: Open) -> nn.Module:
 
 
 @member()
+def one_frozen_backbone(watch: Open) -> nn.Module:
+    """Two heads, of which one teaches the other, on the answers of a frozen network."""
+    backbone = loaded("mlp")[:2].requires_grad_(False)
+
+    def seen() -> tuple[Tensor, Tensor]:
+        x, y = rows()
+        with torch.no_grad():
+            return backbone(x), y
+
+    width = backbone[0].out_features
+    teacher = trained(nn.Sequential(nn.Linear(width, 24), nn.ReLU(), nn.Linear(24, CLASSES)), seen)
+    student = nn.Linear(width, CLASSES)
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9)
+    with watch(student=student, teacher=teacher, optimizer=optimizer):
+        for _ in range(STEPS):
+            features, y = seen()
+            with torch.no_grad():
+                answer = teacher(features)
+            logits = student(features)
+            loss = 0.5 * F.cross_entropy(logits, y) + 0.5 * kl(logits, answer)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return student
+
+
+@member()
+def data_free(watch: Open) -> nn.Module:
+    """A generator looks for samples on which student and teacher disagree, and the student learns on them."""
+    teacher, student = loaded("mlp").requires_grad_(False), mlp()
+    generator = nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, WIDTH))
+    of_generator = torch.optim.Adam(generator.parameters(), lr=0.01)
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9)
+    with watch(student=student, teacher=teacher, optimizer=optimizer):
+        for _ in range(STEPS):
+            made = generator(torch.randn(32, 6))
+            loss = -kl(student(made), teacher(made))
+            of_generator.zero_grad()
+            loss.backward()
+            of_generator.step()
+            made = generator(torch.randn(32, 6)).detach()
+            loss = kl(student(made), teacher(made).detach())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return student
+
+
+@member()
 def no_distillation(watch: Open) -> nn.Module:
     student = normed()
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9)
