@@ -15,7 +15,7 @@ from kdbench.audits.infer.adapters import trained_base
 from kdbench.audits.infer.by_parts import driven
 from kdbench.audits.infer.labels import Label, labels_in
 from kdbench.audits.infer.rebuilt import parts_of_one, rebuilt
-from kdbench.audits.infer.sources import sources, take_for_data
+from kdbench.audits.infer.sources import sources, take_for_data, trains_its_samples
 from kdbench.audits.infer.targets import (
     holds_kept,
     is_against_itself,
@@ -159,11 +159,12 @@ def cast(
     result = Cast(labels=labels, trained=trained, shown_answers=bool(before))
     fed_data = {c.index for c in reached if not c.fed.params}
     reaching = raw.root.params | trained
-    if declared.student is not None and not params_of(declared.student) & reaching:
-        return result  # the backward of another training
     peer = params_of(declared.teacher) if declared.teacher is not None else 0
-    if declared.student is not None and peer & trained and not params_of(declared.student) & trained:
-        return result  # the backward of a peer's own loss
+    if declared.student is not None:
+        mine = params_of(declared.student)
+        of_a_peer = peer & trained and not mine & trained
+        if not mine & reaching or of_a_peer or trains_its_samples(reached, params_of, mine, peer, trained):
+            return result  # the backward of another training
     if not result.labels and declared.student is None and declared.teacher is None:
         result.along = trained_along(raw, reached, fed_data, params_of, trained, learned)
     own_way, due = trained & ~result.along, trainee & ~result.along

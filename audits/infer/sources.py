@@ -123,6 +123,14 @@ def _above(call: ModuleCall, by_index: dict[int, ModuleCall]) -> Iterator[Module
         yield call
 
 
+def trains_its_samples(
+    reached: list[ModuleCall], params_of: ParamsOf, student: int, teacher: int, trained: int
+) -> bool:
+    """Say whether a third network is trained by how student and teacher answer what it made: a generator's own step."""
+    third = trained & ~(student | teacher)
+    return all(any(params_of(c.module) & own and c.fed.params & third for c in reached) for own in (student, teacher))
+
+
 def take_for_data(raw: RawWindow, mask: int) -> None:
     """Forget of all that a window holds that it was made of these parameters."""
 

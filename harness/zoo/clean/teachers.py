@@ -456,7 +456,7 @@ def data_free(watch: Open) -> nn.Module:
     generator = nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, WIDTH))
     of_generator = torch.optim.Adam(generator.parameters(), lr=0.01)
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9)
-    with watch(student=student, teacher=teacher, optimizer=optimizer):
+    with watch(student=student, teacher=teacher, optimizer=[optimizer, of_generator]):
         for _ in range(STEPS):
             made = generator(torch.randn(32, 6))
             loss = -kl(student(made), teacher(made))
