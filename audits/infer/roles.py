@@ -161,9 +161,9 @@ def cast(
     reaching = raw.root.params | trained
     peer = params_of(declared.teacher) if declared.teacher is not None else 0
     if declared.student is not None:
-        mine = params_of(declared.student)
-        of_a_peer = peer & trained and not mine & trained
-        if not mine & reaching or of_a_peer or trains_its_samples(reached, params_of, mine, peer, trained):
+        theirs = params_of(declared.student)
+        of_a_peer = peer & trained and not theirs & trained
+        if not theirs & reaching or of_a_peer or trains_its_samples(reached, params_of, theirs, peer, trained):
             return result  # the backward of another training
     if not result.labels and declared.student is None and declared.teacher is None:
         result.along = trained_along(raw, reached, fed_data, params_of, trained, learned)
