@@ -22,7 +22,7 @@ SILENT = {
     ("functional_call_on_leaves", "declared"): "the declared student's own parameters are not what is trained",
 }
 "Where no distillation is seen; elsewhere silence proves nothing."
-UNREAD = {"adversarial_pair"}
+UNREAD: set[str] = set()
 "Members that end undecided as a foreign script: their term is not read. One that is read from now on leaves the set."
 
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import studentized_range
 
 from kdbench.harness.analysis.rows import ComparisonRow
 
@@ -57,6 +56,8 @@ def _best(pair: str, groups: dict[str, Sequence[float]]) -> BestOfPair:
 
 def _are_apart(a: np.ndarray, b: np.ndarray, groups: int) -> bool:
     """Say whether two of so many groups differ: the range of means, with Welch's degrees of freedom."""
+    from scipy.stats import studentized_range  # takes most of a second, and a table of two groups has no use for it
+
     (of_a, of_b), difference = (x.var(ddof=1) / len(x) for x in (a, b)), abs(a.mean() - b.mean())
     both = of_a + of_b
     if not both:
