@@ -27,7 +27,7 @@ def test_a_study_of_torchvisions_networks_runs(tmp_path):
     [
         (["--pair", "r18-torchvision:resnet81"], "unknown network of torchvision 'resnet81'"),
         (["--pair", "torchvision:maxvit_t-r18"], "cannot answer images of 32x32"),
-        (["--pair", "r34-torchvision:mobilenet_v3_small", "--method", "at"], 'stages = "1-1, 2-2"'),
+        (["--pair", "r34-torchvision:mobilenet_v3_small", "--method", "at"], 'stages = "2-1, 3-2, 4-3"'),
         (["--image-size", "64"], "only a folder's are resized"),
         (["--pair", "r34-wrn_16_1", "--method", "at"], "method at needs as many stage features of both networks"),
         (["--pair", "r34-nothing:resnet18"], "unknown library of networks 'nothing'"),

@@ -133,6 +133,12 @@ def test_a_spec_of_0_1_is_read_and_anothers_setting_only_at_what_it_was():
     ("name", "values", "says"),
     [
         ("logit", {}, "method logit: kd_weight is missing; this weight of a term has no default"),
+        (
+            "dkd",
+            {},
+            "method dkd: tckd_weight and nckd_weight are missing; these weights of terms have no default, so write "
+            "tckd_weight = a number, nckd_weight = a number",
+        ),
         ("logit", {"kd_weight": 1, "beta": 1}, "method logit: unknown key 'beta'"),
         ("logit", {"kd_weight": -1}, "method logit: kd_weight is -1.0; a weight must not be negative"),
         ("logit", {"kd_weight": 1, "temperature": 0}, "method logit: temperature is 0.0; it must be positive"),

@@ -63,8 +63,16 @@ def _check_counts(
     why = next(filter(None, (why_not_stages(method, *counts) for method in methods)), None)
     if why is not None:
         said = "; ".join(f"{arch} answers with {len(of)} ({_listed(of)})" for arch, of in shapes.items())
-        told = f'; say which go together, teacher-student: [pair."{pair}"] stages = "1-1, 2-2"' if all(counts) else ""
-        raise InputError(f"{why} of {pair}: {said}{told}")
+        told = f'[pair."{pair}"] stages = "{_of_one_size(archs, shapes)}"'
+        words = f"; say which go together, teacher-student, such as {told}" if all(counts) else ""
+        raise InputError(f"{why} of {pair}: {said}{words}")
+
+
+def _of_one_size(archs: tuple[str, str], shapes: dict[str, list[tuple[int, ...]]]) -> str:
+    """Return which stages of teacher and student are of one size, as a file names them; the first of each if none."""
+    teacher, student = (shapes[arch] for arch in archs)
+    same = {t: s for s, of_s in enumerate(student, 1) for t, of_t in enumerate(teacher, 1) if of_s[1:] == of_t[1:]}
+    return ", ".join(f"{t}-{s}" for t, s in sorted(same.items())) or "1-1"
 
 
 def _listed(shapes: Sequence[tuple[int, ...]]) -> str:

@@ -303,10 +303,17 @@ def read_settings(name: str, values: Mapping[str, Any], where: str | None = None
     for word in values:
         if word not in known.names():
             raise unknown("key", word, known.names(), place)
-    for word in known.names():
-        if word not in values and word not in known.defaults():
-            what = "weight of a term" if word.endswith("_weight") else "setting"
-            raise InputError(f"{place}: {word} is missing; this {what} has no default, so write {word} = a number")
+    missing = [word for word in known.names() if word not in values and word not in known.defaults()]
+    if missing:
+        weights, write = (
+            all(word.endswith("_weight") for word in missing),
+            ", ".join(f"{w} = a number" for w in missing),
+        )
+        if len(missing) == 1:
+            said = f"is missing; this {'weight of a term' if weights else 'setting'} has"
+        else:
+            said = f"are missing; these {'weights of terms' if weights else 'settings'} have"
+        raise InputError(f"{place}: {' and '.join(missing)} {said} no default, so write {write}")
     try:
         return known(**values)
     except InputError as error:
