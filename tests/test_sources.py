@@ -217,3 +217,41 @@ def test_a_frozen_layer_beside_its_adapter_is_no_teacher():
     report, trace = observed(with_an_adapter, None)
     assert trace.roles["teacher"] == ["Sequential (teacher)"] and trace.roles["student"] == ["Sequential (student)"]
     assert named_first(report) is None
+
+
+class Attends(nn.Module):
+    """Frozen layers, of which the queries have an adapter that can be switched off."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.norm, self.asks = nn.Embedding(20, 24), nn.LayerNorm(24), nn.Linear(24, 24)
+        self.keys, self.gives, self.head = nn.Linear(24, 24), nn.Linear(24, 24), nn.Linear(24, 20)
+
+    def forward(self, ids):
+        x = self.norm(self.words(ids))
+        scores = self.asks(x) @ self.keys(x).transpose(1, 2) / 5
+        return self.head(x + self.gives(scores.softmax(-1) @ x))
+
+
+def teaches_itself_with_more_context(_):
+    """A network whose adapter is off teaches it with a hint before the text, without labels."""
+    net = Attends().requires_grad_(False)
+    net.asks = Adapted(net.asks)
+    for part in (net.asks.down, net.asks.up):
+        part.requires_grad_(True)
+    nn.init.zeros_(net.asks.up.weight)
+    adam = torch.optim.Adam([*net.asks.down.parameters(), *net.asks.up.parameters()], 1e-2)
+    for _ in range(STEPS):
+        ids = torch.randint(0, 20, (16, 6))
+        with torch.no_grad():
+            net.asks.is_on = False
+            taught = net(torch.cat([torch.full((16, 1), 3), ids], 1))[:, 1:]
+            net.asks.is_on = True
+        step(adam, soft(net(ids).flatten(0, 1), taught.flatten(0, 1)))
+    return net
+
+
+def test_layers_beside_an_adapted_one_are_no_teachers():
+    report, trace = observed(teaches_itself_with_more_context, None)
+    assert trace.roles["student"] == ["Attends (net)"] and not trace.roles["projectors"]
+    assert not any("Linear" in name for name in trace.roles["teacher"]) and named_first(report) is None

@@ -34,7 +34,7 @@ def sources(raw: RawWindow, reached: list[ModuleCall], params_of: ParamsOf, trai
             continue  # a part of what is shown the answers, as an adapter beside its frozen layer is
         made = one.fed.params if _told_no_more(raw, one, trained) else 0
         for other in reached:
-            made = made or _shared(one, other, by_index, params_of, trained, taint)
+            made = made or _shared(one, other, reached, by_index, params_of, trained, taint)
         if made:
             found |= made
             shown.append(one)
@@ -44,6 +44,7 @@ def sources(raw: RawWindow, reached: list[ModuleCall], params_of: ParamsOf, trai
 def _shared(
     one: ModuleCall,
     other: ModuleCall,
+    reached: list[ModuleCall],
     by_index: dict[int, ModuleCall],
     params_of: ParamsOf,
     trained: int,
@@ -54,7 +55,7 @@ def _shared(
     if not held or held & (trained | mine) or not other.fed.params:
         return 0
     made = _made_of_shared(one, other, taint)
-    if one.fed.params & ~made or made & (mine | held | trained):
+    if one.fed.params & ~made or made & (mine | held | trained) or _are_joined(one, other, reached, params_of):
         return 0
     # What lies in one network with the other is a part of it, and no source.
     return 0 if _around(other, by_index, params_of, trained) & made else made
@@ -75,6 +76,11 @@ def _told_no_more(raw: RawWindow, one: ModuleCall, trained: int) -> bool:
     return bool(told) and all(
         not made.calls & ~one.fed.calls and t is not None and not is_answered(raw, t, made) for t, made in told
     )
+
+
+def _are_joined(one: ModuleCall, other: ModuleCall, reached: list[ModuleCall], params_of: ParamsOf) -> bool:
+    """Say whether a layer goes on from what both answered, as the output of an attention does from queries and keys."""
+    return any(c.fed.calls >> one.index & 1 and c.fed.calls >> other.index & 1 and params_of(c.module) for c in reached)
 
 
 def _made_of_shared(one: ModuleCall, other: ModuleCall, taint: Taint) -> int:
