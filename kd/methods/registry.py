@@ -305,10 +305,8 @@ def read_settings(name: str, values: Mapping[str, Any], where: str | None = None
             raise unknown("key", word, known.names(), place)
     missing = [word for word in known.names() if word not in values and word not in known.defaults()]
     if missing:
-        weights, write = (
-            all(word.endswith("_weight") for word in missing),
-            ", ".join(f"{w} = a number" for w in missing),
-        )
+        weights = all(word.endswith("_weight") for word in missing)
+        write = ", ".join(f"{word} = a number" for word in missing)
         if len(missing) == 1:
             said = f"is missing; this {'weight of a term' if weights else 'setting'} has"
         else:
