@@ -6,10 +6,10 @@ an autoencoder and a text encoder before two denoisers, a generator of samples.
 
 from collections.abc import Callable, Iterator
 
-from torch import nn
+from torch import Tensor, nn
 
 from kdbench.audits.infer.rebuilt import is_answered
-from kdbench.audits.observe.readable import are_equal
+from kdbench.audits.observe.readable import are_equal, is_readable
 from kdbench.audits.observe.taint import Made, Taint
 from kdbench.audits.observe.windows import DISTANCES, SMALL, ModuleCall, RawWindow
 
@@ -88,9 +88,17 @@ def _made_of_shared(one: ModuleCall, other: ModuleCall, taint: Taint) -> int:
     made = 0
     for a in one.given:
         for b in other.given if not a.requires_grad and a.is_floating_point() else ():
-            if a is b or (a.shape == b.shape and not b.requires_grad and a.numel() <= SMALL and are_equal(a, b)):
+            if a is b or _are_alike(a, b):
                 made |= taint.of(a).params
     return made
+
+
+def _are_alike(a: Tensor, b: Tensor) -> bool:
+    """Say whether two tensors hold the same numbers; the first one tells most apart, without a look at the others."""
+    if a.shape != b.shape or b.requires_grad or not 0 < a.numel() <= SMALL or not is_readable(a) or not is_readable(b):
+        return False
+    first = (0,) * a.ndim
+    return a.device == b.device and bool(a[first] == b[first]) and are_equal(a, b)
 
 
 def _around(call: ModuleCall, by_index: dict[int, ModuleCall], params_of: ParamsOf, trained: int) -> int:
