@@ -71,7 +71,7 @@ cli.main()
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.returncode == code
-    assert ("keeps what is done" in done.stderr) is (code != 70)
+    assert (done.stderr == "interrupted\n") is (code != 70)
     assert "Traceback" not in done.stderr
 
 

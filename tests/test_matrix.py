@@ -3,7 +3,9 @@
 import html
 import io
 import json
+import multiprocessing
 import re
+import signal
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -163,6 +165,15 @@ def test_a_bound_is_one_sided_and_exact():
     assert matrix.bound(0, 300, "upper") == pytest.approx(1 - 0.05 ** (1 / 300))
     assert matrix.bound(10, 10, "lower") == pytest.approx(0.05 ** (1 / 10))
     assert matrix.bound(0, 0, "upper") is None
+
+
+def test_whoever_interrupts_the_matrix_does_not_wait_for_the_rest():
+    cells = matrix.run([Task("clean", "fp32", "baseline", seed) for seed in range(40)], 1, lambda _: None)
+    assert next(cells).as_declared
+    (process,) = multiprocessing.active_children()
+    cells.close()
+    process.join(60)
+    assert process.exitcode == -signal.SIGTERM, f"it had others to train: {process.exitcode}"
 
 
 def test_an_error_of_a_training_is_counted_and_not_raised():

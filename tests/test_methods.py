@@ -157,7 +157,7 @@ SMALL = '[study]\ndataset = "digits"\npairs = ["r34-r18"]\nmethods = ["logit"]\n
 
 
 def test_a_study_that_names_no_weight_is_told_which_and_where():
-    with pytest.raises(InputError, match=r"preset small, \[method.logit\]: kd_weight is missing"):
+    with pytest.raises(InputError, match=r"small.toml, \[method.logit\]: kd_weight is missing"):
         parse_preset("small", SMALL)
     assert parse_preset("small", SMALL + "[method.logit]\nkd_weight = 1\n")
     assert parse_preset("small", SMALL + "[pair.r34-r18.logit]\nkd_weight = 1\n")
@@ -306,3 +306,25 @@ def test_every_method_and_network_is_listed_with_what_it_reads():
     logit = found["methods"][1]
     assert logit["settings"] == {"ce_weight": 1.0, "kd_weight": None, "temperature": 4.0}
     assert (logit["soft"], logit["projectors"], logit["teacher"]) == ("forward", False, True)
+
+
+def test_one_method_is_shown_with_what_the_presets_set():
+    code, out, _ = kdbench("methods", "dkd")
+    row = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.startswith(("setting ", "nckd_w"))}
+    presets = dict(zip(row["setting"], row["nckd_weight"], strict=True))
+    assert code == 0 and presets["default"] == "-" and presets["cifar10"] == "8"
+    assert "other values stand in cifar100-crd" in out
+    assert "Decoupled Knowledge Distillation, CVPR 2022" in out and "reads, beside the logits: the labels" in out
+    asked = out.partition("for example:\n")[2].replace("    ", "")
+    assert asked == "[method.dkd]\ntckd_weight = 1\nnckd_weight = 8\n"
+    assert parse_preset("small", SMALL.replace('"logit"', '"dkd"') + asked), "what is shown can be pasted"
+    code, out, _ = kdbench("methods", "fitnet")
+    assert "projectors: yes" in out and "for example" not in out, "all its settings have defaults"
+
+
+def test_a_joined_method_is_shown_by_its_parts():
+    code, out, _ = kdbench("methods", "logit+at", "--json")
+    (shown,) = json.loads(out)["methods"]
+    assert code == 0 and (shown["name"], shown["settings"]["at_weight"]) == ("logit+at", 1000.0)
+    code, _, err = kdbench("methods", "dkf")
+    assert code == 2 and "did you mean 'dkd'" in err

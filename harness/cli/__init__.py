@@ -130,8 +130,8 @@ def run_cli(call: Callable[[], Any], interrupted: Callable[[], int | None] = lam
         return error.exit_code
     except click.exceptions.Exit as error:
         return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        return _interrupted(interrupted())
+    except (KeyboardInterrupt, click.Abort) as error:
+        return _interrupted(interrupted(), error)
     except BrokenPipeError:
         return _reader_gone()
     except SystemExit as error:  # what click and rich make of a reader that left
@@ -185,8 +185,9 @@ def _reader_gone() -> int:
     return 128 + signal.SIGPIPE
 
 
-def _interrupted(number: int | None = None) -> int:
-    click.echo("interrupted; the same command again keeps what is done", err=True)
+def _interrupted(number: int | None = None, error: BaseException | None = None) -> int:
+    """Say that a command was ended, and what it noted of that, and return a shell's code for the signal."""
+    click.echo("; ".join(["interrupted", *getattr(error, "__notes__", ())]), err=True)
     return 128 + (number or signal.SIGINT)
 
 

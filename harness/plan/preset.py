@@ -89,7 +89,7 @@ class Preset:
         A weight that is named nowhere is an InputError that says which, and where it belongs.
         """
         file = {**self.named(self.method, method), **self.named(self.pair.get(pair, {}), method)}
-        where = f"preset {self.name}, [method.{method}]"
+        where = f"{_called(self.name)}, [method.{method}]"
         return read_settings(method, {**file, **settings_of(point or {})}, where)
 
     @staticmethod
@@ -132,8 +132,8 @@ def load_preset(name: str) -> Preset:
 
 def parse_preset(name: str, text: str) -> Preset:
     """Read a preset's TOML text strictly: an unknown key, pair, method or type is an InputError that names it."""
-    raw = parse_toml(text.encode(), f"preset {name}")
-    where = f"preset {name}"
+    where = _called(name)
+    raw = parse_toml(text.encode(), where)
     _keys(raw, ["study", "decision", "recipe", "teacher", "method", "pair", "grid"], where)
     study = raw.get("study", {})
     _keys(study, [f.name for f in fields(StudyTable)], f"{where}, [study]")
@@ -181,6 +181,11 @@ def parse_preset(name: str, text: str) -> Preset:
         raise InputError(f"{where}, {error}", error.about) from error
     preset.check_settings()
     return preset
+
+
+def _called(name: str) -> str:
+    """Return what messages call a study's settings: a preset by its name, a user's study by its file."""
+    return f"preset {name}" if name in PRESETS else f"{name}.toml"
 
 
 def _keys(found: Any, known: Iterable[str], where: str) -> None:

@@ -110,7 +110,8 @@ def execute(
             if work.running or (waiting and blocked):  # if blocked, other coordinators are at what we wait for
                 engine.wait([process for process, _ in work.running.values()], 0.5 if work.running else 2.0)
             work.look()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        error.add_note("the same command again keeps what is done")
         work.end_all(grace)
         raise
     finally:

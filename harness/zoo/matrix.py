@@ -178,8 +178,15 @@ def run(tasks: Sequence[Task], workers: int, told: Callable[[str], None]) -> Ite
     # (max_tasks_per_child) was seen to hang the pool in Python 3.11.
     for at in range(0, len(tasks), _BATCH):
         with ProcessPoolExecutor(workers, context, _begin, ([*loading.LOADED],)) as pool:
-            for done in as_completed([pool.submit(look, task) for task in tasks[at : at + _BATCH]]):
-                yield done.result()
+            waiting = [pool.submit(look, task) for task in tasks[at : at + _BATCH]]
+            try:
+                for done in as_completed(waiting):
+                    yield done.result()
+            except BaseException:  # else the pool would finish all that waits before it ends
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in multiprocessing.active_children():
+                    process.terminate()
+                raise
 
 
 _NOISE = ("Using `torch.compile", "reduction: 'mean' divides", "`parameters` is an empty generator")
