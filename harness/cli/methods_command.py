@@ -139,4 +139,3 @@ def _differs_by_pair(preset: str, method: str) -> bool:
 
     asked = load_preset(preset)
     return any(asked.named(tables, method) for tables in asked.pair.values())
-
