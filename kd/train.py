@@ -115,6 +115,11 @@ class Training:
         """Whole batches in the train split; what does not fill a batch is left for another epoch's order."""
         return len(self.split.train) // self.recipe.batch_size
 
+    @property
+    def rows(self) -> int:
+        """Rows of a batch: its images, each as often as the method has crops of it."""
+        return self.recipe.batch_size * self.settings.crops()
+
     def restore_selected(self) -> int:
         """Load the selected epoch's weights into student and method; return that epoch, counted from 1.
 
@@ -260,17 +265,14 @@ def epochs(training: Training, on_batch: Callable[[Tensor], None] | None = None)
     Nothing in an epoch waits for the device: sums stay there and are read once at the epoch's end.
     """
     t, ask, recipe = training, training.procedure, training.recipe
-    n, size = t.steps_per_epoch * recipe.batch_size, recipe.batch_size
+    size = t.rows
     autocast = _autocast(t)
     update = _Update(t)
     student, teacher, own = t.student, t.teacher, True
     names = ["ce", *(t.settings.terms() if t.teacher is not None else ()), "total"]
     for number in _numbers(t):
         ask.set_modes(t.student, t.teacher, t.method)
-        shuffled = t.split.train[torch.randperm(len(t.split.train), generator=ask.stream(t.seed, f"order/{number}"))]
-        ids = shuffled[:n].to(t.pool.device)
-        draws = draw_crops(n, recipe.crop_padding, recipe.flip, ask.stream(t.seed, f"crops/{number}"))
-        crops = type(draws)(*(draw.to(t.pool.device) for draw in draws))
+        ids, crops = _drawn(t, number)
         sums = torch.zeros(len(names) + 1, device=t.pool.device)
         lr, distils = 0.0, number < round(recipe.distil_until * recipe.epochs)
         teaching = _Teaching(t, number, ids, crops)
@@ -321,6 +323,17 @@ def epochs(training: Training, on_batch: Callable[[Tensor], None] | None = None)
             overflowed_steps=overflowed,
             digest=t.digests[-1],
         )
+
+
+def _drawn(t: Training, number: int) -> tuple[Tensor, Crops]:
+    """Draw an epoch's images and crops, batch after batch, each batch once for every crop that it has of its images."""
+    recipe, ask, steps, size = t.recipe, t.procedure, t.steps_per_epoch, t.recipe.batch_size
+    order = torch.randperm(len(t.split.train), generator=ask.stream(t.seed, f"order/{number}"))[: steps * size]
+    names = [f"crops/{number}", *(f"crops/{number}/{more}" for more in range(1, t.settings.crops()))]
+    draws = [draw_crops(steps * size, recipe.crop_padding, recipe.flip, ask.stream(t.seed, name)) for name in names]
+    ids = t.split.train[order].view(steps, 1, size).expand(-1, len(names), -1)
+    crops = (torch.stack([draw.view(steps, size) for draw in of_all], dim=1) for of_all in zip(*draws, strict=True))
+    return ids.flatten().to(t.pool.device), Crops(*(crop.flatten().to(t.pool.device) for crop in crops))
 
 
 def _named_terms(t: Training, found: Terms) -> Terms:
@@ -419,6 +432,7 @@ class _Teaching:
         self.t, self.number, self.ids, self.crops = t, number, ids, crops
         self.first = max(0, OWN_STEPS - number * t.steps_per_epoch)
         may = may_keep(type(t.method), t.procedure, t.recipe, t.pool.device) and self.first < t.steps_per_epoch
+        may = may and t.settings.crops() == 1  # the batches of several crops are those of no other method
         self.files = t.answers if may else None
         self.kept = self.files.read(number, t.steps_per_epoch) if self.files is not None else None
         self.proven = False
@@ -444,7 +458,7 @@ class _Teaching:
         """Say whether kept answers can be used; the first time, ask the teacher about one batch of them."""
         if self.kept is None or self.proven:
             return self.kept is not None
-        t, size = self.t, self.t.recipe.batch_size
+        t, size = self.t, self.t.rows
         drawn = derive(t.seed, f"answers/{self.number}/{t.method.name}/{t.settings}")
         step = self.first + drawn % (t.steps_per_epoch - self.first)
         rows = slice(step * size, (step + 1) * size)

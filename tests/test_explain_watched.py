@@ -346,3 +346,53 @@ def test_relations_between_samples_whose_rows_an_index_moves_are_named(way):
     found = finding(watch, "KD305")
     assert (found.status == "fail") == moves, found.message
     assert not moves or "read in another order of rows" in found.message
+
+
+def decoupled(s, t, y):
+    """DKD as people write it: the label's class against the rest, and the rest with the label's logit far down."""
+    own = F.one_hot(y, s.shape[-1]).bool()
+    pair_s, pair_t = (
+        torch.stack([(p * own).sum(1), (p * ~own).sum(1)], 1) for p in ((z / T).softmax(1) for z in (s, t))
+    )
+    rest_s, rest_t = ((z / T - 1000 * own) for z in (s, t))
+    rest = F.kl_div(rest_s.log_softmax(1), rest_t.softmax(1), reduction="batchmean")
+    return T**2 * (F.kl_div(pair_s.log(), pair_t, reduction="batchmean") + 8 * rest)
+
+
+def standardised(s, t, y):
+    s, t = ((z - z.mean(1, keepdim=True)) / z.std(1, keepdim=True) for z in (s, t))
+    return 9 * T**2 * F.kl_div((s / T).log_softmax(1), (t / T).softmax(1), reduction="batchmean")
+
+
+def other_scale(s, t, y):
+    """What the student gives is raised to a power, and normalised."""
+    return 5 * F.kl_div((0.1 * s**3).log_softmax(1), (0.1 * t**3).softmax(1), reduction="batchmean")
+
+
+def blended(t):
+    return 0.8 * t + 0.2 * t[MOVED]
+
+
+ROWS = {
+    "as they come": (lambda t: t, False),
+    "moved": (lambda t: t[MOVED], True),
+    "moved by index_select": (lambda t: t.index_select(0, MOVED), True),
+    "moved there and back": (lambda t: t[MOVED][MOVED.argsort()], False),
+    "mixed with another's": (blended, False),
+}
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("form", [decoupled, standardised, other_scale])
+def test_rows_that_an_index_moves_are_named_whatever_the_form_of_the_divergence(form, rows):
+    order, moves = ROWS[rows]
+
+    def data():
+        return torch.randn(8, 6), torch.randint(0, 5, (8,))
+
+    def loss(s, t, y):
+        return F.cross_entropy(s[0], y) + form(s[0], order(t[0]), y)
+
+    found = finding(watched(Embedder(8), Embedder(8), data, loss), "KD305")
+    assert (found.status == "fail") == moves, found.message
+    assert rows != "as they come" or found.status == "pass" or form is other_scale

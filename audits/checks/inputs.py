@@ -279,10 +279,12 @@ def alignment(trace: Trace) -> Verdict:
                 return failed(
                     "the teacher's features meet the student's in another order of rows", {"term": t.name}, t.where
                 )
-        met = [t for t in sight.terms if t.kind == "feature" and t.reaches_student]
+        fitted = any(e.form not in _UNREAD and e.placed for e in sight.explanations)  # row by row, so in place
+        met = [t for t in sight.terms if t.reaches_student and (t.kind == "feature" or not fitted)]
         if sight.reindexed and met and sight.inputs is not None and sight.inputs.relation in _SAME_ROWS:
+            what = "features" if met[0].kind == "feature" else "answers"
             return failed(
-                "the teacher's answers are read in another order of rows before they meet the student's features",
+                f"the teacher's answers are read in another order of rows before they meet the student's {what}",
                 {"term": met[0].name},
                 met[0].where,
             )

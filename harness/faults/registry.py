@@ -25,8 +25,10 @@ Needs = Literal["teacher", "own-teacher", "projectors", "scaler", "distillation"
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 SEAMS = tuple(field.name for field in fields(Procedure))
-_READ_OF_HINTON = {"kd-scale", "target-form", "alignment"}
+_READ_OF_HINTON = {"kd-scale", "target-form"}
 "Audits that read T^2 KL off the gradient at the logits, and so decide nothing where a method declares another form."
+_READ_OF_ROWS = {"alignment"}
+"Audits that need a divergence of the two softmaxes of each row, whatever its form."
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,10 @@ class Fault:
         kind = METHODS[method]
         if self.seam == "soft_loss" and "soft_loss" not in kind.seams:
             return f"{method} has no soft term" if kind.soft is Soft.NONE else f"{method} does not ask for soft_loss"
-        if kind.soft in (Soft.DECOUPLED, Soft.OTHER) and _READ_OF_HINTON & {*self.caught_by}:
+        if kind.soft not in (Soft.NONE, Soft.HINTON) and _READ_OF_HINTON & {*self.caught_by}:
             return f"the soft term of {method} is {kind.soft.value}, and the audit that tells reads T^2 KL"
+        if kind.soft is Soft.OTHER and _READ_OF_ROWS & {*self.caught_by}:
+            return f"the soft term of {method} is {kind.soft.value}, and the audit that tells reads divergences"
         if (self.seam == "features" and "features" not in kind.seams) or (
             self.needs == "projectors" and not kind.has_projectors
         ):

@@ -54,7 +54,8 @@ def trial_flop(spec: Spec, test_images: int, size: int = SIZE) -> int:
     recipe = spec.recipe
     student = forward_flop(spec.arch, stem, recipe.base_width, size=size)
     teacher = forward_flop(spec.teacher.arch, stem, recipe.base_width, size=size) if spec.teacher else 0
-    trained = recipe.epochs * (recipe.train_size // recipe.batch_size) * recipe.batch_size
+    images = recipe.epochs * (recipe.train_size // recipe.batch_size) * recipe.batch_size
+    trained = images * spec.settings.crops()
     scored = recipe.epochs * recipe.val_size + test_images // recipe.test_stride
     return trained * (3 * student + teacher) + scored * student + test_images // recipe.test_stride * teacher
 

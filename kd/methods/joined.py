@@ -96,7 +96,8 @@ class JoinedSettings(MethodSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         for part in self.own:
-            self.part(part)
+            if self.part(part).crops() != 1:
+                raise InputError(f"method {self.method}: {part} has several crops of each image; joined it has one")
 
     @classmethod
     def of_parts(cls, tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -106,6 +107,10 @@ class JoinedSettings(MethodSettings):
             table = tables.get(part, {})
             found |= {names[word]: table[word] for word in names if word in table and (word != "ce_weight" or not at)}
         return found
+
+    def crops(self) -> int:
+        """Return 1: a part that would have more crops of each image is refused as the settings are made."""
+        return 1
 
     def part(self, name: str) -> MethodSettings:
         """Return a part's own settings; what it refuses is an InputError that names the part."""

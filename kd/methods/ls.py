@@ -27,7 +27,7 @@ def standardised(z: Tensor) -> Tensor:
     return centred / (_EPS + deviation)
 
 
-@method("ls", title="LS", paper="Sun et al. 2024, Z-score", soft=Soft.OTHER, seams=("soft_loss",))
+@method("ls", title="LS", paper="Sun et al. 2024, Z-score", soft=Soft.DIVERGENCE, seams=("soft_loss",))
 class StandardisedKD(Method):
     """T^2 KL between the softened standardised answers."""
 

@@ -14,7 +14,7 @@ from kdbench.kd.methods.registry import Batch, Method, MethodSettings, Soft, Ter
 from kdbench.kd.models.registry import Answer
 
 
-@method("nkd", title="NKD", paper="Yang et al. 2023, L_nkd", soft=Soft.OTHER, needs=("labels",))
+@method("nkd", title="NKD", paper="Yang et al. 2023, L_nkd", soft=Soft.DIVERGENCE, needs=("labels",))
 class NKD(Method):
     """-p log q of the right class, and T^2 times the cross-entropy within the rest; means over the batch."""
 

@@ -36,6 +36,8 @@ class Soft(Enum):
     "T^2 KL(teacher || student), weighed by `kd_weight`, at `temperature` (Hinton et al. 2015)."
     DECOUPLED = "decoupled"
     "KL of the target class against the rest, and KL within the rest, each with a weight (Zhao et al. 2022)."
+    DIVERGENCE = "divergence"
+    "Divergences of softmaxes, row by row, in another form than these: an audit tells whether the rows belong together."
     OTHER = "other"
     "Anything else; an audit takes it for what it sees."
 
@@ -125,6 +127,10 @@ class MethodSettings:
     def of_parts(cls, tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         """Return what tables by method say of the methods that this one is joined of, under its own names."""
         return {}
+
+    def crops(self) -> int:
+        """Return how many crops of each image a batch holds: a whole batch of first ones, one of second ones, ..."""
+        return 1
 
     def weight(self, term: str) -> float:
         """Return the weight of a term."""

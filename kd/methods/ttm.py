@@ -13,7 +13,7 @@ from kdbench.kd.methods.shared import powered_divergences
 from kdbench.kd.models.registry import Answer
 
 
-@method("ttm", title="TTM", paper="Zheng and Yang 2024, L_TTM", soft=Soft.OTHER)
+@method("ttm", title="TTM", paper="Zheng and Yang 2024, L_TTM", soft=Soft.DIVERGENCE)
 class TTM(Method):
     """KL(teacher's distribution to a power || student's as it is), a mean over the batch."""
 

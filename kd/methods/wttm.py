@@ -13,7 +13,7 @@ from kdbench.kd.methods.shared import powered_divergences
 from kdbench.kd.models.registry import Answer
 
 
-@method("wttm", title="WTTM", paper="Zheng and Yang 2024, L_WTTM", soft=Soft.OTHER)
+@method("wttm", title="WTTM", paper="Zheng and Yang 2024, L_WTTM", soft=Soft.DIVERGENCE)
 class WTTM(Method):
     """The mean over the batch of power sum times KL(teacher's distribution to a power || student's as it is)."""
 

@@ -24,6 +24,7 @@ from kdbench.audits.infer.explain.support import support_of
 from kdbench.audits.infer.explain.topk import topk_fit
 from kdbench.audits.infer.explain.vocabulary import cut_fit
 from kdbench.audits.infer.labels import Label
+from kdbench.audits.infer.reindexed import reindexed
 from kdbench.audits.infer.roles import Cast
 from kdbench.audits.infer.still import are_one
 from kdbench.audits.observe.windows import LABEL_LOSSES, RawWindow
@@ -68,13 +69,14 @@ def _at_softmaxes(raw: RawWindow, cast: Cast, student: int) -> list[Explanation]
 
     As of a student that learns from its own answers, and of scores that a script makes of answers: how like each other
     they are, or how like those in a queue. What was softened cannot be told there, so neither temperature nor weight is
-    read.
+    read; nor can the order of rows, so where an index turns the teacher's, they have no known place.
     """
-    found = []
+    found, turned = [], reindexed(raw, cast)
     for head, answers in softmax_heads(raw, cast, student):
         e = _explain_head(raw, cast, student, head, answers, ())
         if e is not None and e.form in _KNOWN_AT_SOFTMAXES:
-            found.append(replace(e, temperature=None, weight=None, coefficients=None, coefficient_rows=None))
+            unsaid = dict.fromkeys(("temperature", "weight", "coefficients", "coefficient_rows"))
+            found.append(replace(e, **unsaid, placed=not turned))
             found[-1].teacher_logits = found[-1].attempt = None
     return found
 
