@@ -282,7 +282,11 @@ def test_settings_of_another_method_are_refused():
         ({"soft": Soft.OTHER}, "teacher-rows-shuffled", "the soft term of mine is other"),
         ({"soft": Soft.DIVERGENCE}, "teacher-rows-shuffled", None),
         ({"soft": Soft.DIVERGENCE}, "missing-t-squared", "mine does not ask for soft_loss"),
-        ({"soft": Soft.DIVERGENCE, "seams": ("soft_loss",)}, "missing-t-squared", "the soft term of mine is divergence"),
+        (
+            {"soft": Soft.DIVERGENCE, "seams": ("soft_loss",)},
+            "missing-t-squared",
+            "the soft term of mine is divergence",
+        ),
         ({"soft": Soft.OTHER}, "features-detached", "mine has no projectors"),
         ({"soft": Soft.NONE, "seams": ("features",)}, "features-detached", None),
         ({"soft": Soft.OTHER}, "projector-unclipped", "mine has no projectors"),

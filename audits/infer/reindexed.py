@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from kdbench.audits.infer.roles import Cast
-from kdbench.audits.observe.taint import Made
 from kdbench.audits.observe.windows import FunctionCall, RawWindow
 
 _FEWEST = 8

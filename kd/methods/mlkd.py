@@ -25,7 +25,7 @@ TEMPERATURES = (2.0, 3.0, 4.0, 5.0, 6.0)
 "The paper's, at each level."
 
 
-@method("mlkd", title="MLKD", paper="Jin et al. 2023, eq. 3-9", soft=Soft.DIVERGENCE, seams=("soft_loss",))
+@method("mlkd", title="MLKD", paper="Jin et al. 2023, three levels", soft=Soft.DIVERGENCE, seams=("soft_loss",))
 class MLKD(Method):
     """The sum over temperatures of T^2 KL, and of the squared distances of both Gram matrices."""
 

@@ -75,9 +75,9 @@ def _at_softmaxes(raw: RawWindow, cast: Cast, student: int) -> list[Explanation]
     for head, answers in softmax_heads(raw, cast, student):
         e = _explain_head(raw, cast, student, head, answers, ())
         if e is not None and e.form in _KNOWN_AT_SOFTMAXES:
-            unsaid = dict.fromkeys(("temperature", "weight", "coefficients", "coefficient_rows"))
-            found.append(replace(e, **unsaid, placed=not turned))
+            found.append(replace(e, temperature=None, weight=None, coefficients=None, coefficient_rows=None))
             found[-1].teacher_logits = found[-1].attempt = None
+            found[-1].placed = not turned
     return found
 
 
