@@ -51,7 +51,7 @@ class Gradients(Observer):
     def window(self, raw: RawWindow, cast: Cast, sight: Sight) -> None:
         """Explain the gradient."""
         first = len(self._trace.losses.sights) < EXPLAINED or self._awaits_step()
-        if first or self._awaits_labels() or self._awaits_share():
+        if first or self._awaits_labels() or self._awaits_share() or self._awaits_scale(raw):
             sight.explanations = explain(raw, cast, self._hints)
             if any(e.rows * e.classes > SMALL for e in sight.explanations):
                 give_back()
@@ -97,6 +97,11 @@ class Gradients(Observer):
             return False
         read = [e for s in sights for e in s.explanations]
         return bool(read) and all(e.form == "nothing" or (e.form == "unknown" and e.share < _SLIGHT) for e in read)
+
+    def _awaits_scale(self, raw: RawWindow) -> bool:
+        """Say whether no gradient was read so far under a gradient scaler: its first scales are often too large."""
+        sights = self._trace.losses.sights
+        return raw.root_scale != 1 and len(sights) < self._windows and not any(s.explanations for s in sights)
 
     def _awaits_labels(self) -> bool:
         sights, hits = self._trace.losses.sights, self._trace.teacher.hits

@@ -49,7 +49,7 @@ def is_still(raw: RawWindow, cast: Cast, taint: Taint, f: FunctionCall) -> bool:
         return False
     gradient = gradients_of(raw.roots[0], nearest)
     whole = _norm(gradient)
-    if own >= _NO_SHARE * whole:
+    if not math.isfinite(whole) or own >= _NO_SHARE * whole:  # half precision overflows while a scaler seeks its scale
         return False
     # A step on the way of a divergence may hand on nothing, and another step of it all there is.
     return _are_nothing(raw, f) or _norm(_without_labels(gradient, raw, cast, nearest)) <= _ROUNDING * whole

@@ -74,7 +74,6 @@ class Steps:
         self._backwards_used: dict[int, int] = {}
         self._scaler: Any = None
         self._scale_called = self._root_is_scaled = False
-        self._held = 0
         self._busy = 0
         "How deep in a function of torch's that may write to gradients, and is no clip by hand."
         self._kept: dict[int, Tensor] = {}
@@ -320,15 +319,8 @@ class Steps:
         fused = getattr(optimizer, torch_internals.SCALES_ITSELF, False)
         if not self.distils or (fused and not self.active):  # to look costs a wait for the device
             return
-        updates = self._trace.updates
-        updates.scaler_calls += 1
-        if sum(self.counts.values()) == self._taken or (fused and found_infinite(scaler, optimizer)):
-            updates.scaler_skips += 1
-            self._held = 0
-        else:
-            self._held += 1
-            if self._held == 1 and updates.scaler_search == 0 and updates.scaler_skips == updates.scaler_calls - 1:
-                updates.scaler_search = updates.scaler_skips  # all skips so far looked for a scale that holds
+        skipped = sum(self.counts.values()) == self._taken or (fused and found_infinite(scaler, optimizer))
+        self._trace.updates.scaler_stepped(skipped)
 
     # -- steps
 

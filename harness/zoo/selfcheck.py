@@ -96,6 +96,8 @@ def audit_once(
     canonical = replace(preset.recipe, epochs=EPOCHS)
     recipe = fault.recipe(canonical) if fault else canonical
     recipe = replace(recipe, precision=precision) if precision is not None else recipe
+    if recipe.precision == "fp16":  # a gradient scaler seeks its scale first, and its audit waits until it has held
+        recipe = replace(recipe, epochs=EPOCHS + 1)
     place = prepare_device(device, threads=1)  # as a trial's: sums in another order have other last bits
     if recipe.precision == "fp16" and place.type == "cpu" and _may_begin_with_four_channels():
         told("a processor only emulates fp16, which is slow: the networks are half as wide")
@@ -112,13 +114,14 @@ def audit_once(
     if METHODS[method].needs_teacher:
         shared = fault.in_teacher if fault is not None else None
         teacher = _teacher(dataset, teacher_arch, replace(canonical, epochs=TEACHER_EPOCHS), shared, told)
-    told(f"{method}{f' with {fault.name}' if fault else ''}: training {student_arch} on digits for {EPOCHS} epochs")
+    doing = f"{method}{f' with {fault.name}' if fault else ''}: training {student_arch}"
+    told(f"{doing} on digits for {recipe.epochs} epochs")
     training = train.prepare(dataset, student_arch, teacher, method, settings, recipe, procedure, seed, place)
     training.scores_test = fault is not None and fault.needs_test_scores
     with watched(training, method, teacher) as watch:
         epochs = tuple(train.epochs(training, watch.labels))
     report = with_properties(watch.report, training)
-    return Run(method, fault, seed, report, EPOCHS * training.steps_per_epoch, calls, epochs, recipe)
+    return Run(method, fault, seed, report, recipe.epochs * training.steps_per_epoch, calls, epochs, recipe)
 
 
 def _may_begin_with_four_channels() -> bool:

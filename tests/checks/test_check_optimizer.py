@@ -319,6 +319,30 @@ CASES["KD214"] = {
 }
 
 
+@pytest.mark.parametrize(
+    ("steps", "search"),
+    [
+        ("..........", 0),
+        ("ss........", 2),
+        ("ss..s......", 2),  # a scale is not found yet
+        ("ss..s..........", 3),
+        ("s.s.s.s..........s..", 4),
+        ("..s..........", 1),
+        ("s....s....s....", 1),
+        ("..........s.........", 0),
+        ("s..........s..........", 1),
+        ("s" * 17 + "..........", 17),
+        ("." + "s" * 17 + "..........", 0),
+    ],
+)
+def test_a_search_ends_where_ten_steps_in_a_row_were_taken(steps, search):
+    updates = trace().updates
+    for step_ in steps:
+        updates.scaler_stepped(step_ == "s")
+    assert (updates.scaler_calls, updates.scaler_skips) == (len(steps), steps.count("s"))
+    assert updates.scaler_search == search
+
+
 def rates(*rows: tuple[float, ...], groups: int = 2) -> Trace:
     return trace(lr_rows=list(rows), group_names=MANY[:groups], steps=[step(1), step(2, distils=True)])
 
