@@ -130,6 +130,7 @@ def test_the_matrix_counts_detection_alarms_and_what_lay_dormant():
         ([], [0, 1, 2]),
         (["--seeds", "4-8"], [4, 5, 6]),
         (["--fault", "kl-reversed"], []),
+        (["--zoo-seeds", "none"], []),
         (["--fault", "kl-reversed", "--zoo-seeds", "7-7"], [7]),
     ],
 )
@@ -223,6 +224,9 @@ def test_the_page_names_the_command_that_makes_it_again():
     told = {**told, "methods": ["logit"], "seeds": [3, 7]}
     del told["zoo_seeds"]  # of a matrix that was made before it was noted
     assert matrix_page.command_of(told) == "kdbench audits matrix --seeds 3,7 --method logit --output DIR"
+    told |= {"zoo_seeds": [], "named_faults": ["kl-reversed"]}
+    wanted = "kdbench audits matrix --seeds 3,7 --zoo-seeds none --fault kl-reversed --method logit --output DIR"
+    assert matrix_page.command_of(told) == wanted
 
 
 def test_the_table_fits_a_terminal_of_80_columns_and_says_more_in_a_wide_one():

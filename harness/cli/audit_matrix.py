@@ -30,13 +30,14 @@ def run_matrix(
 ) -> int:
     """Run the matrix; return 1 if anything in it is not as declared.
 
-    Where faults are named, the clean zoo is run only if its seeds are named as well.
+    Where faults are named, the clean zoo is run only if its seeds are named as well; it never is if they are "none".
     """
     if format_ in ("junit", "sarif", "github"):
         raise InputError(f"the matrix is printed as text, json or html, not as {format_}")
     notes = progress_console(quiet, verbose)
     own_seeds = asked_seeds(seeds)
-    of_zoo = asked_seeds(zoo_seeds, "--zoo-seeds") if zoo_seeds else () if faults else own_seeds[:3]
+    left_out = zoo_seeds == "none" or (faults and not zoo_seeds)
+    of_zoo = () if left_out else asked_seeds(zoo_seeds, "--zoo-seeds") if zoo_seeds else own_seeds[:3]
     notes.print(f"audits matrix, {len(own_seeds)} seed{'s' * (len(own_seeds) > 1)}: loading PyTorch", style="dim")
     load_own_files(click.get_current_context())
     from kdbench.harness.faults import FAULTS, get
@@ -59,6 +60,7 @@ def run_matrix(
     )
     cells = _look(tasks, workers, notes, verbose)
     found = {**matrix.summary(cells, methods, own_seeds), "zoo_seeds": list(of_zoo)}
+    found["named_faults"] = chosen if faults else []
     if output is not None:
         _write(found, output)
     _print(found, format_)
@@ -105,4 +107,4 @@ def _print(found: dict[str, Any], format_: str) -> None:
     else:
         matrix_page.show(stdout(), found)
         if not found["zoo_seeds"]:
-            stdout().print("The clean zoo was left out, as faults were named; --zoo-seeds 0-2 runs it too.")
+            stdout().print("The clean zoo was left out; --zoo-seeds 0-2 runs it too.")

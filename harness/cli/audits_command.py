@@ -115,7 +115,7 @@ def explain(audit: str) -> int:
     metavar="RANGE",
     panel=TRAINED,
     help="Train the clean zoo (correct trainings in many styles) with these seeds; by default with the first three, or "
-    "not at all beside --fault.",
+    "not at all beside --fault; none leaves it out.",
 )
 @click.option(
     "--workers", type=click.IntRange(1), metavar="N", panel=TRAINED, help="Processes at a time; by default one a core."

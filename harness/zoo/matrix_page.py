@@ -65,8 +65,9 @@ _WORDS = {
 def command_of(matrix: dict[str, Any]) -> str:
     """Return the command that makes this matrix again; DIR stands for its folder."""
     parts = ["kdbench audits matrix", f"--seeds {_range(matrix['seeds'])}"]
-    if matrix.get("zoo_seeds"):  # matrices made before this key do not say it
-        parts.append(f"--zoo-seeds {_range(matrix['zoo_seeds'])}")
+    if "zoo_seeds" in matrix:  # matrices made before this key do not say it
+        parts.append(f"--zoo-seeds {_range(matrix['zoo_seeds']) if matrix['zoo_seeds'] else 'none'}")
+    parts += [f"--fault {name}" for name in matrix.get("named_faults", ())]
     parts += [f"--method {name}" for name in matrix["methods"] if set(matrix["methods"]) != set(METHODS)]
     return " ".join([*parts, "--output DIR"])
 
