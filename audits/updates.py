@@ -155,16 +155,16 @@ class Updates:
     scaler_skips: int = 0
     scaler_search: int = 0
     "Of the skips, those before a scale held: the first time, or ten times in a row, where there were few until then."
-    _held: int = 0
-    "Steps in a row that the scaler took."
+    scaler_held: int = 0
+    "Steps in a row, up to the last, that the scaler took."
     _settled: bool = False
 
     def scaler_stepped(self, skipped: bool) -> None:
         """Count a call of a gradient scaler's step, and say up to where its skips looked for a scale that holds."""
         self.scaler_calls += 1
         self.scaler_skips += skipped
-        self._held = 0 if skipped else self._held + 1
-        if self._held == 1 and self.scaler_search == 0 and self.scaler_skips == self.scaler_calls - 1:
+        self.scaler_held = 0 if skipped else self.scaler_held + 1
+        if self.scaler_held == 1 and self.scaler_search == 0 and self.scaler_skips == self.scaler_calls - 1:
             self.scaler_search = self.scaler_skips
-        elif self._held == _IN_A_ROW and not self._settled and self.scaler_skips <= _HALVINGS:
+        elif self.scaler_held == _IN_A_ROW and not self._settled and self.scaler_skips <= _HALVINGS:
             self._settled, self.scaler_search = True, self.scaler_skips  # the gradients grew while it looked

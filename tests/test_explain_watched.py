@@ -396,3 +396,55 @@ def test_rows_that_an_index_moves_are_named_whatever_the_form_of_the_divergence(
     found = finding(watched(Embedder(8), Embedder(8), data, loss), "KD305")
     assert (found.status == "fail") == moves, found.message
     assert rows != "as they come" or found.status == "pass" or form is other_scale
+
+
+def pearson(a, b):
+    a, b = (x - x.mean(1, keepdim=True) for x in (a, b))
+    return F.cosine_similarity(a, b).mean()
+
+
+def correlations(p, q, along=0.7, over=0.3):
+    return along * (1 - pearson(p, q)) + over * (1 - pearson(p.T, q.T))
+
+
+def softened(z, by=T):
+    return (z / by).softmax(1)
+
+
+CORRELATED = {
+    "DIST": (lambda s, t: correlations(softened(s), softened(t)), "pass", "correlations of probabilities"),
+    "along the classes alone": (lambda s, t: 1 - pearson(softened(s), softened(t)), "pass", "correlations of prob"),
+    "over the batch alone": (lambda s, t: correlations(softened(s), softened(t), along=0), "pass", "correlations of"),
+    "of logits": (correlations, "pass", "correlations of logits"),
+    "one side softened": (lambda s, t: correlations(softened(s), softened(t, 1)), "fail", "only the student's side"),
+    "with logits": (lambda s, t: correlations(softened(s), t), "fail", "with the teacher's logits, not its prob"),
+    "apart": (lambda s, t: -correlations(softened(s), softened(t)), "fail", "its sign is wrong"),
+}
+
+
+@pytest.mark.parametrize("way", CORRELATED)
+def test_correlations_are_explained_and_wrong_ones_named(way):
+    loss, status, said = CORRELATED[way]
+    watch = correlated_watch(lambda s, t, y: F.cross_entropy(s, y) + loss(s, t))
+    form = finding(watch, "KD313")
+    assert form.status == status and said in form.message, form.message
+    assert finding(watch, "KD305").status == "pass"
+
+
+@pytest.mark.parametrize("moved", [lambda t: t.flip(0), lambda t: t.roll(1, 0), lambda t: t.roll(-1, 0)])
+@pytest.mark.parametrize("form", [lambda s, t, y: correlations(softened(s), softened(t)), decoupled])
+def test_rows_in_another_order_are_proven_where_a_form_has_two_parts(form, moved):
+    watch = correlated_watch(lambda s, t, y: F.cross_entropy(s, y) + form(s, moved(t), y))
+    found = finding(watch, "KD305")
+    assert found.status == "fail" and found.observed["permutation"] == moved(torch.arange(16)[:, None])[:, 0].tolist()
+
+
+def correlated_watch(loss_of):
+    class Scorer(nn.Sequential):
+        def __init__(self, width):
+            super().__init__(nn.Linear(6, width), nn.Tanh(), nn.Linear(width, 5))
+
+    def data():
+        return 2 * torch.randn(16, 6), torch.randint(0, 5, (16,))
+
+    return watched(Scorer(8), Scorer(9), data, loss_of)

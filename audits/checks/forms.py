@@ -10,6 +10,7 @@ WRONG = {
     "belong",
     "jsd-of-logits": "its mixture is one of logits, not of probabilities",
     "topk-of-student": "the classes that it is taken over are the student's likeliest, not the teacher's",
+    "correlated-unlike": "the student's probabilities are correlated with the teacher's logits, not its probabilities",
     "undivided": "its part over the classes other than the label's holds the label's too: the mask leaves none out",
     "negative": "its sign is wrong: it drives the student away from the teacher",
 }
@@ -30,6 +31,8 @@ RIGHT = {
     "sigmoids-to-softmax": "binary cross-entropy with the teacher's probabilities, class by class",
     "decoupled": "the label's class against the rest, and the other classes among each other (decoupled)",
     "normalised": "the label's class by the teacher's confidence, and the other classes among each other (normalised)",
+    "correlated": "the correlations of probabilities, along the classes, along the batch or both (DIST)",
+    "correlated-logits": "the correlations of logits, along the classes, along the batch or both",
     "weighed-labels": "the labels, each weighed by the teacher's confidence in it",
     "standardised": "KL(teacher || student) of standardised logits",
 }

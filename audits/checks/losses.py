@@ -437,7 +437,7 @@ def _is_choice(trace: Trace, sight: Sight, e: Explanation) -> bool:
 
 def _is_one_sided(e: Explanation) -> bool:
     two = e.temperature is not None and e.temperature[0] != e.temperature[1]
-    return two and e.form in ("one-sided", "reversed", "jsd", "mse-probabilities")
+    return two and e.form in ("one-sided", "reversed", "jsd", "mse-probabilities", "correlated")
 
 
 def _follows(trace: Trace) -> bool:
@@ -462,5 +462,15 @@ def _right(trace: Trace, e: Explanation) -> str | None:
     return ", ".join([RIGHT[e.form], *more])
 
 
-_SOFTENED = ("forward", "reversed", "jsd", "topk", "topk-tail", "topk-scatter", "topk-sum", "standardised")
+_SOFTENED = (
+    "forward",
+    "reversed",
+    "jsd",
+    "topk",
+    "topk-tail",
+    "topk-scatter",
+    "topk-sum",
+    "standardised",
+    "correlated",
+)
 "Forms of which the temperature is named."

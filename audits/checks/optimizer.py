@@ -13,6 +13,8 @@ _EMPTY = 8
 "Steps without one gradient from which an optimizer has none: networks that alternate are given some before."
 _TAIL = 10
 "Steps from the first that held on among which one more skip still belongs to the search: the scale is halved again."
+_FEW, _HELD = 3, 5
+"In a short observation: further skips, and steps in a row at its end, with which the scale is likely found."
 
 
 @audit(
@@ -361,6 +363,7 @@ def skipped_steps(trace: Trace) -> Verdict:
     after, lost = calls - updates.scaler_search, skips - updates.scaler_search
     if skips == calls or after < _CALLS:
         once = lost == 1 and after >= _TAIL
+        once = once or (lost <= _FEW and skips * _FEW < calls and updates.scaler_held >= _HELD)
         if (once or lost <= _SKIPPED * max(after, 1)) and skips < calls:
             return passed(f"{calls - skips} of {calls} steps were taken", observed)
         return undecided(

@@ -37,6 +37,8 @@ _UNSCALED = (
     "sum",
     "decoupled",
     "normalised",
+    "correlated",
+    "correlated-logits",
 )
 "Forms of which no scale is."
 

@@ -132,7 +132,8 @@ def summary_lines(matrix: dict[str, Any]) -> list[str]:
         )
     if clean["runs"]:
         lines.append(
-            f"{len(clean['members'])} correct programs in {clean['runs']:,} runs: {clean['alarms']} runs were accused. "
+            f"{len(clean['members'])} correct programs in {clean['runs']:,} runs: {clean['alarms']} were accused, or "
+            "not proven clean. "
             f"The true share is at most {clean['upper_bound_95']:.2%} (one-sided 95% Clopper-Pearson bound; the seeds "
             "of one program are not independent programs)."
         )
@@ -175,7 +176,8 @@ def show(console: Console, matrix: dict[str, Any]) -> None:
         for line in row["inexact"][:2]:
             console.print(f"NO: {row['name']} with {line}", markup=False, soft_wrap=True)
     for line in matrix["clean"]["alarmed"]:
-        console.print(f"NO: accused a correct training: {line}", markup=False, soft_wrap=True)
+        what = "accused a correct training" if "failed" in line else "did not prove a correct training clean"
+        console.print(f"NO: {what}: {line}", markup=False, soft_wrap=True)
     for line in summary_lines(matrix):
         console.print(line, markup=False, soft_wrap=True)
 

@@ -96,8 +96,6 @@ def audit_once(
     canonical = replace(preset.recipe, epochs=EPOCHS)
     recipe = fault.recipe(canonical) if fault else canonical
     recipe = replace(recipe, precision=precision) if precision is not None else recipe
-    if recipe.precision == "fp16":  # a gradient scaler seeks its scale first, and its audit waits until it has held
-        recipe = replace(recipe, epochs=EPOCHS + 1)
     place = prepare_device(device, threads=1)  # as a trial's: sums in another order have other last bits
     if recipe.precision == "fp16" and place.type == "cpu" and _may_begin_with_four_channels():
         told("a processor only emulates fp16, which is slow: the networks are half as wide")

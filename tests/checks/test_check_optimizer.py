@@ -273,8 +273,8 @@ CASES["KD213"] = {
 }
 
 
-def scaler(calls: int, skips: int, search: int = 0) -> Trace:
-    return trace(scaler_calls=calls, scaler_skips=skips, scaler_search=search)
+def scaler(calls: int, skips: int, search: int = 0, held: int = 0) -> Trace:
+    return trace(scaler_calls=calls, scaler_skips=skips, scaler_search=search, scaler_held=held)
 
 
 def counted(calls: int, skips: int, search: int = 0) -> dict[str, int]:
@@ -302,6 +302,22 @@ CASES["KD214"] = {
     "2 of 18 skipped after the search": (
         scaler(19, 3, 1),
         undecided("not-in-these-steps", "16 of 19 steps were taken: too few to judge", "--steps"),
+    ),
+    "2 of 18 skipped after the search, and the last five steps taken": (
+        scaler(19, 3, 1, 5),
+        passes("16 of 19 steps were taken", **counted(19, 3, 1)),
+    ),
+    "2 of 18 skipped after the search, and the last four steps taken": (
+        scaler(19, 3, 1, 4),
+        undecided("not-in-these-steps", "16 of 19 steps were taken: too few to judge", "--steps"),
+    ),
+    "4 of 18 skipped after the search": (
+        scaler(19, 5, 1, 5),
+        undecided("not-in-these-steps", "14 of 19 steps were taken: too few to judge", "--steps"),
+    ),
+    "7 of 19 skipped": (
+        scaler(19, 7, 5, 5),
+        undecided("not-in-these-steps", "12 of 19 steps were taken: too few to judge", "--steps"),
     ),
     "7 of 8 skipped": (
         scaler(8, 7),

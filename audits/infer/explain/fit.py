@@ -58,7 +58,7 @@ class Explanation:
     form: str
     """A form of forms.py, one-sided, negative (the sign is wrong), one of the top k (topk, topk-sum, topk-tail,
     topk-scatter, topk-of-student), sum (several terms), decoupled, normalised, undivided (the label's class apart),
-    permuted, across (a softmax over another dimension), nothing (no gradient at all), or unknown."""
+    correlated, permuted, across (a softmax over another dimension), nothing (no gradient at all), or unknown."""
     residual: float
     share: float
     "Size of the distillation term's gradient, relative to the label term's."

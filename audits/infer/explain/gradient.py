@@ -8,13 +8,20 @@ from torch import Tensor
 
 from kdbench.audits.infer.backwards import gradients_of
 from kdbench.audits.infer.explain.across import across_fit
+from kdbench.audits.infer.explain.correlated import correlated_fit
 from kdbench.audits.infer.explain.decoupled import decoupled_fit, leaves_nothing_out
 from kdbench.audits.infer.explain.fit import Explanation, beside_each_other, fits, seen_fit
 from kdbench.audits.infer.explain.forms import Try
 from kdbench.audits.infer.explain.heads import Answer, Head, heads, mixed_label, softmax_heads, teacher_answers
 from kdbench.audits.infer.explain.narrow import narrow_fit
 from kdbench.audits.infer.explain.parts import Gradients, gradients_at
-from kdbench.audits.infer.explain.permutation import halves_fit, order_searched, ordered_fit, permutation_of
+from kdbench.audits.infer.explain.permutation import (
+    halves_fit,
+    order_of_parts,
+    order_searched,
+    ordered_fit,
+    permutation_of,
+)
 from kdbench.audits.infer.explain.pieces import answers_to, piece_of
 from kdbench.audits.infer.explain.rest import Rest, rest_of
 from kdbench.audits.infer.explain.rows import Layout
@@ -179,6 +186,8 @@ def _explained(
         topk_fit,
         ordered_fit,
         decoupled_fit,
+        correlated_fit,
+        order_of_parts,
         searched_fit,
         beside_each_other,
         order_searched,

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kdbench.audits.infer.explain.correlated import correlated_fit
+from kdbench.audits.infer.explain.decoupled import decoupled_fit
 from kdbench.audits.infer.explain.fit import Explanation, fits, seen_fit
 from kdbench.audits.infer.explain.rest import Rest
 from kdbench.audits.infer.explain.search import forward_searched, searched_fit
@@ -58,6 +60,11 @@ class Order(NamedTuple):
 def ordered_fit(rest: Rest, softening: Softening, blank: Explanation) -> Explanation | None:
     """Return the form that explains what is left by the teacher's answers in an order that code goes wrong by."""
     return _in_order(rest, softening, blank, (seen_fit, forward_searched, topk_fit))
+
+
+def order_of_parts(rest: Rest, softening: Softening, blank: Explanation) -> Explanation | None:
+    """Return the same of forms that are made of two parts."""
+    return _in_order(rest, softening, blank, (decoupled_fit, correlated_fit)) if rest.z.numel() <= _SEARCHED else None
 
 
 def order_searched(rest: Rest, softening: Softening, blank: Explanation) -> Explanation | None:
