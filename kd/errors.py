@@ -25,7 +25,8 @@ def unknown(kind: str, word: str, choices: Iterable[str], where: str = "") -> In
     Without a near one all are listed where they are few, else some. Its `about` is "unknown" and the kind.
     """
     names = sorted(choices)
-    near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    alike = [name for name in names if name.casefold() == "".join(word.split()).casefold()]
+    near = alike or difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     if near:
         hint = f"did you mean {near[0]!r}?"
     elif len(names) <= _FEW:

@@ -75,6 +75,23 @@ cli.main()
     assert "Traceback" not in done.stderr
 
 
+def test_ctrl_c_before_the_command_itself_is_imported_leaves_no_traceback():
+    script = """
+import sys
+
+class Interrupts:
+    def find_spec(self, name, *_):
+        if name == "kdbench.harness.cli":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupts())
+from kdbench.__main__ import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
 def test_an_error_that_nobody_foresaw_is_one_sentence_and_a_file(monkeypatch):
     def broken():
         raise RuntimeError("\x1b]0;title\x07" + "long " * 1000)

@@ -181,6 +181,8 @@ def test_a_study_is_outlined_before_anything_heavy_is_imported(tmp_path):
         outline("quick", **asked)
         == "quick: digits, r50-r18; 2 arms x 5 seeds: at most 10 students, their teachers and controls"
     )
+    one = {**asked, "seeds": "0-0", "arms": 1}
+    assert outline("quick", **one, controls=False) == "quick: digits, r50-r18; 1 arm: at most 1 student, their teachers"
     file = tmp_path / "mine.toml"
     for text in ("", "[study]", "[study]\nseeds = 5", "study = 3"):
         file.write_text(text)

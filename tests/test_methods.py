@@ -333,5 +333,16 @@ def test_a_joined_method_is_shown_by_its_parts():
     code, out, _ = kdbench("methods", "logit+at", "--json")
     (shown,) = json.loads(out)["methods"]
     assert code == 0 and (shown["name"], shown["settings"]["at_weight"]) == ("logit+at", 1000.0)
+    _, out, _ = kdbench("methods", "ls+dkd")
+    assert "The terms of DKD, of answers that LS changes first." in out
+    asked = out.partition("for example:\n")[2].replace("    ", "")
+    study = SMALL.replace('"logit"', '"ls+dkd"')
+    assert parse_preset("small", study + asked).settings("r34-r18", "ls+dkd")
+    with pytest.raises(InputError, match=r'stands in quotes, as \[method."logit\+at"\]'):
+        parse_preset("small", study + asked.replace('"', ""))
+    with pytest.raises(InputError, match=r'small.toml, \[method."ls\+dkd"\]: tckd_weight'):
+        parse_preset("small", study)
     code, _, err = kdbench("methods", "dkf")
     assert code == 2 and "did you mean 'dkd'" in err
+    code, _, err = kdbench("methods", "DIST")
+    assert code == 2 and "did you mean 'dist'" in err

@@ -121,7 +121,9 @@ def test_the_audits_judge_two_views_as_one(fault, monkeypatch):
 def test_what_two_views_refuse(tmp_path):
     with pytest.raises(InputError, match="views is 3; it is 1, or 2 as in the paper"):
         read_settings("mlkd", {"views": 3})
-    with pytest.raises(InputError, match="mlkd has several crops of each image; joined it has one"):
+    with pytest.raises(
+        InputError, match="mlkd is trained on several crops of each image only by itself; leave its views at 1"
+    ):
         read_settings("mlkd+at", {"views": 2})
     assert read_settings("mlkd+at", {}).crops() == 1
     code, out, _ = kdbench("methods", "mlkd")

@@ -88,6 +88,17 @@ def _settings(known: Any) -> str:
     return ", ".join(f"{name} {defaults[name]:g}" if name in defaults else name for name in known.names())
 
 
+def _joined(kind: "type[Method]") -> str:
+    """Say what a joined method is made of: its parts' terms, and what is done to the answers that they are shown."""
+    from kdbench.kd.methods import METHODS
+
+    parts = [METHODS[name] for name in kind.name.split("+")]
+    shown = [part for part in parts if part.wraps and f"{part.title} + " in kind.title]
+    terms = [part for part in parts if part not in shown]
+    of = " and ".join(part.title for part in terms)
+    return f"The terms of {of}" + "".join(f", of answers that {part.title} changes first" for part in shown) + "."
+
+
 _PARTS = {"labels": "the labels", "ids": "the images' ids", "views": "the images"}
 _STAGES = {"all": "the features of every stage", "last": "the features of the last stage"}
 
@@ -99,7 +110,7 @@ def _show(kind: "type[Method]") -> None:
     console = stdout()
     console.print(f"[bold]{kind.name}[/]: {kind.title} ({kind.paper})\n")
     module = inspect.getmodule(kind)
-    about = kind.__doc__ if "+" in kind.name or module is None else module.__doc__
+    about = _joined(kind) if "+" in kind.name else None if module is None else module.__doc__
     console.print(inspect.cleandoc(about or "its file has no docstring") + "\n", markup=False)
     read = [_PARTS[part] for part in kind.needs] + ([_STAGES[kind.stages]] if kind.stages in _STAGES else [])
     if read:
@@ -119,7 +130,8 @@ def _show(kind: "type[Method]") -> None:
     if missing:
         console.print("\nA setting whose default is - must stand in a study's file, for example:", markup=False)
         first: dict[str, Any] = next(iter(presets.values()), {})
-        lines = [f"[method.{kind.name}]", *(f"{word} = {first.get(word, 1):g}" for word in missing)]
+        table = f'"{kind.name}"' if "+" in kind.name else kind.name  # a bare key of TOML has no +
+        lines = [f"[method.{table}]", *(f"{word} = {first.get(word, 1):g}" for word in missing)]
         console.print("\n".join(f"    {line}" for line in lines), markup=False)
 
 

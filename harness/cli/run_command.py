@@ -185,6 +185,7 @@ def _say_outline(asked: dict[str, Any], notes: Any) -> None:
         methods=asked["methods"],
         seeds=asked["seeds"],
         arms=arms,
+        controls=asked["controls"],
     )
     if said is not None:
         notes.print(escape(f"{said}; loading PyTorch"), style="dim", soft_wrap=True)

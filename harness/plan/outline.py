@@ -42,7 +42,14 @@ def asked_seeds(text: str, option: str = "--seeds") -> tuple[int, ...]:
 
 
 def outline(
-    name: str, *, dataset: str | None, pairs: Sequence[str], methods: Sequence[str], seeds: str | None, arms: int | None
+    name: str,
+    *,
+    dataset: str | None,
+    pairs: Sequence[str],
+    methods: Sequence[str],
+    seeds: str | None,
+    arms: int | None,
+    controls: bool = True,
 ) -> str | None:
     """Say in one line what a study will train, from its file and options alone.
 
@@ -59,7 +66,8 @@ def outline(
         product = " x ".join(f"{number} {word}s" for number, word in factors if number > 1) or "1 arm"
         students = arms * len(methods) * len(pairs) * count
         what = f"{Path(name).stem}: {dataset}, {', '.join(pairs)}; {product}"
-        return f"{what}: at most {students} students, their teachers and controls"
+        beside = "teachers and controls" if controls else "teachers"
+        return f"{what}: at most {students} student{'s' * (students != 1)}, their {beside}"
     except (KeyError, TypeError, AttributeError, InputError):
         return None
 

@@ -89,7 +89,8 @@ class Preset:
         A weight that is named nowhere is an InputError that says which, and where it belongs.
         """
         file = {**self.named(self.method, method), **self.named(self.pair.get(pair, {}), method)}
-        where = f"{_called(self.name)}, [method.{method}]"
+        table = f'"{method}"' if "+" in method else method
+        where = f"{_called(self.name)}, [method.{table}]"
         return read_settings(method, {**file, **settings_of(point or {})}, where)
 
     @staticmethod

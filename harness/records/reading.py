@@ -4,6 +4,7 @@ Only this file imports pydantic, and only when something is read: a trial writes
 """
 
 import json
+import re
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -105,7 +106,9 @@ def parse_toml(text: bytes, where: str, what: str = "TOML") -> dict[str, Any]:
     try:
         return tomllib.loads(text.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where} cannot be read as {what}: {_short(error)}") from error
+        joined = re.search(rb"^\s*\[[^\]\"'\n]*\+", text, re.M)
+        quoted = '; a name with + stands in quotes, as [method."logit+at"]' if joined else ""
+        raise InputError(f"{where} cannot be read as {what}: {_short(error)}{quoted}") from error
 
 
 _ADAPTERS: dict[Any, Any] = {}

@@ -97,7 +97,10 @@ class JoinedSettings(MethodSettings):
         super().__post_init__()
         for part in self.own:
             if self.part(part).crops() != 1:
-                raise InputError(f"method {self.method}: {part} has several crops of each image; joined it has one")
+                raise InputError(
+                    f"method {self.method}: {part} is trained on several crops of each image only by itself; "
+                    "leave its views at 1, or do not join it"
+                )
 
     @classmethod
     def of_parts(cls, tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
