@@ -187,7 +187,11 @@ def _reader_gone() -> int:
 
 def _interrupted(number: int | None = None, error: BaseException | None = None) -> int:
     """Say that a command was ended, and what it noted of that, and return a shell's code for the signal."""
-    click.echo("; ".join(["interrupted", *getattr(error, "__notes__", ())]), err=True)
+    notes: list[str] = []
+    while error is not None:  # click makes an Abort of a KeyboardInterrupt
+        notes += getattr(error, "__notes__", ())
+        error = error.__cause__ or error.__context__
+    click.echo("; ".join(["interrupted", *notes[:1]]), err=True)
     return 128 + (number or signal.SIGINT)
 
 
