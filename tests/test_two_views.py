@@ -118,7 +118,7 @@ def test_the_audits_judge_two_views_as_one(fault, monkeypatch):
     assert run.as_declared, run.departures
 
 
-def test_what_two_views_refuse(tmp_path):
+def test_what_two_views_refuse():
     with pytest.raises(InputError, match="views is 3; it is 1, or 2 as in the paper"):
         read_settings("mlkd", {"views": 3})
     with pytest.raises(

@@ -14,7 +14,8 @@ _EMPTY = 8
 _TAIL = 10
 "Steps from the first that held on among which one more skip still belongs to the search: the scale is halved again."
 _FEW, _HELD = 3, 5
-"In a short observation: further skips, and steps in a row at its end, with which the scale is likely found."
+"""In a short observation of which less than a third is skipped: further skips, and steps taken in a row at its end,
+with which the scale is likely found."""
 
 
 @audit(
@@ -363,7 +364,7 @@ def skipped_steps(trace: Trace) -> Verdict:
     after, lost = calls - updates.scaler_search, skips - updates.scaler_search
     if skips == calls or after < _CALLS:
         once = lost == 1 and after >= _TAIL
-        once = once or (lost <= _FEW and skips * _FEW < calls and updates.scaler_held >= _HELD)
+        once = once or (lost <= _FEW and 3 * skips < calls and updates.scaler_held >= _HELD)
         if (once or lost <= _SKIPPED * max(after, 1)) and skips < calls:
             return passed(f"{calls - skips} of {calls} steps were taken", observed)
         return undecided(

@@ -37,7 +37,7 @@ class Soft(Enum):
     DECOUPLED = "decoupled"
     "KL of the target class against the rest, and KL within the rest, each with a weight (Zhao et al. 2022)."
     DIVERGENCE = "divergence"
-    "Divergences or correlations of both softmaxes: an audit tells whether the rows belong together, and no more."
+    "Other divergences of both softmaxes: an audit tells whether the rows belong together, and no more."
     OTHER = "other"
     "Anything else; an audit takes it for what it sees."
 
