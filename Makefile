@@ -65,12 +65,13 @@ docs: $(READY)  ## the pages of docs/, the reports and the audits as a site, int
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	@echo "runs/site/index.html"
 
-lint: $(READY)  ## format, lint, types
+lint: $(READY)  ## format, lint, types, and the words of the pages
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	@mkdir -p $(VENV)/types/kdbench  # the package as a wheel lays it out, for mypy
 	@ln -sfn ../../../kd ../../../audits ../../../harness ../../../kdbench/__init__.py ../../../kdbench/__main__.py $(VENV)/types/kdbench/
 	$(BIN)/mypy
+	$(BIN)/python -m pytest -q --no-summary tests/test_words.py
 
 ui: $(READY)  ## the MLflow UI over the demo's runs
 	$(BIN)/kdbench ui
