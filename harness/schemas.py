@@ -107,6 +107,7 @@ def _study() -> dict[str, Any]:
             "decision": table(Decision),
             "recipe": recipe,
             "teacher": {**recipe, "description": "What the teachers' recipe has otherwise."},
+            "cuda": {**recipe, "description": "What the recipe has otherwise on a GPU."},
             "method": methods,
             "pair": {
                 "type": "object",

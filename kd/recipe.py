@@ -54,8 +54,9 @@ class Recipe:
     "Whether a copy of the teacher with its batch norms folded into the convolutions answers; other last bits."
     compile: bool = False
     "Whether torch.compile makes the networks' forward and backward; other last bits."
-    graphs: bool = False
-    "Whether the networks' kernels are captured in CUDA graphs and launched together; the same bits."
+    graphs: bool | None = None
+    """Whether the networks' kernels are captured in CUDA graphs and launched together; the same bits. None, in a study,
+    is on a GPU wherever nothing speaks against it; a training captures them where it is true."""
 
     def __post_init__(self) -> None:
         check_types(self, "recipe")

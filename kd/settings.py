@@ -3,6 +3,7 @@
 import math
 from dataclasses import fields
 from functools import cache
+from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from kdbench.kd.errors import InputError, unknown
@@ -14,7 +15,7 @@ def _hints(kind: type) -> dict[str, Any]:
 
 
 def check_types(settings: Any, where: str) -> None:
-    """Hold each field of a frozen dataclass to its annotation: int, float (from an int, too), bool or Literal.
+    """Hold each field of a frozen dataclass to its annotation: int, float (from an int, too), bool or Literal, or None.
 
     Raises InputError that names the field, and for a Literal the nearest choice.
     """
@@ -22,6 +23,10 @@ def check_types(settings: Any, where: str) -> None:
     for field in fields(settings):
         name, kind = field.name, _hints(of)[field.name]
         value = getattr(settings, name)
+        if NoneType in get_args(kind):
+            if value is None:
+                continue
+            (kind,) = {*get_args(kind)} - {NoneType}
         if get_origin(kind) is Literal:
             if value not in get_args(kind):
                 raise unknown(name, str(value), map(str, get_args(kind)), where)

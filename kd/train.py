@@ -408,9 +408,14 @@ def _stand_ins(t: Training, images: Tensor, autocast: torch.autocast) -> tuple[n
     if t.recipe.compile:
         student, teacher = compiled(student), None if teacher is None else compiled(teacher)
     if t.recipe.graphs:
-        if teacher is not None:
-            teacher = captured(teacher, images, autocast, trained=False)
-        student = captured(student, images, autocast, trained=True)
+        try:
+            if teacher is not None:
+                teacher = captured(teacher, images, autocast, trained=False)
+            student = captured(student, images, autocast, trained=True)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise RuntimeError(f"CUDA graphs of this network cannot be made; use --no-graphs ({error})") from error
     return student, teacher
 
 

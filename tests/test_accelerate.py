@@ -1,24 +1,29 @@
 """Faster stand-ins: the same answers but for rounding, only where the recipe asks, never before a watch has looked."""
 
 import dataclasses
+import io
 
 import pytest
 import torch
 from conftest import TINY
+from rich.console import Console
 from test_cli import kdbench
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdbench.harness import faults, study
+from kdbench.harness.cli import run_command
+from kdbench.harness.plan.graphs import eager, why_eager, with_graphs
 from kdbench.harness.plan.plan import Ground, make_plan
 from kdbench.harness.plan.preset import load_preset
-from kdbench.harness.records.spec import Spec
+from kdbench.harness.records.spec import Spec, TeacherRef
 from kdbench.harness.run.cost import bf16_speed
 from kdbench.harness.run.trial import watched
 from kdbench.harness.study import share_cores
 from kdbench.kd import train
 from kdbench.kd.accelerate import check_folded, folded
 from kdbench.kd.errors import InputError
+from kdbench.kd.methods import read_settings
 from kdbench.kd.models import build
 from kdbench.kd.recipe import Recipe
 
@@ -161,13 +166,92 @@ def test_products_are_rounded_in_the_steps_of_a_training_that_says_so_and_nowher
 def test_what_changes_no_bit_changes_no_trial():
     """The same trial, with graphs and without, is one trial: it has one name, and a record of it serves both."""
     preset, ground = load_preset("quick"), Ground("digits", "d" * 64, "cuda")
-    plain = make_plan(preset, [None], ground)
-    faster = dataclasses.replace(preset, recipe=dataclasses.replace(preset.recipe, graphs=True))
-    captured = make_plan(faster, [None], ground)
+    plain, captured = (make_plan(asking(preset, graphs=asked), [None], ground) for asked in (False, True))
     assert list(plain.trials) == list(captured.trials) and plain.study == captured.study
     key, spec = next(iter(captured.trials.items()))
     assert spec.recipe.graphs and Spec.from_json(spec.to_json()) == spec, "the trial hears of it"
     assert "graphs" not in plain.trials[key].to_json() and not spec.differences(plain.trials[key])
+
+
+def asking(preset, **changes):
+    return dataclasses.replace(preset, recipe=dataclasses.replace(preset.recipe, **changes))
+
+
+def test_on_a_gpu_kernels_are_captured_where_no_fault_hides():
+    preset, arms = load_preset("quick"), [None, "no-zero-grad", "projector-unclipped"]
+
+    def captured(device, **changes):
+        plan = make_plan(asking(preset, **changes), arms, Ground("digits", "d" * 64, device))
+        return {spec.fault: spec.recipe.graphs for spec in plan.trials.values()}, plan
+
+    found, plan = captured("cuda")
+    assert found == {None: True, "no-zero-grad": None, "projector-unclipped": True}
+    assert eager(plan.trials.values()) == {"they would hide the fault": ["no-zero-grad"]}
+    assert {*captured("cuda", graphs=False)[0].values()} == {*captured("cpu")[0].values()} == {None}
+    compiled = captured("cuda", compile=True)[0]
+    assert {*compiled.values()} == {None}
+
+
+@pytest.mark.parametrize(
+    ("device", "says"),
+    [
+        ("cuda", ["precision is tf32, as paper has it for a GPU", "no CUDA graphs: no-zero-grad (they would"]),
+        ("cpu", []),
+    ],
+)
+def test_what_is_otherwise_on_a_gpu_is_said(device, says):
+    preset = load_preset("paper").on(device)
+    plan = make_plan(preset, [None, "no-zero-grad"], Ground("cifar10", "d" * 64, device))
+    notes = io.StringIO()
+    run_command._announce_gpu(plan, Console(file=notes, width=200))
+    lines = notes.getvalue().splitlines()
+    assert len(lines) == len(says) and all(said in line for said, line in zip(says, lines, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({}, None),
+        ({"arch": "torchvision:resnet18"}, "torchvision:resnet18 is no network of kdbench's"),
+        ({"teacher": TeacherRef("torchvision:resnet18", "t")}, "torchvision:resnet18 is no network of kdbench's"),
+        ({"method_digest": "d"}, "logit is a method of yours"),
+        ({"settings": read_settings("mlkd", {"views": 2}), "method": "mlkd"}, "mlkd learns from several crops of an"),
+        ({"fault": "missing-t-squared+no-zero-grad"}, "they would hide the fault"),
+        ({"fault": "mine"}, "the fault is yours"),
+    ],
+)
+def test_what_was_never_seen_captured_is_not_unless_asked(changes, why, monkeypatch):
+    def mine():
+        pass
+
+    monkeypatch.setitem(faults.FAULTS, "mine", dataclasses.replace(faults.get("missing-t-squared"), function=mine))
+    plan = make_plan(load_preset("quick"), [None], Ground("digits", "d" * 64, "cuda"))
+    student = next(spec for spec in plan.trials.values() if spec.method == "logit")
+    spec = dataclasses.replace(student, recipe=dataclasses.replace(student.recipe, graphs=None), **changes)
+    found = why_eager(spec)
+    assert found is why is None or found.startswith(why)
+    assert with_graphs(spec).recipe.graphs == (True if why is None else None)
+    assert eager([with_graphs(spec)]) == ({} if why is None else {found: [spec.fault or spec.method]})
+    asked = dataclasses.replace(spec, recipe=dataclasses.replace(spec.recipe, graphs=True))
+    assert with_graphs(asked) == asked
+
+
+def test_a_network_that_cannot_be_captured_says_how_it_can_be_trained(prepare, monkeypatch):
+    def refused(*_, **__):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(train, "captured", refused)
+    training = prepare("logit")
+    training.recipe = dataclasses.replace(training.recipe, graphs=True)
+    with pytest.raises(RuntimeError, match=r"use --no-graphs \(operation not permitted when stream is capturing\)"):
+        train._stand_ins(training, torch.zeros(2, 3, 32, 32), torch.autocast("cpu", enabled=False))
+
+
+def test_the_paper_is_run_as_its_device_ran_it():
+    """On a GPU torch rounds products of convolutions unless told otherwise, and the paper told nothing."""
+    paper = load_preset("paper")
+    assert (paper.on("cuda").recipe.precision, paper.on("cpu").recipe.precision) == ("tf32", "fp32")
+    assert paper.on("cuda").teacher_recipe.precision == "tf32"
 
 
 @pytest.mark.parametrize(

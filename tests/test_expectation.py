@@ -94,6 +94,9 @@ def test_what_must_pass_is_what_the_faults_of_that_method_and_recipe_are_caught_
     assert scaled - logit == {ids["clip-after-unscale"], ids["skipped-steps"]}
     folded = needed_passes("logit", dataclasses.replace(RECIPE, fold_teacher=True))
     assert ids["teacher-mode"] in logit - folded, "a folded copy would hide it: nothing can be asked of it"
+    assert ids["alignment"] in needed_passes("ttm", RECIPE)
+    assert ids["alignment"] not in needed_passes("dist", RECIPE), "records of before hold it undecided"
+    assert faults.get("teacher-rows-shuffled").why_not("dist") is None
 
 
 def test_of_a_recipe_without_augmentation_no_word_on_it_is_asked_for():

@@ -47,7 +47,7 @@ def test_the_method_of_the_page_is_the_specimen_that_passes():
             '{"kd": F.mse_loss(student.logits, teacher.logits), "extra": student.logits.mean()}',
             "returned the terms kd, extra, and its settings weigh kd; each term x needs the setting x_weight",
         ),
-        ('{"kd": F.cross_entropy(student.logits, batch.labels)}', "asked for the batch's labels and does not declare"),
+        ('{"kd": F.cross_entropy(student.logits, batch.labels)}', "add it to needs= (mine.py, line "),
         (
             '{"kd": student.features[7].mean()}',
             "training plain with method logit_mse, taught by r18, stops in its first batch: IndexError: "

@@ -13,6 +13,7 @@ from kdbench.harness.faults import Fault, Together
 from kdbench.harness.records.environment import audits_digest
 from kdbench.harness.records.record import FINAL, Result
 from kdbench.harness.records.spec import Spec
+from kdbench.kd.methods import METHODS, Soft
 from kdbench.kd.recipe import Recipe
 
 
@@ -124,7 +125,8 @@ def needed_passes(method: str, recipe: Recipe) -> frozenset[str]:
 
     They are what the faults that could act in it are caught by; without the property check on augmentation where the
     recipe has none, which nothing can be said of, and without the teacher's accuracy, which the few labels of a short
-    training may leave undecided though its weights are proven to be the trained ones.
+    training may leave undecided though its weights are proven to be the trained ones; and without the order of rows
+    where correlations are learned, which audits of before read nothing of: their records stay what they were.
     """
     return _needed_passes(method, recipe, tuple(faults.FAULTS.values()))
 
@@ -136,6 +138,8 @@ def _needed_passes(method: str, recipe: Recipe, loaded: tuple[Fault, ...]) -> fr
     names -= {"teacher-above-chance"}
     if not (recipe.crop_padding or recipe.flip):
         names -= {"augmentation-active"}
+    if METHODS[method].soft is Soft.CORRELATION:
+        names -= {"alignment"}
     ids = faults.audit_ids()
     return frozenset(ids[name] for name in names)
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kdbench.harness.analysis.rows import GridRow
+    from kdbench.harness.plan.plan import Plan
     from kdbench.harness.records.record import Result
     from kdbench.harness.run.scheduler import Outcome
     from kdbench.harness.study import Ready, Request
@@ -331,6 +332,7 @@ def _announce(ready: "Ready", notes: Any, dry_run: bool = False) -> None:
             "--precision fp32 trains faster here (kdbench doctor times whole steps)",
             soft_wrap=True,
         )
+    _announce_gpu(plan, notes)
     for key in ready.changed_teachers:
         notes.print(f"  teacher {key} is trained again: its weights are not those that its record has the digest of")
     for fault, method, why in plan.skipped:
@@ -344,6 +346,18 @@ def _announce(ready: "Ready", notes: Any, dry_run: bool = False) -> None:
             f"  these are the grid's; then {ready.later[0]} trials with the settings that are best on validation: "
             f"{ready.later[1]}"
         )
+
+
+def _announce_gpu(plan: "Plan", notes: Any) -> None:
+    """Say what is otherwise on a GPU: what the study's file has for it, and which arms have no CUDA graphs."""
+    from kdbench.harness.plan.graphs import eager
+
+    on_gpu = [spec for spec in plan.trials.values() if spec.device == "cuda"]
+    for name, value in plan.preset.cuda.items() if on_gpu else ():
+        if getattr(plan.preset.recipe, name) == value:
+            notes.print(f"  {name} is {value}, as {escape(plan.preset.name)} has it for a GPU", style="dim")
+    for why, arms in eager(on_gpu).items():
+        notes.print(f"  no CUDA graphs: {escape(', '.join(arms))} ({escape(why)})", style="dim")
 
 
 def _print_plan(ready: "Ready", as_json: bool) -> None:

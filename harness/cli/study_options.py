@@ -131,11 +131,10 @@ _OPTIONS = (
     ),
     click.option("--compile", is_flag=True, default=None, panel=SPEED, help="Run the networks through torch.compile."),
     click.option(
-        "--graphs",
-        is_flag=True,
+        "--graphs/--no-graphs",
         default=None,
         panel=SPEED,
-        help="Replay the kernels from CUDA graphs: the same bits, faster on a GPU.",
+        help="Replay the kernels from CUDA graphs, the same bits; by default on a GPU, where no fault hides from it.",
     ),
     click.option(
         "--device",
@@ -188,7 +187,7 @@ def requested(
         name: asked.pop(name) for name in ("dataset", "data_root", "image_size", "device", "workers", "threads", "runs")
     }
     brought = asked.pop("teacher_weights"), asked.pop("teacher_sha256")
-    preset = _change(load_preset(asked.pop("preset_name")), **asked)
+    preset = _change(load_preset(asked.pop("preset_name")).on(taken["device"]), **asked)
     _refuse_without_teacher(preset, asked, brought[0])
     if taken["data_root"] is None and taken["dataset"] in (None, preset.dataset):
         taken["data_root"] = preset.data

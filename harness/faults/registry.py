@@ -64,6 +64,11 @@ class Fault:
         return sorted(known[name] for name in names)
 
     @property
+    def is_ours(self) -> bool:
+        """Whether it comes with kdbench, and not from a file of the user's."""
+        return self.function.__module__.startswith(__name__.partition(".")[0] + ".")
+
+    @property
     def in_teacher(self) -> "Fault | None":
         """What of it is in the teacher's training as well."""
         return self if self.scope == "both" else None
@@ -99,7 +104,8 @@ class Fault:
         if self.needs == "own-teacher":
             recipe = replace(recipe, fold_teacher=False)
         # A captured teacher gives no gradient, and captured gradients are overwritten where a fault adds them up.
-        return replace(recipe, graphs=False) if self.needs == "own-teacher" or self.seam == "order" else recipe
+        hidden = self.needs == "own-teacher" or self.seam == "order"
+        return replace(recipe, graphs=False) if hidden and recipe.graphs else recipe
 
     @property
     def needs_scaler(self) -> bool:
@@ -139,6 +145,11 @@ class Together(Fault):
     def digest(self) -> str:
         """Digest of the parts'."""
         return hashlib.sha256("".join(part.digest for part in self.parts).encode()).hexdigest()[:16]
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether each part comes with kdbench."""
+        return all(part.is_ours for part in self.parts)
 
     @property
     def in_teacher(self) -> Fault | None:

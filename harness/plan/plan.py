@@ -8,6 +8,7 @@ from typing import Any
 
 from kdbench.harness import faults
 from kdbench.harness.faults import Fault
+from kdbench.harness.plan.graphs import with_graphs
 from kdbench.harness.plan.grid import Point
 from kdbench.harness.plan.outline import PRESETS
 from kdbench.harness.plan.preset import Preset, chain_of, check_method, load_preset
@@ -104,7 +105,7 @@ class Plan:
 
     def add(self, spec: Spec) -> str:
         """Enter a trial, once however many arms share it."""
-        self.trials.setdefault(spec.key, spec)
+        self.trials.setdefault(spec.key, with_graphs(spec))
         return spec.key
 
 

@@ -82,6 +82,12 @@ class Preset:
     "Settings to be tried first, and chosen among on validation."
     text: str | None = None
     "A user's file as it was read, to be kept beside the records."
+    cuda: Mapping[str, Any] = field(default_factory=dict)
+    "What the recipe has otherwise on a GPU."
+
+    def on(self, device: str) -> "Preset":
+        """Return the study as it is trained on a device."""
+        return replace(self, recipe=replace(self.recipe, **self.cuda)) if device == "cuda" else self
 
     def settings(self, pair: str, method: str, point: Point | None = None) -> MethodSettings:
         """Return a method's settings for a pair; `point` of the grid goes before what the file says.
@@ -135,11 +141,11 @@ def parse_preset(name: str, text: str) -> Preset:
     """Read a preset's TOML text strictly: an unknown key, pair, method or type is an InputError that names it."""
     where = _called(name)
     raw = parse_toml(text.encode(), where)
-    _keys(raw, ["study", "decision", "recipe", "teacher", "method", "pair", "grid"], where)
+    _keys(raw, ["study", "decision", "recipe", "teacher", "method", "pair", "grid", "cuda"], where)
     study = raw.get("study", {})
     _keys(study, [f.name for f in fields(StudyTable)], f"{where}, [study]")
     _keys(raw.get("decision", {}), [f.name for f in fields(Decision)], f"{where}, [decision]")
-    for part in ("recipe", "teacher"):
+    for part in ("recipe", "teacher", "cuda"):
         _keys(raw.get(part, {}), Recipe.names(), f"{where}, [{part}]")
     by_pair, stages = _pairs(raw.get("pair", {}), where)
     for pair, table in [("", raw.get("method", {})), *by_pair.items()]:
@@ -170,8 +176,9 @@ def parse_preset(name: str, text: str) -> Preset:
             _image_size(study["image_size"], f"{where}, [study]: image_size") if "image_size" in study else None,
             stages,
             _grid(raw["grid"], where) if "grid" in raw else None,
+            cuda=raw.get("cuda", {}),
         )
-        _ = preset.teacher_recipe
+        _ = preset.teacher_recipe, preset.on("cuda").teacher_recipe
         for method in preset.methods:
             check_method(method)
     except KeyError as error:

@@ -180,7 +180,8 @@ def departures(study: Trials) -> list[str]:
     every = [spec for arm in sorted(specs, key=order) for spec in specs[arm]]
     for dataset in dict.fromkeys(spec.dataset for spec in every):
         note("data set", dataset, paper.dataset)
-    students = [_differing(recipe, paper.recipe) for recipe in dict.fromkeys(spec.recipe for spec in every)]
+    recipes = dict.fromkeys((spec.recipe, spec.device) for spec in every)
+    students = [_differing(recipe, paper.on(device).recipe) for recipe, device in recipes]
     for differing in students:
         for name, (here, there) in differing.items():
             note(_WORDS.get(name, name), here, there)
@@ -188,7 +189,8 @@ def departures(study: Trials) -> list[str]:
         if key.startswith("sha256:"):
             found["the teacher was brought along as a file"] = None
         elif ((folder := study.folder.trial(key)).path / "spec.json").is_file():
-            for name, (here, there) in _differing(folder.spec().recipe, paper.teacher_recipe).items():
+            taught = folder.spec()
+            for name, (here, there) in _differing(taught.recipe, paper.on(taught.device).teacher_recipe).items():
                 if all(differing.get(name) != (here, there) for differing in students):
                     note(f"the teacher's {_WORDS.get(name, name)}", here, there)
     for arm in sorted(specs, key=order):

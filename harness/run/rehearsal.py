@@ -77,8 +77,8 @@ def _first_loss(spec: Spec, data: Dataset, device: str, images: int) -> Exceptio
             pass
     except _Rehearsed:
         return None
-    except InputError:
-        raise
+    except InputError as error:
+        raise InputError(f"{error}{_place(error)}", error.about) from error
     except Exception as error:  # the user's own code
         return error
     return None

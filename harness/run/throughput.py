@@ -39,10 +39,10 @@ class Way:
 
 
 def ways(device: str, cores: int) -> list[Way]:
-    """Return the ways worth timing: the cores as workers or as threads of one; on a GPU CUDA graphs, one and four."""
+    """Return the ways worth timing: the cores as workers or as threads of one; on a GPU, CUDA graphs or none."""
     shares: list[tuple[int, int, bool]] = [(cores, 1, False), (1, cores, False)]
     if device != "cpu":
-        shares = [(1, 1, False), (1, 1, True), (4, 1, True)]
+        shares = [(1, 1, True), (1, 1, False), (4, 1, True)]
     precisions: tuple[Precision, ...] = ("fp32", "bf16") if device == "cpu" else ("fp32", "tf32", "bf16")
     return [Way(device, precision, *share) for precision in precisions for share in dict.fromkeys(shares)]
 
@@ -125,8 +125,8 @@ def advice(found: Sequence[tuple[Way, float | None]]) -> str:
         others = [(way, other) for way, other in found if way.precision == precision and other is not None]
         way, other = max(others, key=lambda pair: pair[1], default=(default, 0.0))
         flags = [f"--precision {precision}"] if precision != default.precision else []
-        if way.graphs:
-            flags.append("--graphs")
+        if way.graphs != default.graphs:
+            flags.append("--graphs" if way.graphs else "--no-graphs")
         if (way.workers, way.threads) != (default.workers, default.threads):
             flags.append(f"--workers {way.workers} --threads {way.threads}")
         if flags and other >= 1.1 * speed:

@@ -18,7 +18,7 @@ _EPS = 1e-8
 "The least norm: a row that is the same everywhere correlates with nothing."
 
 
-@method("dist", title="DIST", paper="Huang et al. 2022, L_inter and L_intra", soft=Soft.OTHER)
+@method("dist", title="DIST", paper="Huang et al. 2022, L_inter and L_intra", soft=Soft.CORRELATION)
 class DIST(Method):
     """T^2 (1 - Pearson's correlation of the softened answers), over rows (inter) and over columns (intra)."""
 

@@ -38,6 +38,8 @@ class Soft(Enum):
     "KL of the target class against the rest, and KL within the rest, each with a weight (Zhao et al. 2022)."
     DIVERGENCE = "divergence"
     "Other divergences of both softmaxes: an audit tells whether the rows belong together, and no more."
+    CORRELATION = "correlation"
+    "Correlations of both softmaxes: an audit tells the same of most trainings, and a clean one need not show it."
     OTHER = "other"
     "Anything else; an audit takes it for what it sees."
 

@@ -21,7 +21,7 @@ def found(name: str) -> Model:
     library, _, arch = name.partition(":")
     if library not in LIBRARIES:
         raise unknown("library of networks", library, LIBRARIES, f"network {name}")
-    return Model(name, partial(_made, library, arch), ("num_classes", "image_size"), library=True)
+    return Model(name, partial(_made, library, arch), ("num_classes", "image_size"), foreign=True)
 
 
 def _made(library: str, arch: str, num_classes: int, image_size: int) -> nn.Module:

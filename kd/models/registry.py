@@ -35,7 +35,7 @@ class Model:
     "Which of `num_classes`, `base_width`, `stem` and `image_size` it is made from, by keyword."
     digest: str | None = None
     "Of the file that it stands in, if that is a user's: another file is another network."
-    library: bool = False
+    foreign: bool = False
     "Whether it is another library's, and so asked whether it can answer our images before anything is trained."
 
     @property
