@@ -30,7 +30,7 @@ def watch_of(training, burn_in):
 
 
 def watched_and_not(bench, burn_in):
-    plain, watched = (bench.prepare("feature") for _ in range(2))
+    plain, watched = (bench.prepare("feature", graphs=False) for _ in range(2))
     step, watched_step = bench.ours(plain), bench.ours(watched)
     watch = watch_of(watched, burn_in)
 
@@ -74,7 +74,7 @@ def test_time_inside_the_hooks(bench, measure, benchmark, monkeypatch, burn_in):
     clock, steps = Clock(), bench.sizes.hook_steps
     guarded = Watch._guarded
     monkeypatch.setattr(Watch, "_guarded", lambda self, hook: clock.around(guarded(self, hook)))
-    training = bench.prepare("feature", steps=1)
+    training = bench.prepare("feature", steps=1, graphs=False)
     step = bench.ours(training)
     with watch_of(training, burn_in):
         step(), step()  # past the burn-in, where it is one step

@@ -37,7 +37,11 @@ class Bench:
     def prepare(
         self, method: str, precision: Precision = "fp32", steps: int | None = None, **options: bool
     ) -> train.Training:
-        """Prepare a training whose epochs have `steps` steps and never end; its teacher has random weights."""
+        """Prepare a training whose epochs have `steps` steps and never end; its teacher has random weights.
+
+        Its kernels are captured on a GPU, as a study's are, unless the options say otherwise.
+        """
+        captures = self.device.type == "cuda" and not options.get("compile")
         recipe = Recipe(
             epochs=10**6,
             batch_size=self.sizes.batch,
@@ -46,7 +50,7 @@ class Bench:
             val_size=1,
             lr_min=0.1,
             precision=precision,
-            **options,
+            **{"graphs": captures, **options},
         )
         return prepare(recipe, method, PAIR, self.device)
 
@@ -65,7 +69,7 @@ class Bench:
     def epoch(self, method: str, precision: Precision) -> Sides:
         """Return our epoch and the textbook's, with its loader."""
         ours = self.prepare(method, precision)
-        return self._sides(self.ours(ours), self.epoch_textbook(ours), method, precision)
+        return self._sides(self._warm(ours), self.epoch_textbook(ours), method, precision)
 
     def option(self, name: str) -> Sides:
         """Return Logit-KD steps with an option of the recipe, and without it."""
@@ -74,7 +78,7 @@ class Bench:
 
     def against_roof(self, precision: Precision) -> Sides:
         """Return Logit-KD steps, to be held against the roof."""
-        return self._sides(self.ours(self.prepare("logit", precision)), None, "logit", precision)
+        return self._sides(self._warm(self.prepare("logit", precision)), None, "logit", precision)
 
     def convolutions_against_roof(self, precision: Precision) -> Sides:
         """Return the convolutions of one such step, likewise."""

@@ -174,7 +174,8 @@ def prepare(request: Request) -> Ready:
     todo = [key for key in (plan.trials if mine is None else mine) if not is_done(plan, folder, key)]
 
     def cost_of(plan: Plan, keys: list[str]) -> Cost:
-        return estimate(plan, keys, len(data.test_ids), workers or 1, torch.device(request.device), data.size)
+        device, kept = torch.device(request.device), request.kept_answers
+        return estimate(plan, keys, len(data.test_ids), workers or 1, device, data.size, kept_answers=kept)
 
     later = None
     if first is not None:  # what the settings will be changes no cost

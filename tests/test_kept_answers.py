@@ -14,7 +14,7 @@ from kdbench.harness.plan.plan import Ground, make_plan
 from kdbench.harness.plan.preset import load_preset
 from kdbench.harness.records.record import StudyFolder, repeat_of
 from kdbench.harness.records.spec import TeacherRef
-from kdbench.harness.run import kept_answers, trial
+from kdbench.harness.run import cost, kept_answers, trial
 from kdbench.harness.run.scheduler import Outcome
 from kdbench.harness.run.sweeping import sweep
 from kdbench.kd import answers, train
@@ -423,3 +423,30 @@ def test_what_a_dead_trial_was_writing_is_swept(tmp_path, monkeypatch):
     assert len([*(tmp_path / "answers" / "a").iterdir()]) == 2
     monkeypatch.setattr("kdbench.harness.records.temporaries.STALE", -1.0)
     assert sweep(StudyFolder(tmp_path)) == 1 and kept.read(0, 1) is not None
+
+
+def test_what_is_read_costs_no_forward():
+    """Two settings of Logit-KD and DKD of one seed share a teacher; Feature-KD and a fault near the teacher ask it."""
+    preset = load_preset("quick")
+    recipe = dataclasses.replace(preset.recipe, epochs=50)
+    preset = dataclasses.replace(preset, recipe=recipe, methods=("logit", "dkd", "feature"), seeds=(0,))
+    plan = make_plan(preset, [None, "missing-t-squared", "teacher-train-mode"], Ground("digits", "d", "cpu"))
+    readers = cost._readers(plan, plan.trials)
+    specs = {(spec.method, spec.fault): key for key, spec in plan.trials.items() if spec.teacher is not None}
+    logits = [("logit", None), ("dkd", None), ("logit", "missing-t-squared")]
+    assert readers < {specs[arm] for arm in logits} and len(readers) == 2
+    asks, reads = (cost.trial_flop(plan.trials[specs["logit", None]], 1, reads=told) for told in (False, True))
+    assert 0.5 < reads / asks < 0.8, "two fifths of a step are the teacher's"
+    total = [cost.estimate(plan, plan.trials, 100, 1, CPU, kept_answers=kept).pflop for kept in (False, True)]
+    assert total[1] == pytest.approx(
+        total[0]
+        - sum(
+            cost.trial_flop(plan.trials[key], 100) - cost.trial_flop(plan.trials[key], 100, reads=True)
+            for key in readers
+        )
+        / 1e15
+    )
+    plan.trials[repeat_of(specs["logit", None])] = plan.trials[specs["logit", None]]
+    assert cost._readers(plan, plan.trials) == readers, "a repeat asks its teacher"
+    on_gpu = make_plan(preset, [None], Ground("digits", "d", "cuda"))
+    assert not cost._readers(on_gpu, on_gpu.trials)

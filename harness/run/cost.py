@@ -1,6 +1,7 @@
 """What a plan will cost, before it starts: floating-point operations counted, time guessed from the machine's speed."""
 
 import time
+from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -12,9 +13,11 @@ from kdbench.harness import faults
 from kdbench.harness.plan.outline import in_words
 from kdbench.harness.plan.plan import Plan
 from kdbench.harness.records.spec import Spec
+from kdbench.harness.run.kept_answers import shared_by
 from kdbench.kd.data import SIZE
 from kdbench.kd.models import Stem, make
 from kdbench.kd.procedure import CANONICAL
+from kdbench.kd.train import OWN_STEPS
 
 # Share of the matrix-multiplication speed that a training step reaches on a CPU: vector units want 16 channels.
 _EFFICIENCY_NARROW, _EFFICIENCY = 0.5, 0.8
@@ -47,8 +50,12 @@ def forward_flop(arch: str, stem: Stem, width: int, classes: int = 10, size: int
     return counter.get_total_flops()
 
 
-def trial_flop(spec: Spec, test_images: int, size: int = SIZE) -> int:
-    """Return the floating-point operations of a trial: a backward costs two forwards, scoring one."""
+def trial_flop(spec: Spec, test_images: int, size: int = SIZE, *, reads: bool = False) -> int:
+    """Return the floating-point operations of a trial: a backward costs two forwards, scoring one.
+
+    If it `reads` the answers that its teacher gave another trial, the teacher is asked in the first steps and then about
+    one batch an epoch.
+    """
     fault = faults.get(spec.fault) if spec.fault else None
     stem = (fault.inject(CANONICAL, lambda: None) if fault else CANONICAL).stem(size)
     recipe = spec.recipe
@@ -57,7 +64,18 @@ def trial_flop(spec: Spec, test_images: int, size: int = SIZE) -> int:
     images = recipe.epochs * (recipe.train_size // recipe.batch_size) * recipe.batch_size
     trained = images * spec.settings.crops()
     scored = recipe.epochs * recipe.val_size + test_images // recipe.test_stride
-    return trained * (3 * student + teacher) + scored * student + test_images // recipe.test_stride * teacher
+    taught = min(trained, (OWN_STEPS + recipe.epochs) * recipe.batch_size) if reads else trained
+    scored_teacher = test_images // recipe.test_stride
+    return (3 * trained + scored) * student + (taught + scored_teacher) * teacher
+
+
+def _readers(plan: Plan, keys: Collection[str]) -> frozenset[str]:
+    """Return the trials whose teacher gave its answers to another one before; a repeat under another name asks it."""
+    groups: dict[tuple[object, ...], list[str]] = defaultdict(list)
+    for key in keys:
+        if (shared := shared_by(plan.trials[key])) is not None and plan.trials[key].key == key:
+            groups[shared].append(key)
+    return frozenset(key for group in groups.values() for key in group[1:])
 
 
 def machine_flops(device: torch.device, seconds: float = 0.3) -> float:
@@ -108,13 +126,21 @@ def _convolution(dtype: torch.dtype, seconds: float) -> float:
 
 
 def estimate(
-    plan: Plan, keys: Collection[str], test_images: int, workers: int, device: torch.device, size: int = SIZE
+    plan: Plan,
+    keys: Collection[str],
+    test_images: int,
+    workers: int,
+    device: torch.device,
+    size: int = SIZE,
+    *,
+    kept_answers: bool = False,
 ) -> Cost:
     """Estimate the trials in `keys`: the work shared by the workers, but never less than a teacher and its student."""
     if not keys:
         return Cost(0.0, 0.0)
     speed = machine_flops(device)
-    flop = {key: trial_flop(plan.trials[key], test_images, size) for key in keys}
+    reads = _readers(plan, keys) if kept_answers else frozenset()
+    flop = {key: trial_flop(plan.trials[key], test_images, size, reads=key in reads) for key in keys}
 
     def seconds(key: str) -> float:
         efficiency = _EFFICIENCY if plan.trials[key].recipe.base_width >= 16 else _EFFICIENCY_NARROW

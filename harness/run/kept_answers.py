@@ -7,10 +7,13 @@ from typing import Any
 
 import torch
 
+from kdbench.harness import faults
 from kdbench.harness.records.environment import code_digest, device_name, instructions, versions
 from kdbench.harness.records.record import Folder, StudyFolder
 from kdbench.harness.records.spec import Spec
-from kdbench.kd.answers import Answers
+from kdbench.kd.answers import Answers, may_keep
+from kdbench.kd.methods import METHODS
+from kdbench.kd.procedure import CANONICAL
 from kdbench.kd.recipe import Recipe
 
 _STUDENTS = {
@@ -32,6 +35,16 @@ def answers_for(folder: Folder, spec: Spec, teacher_sha256: str | None) -> Answe
         return None
     text = json.dumps(_decisive(spec, teacher_sha256), sort_keys=True)
     return Answers(place, hashlib.sha256(text.encode()).hexdigest()[:32])
+
+
+def shared_by(spec: Spec) -> tuple[object, ...] | None:
+    """Return what is equal of trials in a study that read each other's answers; None if a trial asks its teacher."""
+    fault = faults.get(spec.fault) if spec.fault is not None else None
+    procedure = fault.inject(CANONICAL, lambda: None) if fault is not None else CANONICAL
+    may = may_keep(METHODS[spec.method], procedure, spec.recipe, torch.device(spec.device))
+    if spec.teacher is None or not may or spec.settings.crops() > 1:
+        return None
+    return spec.teacher, spec.seed, *(getattr(spec.recipe, name) for name in Recipe.names() if name not in _STUDENTS)
 
 
 def _decisive(spec: Spec, teacher_sha256: str) -> dict[str, Any]:
