@@ -53,8 +53,8 @@ def forward_flop(arch: str, stem: Stem, width: int, classes: int = 10, size: int
 def trial_flop(spec: Spec, test_images: int, size: int = SIZE, *, reads: bool = False) -> int:
     """Return the floating-point operations of a trial: a backward costs two forwards, scoring one.
 
-    If it `reads` the answers that its teacher gave another trial, the teacher is asked in the first steps and then about
-    one batch an epoch.
+    If it `reads` the answers that its teacher gave another trial, the teacher is asked in the first steps, and then
+    about one batch an epoch.
     """
     fault = faults.get(spec.fault) if spec.fault else None
     stem = (fault.inject(CANONICAL, lambda: None) if fault else CANONICAL).stem(size)
