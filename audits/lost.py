@@ -50,6 +50,26 @@ class Collapsed:
 
 
 @dataclass(frozen=True)
+class Echoed:
+    """A teacher that answered bit for bit as the student from the first backward on."""
+
+    windows: int
+    "Backwards in which it did."
+    where: Where | None
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A term whose teacher's side is the same in every backward, though each has another batch."""
+
+    windows: int
+    "Backwards after the first in which it was so."
+    name: str
+    "Of the function that compares."
+    where: Where | None
+
+
+@dataclass(frozen=True)
 class Repeated:
     """Two answers of a teacher's to one input that are taken for several."""
 

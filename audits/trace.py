@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch import nn
 
 from kdbench.audits.hits import Hits
-from kdbench.audits.lost import Asked, Blank, Collapsed, Frames, Remade, Repeated, Unheard
+from kdbench.audits.lost import Asked, Blank, Collapsed, Echoed, Frames, Remade, Repeated, Standing, Unheard
 from kdbench.audits.updates import Updates, Where
 
 _UPDATES = 3
@@ -257,6 +257,8 @@ class Sight:
     empty_places: EmptyPlaces | None = None
     frames: Frames | None = None
     "Frames beyond the lengths that CTC or the student is given, and those that get a gradient of the student's answer."
+    other_weights: bool = False
+    "Whether the student's network gave the same input another answer without a gradient, though nothing in it draws."
     asked_twice: bool = False
     "Whether the student was asked the same batch again without a gradient, for a target."
     micro: int = 1
@@ -371,6 +373,8 @@ class Losses:
     remade: Remade | None = None
     blanks: list[Blank] = field(default_factory=list)
     collapsed: Collapsed | None = None
+    echoed: Echoed | None = None
+    standing: Standing | None = None
     asked: Asked | None = None
     checked: list[tuple[str, str, tuple[int, int]]] = field(default_factory=list)
     "Loss functions that :func:`kdbench.check_soft_loss` found right: name, file, first and last line."

@@ -35,7 +35,7 @@ _ALSO = {
 _KEPT = ("what", "kind", "value", "range", "goal", "noisy", "a_over_a", "images_per_second", "roof_fraction", *_ALSO)
 
 _INTRO = """\
-    make bench                          # about half an hour on two cores that do nothing else
+    make bench                          # about an hour on two cores that do nothing else
     make bench BENCH="--device cuda"    # the same on a GPU
 
 Only ratios within one run are claimed. Each is taken A B B A in turn and says how much longer the textbook takes than

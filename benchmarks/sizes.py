@@ -13,7 +13,7 @@ class Sizes:
     "Training steps in one timed call."
     rounds: int = 4
     "Times that A B B A is gone through."
-    patience: int = 10
+    patience: int = 4
     "So many times its rounds a ratio is given, as long as the machine is too restless for it."
     matmul: int = 2048
     "Side of the square matrices of the roof."

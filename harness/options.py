@@ -19,6 +19,7 @@ _SAID = {
     "unknown network": "kdbench methods lists them; --model-file FILE loads a network of your own",
     "unknown pair": "kdbench methods lists the networks; --model-file FILE loads one of your own",
     "unknown fault": "kdbench faults list shows them; --faults FILE loads a fault of your own",
+    "unknown arm of a study": "an arm is corrected or a fault, see kdbench faults list; methods stand in methods",
     "unknown arm": "an arm is corrected, a fault or a method; kdbench faults list and kdbench methods show them",
     "unknown study": "kdbench status lists the studies",
     "unknown document": "kdbench schema lists them",

@@ -53,7 +53,7 @@ def main() -> int:
     parser.add_argument("numbers", nargs="*")
     parser.add_argument(
         "--set",
-        choices=("sixth", "seventh", "eighth", "ninth", "tenth"),
+        choices=("sixth", "seventh", "eighth", "ninth", "tenth", "eleventh"),
         default="",
         help="a later set, in tests/reported/SET",
     )

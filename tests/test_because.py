@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 from test_expectation import EXACT, finding, findings
 
-from kdbench.harness.analysis.because import because
+from kdbench.harness.analysis.because import because, shared
 from kdbench.harness.analysis.expectation import needed_passes
 from kdbench.harness.analysis.rows import Again, ControlsRow
 from kdbench.harness.analysis.sentences import in_words
@@ -15,7 +15,7 @@ from kdbench.harness.analysis.study_table import Trials
 from kdbench.harness.cli.show import show_because, show_controls
 from kdbench.harness.plan.plan import Arm, Ground, make_plan
 from kdbench.harness.plan.preset import load_preset
-from kdbench.harness.records.record import FaultStory, Result, StudyFolder, TeacherRecord
+from kdbench.harness.records.record import FaultStory, Folder, Result, StudyFolder, TeacherRecord
 
 PRESET = dataclasses.replace(load_preset("quick"), methods=("feature",), seeds=(0, 1), teacher={"epochs": 1})
 FAULT = "projector-unclipped"
@@ -202,3 +202,42 @@ def test_a_comparison_in_words():
     assert "equivalent; kd minus plain is +0.42" in told(verdict="equivalent")
     assert told(verdict="both").endswith(", within the margin of 0.5.")
     assert told(verdict="undefined", warnings=["torch: 1 against 2"]) == "plain vs kd: undefined; torch: 1 against 2."
+
+
+def test_a_diverged_training_is_told_as_that_and_not_by_what_it_left_undecided(study):
+    folder, plan = study
+    (key, *_) = plan.arms[CLEAN].values()
+    result = Result(key, "diverged", reason="the loss was no number in epoch 1", findings=passes("KD201"))
+    (reason,) = because(Trials(folder, plan.preset.decision, {CLEAN: {0: (plan.trials[key], result)}}), [], None)
+    assert (reason.kind, reason.what, reason.message) == ("stopped", "the trial diverged", result.reason)
+    failed = Result(key, "diverged", findings=passes("KD201", extra=[said("KD201", "fail", "2 are never clipped")]))
+    (reason,) = because(Trials(folder, plan.preset.decision, {CLEAN: {0: (plan.trials[key], failed)}}), [], None)
+    assert reason.kind == "failed", "a bug that was found is told all the same"
+
+
+def test_a_teachers_own_finding_is_no_students(study, monkeypatch):
+    """In the teacher's training the network that learns is the teacher; its row is not that of its students."""
+    folder, plan = study
+    (teacher,) = plan.teachers.values()
+    stem = said("KD105", "fail", "the student reads 64x64 images through a 7x7 convolution", mend="another stem")
+    own = Result(teacher, "finished", findings=passes("KD105", extra=[stem]))
+    monkeypatch.setattr(Folder, "result", lambda self: own)
+    (key, *_) = plan.arms[CLEAN].values()
+    held = Result(key, "finished", findings=passes("KD105", extra=[stem | {"message": "the teacher reads"}]))
+    arms = {CLEAN: {0: (plan.trials[key], held)}}
+    found = shared(because(Trials(folder, plan.preset.decision, arms), [folder.trial(teacher)], None))
+    assert [(one.reason.message.split(" reads")[0], len(one.rows)) for one in found] == [
+        ("the network", 1), ("the teacher", 1),
+    ]  # fmt: skip
+    assert found[0].reason.fix == "another stem"
+
+
+def test_of_a_network_of_another_library_no_stem_is_asked_for(study):
+    folder, plan = study
+    (key, *_) = plan.arms[CLEAN].values()
+    spec = dataclasses.replace(plan.trials[key], arch="torchvision:resnet18")
+    folder.trial(spec.key).write_spec(spec)
+    stem = said("KD105", "fail", "the student reads", mend="another stem")
+    result = Result(spec.key, "finished", findings=passes("KD105", extra=[stem]))
+    (reason,) = because(Trials(folder, plan.preset.decision, {CLEAN: {0: (spec, result)}}), [], None)
+    assert reason.fix.startswith("torchvision:resnet18 is made for larger images; take a network of kdbench's")

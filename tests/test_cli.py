@@ -145,7 +145,7 @@ BAD = {
     "command": (["rnu"], "unknown command 'rnu'; did you mean 'run'"),
     "option": (["run", "--sedes", "0"], "--seeds"),
     "variant": (["run", "--variant", "bug"], "unknown variant 'bug'; did you mean 'bugged'"),
-    "pair": (["run", "--pair", "r50-r17"], "unknown pair 'r50-r17'; did you mean 'r50-r18'"),
+    "pair": (["run", "--pair", "r50-r17"], "pair r50-r17: unknown network 'r17'; did you mean 'r18'"),
     "method": (["run", "--method", "logits"], "unknown method 'logits'; did you mean 'logit'"),
     "fault": (["run", "--fault", "imagenet-stm"], "unknown fault 'imagenet-stm'; did you mean 'imagenet-stem'"),
     "fault without bugs": (["run", "--variant", "corrected", "--fault", "imagenet-stem"], "variant has no fault"),
@@ -261,7 +261,10 @@ def test_an_option_that_would_do_nothing_is_refused(name, quiet_folder):
             "clip-after-step, clip-before-backward (kdbench faults list shows them; --faults FILE loads",
         ),
         (["run", "--preset", "quik"], "did you mean 'quick'? (a file of your own is named in its place: kdbench run"),
-        (["run", "--pair", "r50-r17"], "did you mean 'r50-r18'? (kdbench methods lists the networks; --model-file"),
+        (
+            ["run", "--pair", "r50-r17"],
+            "did you mean 'r18'? (kdbench methods lists them; --model-file FILE loads a network",
+        ),
         (["run", "mine.toml"], "mine.toml does not exist; kdbench init writes a study to start from"),
     ],
 )

@@ -122,7 +122,7 @@ def test_a_spec_of_0_1_is_read_and_anothers_setting_only_at_what_it_was():
     register()
     with pytest.raises(InputError, match="a trial of mine: unknown setting"):  # what is new was never written so
         Spec.from_json(of_0_1("baseline").replace('"baseline"', '"mine"'))
-    with pytest.raises(InputError, match="'yours' is not known here; if it is a file of yours: --method-file FILE"):
+    with pytest.raises(InputError, match="a trial's spec: unknown method 'yours'"):
         Spec.from_json(of_0_1("baseline").replace('"baseline"', '"yours"'))
 
 

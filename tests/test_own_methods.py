@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,9 @@ PAGE = (Path(__file__).resolve().parent.parent / "docs" / "methods.md").read_tex
 FILES = dict(re.findall(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", PAGE, re.S))
 COMMANDS = re.findall(r"^    \$ kdbench (.*)$", PAGE, re.M)
 METHOD, NETWORK = ["--method-file", "logit_mse.py"], ["--model-file", "plain.py"]
+
+
+EARLIER = Path(__file__).with_name("earlier") / "records.tar.xz"
 
 
 @pytest.fixture
@@ -78,6 +82,12 @@ def test_a_study_cannot_be_read_or_packed_without_its_files(own, tmp_path):
     METHODS.pop("logit_mse")
     code, _, err = kdbench("compare", "baseline", "logit_mse")
     assert code == 2 and "logit_mse" in err and "--method-file FILE" in " ".join(err.split())
+    code, out, err = kdbench("verify")
+    assert code == 2 and "--method-file FILE" in " ".join(err.split()) and not out, "nobody changed anything"
+    with tarfile.open(EARLIER) as archive:
+        archive.extractall(own / "runs", filter="data")
+    code, out, err = kdbench("status")
+    assert code == 2 and "earlier-digits" in out and f"{study.name} cannot be read" in err, "the other one is shown"
 
 
 def test_the_archive_brings_them_and_they_run_only_if_they_are_trusted(own):

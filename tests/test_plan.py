@@ -167,7 +167,13 @@ def test_seeds_that_are_no_range(text):
         parse_seeds(text)
 
 
-@pytest.mark.parametrize("pair", ["r50", "r50-r19", "r18/r50", "r50-r18-r81", ""])
+@pytest.mark.parametrize(("pair", "strange"), [("r50-r19", "r19"), ("r50-r18-r81", "r81"), ("r19-r50", "r19")])
+def test_the_unknown_network_of_a_pair_is_named(pair, strange):
+    with pytest.raises(InputError, match=f"pair {pair}: unknown network '{strange}'; did you mean 'r18'"):
+        split_pair(pair)
+
+
+@pytest.mark.parametrize("pair", ["r50", "r19-r81", "r18/r50", ""])
 def test_unknown_pairs(pair):
     with pytest.raises(InputError, match="unknown pair"):
         split_pair(pair)

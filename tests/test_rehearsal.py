@@ -96,3 +96,13 @@ def test_a_method_that_reads_stages_which_a_network_has_not_is_refused(own):
     words = ["--model-file", "net.py", "--pair", "r18-mine", "--method", "logit_mse", "--variant", "corrected"]
     code, _, err = kdbench("run", "--method-file", "mine.py", *words)
     assert code == 2 and "stops in its first batch: IndexError" in " ".join(err.split()), err
+
+
+def test_parameters_that_are_not_declared_are_refused(own):
+    """Faults of projectors would be said to have none to act on, and a study of them would prove nothing."""
+    made = "self.more = __import__('torch').nn.Linear(2, 2)"
+    built = f"    def build(self, student, teacher):\n        {made}\n\n    def forward("
+    code, err, written = wrong(own, TERM.removeprefix("return "), **{"    def forward(": built})
+    assert code == 2, err
+    assert "makes parameters of its own (more.weight, more.bias) and does not declare them" in err, err
+    assert not written

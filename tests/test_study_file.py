@@ -232,3 +232,15 @@ def test_fail_fast_starts_nothing_after_a_failure(here, cache, monkeypatch):
     assert code == 3 and json.loads(out)["failed"] == 1
     code, out, _ = kdbench(*args)
     assert code == 3 and json.loads(out)["failed"] == 2
+
+
+def test_a_file_is_named_once_in_a_message(here):
+    (here / "mine.toml").write_text(SMALL.replace('seeds = "0-1"', "seeds = [0, 1]"))
+    code, _, err = kdbench("run", "mine.toml", "--dry-run")
+    assert code == 2 and err.count("mine.toml") == 1, err
+
+
+def test_a_method_among_the_arms_is_told_where_it_belongs(here):
+    (here / "mine.toml").write_text(SMALL.replace("arms = [", 'arms = ["logit", '))
+    code, _, err = kdbench("run", "mine.toml", "--dry-run")
+    assert code == 2 and "methods stand in methods" in " ".join(err.split())

@@ -8,6 +8,8 @@ from kdbench.audits.infer.explain import Explanation
 from kdbench.audits.lost import Repeated
 from kdbench.audits.trace import Sight, Trace
 
+_STANDING = 4
+"Backwards after the first in which the teacher's side of a term stands still, though it answers each batch."
 _STALE = 0.1
 "Share of the stored answers recognised that may resemble another sample's more: some samples are alike."
 
@@ -303,6 +305,14 @@ def alignment(trace: Trace) -> Verdict:
                     sight.where,
                 )
             proven = True
+    if (standing := trace.losses.standing) is not None and standing.windows >= _STANDING:
+        return failed(
+            f"the teacher's side of the term ({standing.name}) is its answer to an earlier batch: bit for bit the same "
+            f"in {standing.windows + 1} steps whose batches differ",
+            {"term": standing.name, "steps": standing.windows + 1},
+            standing.where,
+            mend="empty the list that the hooks fill before each forward of the teacher",
+        )
     if (words := cut_wrongly(trace) or copies_its_input(trace) or foretell(trace)) is not None:
         return words
     if proven:

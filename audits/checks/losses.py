@@ -213,6 +213,8 @@ def _against_itself(trace: Trace) -> Verdict | None:
         is_alone = is_alone or (s.self_taught and s.asked_twice and any(t.against_itself for t in s.terms))
         if is_alone or (s.own_target and _cancels(trace)):  # beside a term of features that does reach the teacher
             alone.append(s)
+    if any(s.other_weights for s in sights):
+        alone = []  # as it was before: in the first window the two are one
     # Answers that it gave before it learned on are another matter; what was asked in the first window looks alike.
     if alone and (alone[-1] is not sights[0] or len(sights) == 1):
         s = alone[0]
@@ -224,6 +226,15 @@ def _against_itself(trace: Trace) -> Verdict | None:
             "the student is held against its own answer: what teaches it is, number by number, what it says",
             {"student": sights[0].student},
             told[0].where or sights[0].where,
+        )
+    echoed = trace.losses.echoed
+    if echoed is not None and echoed.windows >= _APART:  # a copy of the student's start is apart after a step or two
+        return failed(
+            f"the teacher answers bit for bit as the student does, in all of {echoed.windows} steps in which that one "
+            "learned: its weights are the student's own",
+            {"student": sights[0].student, "steps": echoed.windows},
+            echoed.where or sights[0].where,
+            mend="keep a copy of what teaches: v.detach().clone() of each tensor of a state_dict, or copy.deepcopy",
         )
     for t in [t for s in sights for t in s.terms]:
         if t.of_teacher_alone:

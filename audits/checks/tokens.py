@@ -283,6 +283,14 @@ def _wrong(trace: Trace, s: Sight, c: Coverage) -> Verdict | None:
             {"padding": c.padding, "padding_distilled": c.padding_distilled, "distilled": c.distilled},
             place,
         )
+    if c.moved >= FEWEST:
+        return failed(
+            f"the mask belongs to other texts: in {c.moved} texts the places that are distilled are those that another "
+            f"text has labels at, so {c.undistilled} labelled places get nothing",
+            {"texts": c.moved, "labelled": c.labelled, "undistilled": c.undistilled},
+            place,
+            mend="keep the rows of the mask in the order of the logits' rows",
+        )
     if c.late:
         return failed(
             "the mask is not shifted with the logits: each text is distilled one place late, from the word after its "

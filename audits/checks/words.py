@@ -22,6 +22,8 @@ _RIGHT, _WRONG, _BY_FAR = 0.5, 0.25, 2.0
 calibrated answers give the right word, whatever the texts), the part from which a word is meant: a teacher may be twice
 as sure as right. Below the other part it is not: none is four times as sure. And by how much one word must be likelier
 than another."""
+_LEARNED = 3.0
+"Times chance that a live teacher must be sure of a word, so that what it finds likely says something."
 _ELSEWHERE = 4.0
 "By how much the right answers find a text's own words likelier than those of others; neighbours in a list are alike."
 _HANDED = 0.02
@@ -82,10 +84,17 @@ def copies_its_input(trace: Trace) -> Verdict | None:
 
 
 def foretell(trace: Trace) -> Verdict | None:
-    """Judge stored answers by what they say of the texts that they are used for; None where that decides nothing."""
+    """Judge answers by what they say of the texts that they are used for; None where that decides nothing.
+
+    A live teacher's are judged where it is shown the words at other places than the student, as behind a word that
+    begins a text: shown the same, it may well find likely what it is shown.
+    """
     seen = [(s, t.foretold) for s, t in tokens_seen(trace) if t.foretold is not None]
+    stored = all(f.stored for _, f in seen)
     tokens = sum(f.tokens for _, f in seen)
     if tokens < _FORETOLD:
+        return None
+    if not stored and not all(f.by_labels and s.inputs is not None and s.inputs.relation == "shapes" for s, f in seen):
         return None
 
     def mean(name: str) -> float:
@@ -97,12 +106,17 @@ def foretell(trace: Trace) -> Verdict | None:
     for name, sign, word in (("beyond", "+", "the word after the next one"), ("own", "-", "the word in its own place")):
         told = said[name]
         if told >= _RIGHT * sure and told > _BY_FAR * following and (by_labels or name == "beyond"):
+            if not stored and sure < _LEARNED * seen[0][1].chance:
+                break  # a teacher that knows nothing says nothing of where its answers belong
+            whose = "stored answer" if stored else "teacher's answer"
             return failed(
-                f"the student's token i is taught by the stored answer to i {sign} 1: the answers find {word} likely "
+                f"the student's token i is taught by the {whose} to i {sign} 1: the answers find {word} likely "
                 f"({told:.2g} in the mean) and not the next one ({following:.2g})",
                 {**said, "tokens": tokens},
                 where,
             )
+    if not stored:
+        return None
     if following >= _RIGHT * sure and following > _BY_FAR * max(said["elsewhere"], said["beyond"]):
         return passed(f"the stored answers foretell the next words of these texts ({following:.2g} in the mean)")
     if by_labels and following < _WRONG * sure and following < _ELSEWHERE * said["elsewhere"]:

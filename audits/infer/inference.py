@@ -13,6 +13,7 @@ from kdbench.audits.infer.masks import Masks
 from kdbench.audits.infer.modes import Modes
 from kdbench.audits.infer.names import Names
 from kdbench.audits.infer.observer import Known, Observer
+from kdbench.audits.infer.over_steps import Echo, StandingSides
 from kdbench.audits.infer.parameters import Parameters
 from kdbench.audits.infer.players import Players
 from kdbench.audits.infer.roles import Declared
@@ -68,6 +69,8 @@ class Inference:
             self._divergences,
             Blanks(trace),
             CollapsedTargets(trace),
+            Echo(trace),
+            StandingSides(trace),
             TokensSeen(),
             self.features,
             names,  # names for good what the others have named by then

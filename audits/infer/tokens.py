@@ -50,7 +50,7 @@ class Copied:
 
 @dataclass(frozen=True)
 class Foretold:
-    """What stored answers say of the texts that they are used for: probabilities, in the mean over some tokens."""
+    """What answers say of the texts that they are used for: probabilities, in the mean over some tokens."""
 
     following: float
     "Of the word that follows."
@@ -65,6 +65,10 @@ class Foretold:
     tokens: int
     by_labels: bool
     "Whether labels say that it is the word that follows which is to be told."
+    stored: bool
+    "Whether they are stored; a live teacher's are read by their words only where labels tell."
+    chance: float
+    "Of any word, where all are as likely."
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,6 @@ class Tokens:
     coverage: Coverage | None = None
     copied: Copied | None = None
     foretold: Foretold | None = None
-    "Of stored answers."
 
     @property
     def is_known(self) -> bool:
@@ -186,8 +189,9 @@ def _tokens(e: Explanation, shown: Shown, stored: bool, masks: list[Tensor]) -> 
         made.coverage = coverage_of(by_mask or support, shown, *((0, 1) if by_mask is not None else place))
         if place[1] == 0 and support.lead[1] == shown.ids.shape[1] and made.is_read:
             made.copied = _copied(e, shown, support.lead[1])
-        if stored and place[0] == 0 and support.lead[1] >= shown.ids.shape[1] - 1 and made.is_known:
-            made.foretold = _foretold(e, shown, support.lead[1], place[1] == 1)
+        told = stored or place[1] == 1
+        if told and place[0] == 0 and support.lead[1] >= shown.ids.shape[1] - 1 and made.is_known:
+            made.foretold = _foretold(e, shown, support.lead[1], place[1] == 1, stored)
     return made
 
 
@@ -230,8 +234,8 @@ def _copied(e: Explanation, shown: Shown, width: int) -> Copied | None:
     return Copied(float(said[at, own].mean()), float(said[at, following].mean()), len(inside))
 
 
-def _foretold(e: Explanation, shown: Shown, width: int, by_labels: bool) -> Foretold | None:
-    """Return how likely stored answers find the words of the texts that they are used for, and those of others."""
+def _foretold(e: Explanation, shown: Shown, width: int, by_labels: bool, stored: bool) -> Foretold | None:
+    """Return how likely answers find the words of the texts that they are used for, and those of others."""
     logits, rows = e.teacher_logits, e.coefficient_rows
     if logits is None or rows is None:
         return None
@@ -261,6 +265,8 @@ def _foretold(e: Explanation, shown: Shown, width: int, by_labels: bool) -> Fore
         float((p * p).sum(1).mean()),
         len(p),
         by_labels,
+        stored,
+        1 / p.shape[1],
     )
 
 

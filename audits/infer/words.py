@@ -1,5 +1,6 @@
 """What a language model is shown: the numbers of its words, and which of them are padding."""
 
+from collections import Counter
 from typing import Literal, NamedTuple
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from kdbench.audits.infer.layers import descendants
 from kdbench.audits.observe.readable import is_readable
+from kdbench.audits.observe.rows import row_keys
 from kdbench.audits.observe.windows import ModuleCall, RawWindow
 
 _LEAST_RUN, _LEAST_LENGTHS = 3, 2
@@ -40,7 +42,7 @@ def shown_in(raw: RawWindow, call: int | None) -> Shown | None:
     below = descendants(raw, own[-1:]) if own else reached
     texts: list[Tensor] = []
     for value in (t.detach().cpu() for c in below for t in c.given if are_words(t)):
-        if not any(value.shape == t.shape and torch.equal(value, t) for t in texts):
+        if not any(_are_the_same(value, t) for t in texts):
             texts.append(value)
     if len(texts) != 1:
         return None  # an encoder's and a decoder's, or two batches
@@ -49,6 +51,13 @@ def shown_in(raw: RawWindow, call: int | None) -> Shown | None:
         c for c in reached if any(t.shape == ids.shape and are_words(t) and torch.equal(t.cpu(), ids) for t in c.given)
     ]
     return Shown(ids, _masked(ids, [*same, *descendants(raw, same)]))
+
+
+def _are_the_same(a: Tensor, b: Tensor) -> bool:
+    """Say whether two batches hold the same texts, if in another order: a network may sort them by their lengths."""
+    if a.shape != b.shape:
+        return False
+    return torch.equal(a, b) or Counter(row_keys(a)) == Counter(row_keys(b))
 
 
 def _around(raw: RawWindow, call: int | None) -> list[ModuleCall]:

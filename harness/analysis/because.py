@@ -12,6 +12,7 @@ from kdbench.harness.analysis.study_table import BySeed, Trials, order
 from kdbench.harness.records.record import FINAL, Folder, Result, StudyFolder
 from kdbench.harness.records.spec import Spec
 from kdbench.kd.methods import METHODS
+from kdbench.kd.models import MODELS
 from kdbench.kd.train import OWN_STEPS
 
 Whose = Literal["teacher", "arm", "control"]
@@ -102,9 +103,9 @@ _GRAVEST = ("failed", "escaped", "undeclared", "not-a-root", "not-a-consequence"
 
 def shared(found: Iterable[Because]) -> list[Shared]:
     """Return each reason once, with the rows that it holds for; the gravest first."""
-    by_what: dict[tuple[str, str], Shared] = {}
+    by_what: dict[tuple[str, str, bool], Shared] = {}
     for one in found:
-        entry = by_what.setdefault((one.kind, one.what), Shared(one, []))
+        entry = by_what.setdefault((one.kind, one.what, one.whose == "teacher"), Shared(one, []))
         entry.rows.append(f"{in_words(one.of)} ({'seed' if len(one.seeds) == 1 else 'seeds'} {_listed(one.seeds)})")
     return sorted(by_what.values(), key=lambda entry: _rank(entry.reason))
 
@@ -156,7 +157,11 @@ def _reasons(study: StudyFolder, of: Of, trials: BySeed) -> list[Because]:
         if result is None or result.status not in FINAL:
             grouped.setdefault(("unfinished" if result is None else "stopped", ""), []).append((spec, result))
             continue
-        for departure in trial_departures(result, spec):
+        departures = trial_departures(result, spec)
+        if result.status == "diverged" and departures and all(d.kind == "silent" for d in departures):
+            grouped.setdefault(("stopped", ""), []).append((spec, result))  # of no number nothing can be said
+            continue
+        for departure in departures:
             grouped.setdefault(departure, []).append((spec, result))
             known[departure] = departure
     return [_reason(study, of, known.get(key), held) for key, held in grouped.items()]
@@ -179,6 +184,8 @@ def _reason(
         finding = next((f for f in (whole or result).findings if f["id"] == departure.subject), finding)
     audit = None if departure.kind == "unreached" else departure.subject
     what, message = _told(departure, finding)
+    if of.whose == "teacher":  # in its own training it is the one that learns
+        message = message.replace("the student", "the network")
     explanation, fix = _explained(study, departure, finding, spec, result)
     return Because(*of, seeds, departure.kind, audit, what, message, explanation, fix, place)
 
@@ -221,6 +228,10 @@ def _explained(
         if weak is not None:
             return weak
     finding = finding or {}
+    archs = [spec.arch, *([spec.teacher.arch] if spec.teacher is not None else [])]
+    foreign = next((arch for arch in archs if MODELS[arch].foreign), None)
+    if departure.subject == "KD105" and foreign is not None and spec.fault is None:
+        return None, f"{foreign} is made for larger images; take a network of kdbench's, as r18, or larger images"
     steps = spec.recipe.epochs * (spec.recipe.train_size // spec.recipe.batch_size)
     if departure.kind == "silent" and steps < OWN_STEPS:
         told = f"this training has {steps} step{'s' * (steps != 1)} in all, and the audits need up to {OWN_STEPS}"

@@ -1,5 +1,6 @@
 """Are a study's files what kdbench wrote? Each against its digest, and each against the others."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -51,7 +52,10 @@ class VerifyObject:
 
 
 def verify(study: StudyFolder) -> Verified:
-    """Read all files of a study, its weights too, and return what is wrong; nothing is written."""
+    """Read all files of a study, its weights too, and return what is wrong; nothing is written.
+
+    A method of the user's whose file was not loaded is an InputError.
+    """
     found = Verified(study.path.name)
     results = {}
     for folder in _folders(study):
@@ -81,6 +85,14 @@ def _problem(study: StudyFolder, file: str, error: InputError) -> Problem:
     return Problem(file, error.fields if isinstance(error, ChangedError) else (), said)
 
 
+def _is_of_a_file(folder: Folder) -> bool:
+    """Say whether a trial's method stood in a file of the user's, which has to be loaded before the trial is read."""
+    try:
+        return json.loads(content(folder.path / "spec.json")).get("method_digest") is not None
+    except (ValueError, AttributeError):
+        return False
+
+
 def _check_trial(study: StudyFolder, folder: Folder, found: Verified) -> Result | None:
     """Check a trial's files; return its result where it can be read."""
     place = folder.path.relative_to(study.path).as_posix()
@@ -94,6 +106,8 @@ def _check_trial(study: StudyFolder, folder: Folder, found: Verified) -> Result 
             else:
                 curve = folder.curve()
         except InputError as error:
+            if error.about == "unknown method" and _is_of_a_file(folder):
+                raise
             found.problems.append(_problem(study, f"{place}/{name}", error))
     if result is None:
         return None

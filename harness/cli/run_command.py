@@ -162,6 +162,7 @@ def command(
         _announce(ready, notes)
         outcome = _carry_out(ready, request.runs, notes, fail_fast, verbose)
         outcome.trained.extend(before.trained)
+        outcome.reused[:] = [key for key in outcome.reused if key not in before.trained]
     return _conclude(ready, outcome, allowed, as_json, request.teachers_only)
 
 
@@ -325,7 +326,8 @@ def _announce(ready: "Ready", notes: Any, dry_run: bool = False) -> None:
     teachers = f"{len(plan.teachers)} teacher{'s' * (len(plan.teachers) != 1)}"
     notes.print(f"[bold]{escape(plan.study)}[/]: {len(plan.trials)} trials ({teachers}), {work}", soft_wrap=True)
     if ready.data.resized:
-        notes.print(f"  {ready.data.resized}: --image-size, or image_size in [study], is their size", style="dim")
+        more = "image_size under [study], or --image-size, sets another size"
+        notes.print(escape(f"  {ready.data.resized}; {more}"), style="dim")
     if ready.bf16_speed is not None and ready.bf16_speed < 0.9:  # nearer to 1 it may be the clock
         notes.print(
             f"  bf16 is slow on this processor: a convolution runs at {ready.bf16_speed:.2f} times the speed of fp32; "

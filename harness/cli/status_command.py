@@ -11,11 +11,13 @@ from kdbench.harness.cli.common import (
     STUDY_OPTION,
     find_study,
     print_json,
+    stderr,
     stdout,
     studies,
 )
 from kdbench.harness.cli.help import explained
-from kdbench.harness.options import one_line
+from kdbench.harness.options import one_line, told
+from kdbench.kd.errors import InputError
 
 
 @explained(
@@ -29,17 +31,24 @@ from kdbench.harness.options import one_line
 @STUDY_OPTION
 @METHOD_OPTION
 @JSON_OPTION
-def command(runs: Path, study: str | None, as_json: bool) -> None:
+def command(runs: Path, study: str | None, as_json: bool) -> int:
     """Show how many trials of each arm are finished, running, waiting or failed, and why they failed.
 
     The studies may be running elsewhere meanwhile: this command only reads their folders.
     """
     from kdbench.harness.analysis.status import progress
 
-    found = [progress(find_study(runs, name)) for name in ([study] if study is not None else studies(runs))]
+    found, unread = [], []
+    for name in [study] if study is not None else studies(runs):
+        try:
+            found.append(progress(find_study(runs, name)))
+        except InputError as error:
+            if study is not None or as_json:
+                raise InputError(f"{runs / name}: {error}", error.about) from error
+            unread.append(f"error: {name} cannot be read: {told(error)}")
     if as_json:
         print_json({"schema": "kdbench.status/1", "studies": found})
-        return
+        return 0
     from kdbench.harness.cli.tables import Column, note, show_table
 
     console = stdout()
@@ -71,3 +80,6 @@ def command(runs: Path, study: str | None, as_json: bool) -> None:
             note(console, "superseded: trials of an earlier version of a method, network or fault; no arm uses them")
         for trial in one["failures"]:
             note(console, f"{trial['status']} {trial['key']}: {escape(one_line(str(trial['reason'])))}", style="")
+    for said in unread:
+        stderr().print(escape(said), soft_wrap=True)
+    return 2 if unread else 0

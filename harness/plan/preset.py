@@ -186,7 +186,8 @@ def parse_preset(name: str, text: str) -> Preset:
     except TypeError as error:
         raise InputError(f"{where}: a value is of the wrong type ({error})") from error
     except InputError as error:
-        raise InputError(f"{where}, {error}", error.about) from error
+        said = str(error)
+        raise InputError(said if said.startswith(where) else f"{where}, {said}", error.about) from error
     preset.check_settings()
     return preset
 
@@ -248,7 +249,8 @@ def _arms(found: Any, where: str) -> tuple[str | None, ...]:
     names = _names(found, where)
     for name in names:
         if name != "corrected" and any(part not in faults.FAULTS for part in name.split("+")):
-            raise unknown("arm", name, ["corrected", *faults.FAULTS], where)
+            # To compare, a method is an arm as well: it has another hint.
+            raise InputError(str(unknown("arm", name, ["corrected", *faults.FAULTS], where)), "unknown arm of a study")
     return tuple(dict.fromkeys(None if name == "corrected" else faults.get(name).name for name in names))
 
 
@@ -270,17 +272,23 @@ def _grid(found: dict[str, Any], where: str) -> Grid:
 
 def check_method(method: str) -> None:
     """Raise InputError for an unknown method, or one that is joined of what does not go together."""
-    if method not in METHODS:
-        raise unknown("method", method, METHODS)
+    if method in MODELS and method not in METHODS:
+        raise InputError(f"{method} is a network, and no method: networks stand in pairs, as {method}-r18")
+    for part in method.split("+") if method not in METHODS else ():
+        if part not in METHODS:
+            raise unknown("method", part, METHODS, "" if part == method else method)
     _ = METHODS[method]
 
 
 def chain_of(pair: str) -> list[str]:
     """Return the networks of a pair in the order in which they teach: teacher, assistants if any, student."""
     parts = pair.split("-")
-    if len(parts) < 2 or not all(part in MODELS for part in parts):
+    strange = [part for part in parts if part not in MODELS]
+    if len(parts) < 2 or len(strange) == len(parts):
         pairs = [f"{t}-{s}" for t in MODELS for s in MODELS]
         raise unknown("pair", pair, pairs, "a pair is teacher-student, or teacher-assistant-student")
+    if strange:
+        raise unknown("network", strange[0], MODELS, f"pair {pair}")
     for part in parts:
         _ = MODELS[part]  # of another library, it may be unknown there
     return parts

@@ -31,6 +31,8 @@ def stages_together(preset: Preset, data: Dataset) -> dict[str, list[str]]:
             _check_told(pair, together, archs, shapes)
         else:
             _check_counts(pair, matched, archs, shapes)
+        if told is None and not any(METHODS[method].stages == "all" for method in matched):
+            together = [(len(teachers), len(students))]  # the last ones alone are read
         if matched:
             found[pair] = [f"{t} ({_by(teachers[t - 1])}) with {s} ({_by(students[s - 1])})" for t, s in together]
     return found

@@ -229,7 +229,8 @@ class Folder:
         except UnicodeDecodeError as error:
             raise InputError(f"{self.path}: spec.json is no text ({error}); {_MEND_SPEC}") from error
         except InputError as error:
-            raise InputError(f"{self.path}: no spec.json can be read ({error}); {_MEND_SPEC}", error.about) from error
+            mend = "" if error.about == "unknown method" else f"; {_MEND_SPEC}"
+            raise InputError(f"{self.path}: no spec.json can be read ({error}){mend}", error.about) from error
         if spec.key != self.key:
             raise InputError(f"{self.path}: spec.json belongs to trial {spec.key}; it was edited or moved")
         return spec

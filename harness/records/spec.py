@@ -171,7 +171,7 @@ def _check_plain(spec: Spec) -> None:
 def _read_settings(method: str, raw: dict[str, Any]) -> MethodSettings:
     """Return a method's settings as a spec holds them; one of another method is passed over at the value of 0.1."""
     if method not in METHODS:
-        raise InputError(f"a trial's method {method!r} is not known here; if it is a file of yours: --method-file FILE")
+        raise unknown("method", method, METHODS, "a trial's spec")
     own = METHODS[method].Settings.names()
     foreign = {name: value for name, value in raw.items() if name not in own}
     if method in _METHODS_OF_0_1:

@@ -176,10 +176,17 @@ class Method(nn.Module):
         self.ask = procedure
         self.images = images
         self.build(student, teacher)
+        if not self.has_projectors and (own := [name for name, _ in self.named_parameters()]):
+            raise InputError(
+                f"method {self.name} makes parameters of its own ({', '.join(own[:3])}) and does not declare them; add "
+                "projectors=True to @method"
+            )
         self.images = None  # for building alone: a memory of all images is the method's own
 
     def build(self, student: Sequence[int], teacher: Sequence[int]) -> None:
-        """Make the projectors for the channels of both networks' stages; the global generator is a stream of theirs.
+        """Make the projectors for the channels of both networks' stages, as [4, 8, 16, 32], in the order of `features`.
+
+        The global generator is a stream of theirs.
 
         What is trained on stands in `self.images` here.
         """
