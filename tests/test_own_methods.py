@@ -49,17 +49,18 @@ def as_before(monkeypatch):
 
 
 def test_the_method_is_short():
-    assert set(FILES) == {"logit_mse.py", "plain.py", "study.toml"}
+    assert set(FILES) == {"logit_mse.py", "last_hint.py", "plain.py", "study.toml"}
     assert len(FILES["logit_mse.py"].splitlines()) <= 40 and len(FILES["plain.py"].splitlines()) <= 40
 
 
 def test_the_pages_commands_do_what_it_says(own):
-    """In the order of the page: listed, audited, audited with a bug, a joined one audited, planned, trained, compared,
-    packed."""
+    """In the order of the page: listed, audited, audited with a bug, a projector likewise, a joined one audited,
+    planned, trained, compared, packed."""
     codes = [(words, *kdbench(*shlex.split(words))) for words in COMMANDS]
-    assert [code for _, code, _, _ in codes] == [0, 0, 1, 0, 0, 0, 0, 0], codes
+    assert [code for _, code, _, _ in codes] == [0, 0, 1, 0, 1, 0, 0, 0, 0, 0], codes
     said = [out for _, _, out, _ in codes]
-    assert "Logit-MSE" in said[0] and "KD211" in said[2] and "Logit-MSE" in said[5] and "Logit-MSE" in said[6]
+    assert "Logit-MSE" in said[0] and "KD211" in said[2] and "Logit-MSE" in said[7] and "Logit-MSE" in said[8]
+    assert "KD201" in said[4], "the projector of the page's second method"
     specs = [folder.spec() for path in (own / "runs").glob("study-*") for folder in StudyFolder(path).trials()]
     digests = {name: loading.meaning_of(own / name) for name in FILES if name.endswith(".py")}
     assert {(s.method, s.arch, s.method_digest, s.arch_digest) for s in specs} == {
