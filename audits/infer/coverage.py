@@ -35,8 +35,6 @@ class Coverage:
     "Of them, those that are not distilled."
     tail: int | None = None
     "The place from which on no labelled one is distilled, where before it all are."
-    moved: int = 0
-    "Texts whose distilled places are those that another text has labels at, if each text's are some other's."
     late: bool = False
     "Whether those distilled are the labelled ones, each one place too late."
     prompt: int = 0
@@ -62,6 +60,8 @@ class Coverage:
     "Padded texts that end with the very word that pads, if in none of them that word is labelled or distilled."
     end: int = 0
     "The number of that word."
+    moved: int = 0
+    "Texts whose distilled places are those that another text has labels at, if each text's are some other's."
 
 
 def distilled_rows(support: Support) -> Tensor:
