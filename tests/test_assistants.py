@@ -51,10 +51,17 @@ def test_a_shard_has_every_teacher_that_it_needs():
     assert {key for number in (1, 2, 3) for key in plan.shard(number, 3)} == {*plan.trials}
 
 
-@pytest.mark.parametrize("pair", ["r18", "r50--r18", "r50-r34-r81"])
-def test_what_is_no_chain_is_refused(pair):
+@pytest.mark.parametrize(
+    ("pair", "says"),
+    [
+        ("r18", "a pair is teacher-student, or teacher-assistant-student"),
+        ("r50--r18", "pair r50--r18: unknown network ''"),
+        ("r50-r34-r81", "pair r50-r34-r81: unknown network 'r81'"),
+    ],
+)
+def test_what_is_no_chain_is_refused(pair, says):
     assert split_pair(CHAIN) == ("r34", "r18")
-    with pytest.raises(InputError, match="a pair is teacher-student, or teacher-assistant-student"):
+    with pytest.raises(InputError, match=says):
         split_pair(pair)
 
 

@@ -112,7 +112,7 @@ def test_standardisation_changes_what_another_method_of_logits_is_shown():
         ("dkd+ls", "method dkd+ls: write it as ls+dkd"),
         ("baseline+at", "method baseline+at: baseline has no term to be joined with others"),
         ("at+at", "method at+at: at stands in it twice"),
-        ("logit+att", "unknown method 'logit+att'"),
+        ("logit+att", "logit+att: unknown method 'att'; did you mean 'at'"),
     ],
 )
 def test_what_does_not_go_together_is_refused_before_anything_is_trained(name, says):

@@ -141,7 +141,9 @@ def coverage_of(support: Support, shown: Shown, start: int, ahead: int | None) -
         return made
     if how == "attention mask" and ahead == 1:
         made = replace(made, **_endless(shown, padding, labelled | live, start))
-    return _beside_labels(made, labelled, live, heard, ~own & more, ahead)
+    # Labels on no padding are those of these texts; where the distillation is on padding, it is the mask that is not.
+    may_move = bool((live & empty).any()) and not bool((labelled & own).any())
+    return _beside_labels(made, labelled, live, heard, ~own & more, ahead, may_move)
 
 
 def _endless(shown: Shown, padding: Tensor, taught: Tensor, start: int) -> dict[str, Any]:
@@ -183,13 +185,19 @@ def _padding(shown: Shown, labelled: Tensor | None, start: int) -> tuple[Tensor,
 
 
 def _beside_labels(
-    made: Coverage, labelled: Tensor, live: Tensor, heard: Tensor, telling: Tensor, ahead: int | None
+    made: Coverage,
+    labelled: Tensor,
+    live: Tensor,
+    heard: Tensor,
+    telling: Tensor,
+    ahead: int | None,
+    may_move: bool,
 ) -> Coverage:
-    """Add what the labels say; `telling` are the places that have a next word."""
+    """Add what the labels say; `telling` are the places that have a next word, and rows of the mask `may_move`."""
     lost = labelled & ~live
     fields: dict[str, Any] = {"labelled": int(labelled.sum()), "undistilled": int(lost.sum())}
     if bool(lost.any()):
-        if Counter(map(bytes, live.byte().numpy())) == Counter(map(bytes, labelled.byte().numpy())):
+        if may_move and Counter(map(bytes, live.byte().numpy())) == Counter(map(bytes, labelled.byte().numpy())):
             fields["moved"] = int((live != labelled).any(1).sum())
         first = int(lost.any(0).int().argmax())
         fields["tail"] = made.start + first if first and not bool((labelled & live)[:, first:].any()) else None

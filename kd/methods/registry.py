@@ -176,7 +176,7 @@ class Method(nn.Module):
         self.ask = procedure
         self.images = images
         self.build(student, teacher)
-        if not self.has_projectors and (own := [name for name, _ in self.named_parameters()]):
+        if (own := [name for name, _ in self.named_parameters()]) and not self.has_projectors:
             raise InputError(
                 f"method {self.name} makes parameters of its own ({', '.join(own[:3])}) and does not declare them; add "
                 "projectors=True to @method"
