@@ -73,7 +73,7 @@ def test_time_inside_the_hooks(bench, measure, benchmark, monkeypatch, burn_in):
     """The share of 50 Feature-KD steps' time that passes inside the watch."""
     clock, steps = Clock(), bench.sizes.hook_steps
     guarded = Watch._guarded
-    monkeypatch.setattr(Watch, "_guarded", lambda self, hook: clock.around(guarded(self, hook)))
+    monkeypatch.setattr(Watch, "_guarded", lambda self, hook, **more: clock.around(guarded(self, hook, **more)))
     training = bench.prepare("feature", steps=1, graphs=False)
     step = bench.ours(training)
     with watch_of(training, burn_in):
