@@ -119,7 +119,7 @@ def _study(
     order = sorted(ready.plan.trials.items(), key=lambda entry: entry[1].seed)
     ready.plan.trials = dict(order)
     outcome = carry_out(ready, tell, may_start)
-    call.write(item, "study", summary(ready, outcome))
+    call.write(item, "study", summary(ready, outcome).as_json())
     call.write(item, "seconds", {"median": statistics.median(seen) if seen else None, "trials": len(seen)})
     return not prepare(request).todo
 
