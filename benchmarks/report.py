@@ -163,7 +163,8 @@ def _section(part: Part) -> list[str]:
         f"{part['device_name']}, {part['cores']} cores, load average {part['load_average_before']} before the run; "
         f"torch {part['torch']}; {part['date']}, commit {commit}."
     ]
-    if not any("bf16" in name for name in rows):
+    in_formats = [name for name in rows if "fp32" in name]
+    if in_formats and not any("bf16" in name for name in rows):
         lines.append("bf16 was not measured: this device does not multiply bf16 numbers as such.")
     with_goal = [verdict(row) for row in rows.values() if row.get("goal") is not None]
     if with_goal:
@@ -189,7 +190,7 @@ def markdown(parts: dict[str, Part]) -> str:
             lines += [f"### {part['device_name']}", "", *_section(part), ""]
         lines += [] if mine else [nothing, ""]
     lines += ["## What each measures", "", *(f"- `{name}`: {text}" for name, text in what.items())]
-    return "\n".join([*lines, "", _WATCH, ""])
+    return "\n".join([*lines, "", *([_WATCH, ""] if "test_watch" in what else [])])
 
 
 def draw(parts: dict[str, Part], path: Path) -> None:
