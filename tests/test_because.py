@@ -232,12 +232,17 @@ def test_a_teachers_own_finding_is_no_students(study, monkeypatch):
     assert found[0].reason.fix == "another stem"
 
 
-def test_of_a_network_of_another_library_no_stem_is_asked_for(study):
+@pytest.mark.parametrize(
+    ("role", "fix"),
+    [("student", "torchvision:resnet18 is made for larger images; take a network"), ("teacher", "another stem")],
+)
+def test_of_a_network_of_another_library_no_stem_is_asked_for(study, role, fix):
+    """The teacher of these is kdbench's own, and whose stem it is stands in the finding."""
     folder, plan = study
     (key, *_) = plan.arms[CLEAN].values()
     spec = dataclasses.replace(plan.trials[key], arch="torchvision:resnet18")
     folder.trial(spec.key).write_spec(spec)
-    stem = said("KD105", "fail", "the student reads", mend="another stem")
+    stem = said("KD105", "fail", f"the {role} reads", mend="another stem", observed={role: {"kernel": 7}})
     result = Result(spec.key, "finished", findings=passes("KD105", extra=[stem]))
     (reason,) = because(Trials(folder, plan.preset.decision, {CLEAN: {0: (spec, result)}}), [], None)
-    assert reason.fix.startswith("torchvision:resnet18 is made for larger images; take a network of kdbench's")
+    assert reason.fix.startswith(fix)

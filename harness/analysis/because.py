@@ -228,16 +228,25 @@ def _explained(
         if weak is not None:
             return weak
     finding = finding or {}
-    archs = [spec.arch, *([spec.teacher.arch] if spec.teacher is not None else [])]
-    foreign = next((arch for arch in archs if MODELS[arch].foreign), None)
-    if departure.subject == "KD105" and foreign is not None and spec.fault is None:
-        return None, f"{foreign} is made for larger images; take a network of kdbench's, as r18, or larger images"
     steps = spec.recipe.epochs * (spec.recipe.train_size // spec.recipe.batch_size)
     if departure.kind == "silent" and steps < OWN_STEPS:
         told = f"this training has {steps} step{'s' * (steps != 1)} in all, and the audits need up to {OWN_STEPS}"
         return told, "train for more epochs, on more images, or in smaller batches"
-    failed = departure.kind in ("failed", "undeclared", "not-a-consequence")
-    return None, (finding.get("mend") or None) if failed else None
+    if departure.kind not in ("failed", "undeclared", "not-a-consequence"):
+        return None, None
+    return None, (_other_network(finding, spec) if departure.subject == "KD105" else None) or finding.get(
+        "mend"
+    ) or None
+
+
+def _other_network(finding: Mapping[str, Any], spec: Spec) -> str | None:
+    """Say what helps where the stem that failed is another library's, and so cannot be changed in a study."""
+    of_role = {"student": spec.arch, "teacher": spec.teacher.arch if spec.teacher is not None else spec.arch}
+    slips = [arch for role, arch in of_role.items() if role in (finding.get("observed") or {})]
+    foreign = next((arch for arch in slips if MODELS[arch].foreign), None)
+    if foreign is None:
+        return None
+    return f"{foreign} is made for larger images; take a network of kdbench's, as r18, or larger images"
 
 
 def _weak_teacher(study: StudyFolder, spec: Spec, result: Result) -> tuple[str, str] | None:

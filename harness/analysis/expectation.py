@@ -126,7 +126,7 @@ def needed_passes(method: str, recipe: Recipe) -> frozenset[str]:
     They are what the faults that could act in it are caught by; without the property check on augmentation where the
     recipe has none, which nothing can be said of, and without the teacher's accuracy, which the few labels of a short
     training may leave undecided though its weights are proven to be the trained ones; and without the order of rows
-    where correlations are learned, which audits of before read nothing of: their records stay what they were.
+    where correlations are learned: older audits could not read it, and the records that they made stay proven.
     """
     return _needed_passes(method, recipe, tuple(faults.FAULTS.values()))
 

@@ -134,7 +134,7 @@ _OPTIONS = (
         "--graphs/--no-graphs",
         default=None,
         panel=SPEED,
-        help="Replay the kernels from CUDA graphs, the same bits; by default on a GPU, where no fault hides from it.",
+        help="Replay the kernels from CUDA graphs: the same bits, faster. Default on a GPU where that hides no fault.",
     ),
     click.option(
         "--device",

@@ -14,7 +14,10 @@ def with_graphs(spec: Spec) -> Spec:
     asked = spec.recipe.graphs
     if asked is None:
         asked = spec.device == "cuda" and why_eager(spec) is None
-    return replace(spec, recipe=replace(spec.recipe, graphs=asked or None))
+    decided = asked or None
+    if decided == spec.recipe.graphs:
+        return spec  # as it is: its key was computed, and a study has many
+    return replace(spec, recipe=replace(spec.recipe, graphs=decided))
 
 
 def why_eager(spec: Spec) -> str | None:

@@ -39,7 +39,7 @@ class Soft(Enum):
     DIVERGENCE = "divergence"
     "Other divergences of both softmaxes: an audit tells whether the rows belong together, and no more."
     CORRELATION = "correlation"
-    "Correlations of both softmaxes: an audit tells the same of most trainings, and a clean one need not show it."
+    "Correlations of both softmaxes: the same; but a clean training need not prove it, since older audits could not."
     OTHER = "other"
     "Anything else; an audit takes it for what it sees."
 
