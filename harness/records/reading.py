@@ -81,9 +81,14 @@ def parse_value(kind: type[T], value: Any, where: str) -> T:
     from pydantic import ValidationError
 
     try:  # as JSON: from Python's own values a strict reading wants an instance, and a loose one takes "7" for 7
-        return _adapter(kind).validate_json(json.dumps(value, default=str), strict=True)
+        return _adapter(kind).validate_json(json.dumps(value, default=_no_string), strict=True)
     except ValidationError as error:
         raise InputError(f"{where}: {_said(error)}") from error
+
+
+def _no_string(value: Any) -> dict[str, str]:
+    """Return what stands for a date or a time of TOML, which JSON has none of: no field takes it."""
+    return {type(value).__name__: str(value)}
 
 
 def plain_json(text: bytes | str, where: str, what: str, mend: str) -> Any:
