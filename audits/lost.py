@@ -73,8 +73,10 @@ class Standing:
 class Repeated:
     """Two answers of a teacher's to one input that are taken for several."""
 
-    how: Literal["difference", "mixture"]
+    how: Literal["difference", "mixture", "each"]
     where: Where | None
+    times: int = 2
+    "Answers in all."
 
 
 @dataclass(frozen=True)

@@ -114,6 +114,60 @@ def test_a_teacher_that_is_asked_once_for_each_term_is_not():
     assert named_first(report) is None
 
 
+class Parts(nn.Module):
+    """One body, and a head for each thing that is told of a row."""
+
+    def __init__(self, heads):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(WIDTH, 12), nn.ReLU())
+        self.heads = nn.ModuleList(nn.Linear(12, CLASSES) for _ in range(heads))
+
+    def forward(self, x):
+        h = self.body(x)
+        return [head(h) for head in self.heads]
+
+
+@pytest.mark.parametrize("width", [24, 16], ids=["one shape", "other widths"])
+@pytest.mark.parametrize("asks", [late, bound])
+def test_a_teacher_asked_in_the_place_of_others_is_told(asks, width):
+    def loop():
+        nets = [trained(), trained(width), trained()]
+        ask = asks(nets)
+
+        def term(x, y, student):
+            said, total = student(x), 0.0
+            for mine, its in zip(said, ask, strict=True):
+                with torch.no_grad():
+                    target = its(x)
+                total = total + soft(mine, target)
+            return total
+
+        return distil(nets, Parts(3), term)
+
+    report, _ = observed(loop)
+    assert named_first(report) == (("KD304", "warn") if asks is late else None)
+    assert asks is bound or found(report, "KD304").observed == {"relation": "repeated", "how": "each", "times": 3}
+
+
+@pytest.mark.parametrize("beside", [0, 1, 3], ids=["alone", "and one more", "and more than that"])
+def test_one_teacher_of_several_exits_is_not(beside):
+    def loop():
+        teacher, others = trained(), [trained().eval().requires_grad_(False) for _ in range(beside)]
+
+        def term(x, y, student):
+            total = F.cross_entropy(student(x)[0], y)
+            for mine in student(x):
+                with torch.no_grad():
+                    its = teacher(x)
+                total = total + soft(mine, its)
+            return total
+
+        return *distil([teacher], Parts(3), term), others
+
+    report, _ = observed(loop)
+    assert named_first(report) is None
+
+
 # -- a term that is a number
 
 

@@ -105,14 +105,23 @@ def _asked_again(again: Repeated) -> Verdict:
             "error",
             mend="give the second call the input that it is meant to have, such as no condition",
         )
+    if again.how == "each":
+        return failed(
+            f"one teacher is asked {again.times} times with the same input, each answer teaches a part of the student "
+            f"of its own, and {again.times - 1} networks like it are never asked",
+            {"relation": "repeated", "how": again.how, "times": again.times},
+            again.where,
+            mend=_ASK_EACH,
+        )
     return failed(
         "one teacher is asked several times with the same input, and its answers are mixed as if they were several",
         {"relation": "repeated", "how": again.how},
         again.where,
-        mend="ask each teacher: a lambda made in a loop calls what the loop's variable names last (net=net binds it)",
+        mend=_ASK_EACH,
     )
 
 
+_ASK_EACH = "ask each teacher: a function made in a loop calls what the loop's variable names last (net=net binds it)"
 _SEVERAL = 2
 "Pairs of blocks that show how they are paired."
 _ITS_OWN = ("untrained", "vocabulary")
@@ -139,7 +148,7 @@ def same_input(trace: Trace) -> Verdict:
     so that it looks at padding or at other texts; when it is shown the words of a text alone, and learned on that text
     with more, as segments; when both are shown several views, the teacher is an average, no label teaches, and no
     view's answer is held against another's; when one teacher is asked several times with one input, and its answers are
-    mixed; and when answers were stored once of a data set that gives its samples in other views each time. A teacher
+    mixed, or taken for those of teachers that nobody asks; and when answers were stored once of a data set that gives its samples in other views each time. A teacher
     may have preprocessing of its own; then waive it. An error where one batch for both is declared, where of several
     inputs the student is never shown one, but another in its place, and where a teacher's answer is taken from itself.
     """

@@ -1,15 +1,20 @@
 """A teacher that is asked one question several times, and whose answers are taken for several."""
 
+from itertools import combinations
+
 import torch
+from torch import nn
 
 from kdbench.audits.infer.roles import Cast
 from kdbench.audits.lost import Repeated
-from kdbench.audits.observe.readable import are_equal
-from kdbench.audits.observe.windows import DIFFERENCES, Joined, ModuleCall, RawWindow
+from kdbench.audits.observe.living import living
+from kdbench.audits.observe.readable import are_equal, is_readable
+from kdbench.audits.observe.windows import DIFFERENCES, FunctionCall, Joined, ModuleCall, RawWindow
 
 
 def repeated(raw: RawWindow, cast: Cast) -> Repeated | None:
-    """Return where answers of one teacher to one input are taken from each other, or mixed; None where none are."""
+    """Return where answers of one teacher to one input are taken from each other, mixed, or taken for the answers of
+    teachers that nobody asks; None where none are."""
     calls = [c for g in cast.teachers for c in g.calls if raw.root.calls >> c.index & 1]
     pairs = [(a, b) for i, a in enumerate(calls) for b in calls[:i] if a.module is b.module and _are_one(a, b)]
     for joined in raw.joined if pairs else ():
@@ -18,7 +23,7 @@ def repeated(raw: RawWindow, cast: Cast) -> Repeated | None:
                 return Repeated("difference", joined.where)
             if joined.name not in DIFFERENCES:
                 return Repeated("mixture", joined.where)
-    return None
+    return _for_others(raw, cast, pairs) if pairs else None
 
 
 def _meet(joined: Joined, a: ModuleCall, b: ModuleCall) -> bool:
@@ -32,3 +37,47 @@ def _are_one(a: ModuleCall, b: ModuleCall) -> bool:
     if a.grad or b.grad or not a.given or len(a.given) != len(b.given) or not all(map(are_equal, a.given, b.given)):
         return False
     return a.value is not None and b.value is not None and torch.equal(a.value, b.value)
+
+
+def _for_others(raw: RawWindow, cast: Cast, pairs: list[tuple[ModuleCall, ModuleCall]]) -> Repeated | None:
+    """Return where each answer of one network teaches a part of the student's answer of its own, and as many networks
+    like it stand by as would make one for each part.
+
+    One teacher may well teach several exits; that just as many others are there, and are never asked, is no chance.
+    """
+    asked = pairs[0][1]
+    alike = [asked, *(a for a, b in pairs if b is asked)]
+    taught = [f for f in (_taught_by(raw, cast, call, alike) for call in alike) if f is not None]
+    if len(taught) != len(alike) or any(are_equal(_mine(f, cast), _mine(g, cast)) for f, g in combinations(taught, 2)):
+        return None
+    busy = {id(call.module) for call in raw.calls}
+    others = [m for m in living(type(asked.module)) if id(m) not in busy and _is_like(m, asked.module)]
+    return Repeated("each", asked.where, len(alike)) if len(others) == len(alike) - 1 else None
+
+
+def _taught_by(raw: RawWindow, cast: Cast, call: ModuleCall, alike: list[ModuleCall]) -> FunctionCall | None:
+    """Return the one comparison that the student learns from in which this answer stands, and no other of them."""
+    rest = sum(1 << c.index for c in alike if c is not call)
+    found = []
+    for f in cast.soft:
+        its = [made.calls for _, made, _ in f.operands[:2] if not made.params & cast.student_mask]
+        if raw.root.calls >> f.index & 1 and _mine(f, cast) is not None and any(c >> call.index & 1 for c in its):
+            found.append((f, any(c & rest for c in its)))
+    return found[0][0] if len(found) == 1 and not found[0][1] else None
+
+
+def _mine(f: FunctionCall, cast: Cast) -> torch.Tensor | None:
+    """Return what a comparison holds of the student's."""
+    mine = [t for t, made, _ in f.operands[:2] if made.params & cast.student_mask]
+    return mine[0] if mine and mine[0] is not None and is_readable(mine[0]) else None
+
+
+def _is_like(module: nn.Module, asked: nn.Module) -> bool:
+    """Say whether a network could teach as another does: with layers like its, and frozen; or of its very shapes, where
+    nothing says that it is frozen."""
+    own, its = list(module.parameters()), list(asked.parameters())
+    if not its or len(own) != len(its) or any(p is q for p, q in zip(own, its, strict=True)):
+        return False
+    if any(p.requires_grad for p in its):
+        return [p.shape for p in own] == [p.shape for p in its]
+    return not any(p.requires_grad for p in own) and [p.ndim for p in own] == [p.ndim for p in its]
