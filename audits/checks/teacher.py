@@ -311,6 +311,7 @@ def teacher_above_chance(trace: Trace) -> Verdict:
             f"the teacher is right on {right / n:.1%} of {n} labels, and the commonest label alone on {chance:.1%}",
             observed,
             _asked_where(trace),
+            mend=_STORED if any(s.cached for s in trace.losses.sights) else None,
         )
     if at_least(right, n, threshold) < DOUBT:
         return passed(f"the teacher is right on {right / n:.1%} of {n} labels, chance {chance:.1%}", observed)
@@ -321,6 +322,12 @@ def teacher_above_chance(trace: Trace) -> Verdict:
         "steps" if trace.script else "burn_in= (more steps)",
         observed,
     )
+
+
+_STORED = (
+    "check by which number each answer was stored and is read: a place in a split, or in a loader that shuffles, is no "
+    "number of a sample; then the teacher's loading and what it was fed"
+)
 
 
 def _is_surely(found: Renumbered) -> bool:

@@ -419,3 +419,10 @@ def test_tails_of_many_labels_neither_overflow_nor_pass_one() -> None:
 def test_a_few_labels_accuse_no_teacher_by_the_chance_of_their_mixture(right, by_class, status):
     seen = trace(script=True, sights=[sight()], labels_shown=True, hits=hits(right, *by_class))
     assert finding("KD303", seen).status == status
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_what_mends_stored_answers_at_chance_is_the_number_that_they_are_kept_by(stored: bool) -> None:
+    seen = trace(script=True, sights=[sight(cached=stored)], labels_shown=True, hits=tenths(0))
+    found = finding("KD303", seen)
+    assert found.status == "fail" and ("by which number each answer was stored" in found.mend) == stored
