@@ -163,6 +163,7 @@ class ScriptWatch(Watch):
             self.loaders.shown(id(module), row_keys(first), torch.is_grad_enabled(), words)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, params: list[nn.Parameter]) -> None:
+        self._windows.stepped()
         self._windows.keep_up()
         self._inference.step(optimizer, params)
         settled = self._inference.known.settled

@@ -24,6 +24,7 @@ from kdbench.audits.infer.provenance import provenance
 from kdbench.audits.infer.roles import Declared
 from kdbench.audits.laws.soft_loss import CHECKED
 from kdbench.audits.observe import hooks, torch_internals
+from kdbench.audits.observe.arguments import keeps_graph
 from kdbench.audits.observe.loads import Loads
 from kdbench.audits.observe.recorder import Recorder
 from kdbench.audits.observe.steps import Steps
@@ -220,7 +221,7 @@ class Watch:
 
     def _before_backward(self, tensors: Any = None, *args: Any, **kwargs: Any) -> None:
         self._trace.losses.backwards += 1
-        self._windows.before_backward(tensors)
+        self._windows.before_backward(tensors, keeps_graph(args, kwargs))
         self._steps.before_backward()
 
     def _after_backward(self, *args: Any, **kwargs: Any) -> None:
@@ -235,7 +236,7 @@ class Watch:
             single = isinstance(outputs, Tensor) and outputs.numel() == 1
             by_hand = single and not self._windows.in_backward and any(isinstance(p, nn.Parameter) for p in given)
             if by_hand:
-                self._guarded(self._windows.before_backward)(outputs)
+                self._guarded(self._windows.before_backward)(outputs, keeps_graph(args, kwargs))
             try:
                 return original(outputs, given if not isinstance(inputs, Tensor) else inputs, *args, **kwargs)
             finally:
@@ -246,6 +247,7 @@ class Watch:
 
     def _after_step(self, optimizer: torch.optim.Optimizer, params: list[nn.Parameter]) -> None:
         self._answers.forget()
+        self._windows.stepped()
         self._windows.keep_up()
         self._inference.step(optimizer, params)
         if self._steps.counts[id(optimizer)] == self._burn_in:

@@ -148,9 +148,10 @@ def same_input(trace: Trace) -> Verdict:
     so that it looks at padding or at other texts; when it is shown the words of a text alone, and learned on that text
     with more, as segments; when both are shown several views, the teacher is an average, no label teaches, and no
     view's answer is held against another's; when one teacher is asked several times with one input, and its answers are
-    mixed, or taken for those of teachers that nobody asks; and when answers were stored once of a data set that gives its samples in other views each time. A teacher
-    may have preprocessing of its own; then waive it. An error where one batch for both is declared, where of several
-    inputs the student is never shown one, but another in its place, and where a teacher's answer is taken from itself.
+    mixed, or taken for those of teachers that nobody asks; and when answers were stored once of a data set that gives
+    its samples in other views each time. A teacher may have preprocessing of its own; then waive it. An error where one
+    batch for both is declared, where of several inputs the student is never shown one, but another in its place, and
+    where a teacher's answer is taken from itself.
     """
     if not trace.losses.sights:
         return no_distillation(trace)

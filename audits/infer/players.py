@@ -126,7 +126,7 @@ class Players(Observer):
             return
         used = trained | raw.root.params | raw.left
         for call in raw.calls:
-            if call.parent is not None or learns(call) or call.fed.params:
+            if call.parent is not None or learns(call) or call.fed.params or call.heard:
                 continue
             mask = self._taint.mask(call.module.parameters())
             if mask and not mask & used:

@@ -489,7 +489,7 @@ def _idle(
     for call in raw.calls:
         mask = params_of(call.module)
         learns = call.answer.requires_grad if call.answer is not None else call.grad
-        if raw.root.calls >> call.index & 1 or learns or call.fed.params or not mask or mask & student:
+        if raw.root.calls >> call.index & 1 or call.heard or learns or call.fed.params or not mask or mask & student:
             continue
         if any(c.index == call.parent and not params_of(c.module) & student for c in raw.calls):
             continue

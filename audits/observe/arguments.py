@@ -1,7 +1,7 @@
 """By which names a network was handed its tensors."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -21,3 +21,11 @@ def _names(forward: Callable[..., Any] | None) -> tuple[str, ...]:
         return tuple(inspect.signature(forward).parameters)[1:] if forward is not None else ()
     except (TypeError, ValueError):
         return ()
+
+
+def keeps_graph(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Say whether a backward keeps its graph for another; `args` are those after the losses, and the inputs if it has
+    some before the gradients."""
+    retain, create = ((*args[1:], None, None)[:2]) if args else (None, None)
+    retain, create = kwargs.get("retain_graph", retain), kwargs.get("create_graph", create)
+    return bool(create if retain is None else retain)  # torch's own default

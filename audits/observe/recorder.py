@@ -33,11 +33,9 @@ from kdbench.audits.observe.windows import (
     FunctionCall,
     ModuleCall,
     RawWindow,
+    following,
     leaves_of,
 )
-
-_KEPT = 4
-"Windows whose calls are kept while a loss computed in them waits for its backward."
 
 
 class Recorder:
@@ -419,8 +417,8 @@ class Recorder:
 
     # -- backward
 
-    def before_backward(self, roots: Any) -> None:
-        """Close the window, and tell of it while its graph still stands."""
+    def before_backward(self, roots: Any, retained: bool = False) -> None:
+        """Close the window, and tell of it while its graph still stands; `retained` says that it will stand on."""
         self._in_backward += 1
         if self._in_backward == 1 and self.student_modes:
             self._on_modes(self.student_modes)
@@ -431,7 +429,7 @@ class Recorder:
         raw.roots = tensors_in(roots, 2)
         raw.root = self.taint.of(raw.roots)
         raw.leaves = leaves_of((t.grad_fn for t in raw.roots), edges=self._passing.edges)
-        raw.where = hooks.call_site()
+        raw.where, raw.retained = hooks.call_site(), retained
         if len(raw.roots) == 1:
             raw.root_scale = self._scaled.get(raw.roots[0], 1.0)
         raw.unheard = bool(self._passing.unheard)
@@ -440,35 +438,18 @@ class Recorder:
         if not raw.waits and not raw.unheard:
             raw.release()  # what the backward frees as it goes is not held over it
 
-    def _begin(self) -> None:
-        """Begin a window; with what the last ones computed for losses that have not been called backward yet."""
-        old, new = self.raw, RawWindow(self.taint.window)
-        # Two peers' losses are computed before either's backward; a loss that is only logged waits in vain.
-        starts = [*old.starts, self._next] if old.waits and self.armed else [self._next]
-        new.starts = starts[-_KEPT:]
-        gone = new.starts[0] - self.taint.base
-        self.taint.base = new.starts[0]
-        for kind in ("calls", "functions"):
-            for item in getattr(old, kind):
-                item.index -= gone
-                if isinstance(item, ModuleCall) and item.parent is not None:
-                    item.parent = item.parent - gone if item.parent >= gone else None
-                if item.index >= 0:
-                    getattr(new, kind).append(item)
-                else:
-                    item.release()
-        if new.calls or new.functions:
-            new.one_hot = old.one_hot
-            new.scales = [(Made(m.params, m.calls >> gone, self.taint.base), f) for m, f in old.scales]
-            new.pools = [(n - gone, w - gone, *rest) for n, w, *rest in old.pools if n >= gone]  # type: ignore[misc]
-        self.raw = new
+    def stepped(self) -> None:
+        """Let go of what was kept for another backward through weights that a step has changed by now."""
+        if self.raw.only_retained:
+            self.raw.drop_before(self.raw.starts[-1] - self.taint.base)
 
     def after_backward(self) -> None:
         """Begin the next window."""
         self._in_backward = max(0, self._in_backward - 1)
         if self._in_backward == 0:
             self.taint.window += 1
-            self._begin()
+            keeps = self.raw.waits and self.armed
+            self.raw, self.taint.base = following(self.raw, self.taint.window, self.taint.base, self._next, keeps)
             self._paused = False
             self._decoding.forget()
             self._stack = [None] * len(self._stack)

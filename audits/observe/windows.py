@@ -15,6 +15,8 @@ from kdbench.audits.observe import torch_internals
 from kdbench.audits.observe.taint import Made
 from kdbench.audits.updates import Where
 
+_KEPT = 4
+"Windows whose calls are kept while a loss computed in them waits for its backward."
 SMALL = 2**22
 "Numbers in a tensor up to which a copy is kept for as long as a window lasts."
 
@@ -96,6 +98,8 @@ class ModuleCall:
     "Whether a product with the weights of this module stands for a call of it."
     within: str = ""
     "The function with a backward of its own in whose forward it was called."
+    heard: bool = False
+    "Whether a backward of an earlier window reached it."
 
     def release(self) -> None:
         """Let go of what it was given and answered: whoever still knows of the call keeps nothing large alive."""
@@ -200,14 +204,31 @@ class RawWindow:
     leaves: list[nn.Parameter] = field(default_factory=list)
     root_scale: float = 1.0
     where: Where | None = None
+    retained: bool = False
+    "Whether its graph is kept for another backward: a loss of what was answered in it may come later."
+    only_retained: bool = False
+    "Whether what it holds of earlier windows is held for nothing but a graph that was kept."
     unheard: bool = False
     """Whether a function of the user's lies on the way whose backward was never heard: who gets a gradient is not known
     yet."""
 
     @property
-    def waits(self) -> bool:
+    def has_losses_left(self) -> bool:
         """Whether a loss was computed in it that its backward does not reach: it may have one of its own later."""
         return any(f.requires_grad and not self.root.calls >> f.index & 1 for f in self.functions)
+
+    @property
+    def waits(self) -> bool:
+        """Whether another backward may need what it holds."""
+        return self.retained or self.has_losses_left
+
+    def drop_before(self, index: int) -> None:
+        """Let go of the calls before a number."""
+        for kind in ("calls", "functions"):
+            for item in (items := getattr(self, kind)):
+                if item.index < index:
+                    item.release()
+            setattr(self, kind, [item for item in items if item.index >= index])
 
     def release(self) -> None:
         """Let go of all that is large, whoever still holds a part of the window."""
@@ -216,6 +237,34 @@ class RawWindow:
         for function in self.functions:
             function.release()
         self.one_hot, self.picks, self.columns, self.masks = [], [], [], []
+
+
+def following(old: RawWindow, number: int, base: int, upcoming: int, keeps: bool) -> tuple[RawWindow, int]:
+    """Return the window after one, and the number that its calls are counted from.
+
+    With `keeps`, it takes over what the last ones computed for losses that have not been called backward yet: two
+    peers' losses are computed before either's backward; a loss that is only logged waits in vain.
+    """
+    new = RawWindow(number)
+    new.starts = ([*old.starts, upcoming] if keeps else [upcoming])[-_KEPT:]
+    new.only_retained = keeps and not old.has_losses_left and (old.only_retained or len(old.starts) == 1)
+    gone = new.starts[0] - base
+    for call in old.calls:
+        call.heard = call.heard or bool(old.root.calls >> call.index & 1)
+    for kind in ("calls", "functions"):
+        for item in getattr(old, kind):
+            item.index -= gone
+            if isinstance(item, ModuleCall) and item.parent is not None:
+                item.parent = item.parent - gone if item.parent >= gone else None
+            if item.index >= 0:
+                getattr(new, kind).append(item)
+            else:
+                item.release()
+    if new.calls or new.functions:
+        new.one_hot = old.one_hot
+        new.scales = [(Made(m.params, m.calls >> gone, new.starts[0]), f) for m, f in old.scales]
+        new.pools = [(n - gone, w - gone, *rest) for n, w, *rest in old.pools if n >= gone]  # type: ignore[misc]
+    return new, new.starts[0]
 
 
 def learns(call: ModuleCall) -> bool:

@@ -174,8 +174,9 @@ def mirror_kills(place: Path, count: Count, wanted: int, chance: random.Random, 
             continue
         with closing(sqlite3.connect(runs / "mlflow.db")) as database:
             rows = database.execute(
-                "select value, count(*) from tags where key = 'trial_key' group by value"
-            ).fetchall()
+                "select tags.value, count(*) from tags join runs on runs.run_uuid = tags.run_uuid "
+                "where tags.key = 'trial_key' and runs.lifecycle_stage = 'active' group by tags.value"
+            ).fetchall()  # a run whose writing was cut off is deleted, and MLflow keeps what is deleted
         keys = {*reference["trials"]}
         studies = len([*runs.glob("*-*/study.json")])
         odd = [key for key, times in rows if times != studies]
