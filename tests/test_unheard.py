@@ -1,46 +1,81 @@
-"""A divergence between student and teacher that is computed with its graph, and is in no loss, is named."""
+"""A divergence that is computed with its graph, and is in no loss: beside a term of features, or alone."""
 
 from contextlib import nullcontext
 
+import pytest
 import torch
 import torch.nn.functional as F
+from test_taken_for_several import TwoHeads, distil, rows, trained
+from test_which_training import named_first, observed, step
 from torch import nn
 
-import kdbench
+from kdbench.harness.zoo.clean.material import WIDTH
 
 
-def distil(total, computed=nullcontext):
-    torch.manual_seed(0)
-    teacher, student, projector = nn.Linear(6, 4), nn.Linear(6, 4), nn.Linear(4, 4)
-    teacher.eval().requires_grad_(False)
-    optimizer = torch.optim.SGD([*student.parameters(), *projector.parameters()], 0.1)
-    with kdbench.watch(
-        student=student, teacher=teacher, optimizer=optimizer, projectors=projector, on_fail="record"
-    ) as watch:
-        for _ in range(12):
-            x, y = torch.randn(8, 6), torch.randint(0, 4, (8,))
-            with torch.no_grad():
-                t = teacher(x)
-            s = student(x)
-            with computed():
-                kd = F.kl_div(F.log_softmax(s / 2, 1), F.softmax(t / 2, 1), reduction="batchmean") * 4
-            hint = F.mse_loss(projector(s), t)
-            optimizer.zero_grad()
-            total(F.cross_entropy(s, y), kd, hint).backward()
-            optimizer.step()
-    return next(f for f in watch.report.findings if f.id == "KD311")
+def by_torch(mine, its):
+    return F.kl_div((mine / 2).log_softmax(1), (its / 2).softmax(1), reduction="batchmean") * 4
 
 
-def test_a_term_that_is_left_out_beside_a_hint_is_named():
-    found = distil(lambda ce, kd, hint: ce + hint)
-    assert (found.status, found.severity) == ("fail", "warn")
-    assert "is in no loss" in found.message and found.where is not None
+def log_p(z):
+    return z - z.logsumexp(1, keepdim=True)
 
 
-def test_one_that_is_in_the_loss_passes():
-    assert distil(lambda ce, kd, hint: ce + kd + hint).status == "pass"
+def by_hand(mine, its):
+    lt, ls = log_p(its / 2), log_p(mine / 2)
+    return (lt.exp() * (lt - ls)).sum(1).mean() * 4
 
 
-def test_one_that_is_computed_without_a_gradient_is_for_a_log():
-    found = distil(lambda ce, kd, hint: ce + hint, torch.no_grad)
-    assert found.status == "pass"
+def by_entropy(mine, its):
+    return -(log_p(its / 2).exp() * log_p(mine / 2)).sum(1).mean() * 4
+
+
+class Told(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.body, self.head = nn.Sequential(nn.Linear(WIDTH, width), nn.ReLU()), nn.Linear(width, 5)
+
+    def forward(self, x):
+        h = self.body(x)
+        return self.head(h), h
+
+
+def loop(divergence, use):
+    """`use` is what becomes of the divergence: it is learned from, left out, or computed for a log."""
+    teacher, student = TwoHeads(16), Told(16)
+    learn = torch.optim.Adam(teacher.parameters(), 1e-2)
+    for _ in range(40):
+        x, y = rows()
+        step(learn, sum(F.cross_entropy(z, y) for z in teacher(x)))
+
+    def term(x, y, student):
+        with torch.no_grad():
+            its, h = teacher(x)[0], teacher.body(x)
+        mine, own = student(x)
+        with torch.no_grad() if use == "logged" else nullcontext():
+            soft = divergence(mine, its)
+        return F.cross_entropy(mine, y) + 0.1 * (own - h).pow(2).mean() + (soft if use == "learned" else 0.0)
+
+    return distil([teacher], student, term, steps=25)
+
+
+@pytest.mark.parametrize("use", ["learned", "left out", "logged"])
+@pytest.mark.parametrize("divergence", [by_torch, by_hand, by_entropy])
+def test_a_divergence_beside_features_that_no_loss_holds_is_told(divergence, use):
+    report, _ = observed(loop, divergence, use)
+    assert named_first(report) == (("KD311", "warn") if use == "left out" else None)
+
+
+def test_a_difference_of_logits_that_is_printed_is_no_divergence():
+    def term(x, y, student):
+        with torch.no_grad():
+            its = teacher(x)
+        mine, _ = student(x)
+        gap.append((mine - its).abs().mean().item())
+        return F.cross_entropy(mine, y) + F.mse_loss(log_p(mine), log_p(its))
+
+    def run():
+        return distil([teacher], Told(16), term, steps=25)
+
+    gap, teacher = [], trained()
+    report, _ = observed(run)
+    assert len(gap) == 25 and named_first(report) is None

@@ -56,7 +56,7 @@ def term_provenance(trace: Trace) -> Verdict:
     when a feature term leaves its projector or the student without a gradient, when no module has the name by which
     one is looked for to be hooked, when the student as a whole is frozen, or when the term's gradient is there and
     less than 1e-5 of the labels', and stays so; and when a number is made into a new tensor and added to the loss,
-    backward after backward. Warns of a kl_div between the two, or with stored answers, that is
+    backward after backward. Warns of a divergence between the two, or with stored answers, that is
     computed with its graph and is in no loss, and of a network that is asked before each step and of whose answers
     nothing is made.
     """
@@ -98,8 +98,8 @@ def _left_out(trace: Trace) -> Verdict | None:
         if unheard.windows >= (_IDLE_SCRIPT if trace.script else _IDLE_DECLARED):
             between = "between student and teacher" if trace.losses.sights else "of the network that is trained"
             return failed(
-                f"a kl_div {between} is computed with a gradient before each of {unheard.windows} backwards, and is in "
-                "no loss: it teaches nothing",
+                f"a divergence {between} is computed with a gradient before each of {unheard.windows} backwards, and "
+                "is in no loss: it teaches nothing",
                 {"windows": unheard.windows},
                 unheard.where,
                 "warn",  # it may be meant for a log alone, which no_grad would say

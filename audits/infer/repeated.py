@@ -3,13 +3,13 @@
 from itertools import combinations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdbench.audits.infer.roles import Cast
 from kdbench.audits.lost import Repeated
 from kdbench.audits.observe.living import living
 from kdbench.audits.observe.readable import are_equal, is_readable
-from kdbench.audits.observe.windows import DIFFERENCES, FunctionCall, Joined, ModuleCall, RawWindow
+from kdbench.audits.observe.windows import DIFFERENCES, Joined, ModuleCall, RawWindow
 
 
 def repeated(raw: RawWindow, cast: Cast) -> Repeated | None:
@@ -47,29 +47,27 @@ def _for_others(raw: RawWindow, cast: Cast, pairs: list[tuple[ModuleCall, Module
     """
     asked = pairs[0][1]
     alike = [asked, *(a for a, b in pairs if b is asked)]
-    taught = [f for f in (_taught_by(raw, cast, call, alike) for call in alike) if f is not None]
-    if len(taught) != len(alike) or any(are_equal(_mine(f, cast), _mine(g, cast)) for f, g in combinations(taught, 2)):
+    taught = [t for t in (_taught_by(raw, cast, call, alike) for call in alike) if t is not None]
+    if len(taught) != len(alike) or any(are_equal(t, u) for t, u in combinations(taught, 2)):
         return None
     busy = {id(call.module) for call in raw.calls}
     others = [m for m in living(type(asked.module)) if id(m) not in busy and _is_like(m, asked.module)]
     return Repeated("each", asked.where, len(alike)) if len(others) == len(alike) - 1 else None
 
 
-def _taught_by(raw: RawWindow, cast: Cast, call: ModuleCall, alike: list[ModuleCall]) -> FunctionCall | None:
-    """Return the one comparison that the student learns from in which this answer stands, and no other of them."""
+def _taught_by(raw: RawWindow, cast: Cast, call: ModuleCall, alike: list[ModuleCall]) -> Tensor | None:
+    """Return what of the student's this answer teaches, where it is one thing, and no other of the answers does."""
     rest = sum(1 << c.index for c in alike if c is not call)
     found = []
     for f in cast.soft:
+        mine = [t for t, made, _ in f.operands[:2] if made.params & cast.student_mask]
         its = [made.calls for _, made, _ in f.operands[:2] if not made.params & cast.student_mask]
-        if raw.root.calls >> f.index & 1 and _mine(f, cast) is not None and any(c >> call.index & 1 for c in its):
-            found.append((f, any(c & rest for c in its)))
-    return found[0][0] if len(found) == 1 and not found[0][1] else None
-
-
-def _mine(f: FunctionCall, cast: Cast) -> torch.Tensor | None:
-    """Return what a comparison holds of the student's."""
-    mine = [t for t, made, _ in f.operands[:2] if made.params & cast.student_mask]
-    return mine[0] if mine and mine[0] is not None and is_readable(mine[0]) else None
+        if not raw.root.calls >> f.index & 1 or not mine or not any(c >> call.index & 1 for c in its):
+            continue
+        if mine[0] is None or not is_readable(mine[0]) or any(c & rest for c in its):
+            return None
+        found.append(mine[0])
+    return found[0] if len(found) == 1 else None
 
 
 def _is_like(module: nn.Module, asked: nn.Module) -> bool:

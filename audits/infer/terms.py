@@ -17,19 +17,16 @@ from kdbench.audits.infer.policy import policy_of, weighs_words
 from kdbench.audits.infer.reindexed import reindexed
 from kdbench.audits.infer.roles import Cast
 from kdbench.audits.infer.same_again import same_again
+from kdbench.audits.infer.squashed import squashed_twice
 from kdbench.audits.infer.still import is_still
 from kdbench.audits.infer.targets import lookup_of, stored_probabilities
 from kdbench.audits.observe import torch_internals
-from kdbench.audits.observe.outline import Outline
 from kdbench.audits.observe.taint import Taint
 from kdbench.audits.observe.windows import DISTANCES, FunctionCall, ModuleCall, RawWindow, leaves_of
 from kdbench.audits.trace import Sight, Term, Trace
 
 _SUM = 2e-2
 "Distance from one up to which a row sums to one: half precision over a thousand classes."
-_EVEN, _FLAT = 1e-4, 1e-2
-"""Of the largest row sum: differences up to which all rows sum to one number, and differences among all numbers down to
-which they say nothing."""
 _LOOKED_AT = 64
 "Rows that tell whether they are log-probabilities."
 _MOST_NODES = 10_000
@@ -65,7 +62,7 @@ class Terms(Observer):
             met = [(d, f.where) for f in compared if (d := depths_of(raw, cast, f)) is not None]
             sight.depths = dict(reversed(met))
             sight.reindexed = reindexed(raw, cast)
-            sight.probabilities, sight.squashed_by = _squashed_twice(raw, cast)
+            sight.probabilities, sight.squashed_by = squashed_twice(raw, cast)
 
     def _terms(self, raw: RawWindow, cast: Cast) -> list[Term]:
         student = cast.student_mask
@@ -417,39 +414,6 @@ def _asked_twice(raw: RawWindow, cast: Cast) -> bool:
         for b in calls
         if are_held(a, b)
     )
-
-
-def _squashed_twice(raw: RawWindow, cast: Cast) -> tuple[str, str]:
-    """Say whose answers are probabilities already where a softmax over the classes or a sigmoid is taken, and which."""
-    classes = {label.classes for label in cast.labels if label.classes}
-    arguments = [
-        (f.operands[0][0], f.operands[0][1].params)
-        for f in raw.functions
-        if f.name in ("softmax", "log_softmax") and f.operands and raw.root.calls >> f.index & 1
-    ]
-    arguments += [
-        (label.logits, label.made) for label in cast.labels if label.call.name == "cross_entropy" and label.is_plain
-    ]
-    sigmoids = [f.out for f in raw.functions if f.name == "sigmoid"]
-    for f in raw.functions:
-        if f.name == "binary_cross_entropy_with_logits" and f.operands and raw.root.calls >> f.index & 1:
-            x, of, _ = f.operands[0]
-            if x is not None and any(x is out for out in sigmoids) and of.params & cast.student_mask:
-                return "student's", "sigmoid"
-    for x, made in arguments:
-        if x is None or x.ndim != 2 or x.shape[1] not in classes or x.shape[0] < 2:
-            continue
-        at = torch.arange(0, x.shape[0], max(1, x.shape[0] // _LOOKED_AT))  # of a large vocabulary never all
-        rows = (x.rows(at) if isinstance(x, Outline) else x.detach()[at.to(x.device)]).double()
-        sums = rows.sum(1)
-        # Divided by a temperature they still sum to one number.
-        even = bool((rows >= 0).all()) and float(sums.max() - sums.min()) <= _EVEN * float(sums.max())
-        if even and float(rows.max() - rows.min()) > _FLAT * float(sums.max()):
-            if made & cast.student_mask:
-                return "student's", "softmax"
-            if made & cast.teacher_mask:
-                return "teacher's", "softmax"
-    return "", "softmax"
 
 
 def _across(probabilities: Tensor, classes: set[int]) -> int | None:

@@ -12,12 +12,15 @@ from kdbench.audits.infer.roles import Cast
 from kdbench.audits.infer.targets import looks_like_labels
 from kdbench.audits.lost import Remade, Unheard
 from kdbench.audits.observe import torch_internals
+from kdbench.audits.observe.flow import LOG_SUM, PRODUCTS
 from kdbench.audits.observe.readable import is_readable
-from kdbench.audits.observe.windows import FunctionCall, RawWindow
+from kdbench.audits.observe.windows import DIFFERENCES, FunctionCall, RawWindow
 from kdbench.audits.trace import Sight, Trace
 
 _MOST = 50
 "Places that are kept: a script writes few divergences."
+_LOOKED_AT = 16
+"Rows that tell whether they are log-probabilities."
 _SUMS = ("Add", "Mul", "Sub", "Div", "Neg", "Sum", "Mean", "Stack", "Squeeze", "View", "ToCopy")
 "What torch's nodes are called by which terms are weighed and added up."
 _DEEP = 12
@@ -44,7 +47,8 @@ class Divergences(Observer):
         """Note the divergences of this window that reach its backward, and those that do not."""
         for f in raw.functions:
             sides = [made.params for _, made, _ in f.operands[:2]]
-            if any(s & cast.student_mask for s in sides) and any(s & cast.teacher_mask for s in sides):
+            met = any(s & cast.student_mask for s in sides) and any(s & cast.teacher_mask for s in sides)
+            if met and (f.name == "kl_div" or _is_by_hand(f)):
                 self._note(raw, f)
 
     def closed(self, raw: RawWindow) -> None:
@@ -65,7 +69,7 @@ class Divergences(Observer):
                 self._note(raw, f)
 
     def _note(self, raw: RawWindow, f: FunctionCall) -> None:
-        if f.name != "kl_div" or f.where is None or not f.requires_grad or len(self._places) >= _MOST:
+        if f.where is None or not f.requires_grad or len(self._places) >= _MOST:
             return
         place = self._places.setdefault((f.where["file"], f.where["line"]), _Place(where=f.where))
         # What a module is handed counts as heard by its answer, though it may leave it out: a balancer of losses.
@@ -86,6 +90,28 @@ class Divergences(Observer):
         silent = [p for p in self._places.values() if not p.heard]
         self._trace.losses.remade = Remade(self._remade, self._remade_at) if self._remade else None
         self._trace.losses.unheard = [Unheard(p.windows, p.where) for p in silent]
+
+
+def _is_by_hand(f: FunctionCall) -> bool:
+    """Say whether a divergence is written out here: a difference of log-probabilities over the classes, or a product of
+    the ones' probabilities with the others' logarithms."""
+    sides = [t for t, _, _ in f.operands[:2]]
+    if not f.requires_grad or len(sides) != 2 or f.name not in DIFFERENCES | PRODUCTS:
+        return False
+    if any(t is None or t.ndim < 2 or t.shape[-1] < 2 or not t.numel() or not is_readable(t) for t in sides):
+        return False
+    logs = [_are_logs(t) for t in sides]
+    if f.name in DIFFERENCES:
+        return all(logs)
+    return any(logs) and any(_are_logs(t, raised=True) for t in sides)
+
+
+def _are_logs(t: Tensor, raised: bool = False) -> bool:
+    """Say whether some rows (..., C) are log-probabilities, or, where they are raised, probabilities."""
+    rows = t.detach().reshape(-1, t.shape[-1])[:_LOOKED_AT].double()
+    if raised:
+        return bool((rows >= 0).all()) and bool(((rows.sum(1) - 1).abs() < LOG_SUM).all())
+    return bool((rows.logsumexp(1).abs() < LOG_SUM).all())
 
 
 def _is_taught(f: FunctionCall, trained: int) -> bool:
