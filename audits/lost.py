@@ -73,7 +73,7 @@ class Standing:
 class Repeated:
     """Two answers of a teacher's to one input that are taken for several."""
 
-    how: Literal["difference", "mixture", "each"]
+    how: Literal["difference", "mixture", "each", "twins"]
     where: Where | None
     times: int = 2
     "Answers in all."

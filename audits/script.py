@@ -114,7 +114,7 @@ class ScriptWatch(Watch):
         self._inference.stored.source = lambda: self.loaders.latest
         self._inference.stored.handed_out = self.loaders.handed_out
         self._saves = Saves(self._networks)
-        self._scored = Scored(self._networks, self._saves.kept)
+        self._scored = Scored(self._networks, self._saves.kept, self.loaders.taught_another)
         trace.data.kept = self._saves.kept
         self._windows.heeds_answers = True
         self.enough: str | None = None

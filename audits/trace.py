@@ -133,6 +133,8 @@ class Term:
     "The dimension over which a softmax of the student's answer runs that holds one number."
     contrast: float | None = None
     "Of scores among others: what the others' are multiplied by, relative to the positive's; 1 where that is right."
+    target_scale: list[str] = field(default_factory=list)
+    "Single numbers that the student learns and that the teacher's side is scaled by, with their gradient."
 
 
 @dataclass(frozen=True)
@@ -269,6 +271,10 @@ class Sight:
     "Of a language model, the distances of hidden states by token."
     step: int = 0
     "Optimizer steps since the distillation began, before this backward."
+    unanchored: bool = False
+    "Whether a network whose base is frozen learns from its own answer alone, with no label beside it."
+    one_row: int | None = None
+    "Rows that the student is shown where all of them are one row, though what teaches them differs."
 
 
 @dataclass

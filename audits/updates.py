@@ -168,3 +168,6 @@ class Updates:
             self.scaler_search = self.scaler_skips
         elif self.scaler_held == _IN_A_ROW and not self._settled and self.scaler_skips <= _HALVINGS:
             self._settled, self.scaler_search = True, self.scaler_skips  # the gradients grew while it looked
+
+    idle_projectors: list[str] = field(default_factory=list)
+    "Optimised modules that are never called, while others of their list or dictionary project features in each step."

@@ -105,6 +105,13 @@ def _asked_again(again: Repeated) -> Verdict:
             "error",
             mend="give the second call the input that it is meant to have, such as no condition",
         )
+    if again.how == "twins":
+        return failed(
+            "two of the teachers that are mixed hold the same numbers throughout: they are one, and count as several",
+            {"relation": "repeated", "how": again.how},
+            again.where,
+            mend="keep a copy of each: v.detach().clone() of each tensor of a state_dict, or copy.deepcopy(net)",
+        )
     if again.how == "each":
         return failed(
             f"one teacher is asked {again.times} times with the same input, each answer teaches a part of the student "
@@ -121,6 +128,8 @@ def _asked_again(again: Repeated) -> Verdict:
     )
 
 
+_ALIKE = 3
+"Backwards in which all rows must have been one."
 _ASK_EACH = "ask each teacher: a function made in a loop calls what the loop's variable names last (net=net binds it)"
 _SEVERAL = 2
 "Pairs of blocks that show how they are paired."
@@ -148,10 +157,10 @@ def same_input(trace: Trace) -> Verdict:
     so that it looks at padding or at other texts; when it is shown the words of a text alone, and learned on that text
     with more, as segments; when both are shown several views, the teacher is an average, no label teaches, and no
     view's answer is held against another's; when one teacher is asked several times with one input, and its answers are
-    mixed, or taken for those of teachers that nobody asks; and when answers were stored once of a data set that gives
-    its samples in other views each time. A teacher may have preprocessing of its own; then waive it. An error where one
-    batch for both is declared, where of several inputs the student is never shown one, but another in its place, and
-    where a teacher's answer is taken from itself.
+    mixed, or taken for those of teachers that nobody asks; when two teachers hold the same numbers; and when answers
+    were stored once of a data set that gives its samples in other views each time. A teacher may have preprocessing of
+    its own; then waive it. An error where one batch for both is declared, where of several inputs the student is never
+    shown one, but another in its place, and where a teacher's answer is taken from itself.
     """
     if not trace.losses.sights:
         return no_distillation(trace)
@@ -262,16 +271,27 @@ def _are_stored(sights: list[Sight]) -> bool:
 def alignment(trace: Trace) -> Verdict:
     """Each sample is taught by the teacher's answer to that very sample.
 
-    Fails when the gradient of the distillation term fits the teacher's rows in another order (the permutation is the
-    proof), when an index moves the teacher's rows on every way to the student's features, when the teacher is shown the
-    batch's rows in another order, when a student that has grown by classes learns the teacher's as its others, or when
-    stored answers differ from what the teacher was seen to say of the same samples. Of a language model also when the
+    Fails when all rows of the student's batch are one row and what teaches them differs, when the gradient of the term
+    fits the teacher's rows in another order (the permutation is the proof), when an index moves the teacher's rows on
+    every way to the student's features, when the teacher is shown the batch's rows in another order, when a student
+    that has grown by classes learns the teacher's as its others, or when stored answers differ from what the teacher
+    was seen to say of the same samples. Of a language model also when the
     labels' loss is not shifted, so that each place is asked for the word that it is shown, when an answer over more
     words was cut at the wrong end, and when stored answers foretell other words than the next ones of the texts that
     they are used for.
     """
     if not trace.losses.sights:
         return no_distillation(trace)
+    alike = [s for s in trace.losses.sights[:_ALIKE] if s.one_row is not None]  # the first are read closely
+    if len(alike) == _ALIKE:
+        return failed(
+            f"all {alike[0].one_row} rows that the student is shown are one and the same row, and the answers that "
+            "teach them differ",
+            {"rows": alike[0].one_row},
+            alike[0].where,
+            mend="keep a copy of each sample: obs.copy(), tensor.clone(); torch.from_numpy and views share the memory "
+            "that the next sample is written to",
+        )
     proven = False
     for sight in trace.losses.sights:
         turned = sight.inputs.permutation if sight.inputs is not None and sight.inputs.relation == "permuted" else None

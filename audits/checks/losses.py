@@ -227,6 +227,14 @@ def _against_itself(trace: Trace) -> Verdict | None:
             {"student": sights[0].student},
             told[0].where or sights[0].where,
         )
+    if len(sights) >= _FIRST and all(s.unanchored for s in sights[:_FIRST]):
+        return failed(
+            "the student is held against its own answer of the moment, and nothing else teaches it: what it trains on "
+            "its frozen base is on as well where it answers for the target",
+            {"student": sights[0].student},
+            term_place(trace, sights[0]),
+            mend="switch the adapters off where the base is asked: with model.disable_adapter(): ...",
+        )
     echoed = trace.losses.echoed
     if echoed is not None and echoed.windows >= _APART:  # a copy of the student's start is apart after a step or two
         return failed(

@@ -1,6 +1,6 @@
 """What was handed to the functions in which student and teacher meet, as far as it is wrong by itself."""
 
-from kdbench.audits.checks.catalogue import Verdict, failed
+from kdbench.audits.checks.catalogue import Verdict, failed, some
 from kdbench.audits.checks.reading import OF_SCORES
 from kdbench.audits.trace import Term, Trace
 
@@ -145,6 +145,15 @@ def operands(t: Term, trace: Trace) -> Verdict | None:
             t.where,
             # Two log-probabilities are handed over the other way round on purpose: on-policy distillation does.
             "warn" if t.log_target and trace.declared.kd.temperature is None else None,
+        )
+    if t.target_scale:
+        return failed(
+            f"the teacher's side of the term is scaled by {some(t.target_scale, 2)}, which the student learns, and the "
+            "gradient goes through it: the loss falls as well where the target changes",
+            {"term": t.name, "parameters": t.target_scale},
+            t.where,
+            "warn",  # one learned temperature for both sides may be meant
+            mend="scale the teacher's scores by the teacher's own number, or by the student's detached",
         )
     if t.target_grad and not trace.peers:
         if _moves_nothing(trace):

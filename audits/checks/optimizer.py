@@ -209,7 +209,7 @@ def gradients_used(trace: Trace) -> Verdict:
     is used past its module, whose other parameters are optimised and get nothing; and when layers of the student that
     are optimised answer within a function whose backward hands them nothing, as a checkpoint with use_reentrant=True
     around layers whose input requires no gradient. Warns of a head that answers beside another one of its kind in each
-    step, is optimised, and is in no loss.
+    step, is optimised, and is in no loss; and of a projector that is never called while others beside it are.
     """
     if (verdict := _never_stepped(trace)) is not None:
         return verdict
@@ -237,6 +237,16 @@ def gradients_used(trace: Trace) -> Verdict:
             _first_where(trace),
             "warn",  # it may be meant for later
             mend="hold each term against the head that it is meant for, or leave this one out of what is scored",
+        )
+    if idle := trace.updates.idle_projectors:
+        return failed(
+            f"{len(idle)} projectors that are optimised are never called, while others beside them are in each step: "
+            f"{some(idle, 3)}; the features of their layers teach nothing",
+            {"layers": idle},
+            _first_where(trace),
+            "warn",  # it may be meant for later
+            mend="take each layer's features under its own name: a hook made in a loop takes what the loop's variable "
+            "names last (name=name binds it)",
         )
     if hidden := trace.updates.hidden:
         return _hidden(trace, hidden)

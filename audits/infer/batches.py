@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from kdbench.audits.infer.attended import looks_behind, other_context
 from kdbench.audits.infer.layers import descendants, describe, shown_to
 from kdbench.audits.infer.observer import EXPLAINED, Observer
+from kdbench.audits.infer.one_row import one_row
 from kdbench.audits.infer.repeated import repeated
 from kdbench.audits.infer.roles import Cast
 from kdbench.audits.infer.told import Told
@@ -70,6 +71,7 @@ class Batches(Observer):
         if len(self._trace.losses.sights) < EXPLAINED:
             sight.inputs = self._compare(raw, cast)
             sight.repeated = repeated(raw, cast)
+            sight.one_row = one_row(raw, cast)
             sight.uncrossed = 0 if cast.labels else uncrossed(raw, cast)
             if sight.inputs is not None:
                 given = [t for g in (*cast.students, *cast.teachers) for c in g.calls for t in c.given]

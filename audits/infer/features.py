@@ -8,12 +8,15 @@ from kdbench.audits.infer.names import Names
 from kdbench.audits.infer.observer import Known, Observer
 from kdbench.audits.infer.roles import Cast, Group
 from kdbench.audits.observe.hookups import Hookups
+from kdbench.audits.observe.living import living
 from kdbench.audits.observe.taint import Taint
 from kdbench.audits.observe.windows import RawWindow
 from kdbench.audits.trace import MissedHook, Sight, Trace
 
 _WINDOWS = 5
 "Windows in which a module must have been silent: some loops alternate."
+_ALWAYS = 12
+"Windows in which a projector must never have been called: a loop may draw the layers that it distils."
 
 
 class Features(Observer):
@@ -47,6 +50,9 @@ class Features(Observer):
         self._trace.losses.missed_hooks = missed[:3]
         if self._windows < _WINDOWS:
             return
+        if self._windows >= _ALWAYS and known.projectors:
+            held = {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
+            self._trace.updates.idle_projectors = self._idle_projectors(held)
         for group in (*known.students, *known.teachers):
             if group.module is None or group.module not in self._answered:
                 continue
@@ -56,6 +62,20 @@ class Features(Observer):
                 for part, where in self.hookups.still_set()
                 if id(part) in paths and part not in self._answered and self._is_left_out(group.module, paths[id(part)])
             ][:3]
+
+    def _idle_projectors(self, held: set[int]) -> list[str]:
+        """Name the modules that are optimised and never called, of a list or dictionary whose others project."""
+        own = self._known.projectors
+        projecting = {id(m) for g in own if g.module is not None for m in g.module.modules() if m in self._answered}
+        found: list[str] = []
+        for kind in (nn.ModuleDict, nn.ModuleList):
+            for several in living(kind):
+                parts = {n: m for n, m in several.named_children() if any(id(p) in held for p in m.parameters())}
+                used = [part for part in parts.values() if id(part) in projecting]
+                for name, part in parts.items() if used else ():
+                    if type(part) is type(used[0]) and not any(m in self._answered for m in part.modules()):
+                        found.append(f"{self._names.head(Group(0, several))}.{name}")
+        return found
 
     def _is_left_out(self, network: nn.Module, path: str) -> bool:
         """Say whether the module around one answers by other parts: what is compiled or fused shows none of them."""

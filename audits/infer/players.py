@@ -23,6 +23,8 @@ _NAMED = 12
 _REMEMBERED, _RECENT = 30, 8
 """Modules that answered data and may hold a teacher whose parameters alone are seen later; and those among them in
 which a call is looked up, since it mostly comes from one that answered just before."""
+_SMALL_PART = 0.5
+"Of a network's numbers, those that may be trained where they are adapters on a base."
 _LOOKED_FOR = 10
 "Backwards from one search through all living modules for a class of a declared name to the next: each takes long."
 
@@ -196,6 +198,7 @@ class Players(Observer):
         sight.cached = cast.cached
         sight.idle = bool(cast.idle) and not cast.teachers
         sight.self_taught, sight.own_target = cast.self_taught, cast.own_target
+        sight.unanchored = cast.self_taught and not cast.labels and any(_is_adapted(g.module) for g in cast.students)
 
     def finish(self, optimizers: list[torch.optim.Optimizer]) -> None:
         """Say who is who, and whether the networks teach each other."""
@@ -222,3 +225,10 @@ def _remember(groups: list[Group], group: Group) -> None:
             groups[i] = Group(old.mask | group.mask, module, is_base=group.is_base, is_branch=group.is_branch)
             return
     groups.append(Group(group.mask, group.module, is_base=group.is_base, is_branch=group.is_branch))
+
+
+def _is_adapted(module: nn.Module | None) -> bool:
+    """Say whether most of a network is frozen, and what is trained of it is a small part, as adapters are."""
+    params = list(module.parameters()) if module is not None else []
+    trained = sum(p.numel() for p in params if p.requires_grad)
+    return 0 < trained < _SMALL_PART * sum(p.numel() for p in params)

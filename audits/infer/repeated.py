@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.audits.infer.roles import Cast
+from kdbench.audits.infer.twins import hold_the_same
 from kdbench.audits.lost import Repeated
 from kdbench.audits.observe.living import living
 from kdbench.audits.observe.readable import are_equal, is_readable
@@ -16,13 +17,17 @@ def repeated(raw: RawWindow, cast: Cast) -> Repeated | None:
     """Return where answers of one teacher to one input are taken from each other, mixed, or taken for the answers of
     teachers that nobody asks; None where none are."""
     calls = [c for g in cast.teachers for c in g.calls if raw.root.calls >> c.index & 1]
-    pairs = [(a, b) for i, a in enumerate(calls) for b in calls[:i] if a.module is b.module and _are_one(a, b)]
+    alike = [(a, b) for i, a in enumerate(calls) for b in calls[:i] if _are_one(a, b)]
+    pairs = [(a, b) for a, b in alike if a.module is b.module]
     for joined in raw.joined if pairs else ():
         if any(_meet(joined, a, b) or _meet(joined, b, a) for a, b in pairs):
             if joined.is_zero:
                 return Repeated("difference", joined.where)
             if joined.name not in DIFFERENCES:
                 return Repeated("mixture", joined.where)
+    for a, b in alike:
+        if a.module is not b.module and _are_mixed(a, b, cast) and _are_twins(a.module, b.module, cast):
+            return Repeated("twins", a.where)
     return _for_others(raw, cast, pairs) if pairs else None
 
 
@@ -37,6 +42,24 @@ def _are_one(a: ModuleCall, b: ModuleCall) -> bool:
     if a.grad or b.grad or not a.given or len(a.given) != len(b.given) or not all(map(are_equal, a.given, b.given)):
         return False
     return a.value is not None and b.value is not None and torch.equal(a.value, b.value)
+
+
+def _are_mixed(a: ModuleCall, b: ModuleCall, cast: Cast) -> bool:
+    """Say whether one target is made of both answers."""
+    both = 1 << a.index | 1 << b.index
+    targets = (made for f in cast.soft for _, made, _ in f.operands[:2] if not made.params & cast.student_mask)
+    return any(made.calls & both == both for made in targets)
+
+
+def _are_twins(one: nn.Module, other: nn.Module, cast: Cast) -> bool:
+    """Say whether two teachers hold the same numbers, and not the student's, as copies that are to follow it do."""
+    own, its = [*one.parameters()], [*other.parameters()]
+    if type(one) is not type(other) or any(p is q for p, q in zip(own, its, strict=False)):
+        return False  # one and the same, wrapped or shared
+    if not hold_the_same(own, its):
+        return False
+    students = [[*g.module.parameters()] for g in cast.students if g.module is not None]
+    return not any(hold_the_same(own, params) for params in students)
 
 
 def _for_others(raw: RawWindow, cast: Cast, pairs: list[tuple[ModuleCall, ModuleCall]]) -> Repeated | None:

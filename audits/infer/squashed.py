@@ -24,6 +24,8 @@ def squashed_twice(raw: RawWindow, cast: Cast) -> tuple[str, str]:
         x, of, _ = f.operands[0]
         if x is not None and any(x is out for out in sigmoids) and of.params & cast.student_mask:
             return "student's", "sigmoid"
+    if told := _sigmoid_of_a_sigmoid(raw, cast):
+        return told, "sigmoid"
     classes = _classes(raw, cast)
     for x, made in _softened(raw, cast):
         if x is None or x.ndim not in (2, 3) or x.shape[-1] not in classes or not _are_probabilities(x):
@@ -33,6 +35,27 @@ def squashed_twice(raw: RawWindow, cast: Cast) -> tuple[str, str]:
         if made & cast.teacher_mask:
             return "teacher's", "softmax"
     return "", "softmax"
+
+
+def _sigmoid_of_a_sigmoid(raw: RawWindow, cast: Cast) -> str:
+    """Say whose sigmoid is taken of the very numbers that another one gave, whatever shape they have by now."""
+    sigmoids = _reached(raw, "sigmoid")
+    for f in sigmoids:
+        x, made, _ = f.operands[0]
+        before = [g.out for g in sigmoids if g is not f and made.calls >> g.index & 1]
+        if x is None or not any(y is not None and _are_the_same_numbers(x, y) for y in before):
+            continue
+        if made.params & cast.student_mask:
+            return "student's"
+        if made.params & cast.teacher_mask:
+            return "teacher's"
+    return ""
+
+
+def _are_the_same_numbers(x: Tensor, y: Tensor) -> bool:
+    if x.numel() != y.numel() or x.numel() < 2:
+        return False
+    return torch.equal(x.detach().reshape(-1).sort().values, y.detach().reshape(-1).sort().values)
 
 
 def _reached(raw: RawWindow, *names: str) -> list[FunctionCall]:

@@ -231,12 +231,14 @@ class TeacherState(Observer):
         for teacher in self._moving():
             for student in _modules(self._known.students):
                 own = {plain_name(n): p for n, p in student.named_parameters()}
-                for name, p in teacher.named_parameters():
-                    other = own.get(plain_name(name))
-                    if not self._taint.bit(p) & mask:
-                        continue
-                    if other is not None and other.shape == p.shape and other is not p and other.device == p.device:
-                        pairs.append(Pair(name, p, other))
+                both = [
+                    Pair(name, p, other)
+                    for name, p in teacher.named_parameters()
+                    if self._taint.bit(p) & mask and (other := own.get(plain_name(name))) is not None
+                ]
+                if any(pair.student.shape != pair.teacher.shape for pair in both):
+                    continue  # another architecture: what has one shape in both, as the last bias, is no average
+                pairs += [p for p in both if p.student is not p.teacher and p.student.device == p.teacher.device]
         return pairs[:_TENSORS]
 
 

@@ -75,7 +75,7 @@ class Terms(Observer):
             if not any(m & student for m in masks) or key in done or not f.operands:
                 continue
             shapes = [shape for _, _, shape in f.operands[:2]]
-            if max(len(s) for s in shapes) == 0:
+            if max(len(s) for s in shapes) == 0 or _is_scale(f, student):
                 continue
             done.add(key)
             soft = f.name == "kl_div" or _is_logit_shaped(shapes, cast) or _are_of_classes(f, cast)
@@ -138,6 +138,10 @@ class Terms(Observer):
         term.log_target = bool(f.arg(5, "log_target", False))
         if target is not None and target.requires_grad and not made_t.params & student:
             term.target_grad = bool(self._taint.moved_by(leaves_of([target.grad_fn])) & cast.teacher_mask)
+        elif target is not None and target.requires_grad and made_t.params & cast.teacher_mask:
+            own = [p for p in leaves_of([target.grad_fn]) if self._taint.bit(p) & student]
+            if own and all(p.numel() == 1 for p in own):
+                term.target_scale = [self._names.param(p) for p in own]
         if term.against_itself:
             term.target_grad = _draws_its_target(raw, cast, f)
         unknown = not made_x.params and x is not None and x.requires_grad  # it was made before anybody looked
@@ -161,6 +165,12 @@ class Terms(Observer):
         if isinstance(out, Tensor) and out.ndim == 0 and out.requires_grad and len(raw.roots) == 1:
             (w,) = gradients_of(raw.roots[0], out)
             term.weight = None if w is None else float(w)
+
+
+def _is_scale(f: FunctionCall, student: int) -> bool:
+    """Say whether the student's side of a product or quotient is one number: a temperature for others' scores."""
+    mine = [shape for _, made, shape in f.operands[:2] if made.params & student]
+    return f.name in (*_TIMES, *_QUOTIENTS) and bool(mine) and all(math.prod(shape) <= 1 for shape in mine)
 
 
 def _says_the_same(x: Tensor | None, target: Tensor | None, log_target: bool) -> bool:

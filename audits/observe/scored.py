@@ -25,8 +25,8 @@ _SAME, _HALF = 0.99, 0.5
 class Scored:
     """Notes who was asked since the student's last step, by parameters and by values."""
 
-    def __init__(self, networks: Networks, kept: Kept) -> None:
-        self._networks, self._kept = networks, kept
+    def __init__(self, networks: Networks, kept: Kept, others_stepped: Callable[[], None] = lambda: None) -> None:
+        self._networks, self._kept, self._others_stepped = networks, kept, others_stepped
         self._start: set[Any] = set()
         "Samples of the students' numbers when the distillation began."
         self._kinds: WeakKeyDictionary[nn.Module, tuple[int, str]] = WeakKeyDictionary()
@@ -56,6 +56,8 @@ class Scored:
         if self._moves[optimizer]:
             self._steps += 1
             self._kept.asked.clear()
+        else:
+            self._others_stepped()
 
     def _asked(self, module: nn.Module, args: Any) -> None:
         if not self._start:

@@ -10,6 +10,7 @@ from kdbench.audits.infer.backwards import gradients_of
 from kdbench.audits.infer.explain.across import across_fit
 from kdbench.audits.infer.explain.correlated import correlated_fit
 from kdbench.audits.infer.explain.decoupled import decoupled_fit, leaves_nothing_out
+from kdbench.audits.infer.explain.events import at_events
 from kdbench.audits.infer.explain.fit import Explanation, beside_each_other, fits, seen_fit
 from kdbench.audits.infer.explain.forms import Try
 from kdbench.audits.infer.explain.heads import Answer, Head, heads, mixed_label, softmax_heads, teacher_answers
@@ -61,6 +62,9 @@ def explain(raw: RawWindow, cast: Cast, hints: tuple[Try, ...] = ()) -> list[Exp
                 is_told = is_told or explanation.form != "nothing" or explanation.vanishes
         if all(e.form in ("nothing", "unknown") for e in found) and (told := _at_softmaxes(raw, cast, group.mask)):
             found = [*(e for e in found if e.form == "nothing"), *told]
+        unread = bool(found) and all(e.form == "unknown" for e in found)
+        if unread and (read := at_events(raw, cast, group.mask)):
+            found = [replace(e, label_weight=found[0].label_weight, sequence=found[0].sequence) for e in read]
     # Of several heads the one that is distilled speaks; the others have no distillation term to explain.
     telling = [e for e in found if e.form != "nothing"]
     if telling:
