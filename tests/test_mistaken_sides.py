@@ -292,3 +292,29 @@ def test_a_projector_that_is_never_called_beside_others_is_told(way):
     report, _ = observed(loop)
     assert named_first(report) == (("KD215", "warn") if way == "late" else None)
     assert way != "late" or found(report, "KD215").observed["layers"][0].endswith(".one")
+
+
+# -- peers
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("whose", [0, 1])
+def test_a_layer_of_a_peer_that_no_optimizer_holds_is_told(whose, whole):
+    def loop():
+        peers = [mlp(12), mlp(16)]
+        held = [list(p.parameters()) for p in peers]
+        held[whose] = held[whose] if whole else held[whose][:2]
+        optimizers = [torch.optim.SGD(params, 0.05) for params in held]
+        for _ in range(12):
+            x, y = rows()
+            said = [p(x) for p in peers]
+            losses = [F.cross_entropy(said[i], y) + soft(said[i], said[1 - i].detach()) for i in range(2)]
+            for loss, optimizer in zip(losses, optimizers, strict=True):
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        return peers, optimizers
+
+    report, trace = observed(loop)
+    assert trace.peers
+    assert named_first(report) == (None if whole else ("KD101", "error"))

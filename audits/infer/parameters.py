@@ -178,9 +178,11 @@ class Parameters(Observer):
         every = [*optimizers, *living(torch.optim.Optimizer)]
         optimised = self._taint.mask(p for o in every for group in o.param_groups for p in group["params"])
         moved_by_hand = {id(p) for p, old in (self._first or {}).values() if not is_still(p, old)}
+        # Of peers each is a student as well.
+        alone = self._known.teacher_mask & ~(self._known.student_mask if self._trace.peers else 0)
         updates.leaves = [
             Leaf(p, self._names.param(p), bool(self._taint.bit(p) & optimised) or id(p) in moved_by_hand)
-            for p in self._taint.parameters(self._leaves & ~self._known.teacher_mask)
+            for p in self._taint.parameters(self._leaves & ~alone)
         ]
         stepped = set(map(id, self._known.moved.keys()))
         held_still = (
