@@ -118,6 +118,16 @@ def test_a_step_that_takes_a_closure_has_faults_as_well(tmp_path, monkeypatch):
         assert (row.status, row.by_script, row.kdbench) == ("injected", None, "first"), row
 
 
+def test_a_softmax_that_words_are_drawn_by_is_no_place_of_the_term(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    drawn = "    s = student(x[rows])\n    torch.multinomial(F.softmax(s.detach(), 1), 1)\n"
+    (tmp_path / "train.py").write_text(CLOSURES.replace("    s = student(x[rows])\n", drawn))
+    found = Scene.from_json(run("train.py", what="survey", **PLAIN).scene).sites
+    lines = (tmp_path / "train.py").read_text().splitlines()
+    told = [lines[int(s.where.rpartition(":")[2]) - 1] for s in found if s.kind == "softmax" and s.side == "student"]
+    assert len(told) == 1 and "log_softmax" in told[0]
+
+
 def test_rates_that_the_script_sets_by_hand_can_miss_the_projectors_and_torchs_own_cannot(monkeypatch):
     monkeypatch.chdir(SCRIPTS)
     by_hand = run("loss_with_parameters.py", what="survey", **PLAIN)

@@ -282,6 +282,8 @@ class Survey(Observer):
             return None
         if kind == "softmax" and id(event.result) in self._labels:
             return None
+        if kind == "softmax" and of_student and not event.result.requires_grad:
+            return None  # it draws words, or is logged: nothing is learned through it
         if kind in ("kl_div", "distance"):
             return "distillation" if of_student and (of_teacher or cast.cached) else None
         if of_student and of_teacher:
