@@ -156,6 +156,18 @@ def table(study):
     return "results.csv", "test_accuracy"
 
 
+def table_missing(study):
+    (study.path / "results.csv").unlink()
+    return "results.csv", "is missing"
+
+
+def row_removed(study):
+    path = study.path / "results.csv"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines[:2], *lines[3:]]))
+    return "results.csv", "has no row of trial"
+
+
 def seed_removed(study):
     path = study.path / "study.json"
     raw = json.loads(path.read_text())
@@ -169,7 +181,7 @@ def seed_removed_with_digest(study):
     raw = json.loads(path.read_text())
     raw["arms"][0]["trials"].pop("1")
     path.write_text(study_file.text(raw))
-    return "results.csv", "rows"
+    return "results.csv", "which is none of its records"
 
 
 def arms_exchanged(study):
@@ -188,8 +200,25 @@ def trial_removed(study):
 
 CHANGES = [
     score, impossible, impossible_with_digest, finding, swapped, swapped_with_keys, epoch, curve_removed, flipped_bit,
-    other_teacher, table, seed_removed, seed_removed_with_digest, arms_exchanged, trial_removed,
+    other_teacher, table, table_missing, row_removed, seed_removed, seed_removed_with_digest, arms_exchanged,
+    trial_removed,
 ]  # fmt: skip
+
+
+def test_a_row_that_is_missing_is_told_alone(study):
+    row_removed(study)
+    (problem,) = verify(study).problems
+    assert problem.said.startswith("results.csv has no row of trial ")
+
+
+@pytest.mark.parametrize("name", ["curve.jsonl", "norms.csv"])
+def test_a_report_draws_nothing_that_the_trial_did_not_write(study, name):
+    cut = next(f for f in trials(study) if (f.path / name).exists())
+    lines = (cut.path / name).read_text().splitlines(keepends=True)
+    (cut.path / name).write_text("".join(lines[:-1]))
+    code, _, err = kdbench("report", "--runs", study.path.parent)
+    assert (code, "Traceback" in err) == (2, False)
+    assert f"{name} is not the file that the trial wrote" in " ".join(err.split())
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)

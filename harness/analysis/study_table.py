@@ -3,6 +3,7 @@
 import csv
 import gc
 import io
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -214,15 +215,37 @@ def table_differences(text: str, study: Trials) -> list[tuple[str, str]]:
     Columns of another version are let be.
     """
     theirs, ours = (list(csv.DictReader(io.StringIO(one))) for one in (text, table(study)))
+    if ours and any("trial" not in row for row in theirs):
+        return [("trial", " has no column trial, by which its rows are told apart")]
+    # An arm's training may be another arm's too, so a trial may stand in several rows.
+    mine, told = _by_trial(ours), _by_trial(theirs)
     found = [
-        (str(name), f" says {name} {a[name]} of trial {b['trial']}, its record {b[name]}")
-        for a, b in zip(theirs, ours, strict=False)
+        (str(name), f" says {name} {a[name]} of trial {key[0]}, its record {b[name]}")
+        for key, b in mine.items()
+        if (a := told.get(key)) is not None
         for name in [n for n in b if n in a]
         if a[name] != b[name]
     ]
-    if len(theirs) != len(ours):
-        found.append(("", f" has {len(theirs)} rows, the records {len(ours)}"))
+    found += [("", f" has no row of trial {key[0]} ({_row(b)})") for key, b in mine.items() if key not in told]
+    return found + [
+        ("", f" has a row of trial {key[0]} ({_row(a)}), which is none of its records")
+        for key, a in told.items()
+        if key not in mine
+    ]
+
+
+def _by_trial(rows: list[dict[str, str]]) -> dict[tuple[str, int], dict[str, str]]:
+    """Return rows by their trial, and by how many of its rows stand before."""
+    seen: Counter[str] = Counter()
+    found = {}
+    for row in rows:
+        found[row["trial"], seen[row["trial"]]] = row
+        seen[row["trial"]] += 1
     return found
+
+
+def _row(row: dict[str, str]) -> str:
+    return ", ".join(row[name] for name in ("pair", "method", "variant", "seed") if name in row)
 
 
 def grid_rows(study: Trials) -> list[GridRow]:

@@ -181,6 +181,9 @@ def _belongs(arm: Arm, seed: int, spec: Spec) -> bool:
 def _check_table(trials: Trials) -> Iterator[Problem]:
     path = trials.folder.path / "results.csv"
     if not path.exists():
+        every = [result for by_seed in trials.arms.values() for _, result in by_seed.values()]
+        if every and None not in every:  # it is written when the last of them is done
+            yield Problem("results.csv", (), "results.csv is missing; the study's command writes it anew")
         return
     try:
         text = content(path).decode("utf-8", errors="replace")

@@ -39,6 +39,8 @@ _MEANING = {
 }
 
 
+_DRAWN = ("curve.jsonl", "norms.csv", "test_curve.jsonl")
+"What a report draws beside the results: none of it is drawn where it is not what the trial wrote."
 _EFFECTS = {
     "invalid": "the decision that the bug replaces was never asked for, so the arm says nothing of the bug",
     "dormant": "the bug changed no weight and no score",
@@ -51,6 +53,9 @@ _EFFECTS = {
 def read(study: Trials, allowed: Sequence[str] = ()) -> dict[str, Any]:
     """Return everything that the page shows of a study; arms may differ in what is `allowed`, which it then notes."""
     compare.check_allowed((spec for trials in study.arms.values() for spec, _ in trials.values()), allowed)
+    for spec, result in (trial for trials in study.arms.values() for trial in trials.values()):
+        if result is not None:
+            study.folder.trial(spec.key).refuse_changed(result, _DRAWN)
     arms = summary(study)
     if not any(arm.mean is not None for arm in arms):
         raise InputError(f"{study.folder.path.name} has no finished trial yet; kdbench status shows how far it is")

@@ -267,6 +267,14 @@ class Folder:
         found = seal.of_files(self.path, noted)
         return sorted(name for name in found if found[name] != noted[name])
 
+    def refuse_changed(self, result: Result, names: Sequence[str]) -> None:
+        """Raise ChangedError where one of these files is there and is not what the result says."""
+        if changed := self.changed_files(result, names):
+            path = self.path / changed[0]
+            raise seal.ChangedError(
+                f"{path} is not the file that the trial wrote: its SHA-256 is another; {_MEND_CURVE}"
+            )
+
     def epochs(self) -> int:
         """Return the number of epochs written so far."""
         path = self.path / "curve.jsonl"
