@@ -16,7 +16,7 @@ from corpus import SCRIPTS, twins
 
 from kdbench.audits.checks.all import CATALOGUE
 from kdbench.harness import faults, loading
-from kdbench.harness.cli import cli
+from kdbench.harness.cli import cli, mutate_command
 from kdbench.harness.faults import FAULTS
 from kdbench.harness.injection.calls import Call, words
 from kdbench.harness.injection.mechanism import MECHANISMS, Injector
@@ -261,10 +261,14 @@ def test_an_unknown_fault_is_named_with_the_nearest():
     [
         ({"error": "RuntimeError: Found no NVIDIA driver on your system"}, "needs a GPU"),
         ({"error": "EOFError: EOF when reading a line"}, "asks for input"),
-        ({"exit_code": 3}, "ends with exit code 3"),
+        ({"exit_code": 3, "printed": "usage: it"}, "ends with exit code 3; the last that it printed:\nusage: it"),
+        ({"stopped": "9 seconds were over"}, r"took longer than 9 seconds for 30 steps of distillation: give it more"),
         ({"distilled": False, "stopped": "9 seconds were over"}, "no distillation was seen in the script within 9 sec"),
         ({"findings": [{"id": "KD201", "name": "clip", "status": "fail", "severity": "error", "message": "m"}]},
          "KD201 clip: m"),
+        ({"findings": [{"id": "KD201", "name": "clip", "status": "fail", "severity": "error", "message": "m",
+                        "where": {"file": "a.py", "line": 3}, "mend": "clip it"}]},
+         "KD201 clip at a.py:3: m; fix: clip it"),
         ({"scene": Scene().to_json()}, "the student is no module"),
     ],
 )  # fmt: skip
@@ -297,6 +301,46 @@ def test_a_script_that_cannot_serve_is_told_why_in_words(name, tmp_path, monkeyp
     (tmp_path / "train.py").write_text(text)
     done = mutate("--max-seconds", "1" if name == "time" else "60", "train.py")
     assert done.return_value == 3 and says in done.stderr, done.stderr
+
+
+def test_tests_that_cannot_be_imported_show_what_pytest_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "test_mine.py").write_text("import no_such_module\n")
+    done = mutate("--tests", "test_mine.py", "--", "-k", "it")  # behind --, pytest's own
+    assert done.return_value == 3 and "pytest ran no test there" in done.stderr, done.stderr
+    assert "No module named 'no_such_module'" in done.stderr
+    done = mutate("--tests", "test_mine.py", "train.py")
+    assert "--tests tests/ -- -k NAME" in str(done.exception)
+
+
+def test_options_behind_the_script_are_its_own_and_that_is_said(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").write_text("raise SystemExit(5)")
+    done = CliRunner().invoke(cli, ["mutate", "train.py", "--fault", "kl-reversed", "--rate=1"], standalone_mode=False)
+    assert "--fault: handed to the script, behind which it stands" in " ".join(done.stderr.split())
+
+
+def test_where_nothing_that_was_asked_for_has_a_place_nothing_was_tested(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").write_text("")
+    row = runs.Row("projector-unclipped", "not-applicable", "there is no projector")
+    monkeypatch.setattr(mutate_command, "_in_script", lambda *args: runs.Measured("train.py", Scene(), [row]))
+    done = mutate("--fault", "projector-unclipped", "train.py")
+    assert done.return_value == 3 and "nothing was tested" in done.stderr
+
+
+def test_a_script_is_found_from_the_folder_that_is_copied(tmp_path, monkeypatch):
+    (tmp_path / "inner").mkdir()
+    monkeypatch.chdir(tmp_path / "inner")
+    assert mutate_command._from_here("../inner/train.py") == "train.py"
+    assert mutate_command._from_here("../train.py") == str(tmp_path.resolve() / "train.py")
+
+
+def test_the_projects_table_declares_for_mutate_as_well(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pyproject.toml").write_text('[tool.kdbench]\nalpha = 0.6\nsteps = 7\nformat = "sarif"\n')
+    given = mutate_command.command.make_context("mutate", ["train.py"]).params
+    assert (given["alpha"], given["steps"], given["format_"]) == (0.6, 30, "text")
 
 
 def mutate(*words):

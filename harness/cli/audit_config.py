@@ -1,4 +1,4 @@
-"""The choices of a project: [tool.kdbench] of its pyproject.toml, the defaults of kdbench audit."""
+"""The choices of a project: [tool.kdbench] of its pyproject.toml, the defaults of kdbench audit and mutate."""
 
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,11 @@ def read_config(start: Path) -> dict[str, Any]:
 class ConfiguredCommand(Command):
     """A command whose defaults are the project's [tool.kdbench]."""
 
+    takes: tuple[str, ...] | None = None
+    "The choices that it takes; None for all."
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the project's choices before the command line, which wins."""
-        ctx.default_map = read_config(Path.cwd())
+        found = read_config(Path.cwd())
+        ctx.default_map = {k: v for k, v in found.items() if self.takes is None or k in self.takes}
         return super().parse_args(ctx, args)

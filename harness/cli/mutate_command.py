@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
+from click.core import ParameterSource
 from rich.markup import escape
 
+from kdbench.harness.cli.audit_config import ConfiguredCommand
 from kdbench.harness.cli.audit_output import policy_errors
 from kdbench.harness.cli.common import FAULTS_OPTION, print_json, progress_console, stderr, stdout
 from kdbench.harness.cli.completion import complete_fault
@@ -24,8 +26,15 @@ if TYPE_CHECKING:
 SCRIPT = "How the script is run"
 
 
+class MutateCommand(ConfiguredCommand):
+    """A command whose declarations are the project's; its steps and formats are its own."""
+
+    takes = (*NAMES, "waive")
+
+
 @explained(
     "mutate",
+    cls=MutateCommand,
     loads_late=True,
     context_settings={"allow_interspersed_args": False},
     options_metavar="[OPTIONS]",
@@ -124,13 +133,17 @@ def command(
     run of its own, under the audits. A fault counts if it acted and changed what is trained. Options stand before
     SCRIPT, and the script's own arguments after it.
 
-    Exit codes: 0 if kdbench named every fault that counts; 1 if not; 2 for bad input; 3 if the script cannot serve.
+    Exit codes: 0 if kdbench named every fault that counts; 1 if not; 2 for bad input; 3 if the script cannot serve, or if
+    no fault that was asked for has a place in it.
     """
+    if tests is not None and script is not None and script.startswith("-"):
+        args, script = (script, *args), None  # behind --, pytest's own
     if (script is None) == (tests is None):
         raise InputError(
             "name the script that the faults are put into, or --tests PATH"
             if script is None
-            else "a script and --tests do not go together; give one of them"
+            else "a script and --tests do not go together; give one of them. What is meant for pytest stands behind "
+            "--, as in --tests tests/ -- -k NAME"
         )
     notes = progress_console(quiet, False)
     notes.print("loading PyTorch", style="dim")
@@ -143,6 +156,7 @@ def command(
             found = _in_tests(ctx, tests, args, names, list_, options, notes)
         else:
             assert script is not None
+            _remark_on_arguments(ctx, args, notes)
             setting = _setting(ctx, script, args, options)
             found = _in_script(setting, names, list_, notes)
     except CannotServeError as error:
@@ -151,7 +165,22 @@ def command(
     _print(found, format_, list_)
     from kdbench.harness.mutation.pages import counted, is_caught
 
+    if chosen and all(row.status == "not-applicable" for row in found.rows):
+        stderr().print("nothing was tested: no fault that was asked for has a place there", soft_wrap=True)
+        return 3
     return 0 if list_ or all(is_caught(row) for row in counted(found.rows)) else 1
+
+
+def _remark_on_arguments(ctx: click.Context, args: Sequence[str], notes: "Console") -> None:
+    """Say which of the script's arguments are called as options of this command."""
+    own = {name for param in ctx.command.params for name in param.opts if name.startswith("--")}
+    if meant := [word for word in args if word.partition("=")[0] in own]:
+        notes.print(
+            f"{', '.join(meant)}: handed to the script, behind which it stands; kdbench's own options stand before it",
+            style="yellow",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def _chosen(names: Sequence[str]) -> list[str]:
@@ -176,6 +205,8 @@ def _setting(ctx: click.Context, script: str, args: Sequence[str], options: dict
     from kdbench.harness.records.environment import usable_cores
 
     check_target(script, options["module"])
+    if not options["module"]:
+        script = _from_here(script)
     with policy_errors():
         waived = dict(Policy.parse(options["waive"]).waive)
     order = Order(
@@ -190,6 +221,12 @@ def _setting(ctx: click.Context, script: str, args: Sequence[str], options: dict
         fault_files=[str(Path(path).absolute()) for path in files_of(ctx, "faults")],
     )
     return Setting(order, options["workers"] or usable_cores(), options["share_folder"])
+
+
+def _from_here(script: str) -> str:
+    """Return a script's path below this folder, of which each run has a copy; of one elsewhere, the whole path."""
+    whole, here = Path(script).resolve(), Path.cwd().resolve()
+    return str(whole.relative_to(here)) if whole.is_relative_to(here) else str(whole)
 
 
 def _in_script(setting: "Setting", names: Sequence[str], list_: bool, notes: "Console") -> "Measured":
@@ -249,10 +286,10 @@ def _in_tests(
     from kdbench.harness.mutation import runs, sessions
     from kdbench.harness.records.environment import usable_cores
 
-    if not tests.exists():
+    if not Path(str(tests).partition("::")[0]).exists():
         raise InputError(f"--tests {tests}: there is no such file or folder")
     for name in (*NAMES, "module", "waive"):
-        if options[name]:
+        if options[name] and ctx.get_parameter_source(name) is not ParameterSource.DEFAULT_MAP:
             raise InputError(f"--{name.replace('_', '-')} is for a script, and does nothing with --tests")
     start = time.monotonic()
     workers = options["workers"] or usable_cores()

@@ -92,6 +92,8 @@ class Outcome:
     "Files outside its folder that it opened to write them."
     cpu: float = 0.0
     "Seconds of a processor's that the run took, in all its threads."
+    printed: str = ""
+    "The end of what it printed."
 
 
 def agent_for(what: What, fault: str | None, scene: Scene) -> Survey | Injector:

@@ -152,7 +152,10 @@ def _run(folder: str, output: str, names: dict[str, str], threads: int) -> None:
     from kdbench.harness.mutation import child
 
     os.setsid()
-    os.chdir(folder)
+    try:
+        os.chdir(folder)
+    except FileNotFoundError:  # the run was interrupted, and its folder is gone already
+        os._exit(1)
     file = os.open(output, os.O_WRONLY)
     os.dup2(file, 1)
     os.dup2(file, 2)

@@ -4,8 +4,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
+from kdbench.audits.places import shown
 from kdbench.harness.faults import FAULTS, audit_ids
 from kdbench.harness.injection.mechanism import MECHANISMS
 from kdbench.harness.injection.places import places_of
@@ -92,7 +93,7 @@ def run_once(order: Order, setting: Setting) -> tuple[Outcome, float]:
     if "broken" in values:
         raise CannotServeError(f"kdbench itself failed in this run; please report it:\n{values['broken']}")
     values["answers"] = [tuple(pair) for pair in values["answers"]]
-    return Outcome(**values), time.monotonic() - start
+    return replace(Outcome(**values), printed=said[-_TAIL:]), time.monotonic() - start
 
 
 def judge(fault: str, base: Outcome, seen: Outcome, seconds: float) -> Row:
@@ -154,11 +155,14 @@ def survey(setting: Setting, told: Callable[[str], None]) -> tuple[Outcome, Scen
     idle = replace(setting.base, what="idle", scene=base.scene)
     with ThreadPoolExecutor(min(2, setting.workers)) as pool:
         again, untouched = (f.result()[0] for f in [pool.submit(run_once, o, setting) for o in (setting.base, idle)])
+    for one in (again, untouched):
+        if "seconds" in one.stopped:  # side by side they are slower than the first was
+            refuse(replace(base, stopped=one.stopped), setting.base)
     if again.digests != base.digests:
         what = first_difference(base.answers, again.answers) or "the weights after these steps"
         raise CannotServeError(
             f"the script does not repeat: two runs of it differ, first in {what}. A fault cannot be told from chance "
-            "there. Set the seeds before it (torch.manual_seed, numpy.random.seed, random.seed)"
+            "there. Set the seeds before it (torch.manual_seed, numpy.random.seed, random.seed, default_rng(SEED))"
         )
     if untouched.digests != base.digests:
         raise CannotServeError("the script's weights change when its calls are only looked at; please report this")
@@ -181,9 +185,16 @@ def refuse(base: Outcome, order: Order) -> None:
             hint = "\nIt needs a GPU that this machine does not have: let it run on the CPU, with less data"
         raise CannotServeError(f"the script does not run as it is:\n{base.error}{hint}")
     if base.exit_code:
-        raise CannotServeError(f"the script as it is ends with exit code {base.exit_code}")
+        last = f"; the last that it printed:\n{base.printed}" if base.printed else ""
+        raise CannotServeError(f"the script as it is ends with exit code {base.exit_code}{last}")
+    cut_off = "seconds" in base.stopped
+    if cut_off and base.distilled:
+        raise CannotServeError(
+            f"the script took longer than {order.max_seconds:g} seconds for {order.steps} steps of distillation: give "
+            "it more (--max-seconds), or ask for fewer steps (--steps)"
+        )
     if not base.distilled:
-        seconds = f" within {order.max_seconds:g} seconds (--max-seconds)" if "seconds" in base.stopped else ""
+        seconds = f" within {order.max_seconds:g} seconds (--max-seconds)" if cut_off else ""
         raise CannotServeError(
             f"no distillation was seen in the script{seconds}, so no fault of one can be put into it"
         )
@@ -192,7 +203,7 @@ def refuse(base: Outcome, order: Order) -> None:
             "the student is no module that the script calls, so nobody can say whether a fault changed it"
         )
     if failed:
-        lines = [f"{f['id']} {f['name']}: {f['message']}" for f in failed]
+        lines = [_accused(f) for f in failed]
         raise CannotServeError(
             "the script is not clean as it is; fix this first, or accept it with --waive ID=REASON:\n"
             + "\n".join(lines)
@@ -201,6 +212,13 @@ def refuse(base: Outcome, order: Order) -> None:
         raise CannotServeError(
             f"the audit of the script as it is ends with {base.verdict!r}; see kdbench audit {order.target}"
         )
+
+
+def _accused(f: dict[str, Any]) -> str:
+    """Return a finding with its place and its fix."""
+    where = f.get("where")
+    place = f" at {shown(where['file'])}:{where['line']}" if where else ""
+    return f"{f['id']} {f['name']}{place}: {f['message']}" + (f"; fix: {f['mend']}" if f.get("mend") else "")
 
 
 def plan(scene: Scene, chosen: Sequence[str]) -> tuple[list[str], list[Row]]:

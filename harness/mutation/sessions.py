@@ -41,6 +41,10 @@ class Sitting:
 
     outcomes: dict[str, Outcome]
     failed: set[str]
+    printed: str = ""
+    "The end of what the session printed."
+    seen: int = 0
+    "Tests that ran."
 
 
 def run_session(session: Session, order: TestOrder) -> Sitting:
@@ -54,7 +58,7 @@ def run_session(session: Session, order: TestOrder) -> Sitting:
     if values is None:
         raise CannotServeError(f"the tests could not run:\n{said[-_TAIL:]}")
     outcomes = {name: Outcome(**outcome) for name, outcome in values["outcomes"].items()}
-    return Sitting(outcomes, set(values["failed"]))
+    return Sitting(outcomes, set(values["failed"]), said[-_TAIL:], len(values["seen"]))
 
 
 def survey(session: Session, told: Callable[[str], None]) -> tuple[Sitting, list[str]]:
@@ -65,7 +69,11 @@ def survey(session: Session, told: Callable[[str], None]) -> tuple[Sitting, list
         base, again = (f.result() for f in [pool.submit(run_session, session, order) for _ in range(2)])
     if base.failed | again.failed:
         names = "\n".join(sorted(base.failed | again.failed))
-        raise CannotServeError(f"these tests fail as they are; fix them first, or leave them out (-k):\n{names}")
+        raise CannotServeError(
+            f"these tests fail as they are; fix them first, or leave them out (-- -k 'not NAME'):\n{names}"
+        )
+    if not base.seen:
+        raise CannotServeError(f"pytest ran no test there; it printed:\n{base.printed}")
     remarks = []
     trained = {name: o for name, o in base.outcomes.items() if o.steps and o.distilled}
     unsteady = [
@@ -74,16 +82,20 @@ def survey(session: Session, told: Callable[[str], None]) -> tuple[Sitting, list
     if unsteady:
         remarks.append(f"left out, since two runs of them differ: {', '.join(sorted(unsteady))}")
     kept = {name: o for name, o in trained.items() if name not in unsteady}
-    accused = [
-        n for n, o in kept.items() if any(f["status"] == "fail" and f["severity"] == "error" for f in o.findings)
-    ]
+    accused = [name for name, o in kept.items() if _accusers(o)]
     if accused:
-        remarks.append(f"left out, since the audits accuse what they train as it is: {', '.join(sorted(accused))}")
+        each = (f"{name} ({', '.join(_accusers(kept[name]))})" for name in sorted(accused))
+        remarks.append(f"left out, since the audits accuse what they train as it is: {'; '.join(each)}")
     kept = {name: o for name, o in kept.items() if name not in accused}
     if not kept:
         why = "; ".join(remarks) or "none of the tests distils a student and steps an optimizer"
         raise CannotServeError(f"no test can serve: {why}")
     return Sitting(kept, set()), remarks
+
+
+def _accusers(outcome: Outcome) -> list[str]:
+    """Return the audits that accuse what a test trains, by id and name."""
+    return [f"{f['id']} {f['name']}" for f in outcome.findings if f["status"] == "fail" and f["severity"] == "error"]
 
 
 def place_in(base: Sitting, fault: str) -> str | None:
