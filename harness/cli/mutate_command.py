@@ -133,8 +133,8 @@ def command(
     run of its own, under the audits. A fault counts if it acted and changed what is trained. Options stand before
     SCRIPT, and the script's own arguments after it.
 
-    Exit codes: 0 if kdbench named every fault that counts; 1 if not; 2 for bad input; 3 if the script cannot serve, or if
-    no fault that was asked for has a place in it.
+    Exit codes: 0 if kdbench named every fault that counts; 1 if not; 2 for bad input; 3 if the script cannot serve,
+    or if no fault that was asked for has a place in it.
     """
     if tests is not None and script is not None and script.startswith("-"):
         args, script = (script, *args), None  # behind --, pytest's own
