@@ -24,7 +24,7 @@ def at_events(raw: RawWindow, cast: Cast, student: int) -> list[Explanation]:
     for f in cast.soft:
         if not raw.root.calls >> f.index & 1 or len(f.operands) < 2:
             continue
-        residual = _by_torch(raw, f, student) if f.name in ("cross_entropy", "kl_div") else _by_hand(raw, f, student)
+        residual = _by_torch(raw, f, student) if f.name == "cross_entropy" else _by_hand(raw, f, student)
         if residual is not None:
             shape = f.operands[0][2]
             rows = max(1, f.operands[0][0].numel() // shape[-1])
@@ -33,20 +33,15 @@ def at_events(raw: RawWindow, cast: Cast, student: int) -> list[Explanation]:
 
 
 def _by_torch(raw: RawWindow, f: FunctionCall, student: int) -> float | None:
-    """Return 0 for torch's cross-entropy or divergence with probabilities that others alone made, of logits or
-    log-probabilities that the student alone made, in the loss with its own sign."""
+    """Return 0 for a cross-entropy with probabilities that another network made, in the loss with its own sign."""
     (z, made, _), (target, its, _) = f.operands[:2]
-    if z is None or target is None or z.shape != target.shape or z.ndim < 2 or not isinstance(f.out, Tensor):
+    if z is None or target is None or z.shape != target.shape or z.ndim != 2 or not made.params & student:
         return None
-    apart = made.params & student and not made.params & ~student and not its.params & student
-    if not apart or target.requires_grad or not is_readable(target) or not is_readable(z):
-        return None
-    p = target.detach().exp() if f.name == "kl_div" and f.arg(5, "log_target", False) else target.detach()
-    fits = _are_logs(z) if f.name == "kl_div" else z.ndim == 2
-    if not fits or not are_probabilities(p.reshape(-1, p.shape[-1])):
+    told = its.params & ~student and not its.params & student and not target.requires_grad and is_readable(target)
+    if not told or not are_probabilities(target.detach()) or not isinstance(f.out, Tensor) or f.out.ndim:
         return None
     (weight,) = gradients_of(raw.roots[0], f.out)
-    return 0.0 if weight is not None and bool((weight >= 0).all()) and bool((weight > 0).any()) else None
+    return 0.0 if weight is not None and float(weight) > 0 else None
 
 
 def _by_hand(raw: RawWindow, f: FunctionCall, student: int) -> float | None:

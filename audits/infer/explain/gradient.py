@@ -60,13 +60,9 @@ def explain(raw: RawWindow, cast: Cast, hints: tuple[Try, ...] = ()) -> list[Exp
                     explanation.teacher_logits = None  # its own answer is no teacher's, to be held against the labels
                 found.append(explanation)
                 is_told = is_told or explanation.form != "nothing" or explanation.vanishes
-        if all(e.form in ("nothing", "unknown") for e in found):
-            told = _at_softmaxes(raw, cast, group.mask)
-            if read := [e for e in told if e.form in _KNOWN_AT_SOFTMAXES]:
-                found = [*(e for e in found if e.form == "nothing"), *read]
-            elif found and all(e.form == "nothing" for e in found):  # the term is taken at another softmax than theirs
-                found += [e for e in told if e.form == "unknown"]
-        unread = any(e.form == "unknown" for e in found) and all(e.form in ("nothing", "unknown") for e in found)
+        if all(e.form in ("nothing", "unknown") for e in found) and (told := _at_softmaxes(raw, cast, group.mask)):
+            found = [*(e for e in found if e.form == "nothing"), *told]
+        unread = bool(found) and all(e.form == "unknown" for e in found)
         if unread and (read := at_events(raw, cast, group.mask)):
             found = [replace(e, label_weight=found[0].label_weight, sequence=found[0].sequence) for e in read]
     # Of several heads the one that is distilled speaks; the others have no distillation term to explain.
@@ -89,7 +85,7 @@ def _at_softmaxes(raw: RawWindow, cast: Cast, student: int) -> list[Explanation]
     found, turned = [], reindexed(raw, cast)
     for head, answers in softmax_heads(raw, cast, student):
         e = _explain_head(raw, cast, student, head, answers, ())
-        if e is not None:
+        if e is not None and e.form in _KNOWN_AT_SOFTMAXES:
             found.append(replace(e, temperature=None, weight=None, coefficients=None, coefficient_rows=None))
             found[-1].teacher_logits = found[-1].attempt = None
             found[-1].placed = not turned
