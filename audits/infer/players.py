@@ -198,7 +198,7 @@ class Players(Observer):
         sight.cached = cast.cached
         sight.idle = bool(cast.idle) and not cast.teachers
         sight.self_taught, sight.own_target = cast.self_taught, cast.own_target
-        sight.unanchored = cast.self_taught and not cast.labels and any(_is_adapted(g.module) for g in cast.students)
+        sight.unanchored = _is_unanchored(cast)
 
     def finish(self, optimizers: list[torch.optim.Optimizer]) -> None:
         """Say who is who, and whether the networks teach each other."""
@@ -225,6 +225,18 @@ def _remember(groups: list[Group], group: Group) -> None:
             groups[i] = Group(old.mask | group.mask, module, is_base=group.is_base, is_branch=group.is_branch)
             return
     groups.append(Group(group.mask, group.module, is_base=group.is_base, is_branch=group.is_branch))
+
+
+def _is_unanchored(cast: Cast) -> bool:
+    """Say whether adapters on a frozen base learn from nothing but what the network says with them on."""
+    told = [
+        made.params
+        for f in cast.soft
+        for t, made, _ in f.operands[:2]
+        if t is not None and not t.requires_grad and made.params & cast.student_mask
+    ]
+    itself = cast.self_taught and not cast.labels and bool(told) and all(params & cast.trained for params in told)
+    return itself and any(_is_adapted(g.module) for g in cast.students)
 
 
 def _is_adapted(module: nn.Module | None) -> bool:

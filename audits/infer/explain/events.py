@@ -53,6 +53,8 @@ def _by_hand(raw: RawWindow, f: FunctionCall, student: int) -> float | None:
     if len(mine) != 1 or len(its) != 1 or mine[0] is None or its[0] is None or mine[0].shape != its[0].shape:
         return None
     log_q, p = mine[0], its[0].detach()
+    if log_q.ndim == 2 and log_q.shape[0] == log_q.shape[1]:
+        return None  # how like the samples of a batch are to each other: read as features are
     if (
         log_q.ndim < 2
         or not log_q.requires_grad
