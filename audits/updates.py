@@ -158,6 +158,8 @@ class Updates:
     scaler_held: int = 0
     "Steps in a row, up to the last, that the scaler took."
     _settled: bool = False
+    idle_projectors: list[str] = field(default_factory=list)
+    "Optimised modules that are never called, while others of their list or dictionary project features in each step."
 
     def scaler_stepped(self, skipped: bool) -> None:
         """Count a call of a gradient scaler's step, and say up to where its skips looked for a scale that holds."""
@@ -168,6 +170,3 @@ class Updates:
             self.scaler_search = self.scaler_skips
         elif self.scaler_held == _IN_A_ROW and not self._settled and self.scaler_skips <= _HALVINGS:
             self._settled, self.scaler_search = True, self.scaler_skips  # the gradients grew while it looked
-
-    idle_projectors: list[str] = field(default_factory=list)
-    "Optimised modules that are never called, while others of their list or dictionary project features in each step."

@@ -206,3 +206,16 @@ def test_a_score_on_the_whole_set_is_a_warning_and_one_on_a_part_that_leaks_an_e
         found = loaders.overlap_of_rows()
         assert (found.both, found.sure) == (40 if not sure else 16, sure), found.how
         assert ("all that it learned from is among them" in found.how) is not sure
+
+
+@pytest.mark.parametrize("teaches", [True, False])
+def test_what_a_student_is_asked_while_it_teaches_another_is_no_test(teaches):
+    rows, loaders = [bytes([i]) * 64 for i in range(96)], Loaders()
+    for _ in range(4):
+        loaders.shown(1, rows[:64], True)
+    for batch in (rows[32:64] + rows[64:80], rows[48:96]):
+        loaders.shown(1, batch, False)
+    if teaches:
+        loaders.taught_another()
+    found = loaders.overlap_of_rows()
+    assert (found is None) == teaches, found

@@ -234,9 +234,8 @@ def _explained(
         return told, "train for more epochs, on more images, or in smaller batches"
     if departure.kind not in ("failed", "undeclared", "not-a-consequence"):
         return None, None
-    return None, (_other_network(finding, spec) if departure.subject == "KD105" else None) or finding.get(
-        "mend"
-    ) or None
+    other = _other_network(finding, spec) if departure.subject == "KD105" else None
+    return None, other or finding.get("mend") or None
 
 
 def _other_network(finding: Mapping[str, Any], spec: Spec) -> str | None:
